@@ -1,0 +1,9 @@
+"""The one error that is the user's to mend."""
+
+
+class UserError(Exception):
+    """A mistake in a configuration, a data file or a command, said in one plain line.
+
+    The message names the file, the key or the record, and the next step where there is one. The command
+    line prints it without a traceback and exits with 2; anything else that escapes exits with 1.
+    """
