@@ -1,0 +1,74 @@
+# Each target works on a machine that has just Python 3.11, gcc, make and git. `make` alone lists them.
+#
+#   make venv LOCK=requirements/gpu.lock     the CUDA environment in place of the CPU one
+#   make test PYTEST_ARGS="-k packing"       some of the tests
+#   make demo OUT=/tmp/demo                  the demo's run folders elsewhere
+
+PYTHON ?= python3.11
+LOCK ?= requirements/cpu.lock
+OUT ?= runs/demo
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp's name holds the content of what was installed: another lock or pyproject asks for another stamp.
+STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | git hash-object --stdin)
+TORCH := $(shell grep '^torch==' $(LOCK))
+# PyTorch's own wheel index, asked only where the configured one does not have the CPU build.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+export RAY_USAGE_STATS_ENABLED := 0
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+# Without a GPU DeepSpeed must be told so, or it probes for one at every import.
+ifeq ($(shell command -v nvidia-smi),)
+export DS_ACCELERATOR := cpu
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## create .venv and install the pinned packages (a second call installs nothing)
+
+demo: $(STAMP)  ## train SFT and ORPO on the embedded world, on two CPU cores, and compare them
+	$(BIN)/orpo-ray demo --out $(OUT)
+
+test: $(STAMP)  ## run the unit tests, then the integration tests
+	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy
+	$(BIN)/mypy jobs/train.py requirements/lock.py
+
+lock: $(STAMP)  ## resolve pyproject.toml anew and rewrite both locks (minutes; downloads)
+	$(BIN)/python requirements/lock.py cpu
+	$(BIN)/python requirements/lock.py gpu
+
+clean:  ## remove .venv, caches and build leftovers; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The lock is complete, so pip need not resolve anything (--no-deps). Torch comes first because its CPU build
+# may live on another index; DeepSpeed, published as source only, is built into a wheel on the way. The stamp
+# comes last: an install that failed leaves none, and the next call takes up where it stopped.
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: $(PYTHON) is not installed; name another Python 3.11 with make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "make: $(PYTHON) is not Python 3.11, which $(LOCK) is pinned for" >&2; exit 1; }
+	@echo "==> $(VENV): installing $(LOCK) (a few minutes, about 4 GB)"
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/.installed-*
+	$(BIN)/pip install --no-deps '$(TORCH)' || { \
+	  echo "==> $(TORCH) is not on the configured index; asking PyTorch's own"; \
+	  $(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'; }
+	$(BIN)/pip install --no-deps -r $(LOCK)
+	$(BIN)/pip install --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "==> $(VENV) is ready"

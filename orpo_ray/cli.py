@@ -1,0 +1,186 @@
+"""The commands. No logic: each reads its configuration and calls the layer that does the work.
+
+What a command needs is imported inside it, so that `--help` and a misspelt key answer at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from orpo_ray import __version__
+from orpo_ray.errors import UserError
+
+EXIT_CODES = """\
+\b
+Exit codes:
+  0    done
+  2    your mistake (command, configuration or data), told in one line
+  1    anything else, with its traceback
+  130  stopped by Ctrl-C
+"""
+
+OVERRIDES = """\
+An override is a dotted key and a YAML value and wins over the file: optim.lr=1e-5, data.eval=null,
+'objective={name: sft}'. An unknown key is refused with the nearest valid one.
+"""
+
+app = typer.Typer(
+    name="orpo-ray",
+    help="Align a language model with ORPO on Ray, and measure what it bought.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help keeps rich out of the start-up
+    pretty_exceptions_enable=False,
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; configs/ has ready ones.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=1e-5.")
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"orpo-ray {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    short_help="Train a model as CONFIG says.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Train a model as CONFIG says, on this machine or on the Ray cluster that it belongs to.
+
+The run's folder, storage.path/name, receives the configuration, metrics.jsonl, checkpoints/, model/ (Hugging
+Face format), TensorBoard events and report.html. The same command continues a run that was interrupted, from
+its last checkpoint.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray train configs/toy-base.yaml
+  orpo-ray train configs/opt-125m-hh-orpo.yaml objective.lambda=0.5 scaling.num_workers=8
+""",
+)
+def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    from orpo_ray.config import load_config
+
+    resolved = load_config(config, overrides)
+    from orpo_ray.training import launcher  # after the configuration: its mistakes are told without the wait
+
+    launcher.train(resolved)
+
+
+@app.command(
+    short_help="Show what a training run would read.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Show what a training run of CONFIG would read: no model, no Ray, nothing trained.
+
+Prints the records read, kept, dropped for each reason and quarantined, the token lengths of prompt, chosen
+and rejected (median, p90, p99, longest), the share of tokens that prefix sharing saves, and two examples with
+their boundaries visible. The tokens are cached, so the training that follows does not do it again.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray data configs/toy-orpo.yaml
+  orpo-ray data configs/hh-small-orpo.yaml data.train=pairs.jsonl.gz data.on_bad_record=quarantine
+""",
+)
+def data(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    from orpo_ray.config import load_config
+
+    resolved = load_config(config, overrides)
+    from rich.console import Console
+
+    from orpo_ray.data.summary import print_summary
+
+    print_summary(resolved, Console())
+
+
+@app.command(
+    short_help="Draw a run's report anew.",
+    epilog=EXIT_CODES,
+    help="""\
+Draw report.html anew from what the run folder RUN holds, and print its path.
+
+The page is one self-contained file: loss, log-probs of chosen and rejected, log odds ratio. Training writes
+it by itself; this is for a run that is still going or was interrupted.
+
+\b
+Example:
+  orpo-ray report runs/opt-125m-hh-orpo
+""",
+)
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]) -> None:
+    from orpo_ray.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command(
+    short_help="Show it all in minutes, on two CPU cores.",
+    epilog=EXIT_CODES,
+    help="""\
+Show the whole thing in minutes, on two CPU cores and without a download.
+
+Makes a base model in the embedded preference world, trains SFT and ORPO from that same base through the real
+stack (Ray Train with two workers, DeepSpeed), samples from both, and compares them: the log-probs of chosen
+and rejected answers side by side, the true scores, and ORPO's true win-rate over SFT with its interval.
+
+\b
+Example:
+  orpo-ray demo --out /tmp/demo
+""",
+)
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path("runs/demo"),
+) -> None:
+    from orpo_ray.demo import run_demo
+
+    run_demo(out)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console entry: run a command and exit with its code (see `EXIT_CODES`).
+
+    `arguments` default to the process's own; a bare `orpo-ray` shows the help.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(arguments or ["--help"], prog_name="orpo-ray", standalone_mode=False)
+    except UserError as error:
+        code = _complain(str(error))
+    except typer.TyperException as error:  # a misspelt command or option
+        context = getattr(error, "ctx", None)
+        seen = f" ({context.command_path} --help tells more)" if context else ""
+        code = _complain(error.format_message() + seen)
+    if code == 130:
+        command = shlex.join(["orpo-ray", *arguments])
+        _complain(f"interrupted; the same command continues where it stopped: {command}")
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    typer.echo(f"orpo-ray: {' '.join(message.split())}", err=True)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

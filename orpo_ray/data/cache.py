@@ -1,0 +1,174 @@
+"""Tokenised pairs on disk, found again by a digest of all that decides them.
+
+An entry is built in a folder beside its place and renamed into it, its manifest (with the size of every file)
+written last: a folder without a manifest, or with a file of another size, was cut short and is built anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import DTypeLike, NDArray
+
+from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.records import Account, BadRecord, Record
+from orpo_ray.data.tokenization import TokenizedPair
+from orpo_ray.errors import UserError
+
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+ARRAYS: dict[str, DTypeLike] = {
+    "tokens.bin": np.int32,
+    "bounds.bin": np.int64,
+    "record_ids.bin": np.int64,
+    "prompt_hashes.bin": np.uint64,
+}
+
+
+@dataclass(frozen=True)
+class TokenizedSource:
+    """All kept pairs of one source, in its order."""
+
+    pairs: PairDataset
+    prompt_hashes: NDArray[np.uint64]
+    """(pairs,): a hash of the prompt's token ids, equal for equal prompts."""
+    account: Account
+    quarantine: Path | None
+    """`quarantine.jsonl`, where it holds any record."""
+
+
+class CacheWriter:
+    """Appends pairs and quarantined records to the files of one entry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._end = 0  # of the tokens written so far
+        self._stack = ExitStack()
+        self._files = {
+            name: self._stack.enter_context((folder / name).open("wb")) for name in [*ARRAYS, QUARANTINE]
+        }
+
+    def write(self, pairs: Sequence[tuple[int, TokenizedPair]]) -> None:
+        """Append pairs, each with its record's index."""
+        parts = [part for _, pair in pairs for part in (pair.prompt, pair.chosen, pair.rejected)]
+        tokens = np.fromiter(itertools.chain.from_iterable(parts), np.int32)
+        ends = self._end + np.cumsum([len(part) for part in parts], dtype=np.int64).reshape(-1, 3)
+        starts = np.concatenate([[self._end], ends[:-1, 2]]) if len(pairs) else np.empty(0, np.int64)
+        self._append("tokens.bin", tokens)
+        self._append("bounds.bin", np.column_stack([starts, ends]))
+        self._append("record_ids.bin", [index for index, _ in pairs])
+        self._append("prompt_hashes.bin", [_hash(pair.prompt) for _, pair in pairs])
+        self._end += len(tokens)
+
+    def quarantine(self, record: Record, error: BadRecord) -> None:
+        """Append a record that cannot be used: where it is, why, and its text (its beginning, if long)."""
+        line = {"location": record.location, "reason": str(error), "raw": record.raw_text()}
+        self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def _append(self, name: str, values: Any) -> None:
+        self._files[name].write(np.ascontiguousarray(values, dtype=ARRAYS[name]).tobytes())
+
+    def finish(self, account: Account) -> None:
+        """Flush all to the disk, and write the manifest."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self._stack.close()
+        sizes = {name: (self.folder / name).stat().st_size for name in self._files}
+        with (self.folder / MANIFEST).open("w", encoding="utf-8") as manifest:
+            json.dump({"sizes": sizes, "account": vars(account)}, manifest, indent=1)
+            manifest.flush()
+            os.fsync(manifest.fileno())
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def cache_key(parts: dict[str, Any]) -> str:
+    """A digest of all that decides an entry's content."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def read_or_build(root: Path, key: str, build: Callable[[CacheWriter], Account]) -> TokenizedSource:
+    """The entry `key` in the folder `root`; `build` fills it where there is none that is whole.
+
+    Several processes of one machine wait for the first to build it. On a shared folder several machines may
+    build it at once, each beside; the first to finish wins. Raises `UserError` where it cannot be written.
+    """
+    entry = root / key
+    found = _read(entry)
+    if found is not None:
+        return found
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{key}.lock"):
+            found = _read(entry)  # another process may have built it while this one waited
+            return found if found is not None else _build(entry, build)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{root}: cannot hold tokenised data: {reason}; set storage.cache to another folder"
+        ) from error
+
+
+def _build(entry: Path, build: Callable[[CacheWriter], Account]) -> TokenizedSource:
+    partial = entry.with_name(f"{entry.name}.partial-{socket.gethostname()}")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir()
+    writer = CacheWriter(partial)
+    try:
+        account = build(writer)
+        account.check()
+        writer.finish(account)
+        if _read(entry) is None:
+            shutil.rmtree(entry, ignore_errors=True)
+            partial.rename(entry)
+    finally:
+        writer.close()
+        shutil.rmtree(partial, ignore_errors=True)
+    built = _read(entry)
+    if built is None:
+        raise UserError(f"{entry}: was changed while it was being built; run again, or set storage.cache")
+    return built
+
+
+def _read(entry: Path) -> TokenizedSource | None:
+    """The entry, memory-mapped, or None where it is not there or not whole."""
+    try:
+        manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+        sizes, account = manifest["sizes"], manifest["account"]
+        whole = all((entry / name).stat().st_size == sizes[name] for name in [*ARRAYS, QUARANTINE])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not whole:
+        return None
+    tokens, bounds, record_ids, hashes = (_map(entry / name, dtype) for name, dtype in ARRAYS.items())
+    account["dropped"], account["quarantined"] = Counter(account["dropped"]), Counter(account["quarantined"])
+    quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
+    return TokenizedSource(
+        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine
+    )
+
+
+def _map(path: Path, dtype: DTypeLike) -> NDArray[Any]:
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="r")
+
+
+def _hash(prompt: list[int]) -> int:
+    digest = hashlib.blake2b(np.array(prompt, np.int32).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

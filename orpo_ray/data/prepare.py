@@ -1,0 +1,228 @@
+"""From the configuration to tokenised training and evaluation pairs, every record accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orpo_ray.config import DataConfig, TrainConfig
+from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
+from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.formats import Format, Message, parse, recognise
+from orpo_ray.data.records import Account, BadRecord, Record
+from orpo_ray.data.sources import Source, open_source
+from orpo_ray.data.templates import RenderedPair, Renderer
+from orpo_ray.data.tokenization import PairTokenizer, tokenizer_digest
+from orpo_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CODE_VERSION = 1
+"""Raised by one whenever the same records would come out as other tokens: older caches are then not found."""
+RECORDS_PER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokenised pairs, memory-mapped, and the account of the records they came from."""
+
+    train: PairDataset
+    eval: PairDataset
+    account: Account
+    """Of `data.train`, before pairs are held out of it."""
+    eval_account: Account | None
+    """Of `data.eval`, where it is set."""
+    quarantine: tuple[Path, ...]
+    """Files of quarantined records, where there are any."""
+
+
+def prepare(
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Callable[[int], None] | None = None,
+) -> PreparedData:
+    """Read, check, tokenise (or find in the cache) and split the data of a run.
+
+    `progress` is called with the number of records of the present source read so far; not at all where the
+    cache has them. Raises `UserError`: a source that cannot be read; a bad record, unless
+    `data.on_bad_record` is `quarantine`; a template that does not fit; nothing left to train on or evaluate.
+    """
+    data = config.data
+    train = _tokenized(config, data.train, data.train_split, data.limit, tokenizer, progress)
+    if data.eval is None:
+        held_in, held_out = split_by_prompt(train.prompt_hashes, data.eval_fraction, config.seed, data.train)
+        quarantine = (train.quarantine,)
+        return PreparedData(
+            train.pairs.subset(held_in),
+            train.pairs.subset(held_out),
+            train.account,
+            None,
+            _present(*quarantine),
+        )
+    held = _tokenized(config, data.eval, data.eval_split, None, tokenizer, progress)
+    return PreparedData(
+        train.pairs, held.pairs, train.account, held.account, _present(train.quarantine, held.quarantine)
+    )
+
+
+def split_by_prompt(
+    hashes: NDArray[np.uint64], fraction: float, seed: int, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices `(train, eval)` of pairs with these prompt hashes, each in its order.
+
+    Whole prompts are held out, in an order drawn by `seed` and the hash alone, until they make up at least
+    `fraction` of the pairs; so pairs of one prompt never part, and adding data moves few of them. Raises
+    `UserError`, about the source `name`, where no prompt would be left to train on.
+    """
+    prompts, of_pair, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    key = _mix(np.array([seed % 2**64], np.uint64))
+    order = np.argsort(_mix(prompts ^ key), kind="stable")
+    held = 1 + int(np.searchsorted(np.cumsum(counts[order]), fraction * len(hashes)))
+    if held >= len(prompts):
+        raise UserError(
+            f"{name}: {len(hashes)} pairs have {len(prompts)} different prompts, too few to hold out "
+            f"{fraction:.0%} of the pairs; set data.eval to a source of its own, or lower data.eval_fraction"
+        )
+    is_held = np.zeros(len(prompts), bool)
+    is_held[order[:held]] = True
+    return np.flatnonzero(~is_held[of_pair]), np.flatnonzero(is_held[of_pair])
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64: a permutation of 64-bit numbers whose every bit depends on every other."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _present(*paths: Path | None) -> tuple[Path, ...]:
+    return tuple(path for path in paths if path is not None)
+
+
+def _tokenized(
+    config: TrainConfig,
+    name: str,
+    split: str,
+    limit: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Callable[[int], None] | None,
+) -> TokenizedSource:
+    """One source, from the cache or tokenised into it."""
+    data = config.data
+    source = open_source(name, split)
+    renderer = Renderer(tokenizer, data.chat_template)
+    key = cache_key(
+        {
+            "version": CODE_VERSION,
+            "source": source.fingerprint(),
+            "limit": limit,
+            "tokenizer": tokenizer_digest(tokenizer),
+            "template": [renderer.template, renderer.overrides_text],
+            "format": data.format,
+            "lengths": [data.max_length, data.max_prompt_length, data.drop_prompts_over],
+            "on_bad_record": data.on_bad_record,
+        }
+    )
+
+    def build(writer: CacheWriter) -> Account:
+        return _Tokenization(data, tokenizer, renderer, writer).run(source, limit, progress)
+
+    tokenized = read_or_build(config.cache_dir / "tokens", key, build)
+    if tokenized.account.read == 0:
+        raise UserError(f"{name}: holds no records")
+    if tokenized.account.kept == 0:
+        where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
+        raise UserError(f"{name}: no pair is left: {tokenized.account.describe()}{where}")
+    return tokenized
+
+
+class _Tokenization:
+    """One pass over a source: each record is kept, dropped or quarantined, and counted."""
+
+    def __init__(
+        self, data: DataConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, writer: CacheWriter
+    ) -> None:
+        self.data = data
+        self.renderer = renderer
+        self.tokenize = PairTokenizer(tokenizer, data.max_length, data.max_prompt_length)
+        self.writer = writer
+        self.format: Format | None = None if data.format == "auto" else data.format
+        self.account = Account()
+
+    def run(self, source: Source, limit: int | None, progress: Callable[[int], None] | None) -> Account:
+        records = islice(source.records(), limit)
+        while batch := list(islice(records, RECORDS_PER_BATCH)):
+            self._batch(batch)
+            self.account.read += len(batch)
+            if progress is not None:
+                progress(self.account.read)
+        return self.account
+
+    def _batch(self, records: list[Record]) -> None:
+        rendered = list(self._rendered(records))
+        kept = []
+        tokenized = self.tokenize([pair for _, pair in rendered])
+        for (index, _), (pair, prompt_length) in zip(rendered, tokenized, strict=True):
+            limit = self.data.drop_prompts_over
+            if limit is not None and prompt_length > limit:
+                self.account.dropped[f"prompt over {limit} tokens"] += 1
+            elif not pair.prompt:  # no BOS and no token: nothing for a response to follow
+                self.account.dropped["empty prompt"] += 1
+            elif pair.chosen == pair.rejected:
+                self.account.dropped["chosen = rejected once tokenised and cut"] += 1
+            else:
+                kept.append((index, pair))
+                self.account.cut_prompts += pair.cut[0]
+                self.account.cut_chosen += pair.cut[1]
+                self.account.cut_rejected += pair.cut[2]
+        self.account.kept += len(kept)
+        self.writer.write(kept)
+
+    def _rendered(self, records: list[Record]) -> Iterator[tuple[int, RenderedPair]]:
+        """The text of the pairs that are sound and pass the paper's filters, with their records' indices."""
+        for record in records:
+            try:
+                rendered = self._render(record)
+            except BadRecord as error:
+                if self.data.on_bad_record == "error":
+                    raise UserError(
+                        f"{record.location}: {error}; mend the record, or set data.on_bad_record=quarantine "
+                        "to set such records aside"
+                    ) from None
+                self.account.quarantined[error.reason] += 1
+                self.writer.quarantine(record, error)
+            except UserError as error:
+                raise UserError(f"{record.location}: {error}") from None
+            else:
+                if rendered is not None:
+                    yield record.index, rendered
+
+    def _render(self, record: Record) -> RenderedPair | None:
+        if record.value is None:
+            raise record.error or BadRecord("unreadable")
+        if self.format is None:
+            self.format = recognise(record.value)
+        pair = parse(record.value, self.format, as_messages=self.renderer.overrides_text)
+        # An empty answer is sound text that teaches nothing: the paper drops it. One that is not text at all
+        # is a bad record.
+        if _is_empty(pair.chosen) or _is_empty(pair.rejected):
+            self.account.dropped["empty response"] += 1
+        elif pair.chosen == pair.rejected:
+            self.account.dropped["chosen = rejected"] += 1
+        else:
+            return self.renderer.pair(pair)
+        return None
+
+
+def _is_empty(completion: str | list[Message]) -> bool:
+    if isinstance(completion, str):
+        return not completion.strip()
+    return not any(message["content"].strip() for message in completion)

@@ -1,0 +1,68 @@
+"""A record as a source yields it, the error of one that cannot be used, and the account of them all."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+RAW_LIMIT = 4096
+"""Characters of a bad record that are kept in `quarantine.jsonl`."""
+
+
+class BadRecord(Exception):
+    """A record that is not a preference pair. `reason` is a category, counted; `detail` is particular."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a source: its `value`, or the `error` that says why it has none."""
+
+    index: int
+    """Position in the source, counted from 0 over all its files."""
+    location: str
+    """`file:line`, lines counted from 1, or `source[record i]`, counted from 0 as in Python."""
+    value: dict[str, Any] | None
+    error: BadRecord | None = None
+    raw: str | None = None
+    """What the file holds there, where it could not be read as a value."""
+
+    def raw_text(self) -> str:
+        """The record as text, at most `RAW_LIMIT` characters, encodable as UTF-8."""
+        text = self.raw
+        if text is None:
+            text = json.dumps(self.value, ensure_ascii=False, default=str)
+        return text[:RAW_LIMIT].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass
+class Account:
+    """What became of the records of one source: read = kept + dropped + quarantined, always."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Sound pairs that cannot teach a preference (the paper's filters), by reason."""
+    quarantined: Counter[str] = field(default_factory=Counter)
+    """Bad records that `data.on_bad_record: quarantine` set aside, by reason."""
+    cut_prompts: int = 0
+    cut_chosen: int = 0
+    cut_rejected: int = 0
+    """Of the kept pairs, how many had their prompt or response cut to fit."""
+
+    def check(self) -> None:
+        """Raises `AssertionError` where a record is not accounted for."""
+        assert self.read == self.kept + self.dropped.total() + self.quarantined.total(), self.describe()
+
+    def describe(self) -> str:
+        """`2312 read = 2303 kept + 4 dropped (empty response 4) + 5 quarantined (prompts differ 5)`."""
+        parts = [f"{self.read} read = {self.kept} kept"]
+        for name, reasons in (("dropped", self.dropped), ("quarantined", self.quarantined)):
+            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            parts.append(f"{reasons.total()} {name}" + (f" ({listed})" if listed else ""))
+        return " + ".join(parts)

@@ -1,0 +1,97 @@
+"""Which pairs a global step holds, and how they are dealt to ranks and cut into micro-batches.
+
+The step's pairs are a function of (seed, epoch, step) alone, never of the machine; only then are they dealt
+out. The only state of the sampler is the step number, so a resumed run meets exactly the pairs it would have.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+_ROUNDS = 4
+
+
+def permuted(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
+    """A pseudo-random permutation of `range(size)`, evaluated at `positions` only.
+
+    A Feistel network over the smallest even number of bits that holds `size`, walked until it lands inside:
+    no shuffled array of the whole data set is ever made, so a step costs the same for any size.
+    """
+    half_bits = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half_bits)) - 1)
+    keys = np.random.default_rng([seed, epoch]).integers(0, 2**64, _ROUNDS, dtype=np.uint64)
+    walked = positions.astype(np.uint64)
+    outside = np.ones(len(walked), dtype=bool)
+    while outside.any():
+        left, right = walked[outside] >> half_bits, walked[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        walked[outside] = (left << half_bits) | right
+        outside = walked >= size
+    return walked.astype(np.int64)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64: every bit of the input moves every bit of the output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """The global steps of a run: each epoch meets every pair once, its last step may be smaller."""
+
+    pairs: int
+    global_batch_size: int
+    epochs: int
+    max_steps: int | None
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.pairs // self.global_batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def indices(self, step: int) -> Indices:
+        """The pairs of global step `step` (from 0)."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        start = step_in_epoch * self.global_batch_size
+        positions = np.arange(start, min(start + self.global_batch_size, self.pairs))
+        return permuted(positions, self.pairs, self.seed, epoch)
+
+
+def deal(token_counts: Indices, ranks: int, budget: int) -> list[list[Indices]]:
+    """Deal items to ranks, balanced by tokens, and cut each rank's share into micro-batches.
+
+    `token_counts (items,)`. Returns, per rank, the same number of index arrays; a micro-batch holds at most
+    `budget` tokens, or a single longer item; an empty array means that this rank has nothing left to do in
+    that micro-batch. Longest first to the least loaded rank, then first fit.
+    """
+    longest_first = np.argsort(-token_counts, kind="stable")
+    loads = [(0, rank) for rank in range(ranks)]
+    bins: list[list[list[int]]] = [[] for _ in range(ranks)]
+    room: list[list[int]] = [[] for _ in range(ranks)]
+    for item in longest_first.tolist():
+        tokens = int(token_counts[item])
+        load, rank = heapq.heappop(loads)
+        heapq.heappush(loads, (load + tokens, rank))
+        fits = next((i for i, left in enumerate(room[rank]) if left >= tokens), None)
+        if fits is None:
+            bins[rank].append([item])
+            room[rank].append(budget - tokens)
+        else:
+            bins[rank][fits].append(item)
+            room[rank][fits] -= tokens
+    most = max(1, max(len(cuts) for cuts in bins))
+    return [[np.array(cut, dtype=np.int64) for cut in cuts + [[]] * (most - len(cuts))] for cuts in bins]

@@ -1,0 +1,241 @@
+"""Where preference pairs come from: the embedded world, files, folders, URLs, Hugging Face Hub data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import fsspec
+
+from orpo_ray.data.readers import COMPRESSIONS, EXTENSIONS, base_extension, one_line, read_file, table_rows
+from orpo_ray.data.records import BadRecord, Record
+from orpo_ray.errors import UserError
+
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<subset>[\w./-]+))?")
+NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
+"""JSON files that lie beside data, written by `datasets` and others."""
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+VALIDATORS = (
+    "ETag", "etag", "Content-MD5", "md5Hash", "content_md5",
+    "Last-Modified", "LastModified", "last_modified", "mtime", "updated",
+)  # fmt: skip
+"""Keys under which fsspec's drivers say which version of a remote file is there."""
+
+
+class Source(Protocol):
+    """An opened source: its records, and what changes when its content does."""
+
+    def records(self) -> Iterator[Record]:
+        """All records, numbered from 0; those that cannot be read carry an error. Raises `UserError`."""
+
+    def fingerprint(self) -> str:
+        """A digest of the content. Raises `UserError`."""
+
+
+def read_records(source: str, split: str, limit: int | None = None) -> Iterator[Record]:
+    """The first `limit` records, or all, of a file, a folder, an fsspec URL, a Hub id or a `toy` source.
+
+    Of a folder, and of a Hub data set, the files of `split` are read. Raises `UserError` where the source
+    does not exist or cannot be reached.
+    """
+    return itertools.islice(open_source(source, split).records(), limit)
+
+
+def open_source(source: str, split: str) -> Source:
+    """Decide what `source` names. An existing path wins over a Hub id of the same name."""
+    from orpo_ray.data import toyworld
+
+    if source in toyworld.SOURCES:
+        return ToySource(source)
+    if "://" in source or os.path.exists(os.path.expanduser(source)):
+        return _file_source(source, split)
+    looks_like_path = source.startswith(("/", ".", "~")) or base_extension(source) or source.endswith("/")
+    hub_id = HUB_ID.fullmatch(source)
+    if looks_like_path or hub_id is None:
+        hint = "" if looks_like_path else ", and not a Hub id (org/name or org/name:subset)"
+        raise UserError(f"{source}: no such file or folder{hint}")
+    return HubSource(hub_id["name"], hub_id["subset"], split)
+
+
+@dataclass(frozen=True)
+class ToySource:
+    """One of the pair sets that `toyworld` makes."""
+
+    name: str
+
+    def records(self) -> Iterator[Record]:
+        from orpo_ray.data import toyworld
+
+        for i, value in enumerate(toyworld.records(self.name)):
+            yield Record(i, f"{self.name}[record {i}]", dict(value))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for record in self.records():
+            digest.update(json.dumps(record.value).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Data files of one file system, read one after another."""
+
+    filesystem: fsspec.AbstractFileSystem
+    files: tuple[tuple[str, str], ...]
+    """(path in the file system, name that messages give it)"""
+
+    def records(self) -> Iterator[Record]:
+        numbers = itertools.count()
+        for path, name in self.files:
+            with _reading(self.filesystem, path, name) as handle:
+                yield from read_file(handle, name, numbers)
+
+    def fingerprint(self) -> str:
+        """Of the files' bytes; of a remote file that has one, the version (ETag, time) and size."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path, name in self.files:
+            with _reading(self.filesystem, path, name) as handle:
+                info = {} if _is_local(self.filesystem) else self.filesystem.info(path)
+                version = {key: str(info[key]) for key in VALIDATORS if info.get(key)}
+                if version:
+                    digest.update(json.dumps([info.get("size"), version]).encode())
+                else:
+                    digest.update(hashlib.file_digest(handle, "blake2b").digest())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the Hugging Face Hub, downloaded once and memory-mapped by `datasets`."""
+
+    name: str
+    subset: str | None
+    split: str
+
+    def records(self) -> Iterator[Record]:
+        numbers = itertools.count()
+        for table in self._dataset.with_format("arrow").iter(batch_size=1000):
+            for value, raw in table_rows(table):
+                number = next(numbers)
+                location = f"{self.name}[record {number}]"
+                if isinstance(value, BadRecord):
+                    yield Record(number, location, None, value, raw)
+                else:
+                    yield Record(number, location, value)
+
+    def fingerprint(self) -> str:
+        # `datasets` derives it from the hashes of the data files and what was done to them.
+        return str(self._dataset._fingerprint)
+
+    @cached_property
+    def _dataset(self) -> Any:
+        import datasets
+
+        name = self.name if self.subset is None else f"{self.name}:{self.subset}"
+        try:
+            try:
+                return datasets.load_dataset(self.name, self.subset, split=self.split)
+            except ValueError:
+                if self.subset is None:
+                    raise
+                # Some, as Anthropic/hh-rlhf, keep their subsets as folders rather than as configurations.
+                return datasets.load_dataset(self.name, data_dir=self.subset, split=self.split)
+        except datasets.exceptions.DatasetNotFoundError as error:
+            hint = "check the id; a gated or private data set needs `hf auth login` first"
+            raise UserError(f"{name}: no such data set on the Hub ({one_line(error)}); {hint}") from error
+        except ConnectionError as error:
+            hint = "check the network, or download the files and give their folder"
+            raise UserError(f"{name}: {one_line(error)}; {hint}") from error
+        # Builders raise errors of many kinds: an unknown split, files of no known format, damaged ones.
+        except Exception as error:
+            hint = f"is {self.split!r} one of its splits? (data.train_split, data.eval_split)"
+            raise UserError(f"{name}: cannot be loaded from the Hub: {one_line(error)}; {hint}") from error
+
+
+def _file_source(source: str, split: str) -> FileSource:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(source if "://" in source else os.path.expanduser(source))
+    except ImportError as error:  # its message names the package: "Install s3fs to access S3"
+        raise UserError(f"{source}: a package for this kind of URL is missing: {one_line(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{source}: {one_line(error)}") from None
+    except Exception as error:  # drivers raise errors of their own where credentials are missing
+        raise UserError(f"{source}: cannot be opened: {one_line(error)}") from error
+    try:
+        # A web server knows no folders, and listing one can download a whole page to find out.
+        is_folder = "http" not in filesystem.protocol and filesystem.isdir(root)
+        found = sorted(filesystem.find(root)) if is_folder else []
+    except Exception as error:  # every driver has errors of its own
+        raise UserError(f"{source}: cannot be listed: {one_line(error)}") from error
+    if not is_folder:
+        return FileSource(filesystem, ((root, source),))
+    relative = {path[len(root) :].lstrip("/"): path for path in found}
+    chosen = _files_of_split(source, [name for name in relative if _is_data(name)], split)
+    folder = source.rstrip("/")
+    return FileSource(filesystem, tuple((relative[name], f"{folder}/{name}") for name in chosen))
+
+
+def _is_data(name: str) -> bool:
+    parts = name.split("/")
+    hidden = any(part.startswith((".", "_")) for part in parts)
+    return base_extension(name) != "" and parts[-1] not in NOT_DATA and not hidden
+
+
+def _files_of_split(folder: str, names: list[str], split: str) -> list[str]:
+    """The files whose path has `split` in it as a word; all of them where no path names any split.
+
+    A path that *is* the split (`train.jsonl`, `train-00000-of-00002.parquet`, `train/a.jsonl`) goes before
+    one that merely has it (`harmless-base-train.jsonl`), so `train` does not also read `train_sft`.
+    """
+    if not names:
+        kinds = f"{', '.join(EXTENSIONS)}, plain or {' or '.join(COMPRESSIONS)}"
+        raise UserError(f"{folder}: no data files in this folder ({kinds})")
+    exact = [name for name in names if split in _split_names(name)]
+    if exact:
+        return exact
+    named = {word for name in names for word in re.split(r"[^A-Za-z0-9]+", name) if word in SPLITS}
+    word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(split)}(?![A-Za-z0-9])")
+    having = [name for name in names if word.search(name)]
+    if not having and named:
+        raise UserError(
+            f"{folder}: has files of {', '.join(sorted(named))} but none of split {split!r}; "
+            "set data.train_split or data.eval_split, or name one file"
+        )
+    return having or names
+
+
+def _split_names(name: str) -> set[str]:
+    """Folders of a relative path and its stem without a shard number."""
+    *folders, last = name.split("/")
+    stem = re.sub(r"([-_.]\d+)+([-_]of[-_]\d+)?$", "", last.split(".", 1)[0])
+    return {*folders, stem}
+
+
+def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return "file" in filesystem.protocol
+
+
+@contextmanager
+def _reading(filesystem: fsspec.AbstractFileSystem, path: str, name: str) -> Iterator[Any]:
+    """An open file. Errors of the disk, the network or the driver become a `UserError` that names it."""
+    try:
+        with filesystem.open(path, "rb") as handle:
+            yield handle
+    except FileNotFoundError as error:
+        # The driver for http says so whatever failed, and gives what it was as the cause.
+        reason = f"cannot be read: {one_line(error.__cause__)}" if error.__cause__ else "no such file"
+        raise UserError(f"{name}: {reason}") from error
+    except Exception as error:
+        # Locally anything but an OSError is a bug of ours; a remote driver may raise its library's own.
+        if isinstance(error, UserError) or (_is_local(filesystem) and not isinstance(error, OSError)):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
+        raise UserError(f"{name}: cannot be read: {reason}") from error

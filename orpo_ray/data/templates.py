@@ -1,0 +1,183 @@
+"""Chat templates: preference pairs to the text that is tokenised, prompt and responses apart.
+
+Plain text is taken verbatim unless `data.chat_template` is set; message lists need a template, the
+configuration's or the tokenizer's own. What a template itself writes may hold special tokens and they become
+their ids; what the *data* holds never does: a `</s>` in somebody's answer is text, and must not end it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from orpo_ray.data.formats import Message, PreferencePair
+from orpo_ray.data.records import BadRecord
+from orpo_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Layout of the authors' code for a tokenizer without a template: `<|role|>`, newline, text, EOS, newline.
+_ORPO = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+NAMED_TEMPLATES = {
+    "orpo": _ORPO,
+    # The same with a system turn first, empty where the messages have none, as Zephyr was trained.
+    "zephyr": "{% if messages[0]['role'] != 'system' %}{{ '<|system|>\n' + eos_token + '\n' }}{% endif %}"
+    + _ORPO,
+    # Turns are parted, not ended, by a newline, so that a response ends with its mark.
+    "chatml": (
+        "{% for message in messages %}"
+        "{% if not loop.first %}{{ '\n' }}{% endif %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    # Anthropic's dialogues, as HH-RLHF stands.
+    "hh-rlhf": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'assistant' %}{{ '\n\nAssistant: ' + message['content'] }}"
+        "{% elif message['role'] == 'user' %}{{ '\n\nHuman: ' + message['content'] }}"
+        "{% else %}{{ message['content'] }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+    ),
+}
+
+
+class Segment(NamedTuple):
+    """A stretch of text to tokenise. `control`: special tokens written in it stand for themselves."""
+
+    text: str
+    control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPair:
+    """The text of a pair, without its first BOS and its last EOS, which are added as ids."""
+
+    prompt: list[Segment]
+    chosen: list[Segment]
+    rejected: list[Segment]
+
+
+def resolve_template(setting: str | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The Jinja text for message lists: `data.chat_template` (a name or a text), or the tokenizer's own.
+
+    None where neither exists. Raises `UserError` for an unknown name.
+    """
+    if setting is None:
+        try:
+            return str(tokenizer.get_chat_template())
+        except ValueError:  # it has none, or several and no default
+            return None
+    if "{{" in setting or "{%" in setting:
+        return setting
+    if setting not in NAMED_TEMPLATES:
+        close = difflib.get_close_matches(setting, NAMED_TEMPLATES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        names = ", ".join(NAMED_TEMPLATES)
+        raise UserError(f"data.chat_template: {setting!r} is neither one of {names} nor a Jinja text{hint}")
+    return NAMED_TEMPLATES[setting]
+
+
+class Renderer:
+    """Renders pairs for one tokenizer and one `data.chat_template`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, setting: str | None) -> None:
+        self.tokenizer = tokenizer
+        self.template = resolve_template(setting, tokenizer)
+        self.overrides_text = setting is not None
+        """Whether plain text, too, goes through the template, as messages."""
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special |= set(tokenizer.all_special_tokens)
+        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
+        self._special = re.compile("|".join(longest_first) or r"(?!)")
+        # Stands for a special token that the data holds while the template runs; no data can foresee it.
+        self._mark = f"\ue000{secrets.token_hex(8)}:"
+        self._marked = re.compile(f"{self._mark}(\\d+)\ue001")
+
+    def pair(self, pair: PreferencePair) -> RenderedPair:
+        """Raises `BadRecord` where the template refuses the messages, `UserError` where no template fits."""
+        if isinstance(pair.prompt, str):
+            texts = (pair.prompt, str(pair.chosen), str(pair.rejected))
+            return RenderedPair(*([Segment(text, control=False)] for text in texts))
+        held: list[str] = []
+        messages = self._hold(pair.prompt, held)
+        prompt = self._render(messages, add_generation_prompt=True)
+        chosen, rejected = (
+            self._completion(prompt, messages + self._hold(completion, held))
+            for completion in (pair.chosen, pair.rejected)
+        )
+        bos = self.tokenizer.bos_token
+        while bos and prompt.startswith(bos):
+            prompt = prompt.removeprefix(bos)
+        return RenderedPair(*(self._segments(text, held) for text in (prompt, chosen, rejected)))
+
+    def _completion(self, prompt: str, messages: list[Message]) -> str:
+        """What rendering the whole adds to the rendered prompt, up to its last EOS (not included)."""
+        whole = self._render(messages, add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            raise UserError(
+                "the chat template renders a prompt differently once a response follows, so the two cannot "
+                "be parted; set data.chat_template to one that does not (such as chatml)"
+            )
+        completion = whole[len(prompt) :]
+        eos = self.tokenizer.eos_token
+        while eos:
+            text, found, after = completion.rpartition(eos)
+            if not found or after.strip():
+                break
+            completion = text
+        return completion
+
+    def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        import jinja2
+
+        if self.template is None:
+            name = self.tokenizer.name_or_path or "the tokenizer"
+            raise UserError(
+                f"{name}: has no chat template, and the data are message lists; set data.chat_template to "
+                f"one of {', '.join(NAMED_TEMPLATES)}, or to a Jinja text"
+            )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"data.chat_template, line {error.lineno}: {error.message}") from None
+        except (jinja2.TemplateError, TypeError, LookupError) as error:
+            raise BadRecord("refused by the chat template", str(error).split("\n")[0]) from None
+
+    def _hold(self, messages: list[Message] | str, held: list[str]) -> list[Message]:
+        """`messages` with every special token in their text replaced by a mark; the tokens join `held`."""
+
+        def mark(match: re.Match[str]) -> str:
+            held.append(match[0])
+            return f"{self._mark}{len(held) - 1}\ue001"
+
+        assert not isinstance(messages, str)
+        contents = [self._special.sub(mark, message["content"]) for message in messages]
+        return [Message(role=m["role"], content=text) for m, text in zip(messages, contents, strict=True)]
+
+    def _segments(self, text: str, held: list[str]) -> list[Segment]:
+        if not held:
+            return [Segment(text, control=True)]
+        pieces = self._marked.split(text)  # text, number, text, number, ..., text
+        segments = [
+            Segment(held[int(piece)], control=False) if i % 2 else Segment(piece, control=True)
+            for i, piece in enumerate(pieces)
+        ]
+        return [segment for segment in segments if segment.text]

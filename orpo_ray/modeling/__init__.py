@@ -1,0 +1,1 @@
+"""Models: loading, shared-prefix attention, the log-prob head."""

@@ -1,0 +1,105 @@
+"""Loading tokenizers and policies: from a Hub id, a folder, an earlier run's folder, or the embedded world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from orpo_ray.config import ModelConfig
+from orpo_ray.data import toyworld
+from orpo_ray.errors import UserError
+from orpo_ray.modeling.attention import NAME as ATTENTION
+from orpo_ray.modeling.policy import PackedPolicy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Settings of a model that change what its logits are; the log-prob head computes plain linear logits.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_DROPOUT = ("dropout", "layerdrop", "layer_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
+
+
+def load_tokenizer(model: ModelConfig) -> Tokenizer:
+    """The tokenizer that `model` names, or its own. Raises `UserError` where there is none."""
+    name = model.tokenizer or model.name_or_path
+    if name == "toy":
+        return toyworld.tokenizer()
+    tokenizer: Tokenizer = _from_hub_or_folder(AutoTokenizer.from_pretrained, name, "tokenizer", model)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: the tokenizer has no EOS token, so a response could never end")
+    return tokenizer
+
+
+def load_policy(model: ModelConfig, *, seed: int, gradient_checkpointing: bool = False) -> PackedPolicy:
+    """The policy in the configured dtype, in training mode.
+
+    Random weights are drawn from `seed`, the same on every rank. Raises `UserError` for a model that is not
+    there, is not in safetensors, or computes something that packing does not.
+    """
+    config = _load_config(model)
+    if not model.keep_dropout:
+        _turn_dropout_off(config)
+    network = _build(config, model, seed)
+    if not network._supports_attention_backend or network._is_stateful:
+        raise UserError(
+            f"model.name_or_path: {type(network).__name__} does not take its attention from transformers' "
+            "attention interface, so it cannot be trained packed"
+        )
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    return PackedPolicy(network).train()
+
+
+def context_length(model: ModelConfig) -> int | None:
+    """Tokens that the model has positions for; None where it sets no limit."""
+    length: int | None = getattr(_load_config(model), "max_position_embeddings", None)
+    return length
+
+
+def _load_config(model: ModelConfig) -> PretrainedConfig:
+    if model.name_or_path == "toy":
+        return toyworld.model_config()
+    config: PretrainedConfig = _from_hub_or_folder(AutoConfig.from_pretrained, model.name_or_path, "model", model)
+    for name in _LOGIT_CHANGES:
+        if getattr(config, name, None) not in (None, 1.0):
+            raise UserError(f"{model.name_or_path}: models with {name} are not supported by the log-prob head")
+    return config
+
+
+def _build(config: PretrainedConfig, model: ModelConfig, seed: int) -> PreTrainedModel:
+    dtype = DTYPES[model.dtype]
+    network: PreTrainedModel
+    if model.init == "pretrained" and model.name_or_path != "toy":
+        network = _from_hub_or_folder(
+            AutoModelForCausalLM.from_pretrained, model.name_or_path, "model", model,
+            config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
+        )  # fmt: skip
+        return network
+    torch.manual_seed(seed)
+    network = AutoModelForCausalLM.from_config(
+        config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code
+    )
+    return network.to(dtype)
+
+
+def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
+    """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
+    path = Path(name).expanduser()
+    if (path / "model" / "config.json").is_file():  # the folder of a run
+        path = path / "model"
+    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"{name}: no such folder (wanted: a {what}, a run folder, or a Hub id such as facebook/opt-125m)")
+    try:
+        return load(str(path) if path.is_dir() else name, trust_remote_code=model.trust_remote_code, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name}: the {what} cannot be loaded: {reason}") from error
+
+
+def _turn_dropout_off(config: PretrainedConfig) -> None:
+    for name in vars(config):
+        if name in _DROPOUT or name.endswith("_dropout"):
+            setattr(config, name, 0.0)

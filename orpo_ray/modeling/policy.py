@@ -1,0 +1,36 @@
+"""The policy as training and scoring see it: a packed batch in, log-prob sums per sequence out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from orpo_ray.data.packing import PackedBatch
+from orpo_ray.modeling.head import LogprobHead
+
+
+class PackedPolicy(nn.Module):
+    """A Hugging Face causal language model behind shared-prefix packing.
+
+    `model` must have been built with `attn_implementation="shared_prefix"` (see `loading.load_policy`). Its
+    output layer is replaced by a `LogprobHead` with the same parameters, so `model.save_pretrained` writes
+    what it always did.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        model.set_output_embeddings(LogprobHead.from_linear(model.get_output_embeddings()))
+        self.model = model
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`."""
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            layout=batch.layout,
+            use_cache=False,
+        ).last_hidden_state[0]  # (tokens, width)
+        logps = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)
+        # segment_reduce adds in order; index_add on CUDA would not give the same bits twice.
+        return torch.segment_reduce(logps, "sum", lengths=batch.lengths)

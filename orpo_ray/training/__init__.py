@@ -1,0 +1,1 @@
+"""Training: the loop, its engines, checkpoints, and the Ray Train launcher."""

@@ -1,0 +1,128 @@
+"""`orpo-ray train`: from a configuration to a finished run folder, through Ray Train."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.data.prepare import PreparedData, prepare
+from orpo_ray.errors import UserError
+from orpo_ray.modeling.loading import context_length, load_tokenizer
+from orpo_ray.report import write_report
+from orpo_ray.training.cluster import connect
+from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.progress import progress_bar
+from orpo_ray.training.run_folder import RunFolder, write_atomically
+
+
+def train(config: TrainConfig, console: Console | None = None) -> RunFolder:
+    """Train, or continue, the run of `config`; returns its folder.
+
+    A finished run is left as it is. Raises `UserError` for what the user has to mend: data, model, a folder
+    that holds another run, more workers than the machine can have.
+    """
+    console = console or Console(stderr=True)
+    folder = RunFolder(config.run_dir)
+    data = _prepare(config, console)
+    folder.open_for(config)
+    if folder.finished:
+        console.print(f"{folder.path}: already finished; its report is {folder.report}", soft_wrap=True)
+        return folder
+    if data.quarantine:
+        text = "".join(path.read_text(encoding="utf-8") for path in data.quarantine)
+        write_atomically(folder.quarantine, text)
+    schedule = build_schedule(config, len(data.train))
+    console.print(
+        f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "
+        f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "
+        f"{config.scaling.num_workers} worker(s)",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    connect(cpus=round(config.scaling.num_workers * config.scaling.cpus_per_worker) + 1)
+    started = time.monotonic()
+    with progress_bar(folder.metrics, config.name, schedule.total_steps, console):
+        metrics = _fit(config, folder)
+    _finish(config, folder, data, metrics, time.monotonic() - started)
+    console.print(f"{config.name}: done. model: {folder.model}  report: {folder.report}", soft_wrap=True)
+    return folder
+
+
+def _prepare(config: TrainConfig, console: Console) -> PreparedData:
+    tokenizer = load_tokenizer(config.model)
+    length = context_length(config.model)
+    if length is not None and config.data.max_length > length:
+        raise UserError(
+            f"data.max_length is {config.data.max_length}, but {config.model.name_or_path} has positions for "
+            f"{length} tokens; set data.max_length={length} or less"
+        )
+    columns = (SpinnerColumn(), TextColumn("reading and tokenising: {task.completed} records"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("data", total=None)
+        return prepare(config, tokenizer, progress=lambda records: progress.update(task, completed=records))
+
+
+def _fit(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
+    """Run Ray Train's controller to the end; returns the metrics of the last checkpoint."""
+    # The controller polls workers this often; its default paces every checkpoint to two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from orpo_ray.training.worker import train_worker
+
+    use_gpu = _use_gpu(config, ray.cluster_resources())
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config.model_dump(mode="json", by_alias=True)},
+        scaling_config=ScalingConfig(
+            num_workers=config.scaling.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            storage_path=str(folder.path),
+            name=folder.checkpoints.name,
+            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=config.scaling.max_failures),
+        ),
+    )
+    try:
+        metrics: dict[str, Any] = trainer.fit().metrics
+    except Exception as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            cause = getattr(failure, "cause", failure)
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from error
+        raise
+    return metrics
+
+
+def _use_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
+    workers, gpus = config.scaling.num_workers, int(resources.get("GPU", 0))
+    if config.scaling.use_gpu == "auto":
+        return gpus >= workers
+    return config.scaling.use_gpu
+
+
+def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, metrics: dict[str, Any], seconds: float) -> None:
+    summary = {
+        "name": config.name,
+        "status": "finished",
+        "steps": metrics["step"],
+        "best_step": metrics["best_step"],
+        "eval_loss": metrics["best_eval_loss"],
+        "seconds": round(seconds, 1),
+        "pairs": len(data.train),
+        "held_out_pairs": len(data.eval),
+        "workers": config.scaling.num_workers,
+    }
+    write_atomically(folder.summary, json.dumps(summary, indent=2) + "\n")
+    write_report(folder.path)

@@ -1,0 +1,187 @@
+"""The one training loop: every objective, every engine."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.packing import PackedBatch
+from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.errors import UserError
+from orpo_ray.modeling.flops import measured_peak, training_flops
+from orpo_ray.modeling.loading import DTYPES
+from orpo_ray.objectives.registry import Objective, build_objective
+from orpo_ray.objectives.terms import Metrics, Totals
+from orpo_ray.training.batches import Work, packed, plan
+from orpo_ray.training.engine import Engine, evaluating
+from orpo_ray.training.lr import learning_rate
+
+Line = dict[str, Any]
+
+_EVAL_CONTINUATIONS = 2  # chosen and rejected, whatever the objective trains on
+
+
+@dataclass
+class State:
+    """All that a run carries from step to step beside weights and optimizer."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best_step: int | None = None
+    best_eval_loss: float = math.inf
+
+
+class Sink(Protocol):
+    """Where the loop's results go; called on every rank, in the same order."""
+
+    def metrics(self, line: Line) -> None:
+        """A training line or an evaluation line."""
+
+    def best_model(self, engine: Engine, evaluation: Line) -> None:
+        """The eval loss of `evaluation` is the lowest so far: keep these weights."""
+
+    def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
+        """Make the run resumable from here."""
+
+
+def build_schedule(config: TrainConfig, pairs: int) -> StepSchedule:
+    train = config.train
+    return StepSchedule(pairs, train.global_batch_size, train.epochs, train.max_steps, config.seed)
+
+
+def run(
+    engine: Engine, config: TrainConfig, train: PairDataset, held_out: PairDataset, sink: Sink, state: State
+) -> State:
+    """Train from `state` to the last step; returns the final state.
+
+    The trajectory is a function of the configuration and the data: ranks and micro-batches change only the
+    order of floating-point sums. Raises `UserError` when the loss stops being finite.
+    """
+    objective = build_objective(config.objective)
+    schedule = build_schedule(config, len(train))
+    total_steps = schedule.total_steps
+    eval_every = config.train.eval_every_steps or schedule.steps_per_epoch
+    checkpoint_every = config.train.checkpoint_every_steps or schedule.steps_per_epoch
+    peak = measured_peak(engine.device, DTYPES[config.model.dtype]) * engine.ranks
+
+    if state.step == 0:
+        sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)})
+    while state.step < total_steps:
+        line = _step(engine, config, objective, schedule, train, state.step, peak)
+        state.step += 1
+        sink.metrics(line)
+        if not math.isfinite(line["loss"]):
+            raise UserError(f"step {state.step}: the loss is {line['loss']}; try a lower optim.lr or a longer warm-up")
+        if state.step % eval_every == 0 or state.step == total_steps:
+            evaluation = {"step": state.step, **evaluate(engine, config, objective, held_out)}
+            sink.metrics(evaluation)
+            line |= evaluation
+            if evaluation["eval_loss"] < state.best_eval_loss:
+                state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
+                sink.best_model(engine, evaluation)
+        if state.step % checkpoint_every == 0 or state.step == total_steps:
+            sink.checkpoint(engine, state, line)
+    return state
+
+
+def _step(
+    engine: Engine,
+    config: TrainConfig,
+    objective: Objective,
+    schedule: StepSchedule,
+    train: PairDataset,
+    step: int,
+    peak: float,
+) -> Line:
+    """One optimizer step; returns its metrics line."""
+    started = time.perf_counter()
+    work = _plan(engine, config, objective, objective.continuations, train, schedule.indices(step))
+    shares: Metrics = {}
+    flops = torch.zeros((), dtype=torch.float64)
+    batches = packed(train, work, continuations=objective.continuations, score_prompts=objective.score_prompts)
+    for index, batch in enumerate(batches):
+        loss, metrics = _loss(engine, objective, batch, work.totals)
+        engine.backward(loss, last=index == len(work.cuts) - 1)
+        _add(shares, metrics)
+        flops += training_flops(engine.policy, batch) * batch.weight
+    lr = learning_rate(step, schedule.total_steps, config.optim)
+    grad_norm = engine.step(lr)
+    totals = _sum_over_ranks(engine, {**shares, "flops": flops.to(engine.device)})
+    seconds = time.perf_counter() - started
+    return {
+        "step": step + 1,
+        "epoch": (step + 1) / schedule.steps_per_epoch,
+        **{name: totals[name] for name in shares},
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "tokens": work.tokens,
+        "pairs_per_second": work.totals.pairs / seconds,
+        "tokens_per_second": work.tokens / seconds,
+        "mfu": totals["flops"] / seconds / peak,
+        "peak_memory_bytes": _peak_memory(engine.device),
+    }
+
+
+def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out: PairDataset) -> Line:
+    """Global means over all held-out pairs, under the keys `eval_*`.
+
+    Always packs both responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
+    """
+    work = _plan(engine, config, objective, _EVAL_CONTINUATIONS, held_out, np.arange(len(held_out)))
+    shares: Metrics = {}
+    with evaluating(engine.policy):
+        for batch in packed(
+            held_out, work, continuations=_EVAL_CONTINUATIONS, score_prompts=objective.score_prompts
+        ):
+            _add(shares, _loss(engine, objective, batch, work.totals)[1])
+    return {f"eval_{name}": value for name, value in _sum_over_ranks(engine, shares).items()}
+
+
+def _plan(
+    engine: Engine,
+    config: TrainConfig,
+    objective: Objective,
+    continuations: int,
+    data: PairDataset,
+    indices: np.ndarray[Any, np.dtype[np.int64]],
+) -> Work:
+    return plan(
+        data, indices, continuations=continuations, score_prompts=objective.score_prompts,
+        rank=engine.rank, ranks=engine.ranks, budget=config.train.tokens_per_microbatch,
+    )  # fmt: skip
+
+
+def _loss(
+    engine: Engine, objective: Objective, batch: PackedBatch, totals: Totals
+) -> tuple[torch.Tensor, Metrics]:
+    """This micro-batch's share of the loss and of the metrics; zero for a filler."""
+    sums = engine.forward(batch).view(batch.prompts, -1)
+    lengths = batch.lengths.to(engine.device).view(batch.prompts, -1)
+    loss, metrics = objective.loss(sums, lengths, totals)
+    return loss * batch.weight, {name: share * batch.weight for name, share in metrics.items()}
+
+
+def _add(shares: Metrics, more: Metrics) -> None:
+    for name, share in more.items():
+        shares[name] = shares[name] + share if name in shares else share
+
+
+def _sum_over_ranks(engine: Engine, shares: Metrics) -> dict[str, float]:
+    """The only point of a step where the host waits for the device."""
+    summed = engine.all_sum(torch.stack([share.double() for share in shares.values()]))
+    return dict(zip(shares, summed.tolist(), strict=True))
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the device's peak allocation, or on a CPU this process's peak resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

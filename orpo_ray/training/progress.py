@@ -1,0 +1,90 @@
+"""The driver's progress bar, fed by the run's own `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_POLL_SECONDS = 0.3
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress_bar(metrics: Path, name: str, total_steps: int, console: Console) -> Iterator[None]:
+    """Show loss, margin, pairs/s and time left while the body runs; plain lines where there is no terminal."""
+    stop = threading.Event()
+    watch = _bar if console.is_terminal else _lines
+    thread = threading.Thread(target=watch, args=(metrics, name, total_steps, console, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _bar(metrics: Path, name: str, total_steps: int, console: Console, stop: threading.Event) -> None:
+    columns = (
+        TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(name, total=total_steps, figures="starting workers")
+        for lines in _new_lines(metrics, stop):
+            for line in lines:
+                if "loss" in line:
+                    progress.update(task, completed=line["step"], figures=_figures(line))
+                else:
+                    progress.console.print(f"  {_evaluation(line)}", highlight=False)
+
+
+def _lines(metrics: Path, name: str, total_steps: int, console: Console, stop: threading.Event) -> None:
+    last = 0.0
+    for lines in _new_lines(metrics, stop):
+        for line in lines:
+            if "loss" not in line:
+                console.print(f"{name}: {_evaluation(line)}", highlight=False, soft_wrap=True)
+            elif time.monotonic() - last > _SECONDS_BETWEEN_LINES or line["step"] == total_steps:
+                last = time.monotonic()
+                text = f"{name}: step {line['step']}/{total_steps} {_figures(line)}"
+                console.print(text, highlight=False, soft_wrap=True)
+
+
+def _figures(line: dict[str, Any]) -> str:
+    margin = f" margin {line['log_odds_ratio']:+.3f}" if line.get("log_odds_ratio") is not None else ""
+    loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
+    return f"loss {loss}{margin} {line['pairs_per_second']:.1f} pairs/s"
+
+
+def _evaluation(line: dict[str, Any]) -> str:
+    return (
+        f"step {line['step']}: held-out loss {line['eval_loss']:.4f} "
+        f"chosen {line['eval_logps_chosen']:.3f} rejected {line['eval_logps_rejected']:.3f} "
+        f"margin {line['eval_log_odds_ratio']:+.3f} accuracy {line['eval_reward_accuracy']:.3f}"
+    )
+
+
+def _new_lines(metrics: Path, stop: threading.Event) -> Iterator[list[dict[str, Any]]]:
+    """Whole lines appended since the last look, until `stop`; lines there before the start are passed over."""
+    offset = metrics.stat().st_size if metrics.is_file() else 0
+    while True:
+        stopping = stop.wait(_POLL_SECONDS)
+        if metrics.is_file():
+            size = metrics.stat().st_size
+            offset = min(offset, size)  # a resumed run first drops the steps it will repeat
+            with metrics.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            offset += len(whole)
+            yield [json.loads(line) for line in whole.splitlines()]
+        if stopping:
+            return

@@ -1,0 +1,102 @@
+"""What a run leaves behind: `runs/<name>/` and its files, written by rank 0 and by the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.errors import UserError
+
+# What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
+_FREE_SECTIONS = ("scaling", "storage")
+_FREE_KEYS = {"train": ("tokens_per_microbatch", "keep_checkpoints", "checkpoint_every_steps")}
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.tensorboard = path / "tensorboard"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
+        self.quarantine = path / "quarantine.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.is_file()
+
+    def open_for(self, config: TrainConfig) -> None:
+        """Create the folder, or make sure that the run in it is the same one.
+
+        Raises `UserError` where it holds a run of another configuration.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config.is_file():
+            held = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            differing = _differences(held, yaml.safe_load(config.to_yaml()))
+            if differing:
+                raise UserError(
+                    f"{self.path}: holds a run with other settings ({', '.join(differing)}); "
+                    "choose another name=..., or remove the folder"
+                )
+        write_atomically(self.config, config.to_yaml())
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                continue
+        write_atomically(self.metrics, "".join(kept))
+
+
+def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Dotted keys in which two configurations describe different runs."""
+    differing = []
+    for section, value in wanted.items():
+        if section in _FREE_SECTIONS:
+            continue
+        before = held.get(section)
+        if not isinstance(value, dict) or not isinstance(before, dict):
+            differing += [section] if value != before else []
+            continue
+        free = _FREE_KEYS.get(section, ())
+        differing += [
+            f"{section}.{key}"
+            for key in sorted({*value, *before})
+            if key not in free and value.get(key) != before.get(key)
+        ]
+    return differing
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader or a crash never meets half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the finished folder `new` in the place of `target`, which is missing only for a moment."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,286 @@
+"""The configuration: what it accepts, and that every mistake is one plain line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orpo_ray.config import OrpoConfig, SftConfig, TrainConfig, load_config, parse_config
+from orpo_ray.errors import UserError
+
+MINIMAL = "name: run\nmodel: {name_or_path: toy}\ndata: {train: toy}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def mistake(path: Path, *overrides: str) -> str:
+    """The message that the user sees, without the name of the file."""
+    with pytest.raises(UserError) as error:
+        load_config(path, list(overrides))
+    message = str(error.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_defaults(file: Path) -> None:
+    config = load_config(file)
+    assert config.objective == OrpoConfig()
+    assert config.objective.lambda_ == 0.1
+    assert (config.optim.lr, config.optim.schedule, config.optim.warmup_steps) == (8e-6, "cosine", 100)
+    assert (config.train.global_batch_size, config.train.zero_stage) == (64, 2)
+    assert config.run_dir == Path("runs/run").resolve()
+    assert config.cache_dir == Path("runs/.cache").resolve()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "unknown key optim.lrr; did you mean optim.lr?"),
+        ("objective.lamda=1", "unknown key objective.lamda; did you mean objective.lambda?"),
+        ("train.batch_size=8", "unknown key train.batch_size; did you mean train.global_batch_size?"),
+        ("tran.epochs=3", "unknown key tran; did you mean train?"),
+        ("max_steps=3", "unknown key max_steps; did you mean train.max_steps?"),  # right key, wrong section
+        ("scaling.usegpu=3", "unknown key scaling.usegpu; did you mean scaling.use_gpu?"),
+        ("optim.learning_rate=1", "unknown key optim.learning_rate; optim has lr, schedule, warmup_steps, "
+         "weight_decay, betas, eps, max_grad_norm"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, message: str) -> None:
+    assert mistake(file, override) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs=ten",
+         "train.epochs: should be a valid integer, unable to parse string as an integer (got 'ten')"),
+        ("train.epochs=1.5",
+         "train.epochs: should be a valid integer, got a number with a fractional part (got 1.5)"),
+        ("train.epochs=0", "train.epochs: should be greater than or equal to 1 (got 0)"),
+        ("train.epochs=yes",
+         "train.epochs: expected a number (got True, which YAML also reads from yes, no, on and off)"),
+        ("optim.lr=0", "optim.lr: should be greater than 0 (got 0)"),
+        ("optim.lr=.nan", "optim.lr: should be a finite number (got nan)"),
+        ("optim.lr=.inf", "optim.lr: should be a finite number (got inf)"),
+        ("optim.lr=-1e-5", "optim.lr: should be greater than 0 (got '-1e-5')"),
+        ("optim.lr=on",
+         "optim.lr: expected a number (got True, which YAML also reads from yes, no, on and off)"),
+        ("optim.betas=[0.9, 1]", "optim.betas.1: should be less than 1 (got 1)"),
+        ("optim.schedule=cosin",
+         "optim.schedule: should be 'cosine', 'linear', 'constant' or 'inverse_sqrt' (got 'cosin')"),
+        ("objective.lambda=-1", "objective.lambda: should be greater than or equal to 0 (got -1)"),
+        ("objective.lambda=.nan", "objective.lambda: should be a finite number (got nan)"),
+        ("objective.name=dpo", "objective.name: should be one of 'orpo', 'sft' (got 'dpo')"),
+        ("objective=orpo", "objective: should be a mapping of keys (got 'orpo')"),
+        ("train.zero_stage=4", "train.zero_stage: should be 0, 1, 2 or 3 (got 4)"),
+        ("scaling.use_gpu=maybe", "scaling.use_gpu: should be True, False or 'auto' (got 'maybe')"),
+        ("name=../../etc",
+         "name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got '../../etc')"),
+        ("model=toy", "model: should be a mapping of keys (got 'toy')"),
+        ("model.name_or_path=null", "model.name_or_path: should be a valid string (got None)"),
+        ("data={eval: toy-test}", "data.train is missing"),
+        ("data.max_length=100",
+         "data: max_prompt_length (768) must be below max_length (100), or no response token fits"),
+        ("seed=0x" + "f" * 5000, "seed: should be less than 4294967296 (got a number too long to show)"),
+        ("optim.lr=0x" + "f" * 5000, "optim.lr: should be a valid number (got a number too long to show)"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused(file: Path, override: str, message: str) -> None:
+    assert mistake(file, override) == message
+
+
+def test_the_message_counts_further_problems(file: Path) -> None:
+    assert mistake(file, "optim.lr=0", "seed=-1", "train.epochs=0").endswith("(and 2 more problems)")
+    assert mistake(file, "data={trian: toy}") == (
+        "unknown key data.trian; did you mean data.train? (and 1 more problem)"
+    )
+
+
+def test_a_key_of_another_objective_is_named(file: Path) -> None:
+    file.write_text(MINIMAL + "objective: {name: orpo, lambda: 0.5}\n")
+    assert mistake(file, "objective.name=sft") == "objective.lambda is no key of the objective sft"
+    config = load_config(file, ["objective={name: sft, nll_tokens: chosen}"])
+    assert config.objective == SftConfig(nll_tokens="chosen")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nmodel: {name_or_path: toy\ndata: 1\n", ", line 3: not valid YAML: expected ',' or '}'"),
+        ("name: x\n\tmodel: 1\n",
+         ", line 2: not valid YAML: found character '\\t' that cannot start any token"),
+        ("name: x\nseed: 1\nname: y\n", ", line 3: not valid YAML: the key name occurs twice"),
+        ("name: x\ndata:\n  train: a\n  train: b\n", ", line 4: not valid YAML: the key train occurs twice"),
+        ("? [a]\n: 1\n", ", line 1: not valid YAML: found unhashable key"),
+        ("name: !!python/object/apply:os.system [ls]\n",
+         ", line 1: not valid YAML: could not determine a constructor"),
+        ("a: 1\n---\nb: 2\n", ", line 2: not valid YAML: but found another document"),
+        ("name: 2024-13-45\n", ": not valid YAML: month must be in 1..12"),
+        ("name: \x00\n", ": not valid YAML: unacceptable character #x0000"),
+        ("a: " + "[" * 5000, ": not valid YAML: maximum recursion depth exceeded"),
+        ("- a\n- b\n", ": expected a mapping of keys at the top, found list"),
+        ("", ": expected a mapping of keys at the top, found NoneType"),
+        ("just words", ": expected a mapping of keys at the top, found str"),
+        (MINIMAL + "1: 2\n", ": 1: Keys should be strings (got 1)"),
+    ],
+)  # fmt: skip
+def test_broken_yaml_is_told_with_its_line(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(file)
+    assert str(error.value).startswith(f"{file}{message}")
+    assert "\n" not in str(error.value)
+
+
+def test_merge_keys_still_work(file: Path) -> None:
+    file.write_text(MINIMAL + "train: {<<: {epochs: 3, zero_stage: 0}, epochs: 4}\n")
+    train = load_config(file).train
+    assert (train.epochs, train.zero_stage) == (4, 0)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "toy-orpo.yaml").write_text(MINIMAL)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    assert mistake(Path("toy-orpo.yml")) == "no such file; did you mean configs/toy-orpo.yaml?"
+    assert mistake(Path("configs/toy-opro.yaml")) == "no such file; did you mean configs/toy-orpo.yaml?"
+    assert mistake(Path("nothing/like/it")) == "no such file"
+    assert mistake(Path("configs")) == "is a folder, expected a YAML file"
+    assert mistake(Path("latin.yaml")) == "not UTF-8 text (invalid continuation byte at byte 9)"
+
+
+def test_overrides(file: Path) -> None:
+    config = load_config(
+        file,
+        [
+            "optim.lr=1e-5",  # YAML 1.1 reads this as text
+            "optim.betas=[0.8, 0.95]",
+            "data.eval=toy-test",
+            "data.eval=null",
+            "train={epochs: 3, zero_stage: 3}",
+            "train.max_steps=7",
+            "model.tokenizer=a=b",
+            "data.chat_template='{{ messages }}'",
+            "scaling.use_gpu=false",
+        ],
+    )
+    assert config.optim.lr == 1e-5
+    assert config.optim.betas == (0.8, 0.95)
+    assert config.data.eval is None
+    assert (config.train.epochs, config.train.zero_stage, config.train.max_steps) == (3, 3, 7)
+    assert config.model.tokenizer == "a=b"
+    assert config.data.chat_template == "{{ messages }}"
+    assert config.scaling.use_gpu is False
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr", "override 'optim.lr': expected dotted.key=value, such as optim.lr=1e-5"),
+        ("=3", "override '=3': expected dotted.key=value, such as optim.lr=1e-5"),
+        ("optim..lr=3", "override 'optim..lr=3': expected dotted.key=value, such as optim.lr=1e-5"),
+        ("name.x=3", "override 'name.x=3': name is a single value, it has no keys below it"),
+        (
+            "name={a",
+            "override 'name={a', line 1: not valid YAML: expected ',' or '}', but got '<stream end>'",
+        ),
+    ],
+)
+def test_a_malformed_override_is_refused(file: Path, override: str, message: str) -> None:
+    assert mistake(file, override) == message
+
+
+def test_overrides_leave_the_mapping_alone() -> None:
+    mapping = yaml.safe_load(MINIMAL)
+    parse_config(mapping, ["data.train=other", "optim.lr=1"], origin="test")
+    assert mapping == yaml.safe_load(MINIMAL)
+
+
+# Text that YAML can hold: everything printable, in YAML's sense.
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
+configs = st.fixed_dictionaries(
+    {
+        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
+        "seed": st.integers(0, 2**32 - 1),
+        "model": st.fixed_dictionaries({"name_or_path": texts, "tokenizer": st.none() | texts}),
+        "data": st.fixed_dictionaries({"train": texts, "chat_template": st.none() | texts}),
+        "objective": st.fixed_dictionaries({"name": st.just("orpo"), "lambda": st.floats(0, 1e6)})
+        | st.fixed_dictionaries({"name": st.just("sft")}),
+        "optim": st.fixed_dictionaries({
+            "lr": st.floats(0, 1e300, exclude_min=True),
+            "warmup_steps": st.floats(0, 1e9),
+            "betas": st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
+            "max_grad_norm": st.none() | st.floats(0.1, 10),
+        }),
+        "train": st.fixed_dictionaries({"epochs": st.integers(1, 10**12)}),
+        "scaling": st.fixed_dictionaries({"use_gpu": st.sampled_from([True, False, "auto"])}),
+    }
+)  # fmt: skip
+
+
+@given(configs)
+@settings(max_examples=150, deadline=None)
+def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, mapping: dict) -> None:
+    config = TrainConfig.model_validate(mapping)
+    path = tmp_path_factory.getbasetemp() / "round-trip.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_the_written_form_holds_every_default_under_its_own_name(file: Path) -> None:
+    written = yaml.safe_load(load_config(file).to_yaml())
+    assert list(written) == list(TrainConfig.model_fields)
+    assert written["objective"] == {"name": "orpo", "lambda": 0.1, "nll_tokens": "prompt_and_chosen"}
+
+
+# YAML-shaped trees: real and wrong keys, and values of every kind that YAML can make.
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4) | st.dates()
+    | st.sampled_from(["orpo", "sft", "toy", "auto", "1e-5", "float32", "cosine", 10**400, -(10**400), float("nan")])
+)  # fmt: skip
+keys = st.sampled_from(
+    ["name", "seed", "model", "data", "objective", "optim", "train", "scaling", "storage", "lr", "lambda",
+     "lambda_", "nll_tokens", "name_or_path", "betas", "orpo", "sft", "use_gpu", "max_length", "path"]
+) | st.integers() | st.text(max_size=5) | st.booleans() | st.none()  # fmt: skip
+trees = st.recursive(
+    scalars,
+    lambda node: st.dictionaries(keys, node, max_size=6) | st.lists(node, max_size=3),
+    max_leaves=25,
+)
+
+
+@given(
+    text=st.one_of(
+        trees.map(yaml.safe_dump),
+        st.dictionaries(keys, trees, max_size=9).map(lambda tree: MINIMAL + yaml.safe_dump(tree)),
+        st.text(st.sampled_from("nameodl:tri {}[],&*!|>-?#%@'\"\\\n\t~.0189_="), max_size=60),
+        st.text(st.sampled_from("nameodl:tri {}[],&*!|>-?#%@'\"\\\n\t~.0189_="), max_size=40).map(MINIMAL.__add__),
+        st.tuples(st.sampled_from(["bool", "int", "float", "timestamp", "binary", "set", "omap", "pairs", "null"]),
+                  st.text("x10:-[]{} ", max_size=6)).map(lambda tagged: MINIMAL + f"seed: !!{tagged[0]} {tagged[1]}"),
+    ),
+    override=st.none() | st.text(st.sampled_from("modeltrainnp.=:{}[]!&*,1e-"), max_size=20),
+)  # fmt: skip
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_text_is_a_configuration_or_one_plain_line(
+    tmp_path_factory: pytest.TempPathFactory, text: str, override: str | None
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        config = load_config(path, [override] if override is not None else [])
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1000
+    else:
+        path.write_text(config.to_yaml(), encoding="utf-8")
+        assert load_config(path) == config

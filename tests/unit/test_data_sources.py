@@ -1,0 +1,358 @@
+"""Sources: every container and compression, damage, folders, URLs, the Hub's failures."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import importlib.util
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orpo_ray.data import readers
+from orpo_ray.data.records import Record
+from orpo_ray.data.sources import HubSource, open_source, read_records
+from orpo_ray.errors import UserError
+
+PAIRS: list[dict[str, Any]] = [
+    {
+        "prompt": f"Frage {i}: wie heißt das?",
+        "chosen": f"gut {i} ✓",
+        "rejected": "schlecht\n\n…",
+        "score": i / 2,
+    }
+    for i in range(7)
+]
+
+
+def _arrow(pairs: list[dict[str, Any]], new_writer: Any) -> bytes:
+    table = pa.Table.from_pylist(pairs)
+    sink = pa.BufferOutputStream()
+    with new_writer(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    return sink.getvalue().to_pybytes()
+
+
+def _parquet(pairs: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(pairs), sink, row_group_size=3)
+    return sink.getvalue().to_pybytes()
+
+
+CONTAINERS = {
+    "lines.jsonl": "\n".join(json.dumps(pair, ensure_ascii=False) for pair in PAIRS).encode(),
+    "lines-in.json": "".join(json.dumps(pair) + "\n" for pair in PAIRS).encode(),
+    "windows.jsonl": b"\xef\xbb\xbf" + "\r\n\r\n".join(json.dumps(pair) for pair in PAIRS).encode(),
+    "array.json": json.dumps(PAIRS).encode(),
+    "pretty.json": json.dumps(PAIRS, indent=2).encode(),
+    "object.json": json.dumps({"version": 1, "data": PAIRS}).encode(),
+    "pretty-object.json": json.dumps({"version": 1, "data": PAIRS}, indent=2).encode(),
+    "table.parquet": _parquet(PAIRS),
+    "file.arrow": _arrow(PAIRS, pa.ipc.new_file),
+    "stream.arrow": _arrow(PAIRS, pa.ipc.new_stream),
+}
+COMPRESSED = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def values(records: Iterator[Record]) -> list[dict[str, Any] | None]:
+    return [record.value for record in records]
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_and_compression(tmp_path: Path, name: str, compression: str) -> None:
+    content = COMPRESSED[compression](CONTAINERS[name])
+    for file in (tmp_path / (name + compression), tmp_path / "no-extension"):
+        file.write_bytes(content)
+        records = list(read_records(str(file), "train"))
+        assert [record.value for record in records] == PAIRS
+        assert [record.index for record in records] == list(range(7))
+        assert all(record.error is None for record in records)
+
+
+def test_locations(tmp_path: Path) -> None:
+    lines, table = tmp_path / "a.jsonl", tmp_path / "b.parquet"
+    lines.write_bytes(b'\n{"a": 1}\n\n{"a": 2}')
+    table.write_bytes(CONTAINERS["table.parquet"])
+    assert [record.location for record in read_records(str(lines), "train")] == [f"{lines}:2", f"{lines}:4"]
+    assert [r.location for r in read_records(str(table), "train")][-1] == f"{table}[record 6]"
+
+
+def test_concatenated_gzip_members_are_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl.gz"
+    file.write_bytes(b"".join(gzip.compress(json.dumps(pair).encode() + b"\n") for pair in PAIRS))
+    assert values(read_records(str(file), "train")) == PAIRS
+
+
+BAD_LINES = {
+    b'{"prompt": "a", ': "malformed JSON",
+    b"not json": "malformed JSON",
+    b'{"a": "\xff"}': "invalid UTF-8",
+    b"[1, 2]": "not a record",
+    b'"text"': "not a record",
+    b"null": "not a record",
+    b"[" * 100_000: "malformed JSON",
+    b'{"n": ' + b"9" * 5000 + b"}": "malformed JSON",
+}
+
+
+def test_a_bad_line_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(b"\n".join([b'{"a": 0}', *BAD_LINES, b'{"a": NaN}']))
+    records = list(read_records(str(file), "train"))
+    assert [record.value for record in records[:1]] == [{"a": 0}]
+    assert [record.error and record.error.reason for record in records[1:-1]] == list(BAD_LINES.values())
+    assert [record.location for record in records] == [f"{file}:{i}" for i in range(1, 11)]
+    assert records[-1].value is not None  # NaN in a field that nobody reads does no harm
+    assert records[3].raw_text() == '{"a": "\\xff"}'
+    assert all(len(record.raw_text()) <= 4096 for record in records)
+
+
+def test_invalid_utf8_in_a_table_spoils_its_row_alone(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    text = pa.array([b"good", b"bad \xff", b"fine"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"chosen": text, "n": [1, 2, 3]}), file)
+    first, second, third = read_records(str(file), "train")
+    assert (first.value, third.value) == ({"chosen": "good", "n": 1}, {"chosen": "fine", "n": 3})
+    assert second.error is not None
+    assert second.error.reason == "invalid UTF-8"
+    assert json.loads(second.raw_text()) == {"chosen": "bad \\xff", "n": 2}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize("compression", COMPRESSED)
+def test_a_file_cut_short_is_never_read_as_whole(tmp_path: Path, name: str, compression: str) -> None:
+    content = COMPRESSED[compression](CONTAINERS[name])
+    file = tmp_path / (name + compression)
+    for length in (0, 1, len(content) // 2, len(content) - 9):
+        file.write_bytes(content[:length])
+        records = list(read_records(str(file), "train"))
+        if length == 0 and not compression and ".json" in name:
+            assert records == []
+        elif length == 1 and name == "windows.jsonl" and not compression:
+            assert records[-1].error is not None
+        else:
+            assert records[-1].error is not None, (length, records[-1])
+            assert str(file) in records[-1].location
+        sound = [record.value for record in records[:-1]]
+        assert sound == PAIRS[: len(sound)]
+
+
+def test_truncated_gzip_names_the_last_line_read(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl.gz"
+    lines = b"".join(b'{"i": %d}\n' % i for i in range(50_000))
+    file.write_bytes(gzip.compress(lines)[:-2000])
+    records = list(read_records(str(file), "train"))
+    seen = len(records) - 1
+    assert 10_000 < seen < 50_000
+    assert str(records[-1].error) == (
+        f"unreadable file: the compressed file is cut short (after {file}:{seen})"
+    )
+
+
+def test_a_limit_reads_no_further(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(CONTAINERS["lines.jsonl"] + b"\nbroken")
+    assert values(read_records(str(file), "train", limit=7)) == PAIRS
+
+
+@given(st.lists(st.binary(max_size=8).map(lambda b: b.replace(b"x", b"\n"))))
+def test_lines_do_not_depend_on_chunks(chunks: list[bytes]) -> None:
+    assert list(readers._lines(iter(chunks))) == b"".join(chunks).split(b"\n")
+
+
+# Folders ------------------------------------------------------------------------------------------------
+
+
+def _folder(root: Path, names: list[str]) -> str:
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps({"from": i}))
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "read"),
+    [
+        (["b.jsonl", "a.jsonl", "README.md", ".hidden.jsonl"], "train", [1, 0]),
+        (["train.jsonl", "test.jsonl"], "test", [1]),
+        (
+            ["data/train-00001-of-00002.jsonl", "data/train-00000-of-00002.jsonl", "data/test.jsonl"],
+            "train",
+            [1, 0],
+        ),
+        (["train/x.jsonl", "test/x.jsonl", "train/dataset_info.json"], "train", [0]),
+        (["train_sft.jsonl", "train_prefs.jsonl", "test_prefs.jsonl"], "train_prefs", [1]),
+        (["train.jsonl", "train_sft.jsonl"], "train", [0]),
+        (
+            ["harmless-base-train.jsonl", "helpful-base-train.jsonl", "helpful-base-test.jsonl"],
+            "train",
+            [0, 1],
+        ),
+    ],
+)
+def test_a_folder_gives_the_files_of_its_split(
+    tmp_path: Path, names: list[str], split: str, read: list[int]
+) -> None:
+    found = values(read_records(_folder(tmp_path, names), split))
+    assert found == [{"from": i} for i in read]
+
+
+def test_a_folder_without_the_split_or_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"has files of test but none of split 'train'; set data\.train_split"
+    ):
+        read_records(_folder(tmp_path / "a", ["x-test.jsonl"]), "train")
+    with pytest.raises(UserError, match="no data files in this folder"):
+        read_records(_folder(tmp_path / "b", ["README.md"]), "train")
+
+
+def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list(PAIRS).save_to_disk(tmp_path / "saved")
+    assert values(read_records(str(tmp_path / "saved"), "train")) == PAIRS
+
+
+def test_records_of_a_folder_are_numbered_through(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_bytes(CONTAINERS["lines.jsonl"])
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "a.jsonl")
+    records = list(read_records(str(tmp_path), "train"))
+    assert [record.index for record in records] == list(range(21))
+    assert records[7].location == f"{tmp_path}/b.jsonl:1"
+    assert records[14].location == f"{tmp_path}/c.jsonl:1"
+
+
+# URLs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A web server over `tmp_path` that knows no byte ranges."""
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_http(server: str, tmp_path: Path) -> None:
+    for name in ("lines.jsonl", "table.parquet"):
+        (tmp_path / f"{name}.zst").write_bytes(zstandard.compress(CONTAINERS[name]))
+        (tmp_path / name).write_bytes(CONTAINERS[name])
+        for url in (f"{server}/{name}", f"{server}/{name}.zst"):
+            assert values(read_records(url, "train")) == PAIRS
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: cannot be read: 404"):
+        list(read_records(f"{server}/nowhere.jsonl", "train"))
+    before = open_source(f"{server}/lines.jsonl", "train").fingerprint()
+    assert before == open_source(f"{server}/lines.jsonl", "train").fingerprint()
+    (tmp_path / "lines.jsonl").write_bytes(CONTAINERS["lines.jsonl"] + b"\n{}")
+    assert before != open_source(f"{server}/lines.jsonl", "train").fingerprint()
+
+
+def test_a_url_that_nobody_answers_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/x\.jsonl: cannot be read: ") as caught:
+        list(read_records("http://127.0.0.1:9/x.jsonl", "train"))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_file_systems() -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("train-0.jsonl", "test-0.jsonl"):
+        memory.pipe(f"/sources/{name}", CONTAINERS["lines.jsonl"])
+    try:
+        records = list(read_records("memory://sources", "test"))
+        assert [record.value for record in records] == PAIRS
+        assert records[0].location == "memory://sources/test-0.jsonl:1"
+        assert values(read_records("memory://sources/train-0.jsonl", "train")) == PAIRS
+    finally:
+        memory.rm("/sources", recursive=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")
+def test_a_missing_driver_is_named() -> None:
+    with pytest.raises(UserError, match="Install s3fs"):
+        read_records("s3://bucket/pairs.jsonl", "train")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.jsonl.gz", "no such file or folder$"),
+        ("./nowhere", "no such file or folder$"),
+        ("/nowhere/at/all", "no such file or folder$"),
+        ("data/pairs.parquet", "no such file or folder$"),
+        ("nowhere", "no such file or folder, and not a Hub id"),
+        ("foo://bar/x.jsonl", "Protocol not known: foo"),
+    ],
+)
+def test_a_source_that_is_not_there(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(read_records(source, "train"))
+
+
+# The Hub and the embedded world -------------------------------------------------------------------------
+
+
+def test_a_hub_id_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^nobody/no-such-pairs:sub: .*; .*give their folder$") as caught:
+        list(read_records("nobody/no-such-pairs:sub", "train"))
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_records_come_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("harmless", "helpful"):
+        (tmp_path / "repo" / name).mkdir(parents=True)
+        for split in ("train", "test"):
+            pairs = [{**pair, "from": f"{name} {split}"} for pair in PAIRS]
+            (tmp_path / "repo" / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    source = HubSource(str(tmp_path / "repo"), "helpful", "test")
+    records = list(source.records())
+    assert [record.value for record in records] == [{**pair, "from": "helpful test"} for pair in PAIRS]
+    assert records[6].location.endswith("repo[record 6]")
+    assert source.fingerprint() != HubSource(str(tmp_path / "repo"), "helpful", "train").fingerprint()
+    with pytest.raises(UserError, match="is 'nosplit' one of its splits"):
+        list(HubSource(str(tmp_path / "repo"), None, "nosplit").records())
+
+
+def test_the_embedded_world() -> None:
+    records = list(itertools.islice(read_records("toy", "train"), 3))
+    assert [record.location for record in records] == ["toy[record 0]", "toy[record 1]", "toy[record 2]"]
+    assert records[0].value is not None
+    assert set(records[0].value) == {"prompt", "chosen", "rejected"}
+    assert open_source("toy", "train").fingerprint() != open_source("toy-base", "train").fingerprint()
+
+
+def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    a.write_bytes(CONTAINERS["lines.jsonl"])
+    b.write_bytes(CONTAINERS["lines.jsonl"])
+    assert open_source(str(a), "train").fingerprint() == open_source(str(b), "train").fingerprint()
+    b.write_bytes(CONTAINERS["lines.jsonl"].replace(b"gut 3", b"gut 4"))
+    assert open_source(str(a), "train").fingerprint() != open_source(str(b), "train").fingerprint()

@@ -1,0 +1,111 @@
+"""Objectives against float64 references."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orpo_ray.config import OrpoConfig, SftConfig
+from orpo_ray.objectives.orpo import orpo
+from orpo_ray.objectives.registry import build_objective
+from orpo_ray.objectives.sft import sft
+from orpo_ray.objectives.terms import Totals, log_odds
+
+LOGPS = st.one_of(st.floats(-50, -1e-12), st.sampled_from([-1e-12, -1e-10, -1e-8, -1e-4, -math.log(2), -50.0]))
+
+
+def reference_log_odds(logp: float) -> tuple[float, float]:
+    """Value and derivative in float64, by the one form that is accurate everywhere."""
+    return logp - (math.log(-math.expm1(logp)) if logp > -0.7 else math.log1p(-math.exp(logp))), -1 / math.expm1(logp)
+
+
+@given(logp=LOGPS)
+def test_log_odds_value_and_gradient(logp: float) -> None:
+    x = torch.tensor(logp, dtype=torch.float32, requires_grad=True)
+    value = log_odds(x)
+    value.backward()
+    expected, slope = reference_log_odds(float(x))
+    assert float(value) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert float(x.grad) == pytest.approx(slope, rel=1e-5)
+
+
+@given(chosen=LOGPS, rejected=LOGPS, lambda_=st.floats(0, 3))
+def test_orpo_value_and_gradient_against_float64(chosen: float, rejected: float, lambda_: float) -> None:
+    sums = torch.tensor([[-3.0, chosen, rejected]], dtype=torch.float32, requires_grad=True)
+    loss, metrics = orpo(sums, torch.tensor([[4, 1, 1]]), Totals(pairs=1, nll_tokens=5), lambda_=lambda_)
+    loss.backward()
+    _, chosen32, rejected32 = sums.detach().double()[0].tolist()
+    (odds_w, slope_w), (odds_l, slope_l) = reference_log_odds(chosen32), reference_log_odds(rejected32)
+    difference = odds_w - odds_l
+    expected = (3.0 - chosen32) / 5 + lambda_ * float(np.logaddexp(0, -difference))
+    delta = float(np.exp(-np.logaddexp(0, difference)))  # 1 / (1 + odds ratio), Eq. 9
+    assert float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert sums.grad is not None
+    gradient = sums.grad[0].double().tolist()
+    # exp(-difference) turns the float32 rounding of the log-odds (|27.6| * 6e-8) into a relative error.
+    assert gradient[0] == pytest.approx(-1 / 5, rel=1e-6)
+    assert gradient[1] == pytest.approx(-1 / 5 - lambda_ * delta * slope_w, rel=3e-5, abs=1e-6)
+    assert gradient[2] == pytest.approx(lambda_ * delta * slope_l, rel=3e-5, abs=1e-6)
+    assert float(metrics["log_odds_ratio"]) == pytest.approx(difference, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [-50.0, -1.0, -1e-12, 0.0])
+@pytest.mark.parametrize("rejected", [-50.0, -1.0, -1e-12, 0.0])
+def test_orpo_is_finite_at_certainty(chosen: float, rejected: float) -> None:
+    sums = torch.tensor([[-3.0, chosen, rejected]], requires_grad=True)
+    loss, metrics = orpo(sums, torch.tensor([[4, 1, 1]]), Totals(1, 5), lambda_=1.0)
+    loss.backward()
+    assert sums.grad is not None
+    assert torch.isfinite(loss) and torch.isfinite(sums.grad).all()
+    assert all(torch.isfinite(value) for value in metrics.values())
+
+
+def test_shares_of_micro_batches_add_up_to_the_whole() -> None:
+    """Unequal micro-batches, lengths and prompts: the loss is never a mean of means."""
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 40, (10, 3))
+    sums = -torch.rand(10, 3, dtype=torch.float64) * lengths
+    totals = Totals(10, int(lengths[:, :2].sum()))
+    whole, metrics = orpo(sums, lengths, totals, lambda_=0.3)
+    parts = [orpo(sums[cut], lengths[cut], totals, lambda_=0.3) for cut in (slice(0, 1), slice(1, 4), slice(4, 10))]
+    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole), rel=1e-12)
+    for name, value in metrics.items():
+        assert float(sum(part[name] for _, part in parts)) == pytest.approx(float(value), rel=1e-12), name
+
+
+def test_metrics_are_the_papers_quantities() -> None:
+    sums, lengths = torch.tensor([[-2.0, -2.0, -6.0], [-1.0, -3.0, -1.0]]), torch.tensor([[2, 2, 3], [1, 3, 1]])
+    _, metrics = orpo(sums, lengths, Totals(2, 8), lambda_=1.0)
+    assert float(metrics["logps_chosen"]) == pytest.approx(-1.0)
+    assert float(metrics["logps_rejected"]) == pytest.approx(-1.5)
+    assert float(metrics["reward_accuracy"]) == pytest.approx(0.5)
+    assert float(metrics["nll"]) == pytest.approx(1.0)
+
+
+def test_lambda_zero_is_sft() -> None:
+    sums, lengths = -torch.rand(4, 3) * 9, torch.full((4, 3), 9)
+    totals = Totals(4, 72)
+    assert torch.equal(orpo(sums, lengths, totals, lambda_=0.0)[0], sft(sums, lengths, totals)[0])
+
+
+def test_sft_trains_without_a_rejected_response_and_measures_one_when_given() -> None:
+    sums, lengths = -torch.rand(4, 3) * 9, torch.full((4, 3), 9)
+    loss, metrics = sft(sums[:, :2], lengths[:, :2], Totals(4, 72))
+    loss_with_rejected, all_metrics = sft(sums, lengths, Totals(4, 72))
+    assert torch.equal(loss, loss_with_rejected)
+    assert set(metrics) == {"loss", "nll", "logps_chosen"}
+    assert {"logps_rejected", "log_odds_ratio", "reward_accuracy"} <= set(all_metrics)
+
+
+def test_registry_follows_the_configuration() -> None:
+    objective = build_objective(OrpoConfig(lambda_=0.7, nll_tokens="chosen"))
+    assert (objective.continuations, objective.score_prompts) == (2, False)
+    sums, lengths = -torch.rand(2, 3), torch.ones(2, 3)
+    expected = orpo(sums, lengths, Totals(2, 2), lambda_=0.7)[0]
+    assert torch.equal(objective.loss(sums, lengths, Totals(2, 2))[0], expected)
+    assert build_objective(SftConfig()).continuations == 1
