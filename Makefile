@@ -1,8 +1,8 @@
 # Each target works on a machine that has just Python 3.11, gcc, make and git. `make` alone lists them.
 #
-#   make venv LOCK=requirements/gpu.lock     the CUDA environment in place of the CPU one
-#   make test PYTEST_ARGS="-k packing"       some of the tests
-#   make demo OUT=/tmp/demo                  the demo's run folders elsewhere
+#   make clean venv LOCK=requirements/gpu.lock   the CUDA environment in place of the CPU one
+#   make test PYTEST_ARGS="-k packing"           some of the tests
+#   make demo OUT=/tmp/demo                      the demo's run folders elsewhere
 
 PYTHON ?= python3.11
 LOCK ?= requirements/cpu.lock

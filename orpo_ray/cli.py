@@ -169,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _complain(str(error))
     except typer.TyperException as error:  # a misspelt command or option
         context = getattr(error, "ctx", None)
-        seen = f" ({context.command_path} --help tells more)" if context else ""
-        code = _complain(error.format_message() + seen)
+        hint = f"; see {context.command_path} --help" if context else ""
+        code = _complain(error.format_message().rstrip(".") + hint)
     if code == 130:
         command = shlex.join(["orpo-ray", *arguments])
         _complain(f"interrupted; the same command continues where it stopped: {command}")

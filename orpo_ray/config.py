@@ -187,6 +187,20 @@ class TrainConfig(Section):
             return Path(self.storage.cache).expanduser().resolve()
         return Path(self.storage.path).expanduser().resolve() / ".cache"
 
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same run for a process that stands in another folder: existing local paths made absolute."""
+        local = {
+            "model": {key: getattr(self.model, key) for key in ("name_or_path", "tokenizer")},
+            "data": {key: getattr(self.data, key) for key in ("train", "eval")},
+        }
+        mapping = self.model_dump(by_alias=True)
+        for section, values in local.items():
+            for key, value in values.items():
+                if value is not None and Path(value).expanduser().exists():
+                    mapping[section][key] = str(Path(value).expanduser().resolve())
+        mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir)}
+        return TrainConfig.model_validate(mapping)
+
     def to_yaml(self) -> str:
         """The complete configuration, defaults included, in the order of this file."""
         mapping = self.model_dump(mode="json", by_alias=True)

@@ -16,6 +16,7 @@ from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import Format, Message, parse, recognise
 from orpo_ray.data.records import Account, BadRecord, Record
+from orpo_ray.data.schedule import mix64
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.templates import RenderedPair, Renderer
 from orpo_ray.data.tokenization import PairTokenizer, tokenizer_digest
@@ -82,8 +83,8 @@ def split_by_prompt(
     `UserError`, about the source `name`, where no prompt would be left to train on.
     """
     prompts, of_pair, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    key = _mix(np.array([seed % 2**64], np.uint64))
-    order = np.argsort(_mix(prompts ^ key), kind="stable")
+    key = mix64(np.array([seed % 2**64], np.uint64))
+    order = np.argsort(mix64(prompts ^ key), kind="stable")
     held = 1 + int(np.searchsorted(np.cumsum(counts[order]), fraction * len(hashes)))
     if held >= len(prompts):
         raise UserError(
@@ -93,14 +94,6 @@ def split_by_prompt(
     is_held = np.zeros(len(prompts), bool)
     is_held[order[:held]] = True
     return np.flatnonzero(~is_held[of_pair]), np.flatnonzero(is_held[of_pair])
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64: a permutation of 64-bit numbers whose every bit depends on every other."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _present(*paths: Path | None) -> tuple[Path, ...]:

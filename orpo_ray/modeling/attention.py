@@ -54,7 +54,7 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn  # CUDA builds of torch only
 
     key_index, cu_seq_q, cu_seq_k, max_q, max_k = layout.varlen
-    attended: Tensor = varlen_attn(
+    attended = varlen_attn(
         query.transpose(0, 1).contiguous(),
         key.transpose(0, 1)[key_index],
         value.transpose(0, 1)[key_index],
@@ -66,6 +66,7 @@ def _varlen(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=key.shape[0] != query.shape[0],
     )
+    assert isinstance(attended, Tensor)  # a tuple only where auxiliary outputs are asked for
     return attended
 
 

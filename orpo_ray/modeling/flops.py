@@ -26,8 +26,9 @@ def training_flops(policy: PackedPolicy, batch: PackedBatch) -> float:
         (end - start) * (p_end - p_start) + (end - start) * (end - start + 1) / 2
         for start, end, p_start, p_end in batch.layout.segments
     )
-    matmuls = 6.0 * (batch.tokens * trunk + batch.targets.numel() * _elements(head))
-    return matmuls + 12.0 * config.num_hidden_layers * width * visible
+    matmuls: float = 6.0 * (batch.tokens * trunk + batch.targets.numel() * _elements(head))
+    attention: float = 12.0 * config.num_hidden_layers * width * visible
+    return matmuls + attention
 
 
 def _elements(parameter: torch.nn.Parameter) -> int:

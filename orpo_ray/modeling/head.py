@@ -37,7 +37,7 @@ class LogprobHead(nn.Linear):
         """
         if targets is None:
             return super().forward(hidden)
-        logps: Tensor = _ChunkedLogprob.apply(hidden, self.weight, self.bias, targets)
+        logps: Tensor = _ChunkedLogprob.apply(hidden, self.weight, self.bias, targets)  # type: ignore[no-untyped-call]
         return logps
 
 

@@ -91,7 +91,7 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
     if (path / "model" / "config.json").is_file():  # the folder of a run
         path = path / "model"
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UserError(f"{name}: no such folder (wanted: a {what}, a run folder, or a Hub id such as facebook/opt-125m)")
+        raise UserError(f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)")
     try:
         return load(str(path) if path.is_dir() else name, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:

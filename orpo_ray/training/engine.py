@@ -116,7 +116,7 @@ class TorchEngine:
         return values
 
     def weights(self) -> StateDict | None:
-        return self.policy.model.state_dict()
+        return dict(self.policy.model.state_dict())
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ class DeepSpeedEngine:
         if self._engine.zero_optimization_stage() == 3:
             gathered: StateDict | None = self._engine._zero3_consolidated_16bit_state_dict()
             return None if self.rank else {k.removeprefix("model."): v for k, v in (gathered or {}).items()}
-        return None if self.rank else self.policy.model.state_dict()
+        return None if self.rank else dict(self.policy.model.state_dict())
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         self._engine.save_checkpoint(str(folder), tag=self._TAG, client_state={"state": state}, save_latest=False)

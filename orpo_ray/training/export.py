@@ -33,11 +33,11 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 |---|---|
 | base model | `{{ config.model.name_or_path }}` ({{ config.model.init }}, {{ config.model.dtype }}) |
 | data | `{{ config.data.train }}`, split {{ config.data.train_split }} |
-| objective | {{ config.objective.name }}{% if lambda_ is not none %}, λ = {{ lambda_ }}{% endif %}, NLL over {{ config.objective.nll_tokens.replace("_", " ") }} tokens |
+| objective | {{ config.objective.name }}{% if lambda_ is not none %}, λ = {{ lambda_ }}{% endif %}, NLL over {{ nll_tokens }} tokens |
 | learning rate | {{ config.optim.lr }}, {{ config.optim.schedule }}, warm-up {{ config.optim.warmup_steps }} |
 | pairs in a step | {{ config.train.global_batch_size }} |
 | longest text | {{ config.data.max_length }} tokens, prompt {{ config.data.max_prompt_length }} |
-| chat template | {{ "`" ~ config.data.chat_template.splitlines()[0][:60] ~ "`" if config.data.chat_template else "the tokenizer's own, none for plain text" }} |
+| chat template | {{ template }} |
 | seed | {{ config.seed }} |
 | weights of step | {{ step }} of {{ total_steps }} (lowest eval loss) |
 
@@ -68,12 +68,14 @@ def export_model(
     tokenizer.chat_template = resolve_template(config.data.chat_template, tokenizer)
     model.save_pretrained(new, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(new)
-    objective = config.objective
+    objective, template = config.objective, config.data.chat_template
     card = _CARD.render(
         config=config,
         version=__version__,
         lambda_=objective.lambda_ if isinstance(objective, OrpoConfig) else None,
         base_is_hub_id=config.model.name_or_path.count("/") == 1 and not Path(config.model.name_or_path).exists(),
+        nll_tokens=objective.nll_tokens.replace("_", " "),
+        template=f"`{template.splitlines()[0][:60]}`" if template else "the tokenizer's own, none for plain text",
         step=evaluation["step"],
         total_steps=total_steps,
         evaluation={name: value for name, value in evaluation.items() if name != "step"},

@@ -14,7 +14,6 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import context_length, load_tokenizer
-from orpo_ray.report import write_report
 from orpo_ray.training.cluster import connect
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.progress import progress_bar
@@ -32,7 +31,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunFolder:
     data = _prepare(config, console)
     folder.open_for(config)
     if folder.finished:
-        console.print(f"{folder.path}: already finished; its report is {folder.report}", soft_wrap=True)
+        console.print(f"{folder.path}: already finished", soft_wrap=True)
         return folder
     if data.quarantine:
         text = "".join(path.read_text(encoding="utf-8") for path in data.quarantine)
@@ -49,7 +48,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunFolder:
     with progress_bar(folder.metrics, config.name, schedule.total_steps, console):
         metrics = _fit(config, folder)
     _finish(config, folder, data, metrics, time.monotonic() - started)
-    console.print(f"{config.name}: done. model: {folder.model}  report: {folder.report}", soft_wrap=True)
+    console.print(f"{config.name}: done; the model is in {folder.model}", soft_wrap=True)
     return folder
 
 
@@ -62,7 +61,7 @@ def _prepare(config: TrainConfig, console: Console) -> PreparedData:
             f"{length} tokens; set data.max_length={length} or less"
         )
     columns = (SpinnerColumn(), TextColumn("reading and tokenising: {task.completed} records"))
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("data", total=None)
         return prepare(config, tokenizer, progress=lambda records: progress.update(task, completed=records))
 
@@ -77,10 +76,11 @@ def _fit(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
 
     from orpo_ray.training.worker import train_worker
 
+    folder.failure.unlink(missing_ok=True)
     use_gpu = _use_gpu(config, ray.cluster_resources())
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config.model_dump(mode="json", by_alias=True)},
+        train_loop_config={"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)},
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
             use_gpu=use_gpu,
@@ -96,12 +96,10 @@ def _fit(config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
     )
     try:
         metrics: dict[str, Any] = trainer.fit().metrics
-    except Exception as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            cause = getattr(failure, "cause", failure)
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from error
-        raise
+    except SystemExit:  # Ray Train answers Ctrl-C by ending the workers, then the process
+        raise KeyboardInterrupt from None
+    if folder.failure.is_file():
+        raise UserError(folder.failure.read_text(encoding="utf-8"))
     return metrics
 
 
@@ -112,7 +110,9 @@ def _use_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     return config.scaling.use_gpu
 
 
-def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, metrics: dict[str, Any], seconds: float) -> None:
+def _finish(
+    config: TrainConfig, folder: RunFolder, data: PreparedData, metrics: dict[str, Any], seconds: float
+) -> None:
     summary = {
         "name": config.name,
         "status": "finished",
@@ -125,4 +125,3 @@ def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, metrics:
         "workers": config.scaling.num_workers,
     }
     write_atomically(folder.summary, json.dumps(summary, indent=2) + "\n")
-    write_report(folder.path)

@@ -83,7 +83,7 @@ def run(
         if state.step % eval_every == 0 or state.step == total_steps:
             evaluation = {"step": state.step, **evaluate(engine, config, objective, held_out)}
             sink.metrics(evaluation)
-            line |= evaluation
+            line = {**line, **evaluation}
             if evaluation["eval_loss"] < state.best_eval_loss:
                 state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
                 sink.best_model(engine, evaluation)

@@ -30,6 +30,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
+        self.failure = path / "failure.txt"
         self.quarantine = path / "quarantine.jsonl"
 
     @property

@@ -13,17 +13,30 @@ from ray.train import Checkpoint
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import prepare
+from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_policy, load_tokenizer
 from orpo_ray.training.engine import DeepSpeedEngine, Engine
 from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import Line, State, build_schedule, run
 from orpo_ray.training.recorder import Recorder
-from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.training.run_folder import RunFolder, write_atomically
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every worker. `payload["config"]`: the dumped `TrainConfig`."""
+    """The function that Ray Train runs on every worker. `payload["config"]`: the dumped `TrainConfig`.
+
+    What the user has to mend is the same on every rank and on every try, so it is left in the run folder for
+    the driver to say; any other error is Ray Train's to retry.
+    """
     config = TrainConfig.model_validate(payload["config"])
+    try:
+        _train(config)
+    except UserError as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            write_atomically(RunFolder(config.run_dir).failure, str(error))
+
+
+def _train(config: TrainConfig) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one

@@ -47,10 +47,11 @@ FAMILIES: dict[str, PretrainedConfig] = {
 def build(config: PretrainedConfig, attention: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model with weights drawn large enough that attention and positions matter, dropout off."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention).to(dtype)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
+    model = model.to(dtype)
     if dtype == torch.float64:
         _use_exact_norms(model)
     return model.eval()

@@ -229,7 +229,7 @@ configs = st.fixed_dictionaries(
 
 
 @given(configs)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, mapping: dict) -> None:
     config = TrainConfig.model_validate(mapping)
     path = tmp_path_factory.getbasetemp() / "round-trip.yaml"
@@ -244,43 +244,41 @@ def test_the_written_form_holds_every_default_under_its_own_name(file: Path) -> 
 
 
 # YAML-shaped trees: real and wrong keys, and values of every kind that YAML can make.
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4) | st.dates()
-    | st.sampled_from(["orpo", "sft", "toy", "auto", "1e-5", "float32", "cosine", 10**400, -(10**400), float("nan")])
+odd_values = ["orpo", "sft", "toy", "auto", "1e-5", 10**400, -(10**400), float("nan"), float("inf")]
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=4),
+    st.dates(), st.sampled_from(odd_values),
 )  # fmt: skip
-keys = st.sampled_from(
-    ["name", "seed", "model", "data", "objective", "optim", "train", "scaling", "storage", "lr", "lambda",
-     "lambda_", "nll_tokens", "name_or_path", "betas", "orpo", "sft", "use_gpu", "max_length", "path"]
-) | st.integers() | st.text(max_size=5) | st.booleans() | st.none()  # fmt: skip
+real_keys = [*TrainConfig.model_fields, "lr", "lambda", "lambda_", "name_or_path", "betas", "orpo", "use_gpu"]
+keys = st.sampled_from(real_keys) | st.integers() | st.text(max_size=5) | st.booleans() | st.none()
 trees = st.recursive(
     scalars,
     lambda node: st.dictionaries(keys, node, max_size=6) | st.lists(node, max_size=3),
     max_leaves=25,
 )
+noise = st.text(st.sampled_from("nameodl:tri {}[],&*!|>-?#%@'\"\\\n\t~.0189_="), max_size=60)
+tags = st.sampled_from(["bool", "int", "float", "timestamp", "binary", "set", "omap", "pairs", "null"])
+tagged = st.builds("seed: !!{} {}".format, tags, st.text("x10:-[]{} ", max_size=6))
+additions = st.dictionaries(keys, trees, max_size=9).map(yaml.safe_dump) | noise | tagged
 
 
 @given(
-    text=st.one_of(
-        trees.map(yaml.safe_dump),
-        st.dictionaries(keys, trees, max_size=9).map(lambda tree: MINIMAL + yaml.safe_dump(tree)),
-        st.text(st.sampled_from("nameodl:tri {}[],&*!|>-?#%@'\"\\\n\t~.0189_="), max_size=60),
-        st.text(st.sampled_from("nameodl:tri {}[],&*!|>-?#%@'\"\\\n\t~.0189_="), max_size=40).map(MINIMAL.__add__),
-        st.tuples(st.sampled_from(["bool", "int", "float", "timestamp", "binary", "set", "omap", "pairs", "null"]),
-                  st.text("x10:-[]{} ", max_size=6)).map(lambda tagged: MINIMAL + f"seed: !!{tagged[0]} {tagged[1]}"),
-    ),
-    override=st.none() | st.text(st.sampled_from("modeltrainnp.=:{}[]!&*,1e-"), max_size=20),
-)  # fmt: skip
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    text=trees.map(yaml.safe_dump) | noise | additions.map(MINIMAL.__add__),
+    overrides=st.lists(st.text(st.sampled_from("modeltrainnp.=:{}[]!&*,1e-"), max_size=20), max_size=1),
+)
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_is_a_configuration_or_one_plain_line(
-    tmp_path_factory: pytest.TempPathFactory, text: str, override: str | None
+    tmp_path_factory: pytest.TempPathFactory, text: str, overrides: list[str]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_text(text, encoding="utf-8")
     try:
-        config = load_config(path, [override] if override is not None else [])
+        config = load_config(path, overrides)
     except UserError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 1000
+        message = str(error)
     else:
+        message = "fine"
         path.write_text(config.to_yaml(), encoding="utf-8")
         assert load_config(path) == config
+    assert "\n" not in message
+    assert len(message) < 1000

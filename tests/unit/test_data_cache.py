@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orpo_ray.data.cache import ARRAYS, MANIFEST, QUARANTINE, CacheWriter, TokenizedSource, read_or_build
@@ -155,6 +155,7 @@ batches = st.lists(
 )
 
 
+@settings(max_examples=25, deadline=None)
 @given(batches)
 def test_any_batches_round_trip(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, TokenizedPair]]]

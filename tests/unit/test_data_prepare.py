@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from test_data_tokenization import bytes_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config import TrainConfig
@@ -99,13 +100,13 @@ def test_by_default_a_bad_record_stops_with_one_line(tmp_path: Path, record: Any
 
 def test_a_file_cut_short_stops_or_is_quarantined(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl.gz"
-    lines = b"".join(json.dumps(plain(f"What is {i}?", f"Ada {i}")).encode() + b"\n" for i in range(5000))
+    lines = b"".join(json.dumps(plain(f"{i}", f"a {i}")).encode() + b"\n" for i in range(5000))
     file.write_bytes(gzip.compress(lines)[:-1000])
     with pytest.raises(
         UserError, match=r"unreadable file: the compressed file is cut short \(after .*gz:\d+\)"
     ):
-        prepare(config(tmp_path, file), TOY)
-    account = prepare(config(tmp_path, file, on_bad_record="quarantine"), TOY).account
+        prepare(config(tmp_path, file), bytes_tokenizer())
+    account = prepare(config(tmp_path, file, on_bad_record="quarantine"), bytes_tokenizer()).account
     assert account.quarantined == {"unreadable file": 1}
     assert 0 < account.kept < 5000
 
@@ -166,13 +167,13 @@ def test_held_out_prompts(prompts: list[int], fraction: float, seed: int) -> Non
 
 
 def test_the_seed_draws_the_held_out_prompts(tmp_path: Path) -> None:
-    sides = [prepare(config(tmp_path, "toy", seed=seed), TOY) for seed in (0, 0, 1)]
+    sides = [prepare(config(tmp_path, "toy", seed=seed, limit=2000), TOY) for seed in (0, 0, 1)]
     for prepared in sides:
-        assert len(prepared.train) + len(prepared.eval) == toyworld.TRAIN_PAIRS
-        assert 300 <= len(prepared.eval) < 330
+        assert len(prepared.train) + len(prepared.eval) == 2000
+        assert 100 <= len(prepared.eval) < 120
     held = [set(prepared.eval.record_ids.tolist()) for prepared in sides]
     assert held[0] == held[1]
-    assert len(held[0] & held[2]) < 60
+    assert len(held[0] & held[2]) < 30
 
 
 # The cache ----------------------------------------------------------------------------------------------
@@ -223,16 +224,21 @@ def opt() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "opt")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+UNCUT = {"on_bad_record": "quarantine", "max_length": 4096, "max_prompt_length": 2048}
 HARMLESS = SHARED / "data" / "hh_rlhf" / "harmless-base-test.jsonl.gz"
 
 
 @pytest.mark.skipif(not HARMLESS.exists(), reason="needs ../shared/data/hh_rlhf")
-def test_hh_rlhf_is_accounted_for(tmp_path: Path, opt: PreTrainedTokenizerBase) -> None:
+def test_hh_rlhf_is_accounted_for(cache: Path, tmp_path: Path, opt: PreTrainedTokenizerBase) -> None:
     """All 2,312 records of harmless-base; the kept ones are the dialogues, token for token."""
     with pytest.raises(UserError, match=r"jsonl\.gz:1255: prompts differ: .*data\.on_bad_record=quarantine"):
         prepare(config(tmp_path, HARMLESS), opt)
-    settings = config(tmp_path, HARMLESS, on_bad_record="quarantine", max_length=4096, max_prompt_length=2048)
-    prepared = prepare(settings, opt)
+    prepared = prepare(config(cache, HARMLESS, **UNCUT), opt)
     account = prepared.account
     assert (account.read, account.kept) == (2312, 2303)
     assert account.dropped == {"empty response": 4}
@@ -254,10 +260,10 @@ def test_hh_rlhf_is_accounted_for(tmp_path: Path, opt: PreTrainedTokenizerBase) 
 
 
 @pytest.mark.skipif(not HARMLESS.exists(), reason="needs ../shared/data/hh_rlhf")
-def test_the_printed_summary_of_hh_rlhf(tmp_path: Path, opt: PreTrainedTokenizerBase) -> None:
-    settings = config(tmp_path, HARMLESS, on_bad_record="quarantine")
+def test_the_printed_summary_of_hh_rlhf(cache: Path, tmp_path: Path, opt: PreTrainedTokenizerBase) -> None:
+    settings = config(cache, HARMLESS, **UNCUT)
     summary = summarize(settings, opt)
-    assert summary.lengths[:, -1].tolist() == [768, 282, 572]
+    assert summary.lengths[:, -1].tolist() == [846, 282, 572]
     assert summary.unshared_tokens / summary.shared_tokens == pytest.approx(1.57, abs=0.02)
     assert 3 < summary.padded_tokens / summary.shared_tokens < 5
 
@@ -277,17 +283,11 @@ def test_text_of_the_data_cannot_steer_the_terminal(tmp_path: Path) -> None:
     hostile = "[red]x[/red] \x1b[2J </s>"
     file = write(tmp_path / "pairs.jsonl", [plain(f"one {i}", f"Ada {i} {hostile}", "Ada") for i in range(9)])
     settings = config(tmp_path, file, max_length=16, max_prompt_length=15)
-    summary = summarize(settings, _bytes_tokenizer())
+    summary = summarize(settings, bytes_tokenizer())
     assert all(example.eos[0] is None for example in summary.examples)
     settings = config(tmp_path, file)
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
-    print_summary(settings, console, _bytes_tokenizer())
+    print_summary(settings, console, bytes_tokenizer())
     printed = console.export_text()
     assert "[red]x[/red] \\x1b[2J </s>⟦EOS </s>⟧" in printed
     assert "\x1b" not in printed
-
-
-def _bytes_tokenizer() -> PreTrainedTokenizerBase:
-    from tests.unit.test_data_tokenization import bytes_tokenizer
-
-    return bytes_tokenizer()

@@ -11,8 +11,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from orpo_ray.data.packing import pack
 from orpo_ray.modeling import head
-from orpo_ray.modeling.attention import NAME
+from orpo_ray.modeling.attention import NAME, shared_prefix_attention
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.objectives.orpo import orpo
+from orpo_ray.objectives.terms import Totals
 
 
 def plain_logps(model: PreTrainedModel, example: list[np.ndarray]) -> Tensor:
@@ -40,28 +42,74 @@ def test_logps_equal_plain_forwards(family: PretrainedConfig, continuations: int
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
 
 
+LAMBDA = 0.4
+
+
+def dense_orpo(model: PreTrainedModel, examples: list[list[np.ndarray]]) -> Tensor:
+    """The ORPO loss from plain forwards, written as the paper does (Eq. 3 to 7)."""
+    sums = torch.stack([plain_logps(model, example) for example in examples])
+    lengths = torch.tensor([[len(ids) for ids in example] for example in examples])
+    logps = sums[:, 1:] / lengths[:, 1:]
+    odds = logps.exp() / (1 - logps.exp())
+    odds_ratio_loss = -torch.log(torch.sigmoid(torch.log(odds[:, 0] / odds[:, 1])))
+    nll = -sums[:, :2].sum() / (lengths[:, 0] - 1 + lengths[:, 1]).sum()
+    return nll + LAMBDA * odds_ratio_loss.mean()
+
+
+def packed_orpo(policy: PackedPolicy, examples: list[list[np.ndarray]]) -> Tensor:
+    batch = pack(examples, score_prompts=True)
+    lengths = batch.lengths.view(len(examples), 3)
+    totals = Totals(pairs=len(examples), nll_tokens=int(lengths[:, :2].sum()))
+    return orpo(policy(batch).view(len(examples), 3), lengths, totals, lambda_=LAMBDA)[0]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_equal_plain_forwards(
-    family: PretrainedConfig, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_orpo_gradients_equal_a_dense_float64_reference(
+    family: PretrainedConfig, checkpointing: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Float64, weighted so that every sequence pulls differently; the head in several chunks."""
+    """The head computes in several chunks; errors are relative to the largest gradient of the model."""
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", 20 * VOCAB)
     examples = random_examples(seed=7, prompts=3)
-    plain, model = build(family, "sdpa", torch.float64), build(family, NAME, torch.float64)
-    packed = PackedPolicy(model)
+    plain, packed = build(family, "sdpa", torch.float64), PackedPolicy(build(family, NAME, dtype))
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    weights = torch.linspace(-1, 2, 9, dtype=torch.float64)
-    (torch.cat([plain_logps(plain, example) for example in examples]) * weights).sum().backward()
-    (packed(pack(examples, score_prompts=True)) * weights).sum().backward()
+        packed.model.gradient_checkpointing_enable({"use_reentrant": False})
+        packed.train()
+    expected_loss, loss = dense_orpo(plain, examples), packed_orpo(packed, examples)
+    assert abs(float(loss.detach()) - float(expected_loss.detach())) <= tolerance * float(expected_loss.detach())
+    expected_loss.backward()
+    loss.backward()
     scale = max(float(p.grad.abs().max()) for p in plain.parameters() if p.grad is not None)
     for (name, expected), actual in zip(plain.named_parameters(), packed.model.parameters(), strict=True):
         if expected.grad is None:
             assert actual.grad is None, name
             continue
         assert actual.grad is not None, name
-        assert (actual.grad - expected.grad).abs().max() <= 1e-9 * scale, name
+        assert (actual.grad - expected.grad).abs().max() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_varlen_layout_describes_the_same_attention(window: int | None) -> None:
+    """What the CUDA kernel is told, computed naively: keys gathered, causal from the bottom right, windowed."""
+    torch.manual_seed(0)
+    layout = pack(random_examples(seed=11, prompts=3, continuations=2), score_prompts=False).layout
+    tokens = layout.segments[-1].end
+    query, key, value = torch.randn(1, 4, tokens, 8), torch.randn(1, 2, tokens, 8), torch.randn(1, 2, tokens, 8)
+    expected, _ = shared_prefix_attention(
+        torch.nn.Identity(), query, key, value, None, layout=layout, sliding_window=window
+    )
+    index, cu_q, cu_k, max_q, max_k = layout.varlen
+    keys, values = (x[0].repeat_interleave(2, dim=0)[:, index] for x in (key, value))
+    assert (cu_q.dtype, cu_k.dtype) == (torch.int32, torch.int32)
+    assert int(cu_q.diff().max()) == max_q
+    assert int(cu_k.diff().max()) == max_k
+    for i in range(len(cu_q) - 1):
+        (q0, q1), (k0, k1) = cu_q[i : i + 2].tolist(), cu_k[i : i + 2].tolist()
+        distance = (torch.arange(q1 - q0) + (k1 - k0) - (q1 - q0))[:, None] - torch.arange(k1 - k0)
+        visible = (distance >= 0) & (distance < (window or max_k))
+        scores = query[0, :, q0:q1] @ keys[:, k0:k1].transpose(1, 2) / 8**0.5
+        attended = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ values[:, k0:k1]
+        torch.testing.assert_close(attended.transpose(0, 1), expected[0, q0:q1])
 
 
 def test_prompts_are_scored_only_on_request() -> None:

@@ -27,7 +27,7 @@ def test_permuted_never_touches_the_whole_data_set() -> None:
     ten_billion = 10**10
     drawn = permuted(np.arange(64), ten_billion, 0, 0)
     assert len(set(drawn.tolist())) == 64
-    assert 0 <= drawn.min() and drawn.max() < ten_billion
+    assert drawn.min() >= 0 and drawn.max() < ten_billion
 
 
 @given(pairs=st.integers(1, 200), batch=st.integers(1, 64), epochs=st.integers(1, 3))

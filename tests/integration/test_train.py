@@ -1,0 +1,190 @@
+"""`orpo-ray train` through the real stack: Ray Train, DeepSpeed, the packed core, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from orpo_ray.config import TrainConfig, parse_config
+from orpo_ray.data.prepare import prepare
+from orpo_ray.modeling.loading import load_tokenizer
+from orpo_ray.training.launcher import train
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+TOY: dict[str, Any] = {
+    "name": "toy",
+    "model": {"name_or_path": "toy", "dtype": "float32"},
+    "data": {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64},
+    "objective": {"lambda": 1.0},
+    "optim": {"lr": 1e-3, "warmup_steps": 5},
+    "train": {"max_steps": 24, "global_batch_size": 32, "eval_every_steps": 8, "checkpoint_every_steps": 8},
+    "scaling": {"num_workers": 2},
+}
+
+
+def toy(storage: Path, *overrides: str) -> TrainConfig:
+    return parse_config({**TOY, "storage": {"path": str(storage)}}, list(overrides), "test")
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    return [line for line in lines(run) if "eval_loss" in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(run / "model", dtype="auto").state_dict())
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: None, storage: Path) -> Path:
+    """An undisturbed run on two workers, ZeRO-2."""
+    return train(toy(storage)).path
+
+
+def test_run_folder_is_complete_and_the_model_learns(run: Path) -> None:
+    steps = [line for line in lines(run) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 25))
+    expected = {
+        "step", "epoch", "loss", "nll", "odds_ratio_loss", "log_odds_ratio", "logps_chosen", "logps_rejected",
+        "reward_accuracy", "lr", "grad_norm", "tokens", "pairs_per_second", "tokens_per_second", "mfu",
+        "peak_memory_bytes",
+    }  # fmt: skip
+    assert set(steps[0]) == expected
+    assert all(0 < line["mfu"] < 1.5 for line in steps)
+    held_out = evaluations(run)
+    assert [line["step"] for line in held_out] == [0, 8, 16, 24]
+    assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"] - 1
+    assert held_out[-1]["eval_log_odds_ratio"] > held_out[0]["eval_log_odds_ratio"] + 0.2
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["best_step"], summary["workers"]) == (24, 24, 2)
+    assert summary["eval_loss"] == held_out[-1]["eval_loss"]
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 25))
+    card = (run / "model" / "README.md").read_text()
+    assert "λ = 1.0" in card and "step | 24 of 24" in card.replace("weights of ", "")
+
+
+def test_model_loads_as_any_other_and_scores_as_evaluated(run: Path, storage: Path) -> None:
+    """A plain Hugging Face forward over the held-out pairs gives the run's own numbers."""
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    config = toy(storage)
+    held_out = prepare(config, load_tokenizer(config.model)).eval
+    assert tokenizer.decode(held_out.pair(0)[0]) == load_tokenizer(config.model).decode(held_out.pair(0)[0])
+    means = {1: [], 2: []}
+    for index in range(60):
+        ids = [torch.from_numpy(part).long() for part in held_out.pair(index)]
+        for side in (1, 2):
+            row = torch.cat([ids[0], ids[side]])
+            with torch.no_grad():
+                logps = model(row[None]).logits[0, :-1].log_softmax(-1).gather(1, row[1:, None])
+            means[side].append(logps[len(ids[0]) - 1 :].mean().item())
+    best = evaluations(run)[-1]
+    # 60 of 400 pairs: the means agree to their sampling error, the sign of the margin surely.
+    assert sum(means[1]) / 60 == pytest.approx(best["eval_logps_chosen"], abs=0.15)
+    assert sum(means[2]) / 60 == pytest.approx(best["eval_logps_rejected"], abs=0.25)
+
+
+def test_finished_run_is_left_alone_and_other_settings_are_refused(run: Path, storage: Path) -> None:
+    from orpo_ray.errors import UserError
+
+    before = (run / "metrics.jsonl").read_bytes()
+    train(toy(storage))
+    assert (run / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"optim\.lr"):
+        train(toy(storage, "optim.lr=5e-4"))
+
+
+def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) -> None:
+    config = toy(
+        storage, "name=zero3", "train.zero_stage=3", "model.dtype=bfloat16", "train.max_steps=8",
+        "train.gradient_checkpointing=true", "objective={name: sft}",
+        "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}",
+    )  # fmt: skip
+    folder = train(config).path
+    held_out = evaluations(folder)
+    assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"] - 0.3
+    exported = weights(folder)
+    assert exported["lm_head.weight"].dtype == torch.bfloat16
+    assert exported["lm_head.weight"].abs().sum() > 0
+    assert torch.equal(exported["lm_head.weight"], exported["model.decoder.embed_tokens.weight"])
+    # SFT packs the chosen response alone, so its training lines know nothing of rejected ones.
+    assert "logps_rejected" not in lines(folder)[1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_run_continues_to_the_same_weights(run: Path, storage: Path, how: signal.Signals) -> None:
+    """The same command, typed again after Ctrl-C or a killed driver, ends in the same bits."""
+    name = f"interrupted-{how.name.lower()}"
+    config = storage / f"{name}.yaml"
+    config.write_text(toy(storage, f"name={name}").to_yaml())
+    command = [sys.executable, "-m", "orpo_ray.cli", "train", str(config)]
+    folder = storage / name
+    with (storage / f"{name}.log").open("wb") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not any(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            assert first.poll() is None, (storage / f"{name}.log").read_text()[-3000:]
+            time.sleep(0.1)
+        first.send_signal(how)
+        code = first.wait(timeout=90)
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    if how == signal.SIGINT:
+        assert code == 130
+    assert not (folder / "summary.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    timing = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
+
+    def plain(path: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in line.items() if k not in timing} for line in lines(path)]
+
+    assert plain(folder) == plain(run)
+    undisturbed = weights(run)
+    for parameter, weight in weights(folder).items():
+        assert torch.equal(weight, undisturbed[parameter]), parameter
+
+
+def test_real_dialogues(ray_cluster: None, storage: Path, shared: Path) -> None:
+    """2,312 real HH-RLHF pairs, a 7.5M-parameter OPT with the genuine vocabulary, two workers, ZeRO-2."""
+    from orpo_ray.config import load_config
+
+    config = load_config(
+        REPOSITORY / "configs/hh-small-orpo.yaml",
+        [
+            "name=hh", f"storage.path={storage}", "train.max_steps=20", "train.eval_every_steps=10",
+            "train.global_batch_size=16", "optim.warmup_steps=4", "optim.lr=2e-3", "objective.lambda=2.0",
+            "data.max_length=160", "data.max_prompt_length=96", "data.eval_fraction=0.03",
+            f"model.name_or_path={REPOSITORY / 'configs/models/opt-8m'}",
+            f"model.tokenizer={shared / 'tokenizers/opt'}",
+            f"data.train={shared / 'data/hh_rlhf/harmless-base-test.jsonl.gz'}",
+        ],
+    )  # fmt: skip
+    folder = train(config).path
+    margins = [line["eval_log_odds_ratio"] for line in evaluations(folder)]
+    assert margins[-1] > margins[0] + 0.01
+    assert evaluations(folder)[-1]["eval_loss"] < evaluations(folder)[0]["eval_loss"] - 1
+    assert len((folder / "quarantine.jsonl").read_text().splitlines()) == 5

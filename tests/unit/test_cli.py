@@ -1,0 +1,135 @@
+"""The command line, as a person meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("train", "data", "report", "demo")
+HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "vllm", "numpy", "matplotlib", "rich"}
+
+
+def run(*arguments: str, cwd: Path = ROOT, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    start = ["-c", script] if script else ["-m", "orpo_ray.cli"]
+    return subprocess.run(
+        [sys.executable, *start, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy_and_is_complete(command: str) -> None:
+    listing = (
+        "import atexit, sys; from orpo_ray.cli import main;"
+        "atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr)); main()"
+    )
+    done = run(command, "--help", script=listing)
+    assert done.returncode == 0
+    assert HEAVY & {module.partition(".")[0] for module in done.stderr.split()} == set()
+    assert f"Usage: orpo-ray {command}" in done.stdout
+    assert f"  orpo-ray {command} " in done.stdout.partition("Example")[2]
+    for code in ("0    done", "2    your mistake", "1    anything else", "130  stopped by Ctrl-C"):
+        assert code in done.stdout
+
+
+def test_help_answers_within_half_a_second() -> None:
+    seconds: list[float] = []
+    while not seconds or (min(seconds) > 0.5 and len(seconds) < 8):  # a busy machine gets more tries
+        start = time.perf_counter()
+        assert run("train", "--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) <= 0.5, seconds
+
+
+def test_a_bare_call_shows_every_command() -> None:
+    done = run()
+    assert done.returncode == 0
+    assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, "orpo-ray 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?; see orpo-ray --help"),
+        (["train"], "Missing argument 'CONFIG'; see orpo-ray train --help"),
+        (["train", "x.yaml", "--lr", "1"],
+         "No such option: --lr (Possible options: --help); see orpo-ray train --help"),
+        (["train", "configs/toy-opro.yaml"],
+         "configs/toy-opro.yaml: no such file; did you mean configs/toy-orpo.yaml?"),
+        (["data", "toy-orpo.yaml"], "toy-orpo.yaml: no such file; did you mean configs/toy-orpo.yaml?"),
+        (["train", "configs/toy-orpo.yaml", "optim.lrr=1"],
+         "configs/toy-orpo.yaml: unknown key optim.lrr; did you mean optim.lr?"),
+        (["data", "configs/toy-orpo.yaml", "optim.lr"],
+         "override 'optim.lr': expected dotted.key=value, such as optim.lr=1e-5"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_plain_line_and_exit_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"orpo-ray: {message}\n")
+
+
+def test_the_job_entry_is_the_train_command() -> None:
+    command = [sys.executable, "jobs/train.py", "configs/toy-orpo.yaml", "seed=-1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("orpo-ray: configs/toy-orpo.yaml: seed: should be greater than or equal")
+
+
+# A command that behaves as its argument says, to see how `main` ends; the commands themselves do real work.
+PROBE = """
+import sys, time
+from orpo_ray.cli import app, main
+from orpo_ray.errors import UserError
+
+@app.command()
+def probe(ending: str) -> None:
+    if ending == "mistake":
+        raise UserError("pairs.jsonl, line 3:\\n  no field 'chosen'")
+    if ending == "bug":
+        raise ZeroDivisionError("a bug")
+    if ending == "wait":
+        print("waiting", flush=True)
+        time.sleep(60)
+
+main(["probe", *sys.argv[1:]])
+"""
+
+
+def test_exit_codes() -> None:
+    fine, mistake, bug = (run(ending, script=PROBE) for ending in ("fine", "mistake", "bug"))
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert (mistake.returncode, mistake.stderr) == (2, "orpo-ray: pairs.jsonl, line 3: no field 'chosen'\n")
+    assert bug.returncode == 1
+    assert bug.stderr.startswith("Traceback")
+    assert bug.stderr.endswith("ZeroDivisionError: a bug\n")
+
+
+def test_ctrl_c_says_how_to_go_on() -> None:
+    command = [sys.executable, "-c", PROBE, "wait"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == (
+        "orpo-ray: interrupted; the same command continues where it stopped: orpo-ray probe wait\n"
+    )
+
+
+def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    done = run("report", str(tmp_path / "nothing"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("orpo-ray: ")
+    assert done.stderr.count("\n") == 1

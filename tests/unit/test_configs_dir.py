@@ -1,0 +1,130 @@
+"""The files of `configs/`: each is valid, and those of the paper hold the paper's settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orpo_ray.config import OrpoConfig, SftConfig, TrainConfig, load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+HH = "Anthropic/hh-rlhf"
+ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
+ARGILLA = "argilla/ultrafeedback-binarized-preferences-cleaned"
+
+# model, data, lambda, lr, schedule, warm-up, epochs, global batch, max length, drop prompts over, ZeRO, GPUs
+# (shared/PAPER.md has the sources)
+PAPER = {
+    "opt-125m-hh-orpo":
+        ("facebook/opt-125m", HH, 1.0, 8e-6, "cosine", 100, 10, 16, 1024, 1024, 2, 4),
+    "opt-350m-hh-orpo":
+        ("facebook/opt-350m", HH, 1.0, 8e-6, "cosine", 100, 10, 16, 1024, 1024, 2, 4),
+    "opt-1.3b-hh-orpo":
+        ("facebook/opt-1.3b", HH, 1.0, 8e-6, "cosine", 100, 10, 16, 1024, 1024, 2, 4),
+    "opt-125m-ultrafeedback-orpo":
+        ("facebook/opt-125m", ULTRAFEEDBACK, 1.0, 8e-6, "cosine", 100, 10, 16, 2048, 1024, 2, 4),
+    "opt-350m-ultrafeedback-orpo":
+        ("facebook/opt-350m", ULTRAFEEDBACK, 1.0, 8e-6, "cosine", 100, 10, 16, 2048, 1024, 2, 4),
+    "opt-1.3b-ultrafeedback-orpo":
+        ("facebook/opt-1.3b", ULTRAFEEDBACK, 1.0, 8e-6, "cosine", 100, 10, 16, 2048, 1024, 2, 4),
+    "phi-2-ultrafeedback-orpo":
+        ("microsoft/phi-2", ULTRAFEEDBACK, 0.25, 8e-6, "cosine", 100, 10, 16, 2048, 1024, 2, 2),
+    "llama-2-7b-ultrafeedback-orpo":
+        ("meta-llama/Llama-2-7b-hf", ULTRAFEEDBACK, 0.2, 8e-6, "cosine", 200, 10, 32, 2048, 1024, 3, 4),
+    "mistral-7b-orpo-alpha":
+        ("mistralai/Mistral-7B-v0.1", ULTRAFEEDBACK, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1024, 3, 4),
+    "mistral-7b-orpo-beta":
+        ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
+}  # fmt: skip
+SMALL = {"toy-base", "toy-sft", "toy-orpo", "hh-small-orpo"}
+
+
+def config(name: str) -> TrainConfig:
+    return load_config(CONFIGS / f"{name}.yaml")
+
+
+def test_these_are_all_files() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL
+
+
+@pytest.mark.parametrize("name", sorted(PAPER.keys() | SMALL))
+def test_a_file_is_valid_and_names_its_run_after_itself(name: str) -> None:
+    assert config(name).name == name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_settings_of_the_paper(name: str) -> None:
+    run = config(name)
+    assert isinstance(run.objective, OrpoConfig)
+    assert (
+        run.model.name_or_path,
+        run.data.train,
+        run.objective.lambda_,
+        run.optim.lr,
+        run.optim.schedule,
+        run.optim.warmup_steps,
+        run.train.epochs,
+        run.train.global_batch_size,
+        run.data.max_length,
+        run.data.drop_prompts_over,
+        run.train.zero_stage,
+        run.scaling.num_workers,
+    ) == PAPER[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_the_papers_runs_share(name: str) -> None:
+    run = config(name)
+    assert isinstance(run.objective, OrpoConfig)
+    assert run.objective.nll_tokens == "prompt_and_chosen"
+    assert run.model.dtype == "bfloat16"
+    assert run.model.keep_dropout == ("opt" in name or "phi" in name)
+    assert run.train.gradient_checkpointing
+    assert (run.optim.weight_decay, run.optim.max_grad_norm) == (0.0, 1.0)
+    assert run.data.on_bad_record == "quarantine"
+    assert run.seed == 42
+
+
+def test_the_held_out_data() -> None:
+    hh, ultrafeedback, argilla = (
+        config(name).data for name in ("opt-125m-hh-orpo", "phi-2-ultrafeedback-orpo", "mistral-7b-orpo-beta")
+    )
+    assert (hh.train_split, hh.eval, hh.eval_split, hh.chat_template) == ("train", HH, "test", None)
+    assert (ultrafeedback.train_split, ultrafeedback.eval) == ("train_prefs", ULTRAFEEDBACK)
+    assert (ultrafeedback.eval_split, ultrafeedback.chat_template) == ("test_prefs", "orpo")
+    assert (argilla.train_split, argilla.eval, argilla.chat_template) == ("train", None, "orpo")
+    assert (argilla.max_prompt_length, argilla.max_length) == (1792, 2048)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_setting_of_the_paper_has_its_source_beside_it(name: str) -> None:
+    sourced = (
+        "lr", "schedule", "warmup_steps", "epochs", "global_batch_size", "zero_stage", "lambda", "nll_tokens",
+        "max_length", "max_prompt_length", "drop_prompts_over", "num_workers", "train", "seed",
+    )  # fmt: skip
+    for line in (CONFIGS / f"{name}.yaml").read_text().splitlines():
+        key, _, value = line.strip().partition(":")
+        if key in sourced and value:
+            assert "# " in value, line
+
+
+def test_sft_and_orpo_of_the_toy_world_differ_in_the_objective_alone() -> None:
+    sft, orpo = config("toy-sft"), config("toy-orpo")
+    assert (sft.objective, orpo.objective) == (SftConfig(), OrpoConfig(lambda_=1.0))
+    assert sft.model_copy(update={"name": orpo.name, "objective": orpo.objective}) == orpo
+    assert Path(sft.model.name_or_path) == Path("runs") / config("toy-base").name
+
+
+def test_the_small_model_of_real_dialogues() -> None:
+    run = config("hh-small-orpo")
+    folder = CONFIGS.parent / run.model.name_or_path
+    shape = json.loads((folder / "config.json").read_text())
+    assert run.model.init == "random"
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert shape["max_position_embeddings"] >= run.data.max_length
+    width = shape["hidden_size"]
+    block = 4 * (width + 1) * width + 2 * width * shape["ffn_dim"] + shape["ffn_dim"] + width + 4 * width
+    embeddings = (shape["vocab_size"] + shape["max_position_embeddings"] + 2) * width
+    assert embeddings + shape["num_hidden_layers"] * block + 2 * width == 7_490_560

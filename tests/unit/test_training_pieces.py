@@ -1,0 +1,241 @@
+"""The pieces of training that need no cluster: schedules, run folders, engines' settings, loading, progress."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, build
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
+from orpo_ray.data import toyworld
+from orpo_ray.data.dataset import PairDataset
+from orpo_ray.errors import UserError
+from orpo_ray.modeling.attention import NAME
+from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.training.engine import TorchEngine, deepspeed_config
+from orpo_ray.training.export import export_model
+from orpo_ray.training.loop import Line, State, run
+from orpo_ray.training.lr import learning_rate
+from orpo_ray.training.progress import progress_bar
+from orpo_ray.training.run_folder import RunFolder
+
+
+def config(*overrides: str) -> TrainConfig:
+    mapping = {"name": "unit", "model": {"name_or_path": "toy"}, "data": {"train": "toy"}}
+    return parse_config(mapping, list(overrides), "test")
+
+
+class TestLearningRate:
+    @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "inverse_sqrt"])
+    def test_warm_up_is_linear_and_reaches_the_rate(self, schedule: str) -> None:
+        optim = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=4)
+        assert [learning_rate(step, 100, optim) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+        assert learning_rate(4, 100, optim) == pytest.approx(1.0 if schedule != "inverse_sqrt" else math.sqrt(4 / 5))
+
+    def test_shapes_after_warm_up(self) -> None:
+        def rate(schedule: str, step: int) -> float:
+            return learning_rate(step, 104, OptimConfig(lr=1.0, schedule=schedule, warmup_steps=4))
+
+        assert rate("cosine", 54) == pytest.approx(0.5)
+        assert rate("linear", 54) == pytest.approx(0.5)
+        assert rate("linear", 103) == pytest.approx(0.01)
+        assert rate("constant", 103) == 1.0
+        assert rate("inverse_sqrt", 99) == pytest.approx(0.2)
+        assert 0 < rate("cosine", 103) < 0.001
+
+    def test_warm_up_below_one_is_a_fraction(self) -> None:
+        optim = OptimConfig(lr=1.0, schedule="constant", warmup_steps=0.1)
+        assert learning_rate(4, 100, optim) == pytest.approx(0.5)
+        assert learning_rate(9, 100, optim) == 1.0
+
+    def test_no_warm_up(self) -> None:
+        assert learning_rate(0, 10, OptimConfig(lr=1.0, warmup_steps=0)) == pytest.approx(1.0)
+
+
+class TestRunFolder:
+    def test_same_run_elsewhere_is_the_same_run(self, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path / "unit")
+        folder.open_for(config())
+        folder.open_for(config("scaling.num_workers=8", "train.tokens_per_microbatch=100", "storage.path=x"))
+
+    def test_another_run_is_refused_by_its_keys(self, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path / "unit")
+        folder.open_for(config())
+        with pytest.raises(UserError, match=r"objective\.lambda, optim\.lr, seed|seed, objective\.lambda, optim\.lr"):
+            folder.open_for(config("objective.lambda=0.7", "optim.lr=1", "seed=3"))
+
+    def test_metrics_after_the_checkpoint_are_forgotten(self, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path)
+        written = [{"step": 0, "eval_loss": 1}, {"step": 1}, {"step": 2}, {"step": 2, "eval_loss": 1}, {"step": 3}]
+        folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in written) + '{"step": 2, "lo')
+        folder.forget_after(2)
+        assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == written[:4]
+
+
+class TestDeepSpeedConfig:
+    def test_own_settings_are_merged_over_ours(self) -> None:
+        settings = deepspeed_config(config("train.zero_stage=3", "train.deepspeed={zero_optimization: {stage: 3, x: 1}}"))
+        assert settings["zero_optimization"]["x"] == 1
+        assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+
+    def test_offload_needs_zero(self) -> None:
+        with pytest.raises(UserError, match="zero_stage"):
+            deepspeed_config(config("train.zero_stage=0", "train.offload_optimizer=true"))
+
+
+class TestLoading:
+    def test_missing_folder(self) -> None:
+        with pytest.raises(UserError, match="./nowhere: no such folder"):
+            load_policy(ModelConfig(name_or_path="./nowhere"), seed=0)
+
+    def test_folder_without_weights(self, tmp_path: Path) -> None:
+        toyworld.model_config().save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load_policy(ModelConfig(name_or_path=str(tmp_path)), seed=0)
+        assert load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
+
+    def test_pickled_weights_are_not_read(self, tmp_path: Path) -> None:
+        model = AutoModelForCausalLM.from_config(toyworld.model_config())
+        model.config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load_policy(ModelConfig(name_or_path=str(tmp_path)), seed=0)
+
+    def test_seed_decides_random_weights_and_dropout_is_off(self) -> None:
+        policies = [load_policy(ModelConfig(name_or_path="toy"), seed=seed) for seed in (0, 0, 1)]
+        first, same, other = [next(policy.parameters()) for policy in policies]
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+        assert first.dtype == torch.bfloat16
+        assert policies[0].model.config.dropout == 0.0
+        kept = load_policy(ModelConfig(name_or_path="toy", keep_dropout=True), seed=0)
+        assert kept.model.config.dropout == toyworld.model_config().dropout > 0
+
+    def test_models_without_attention_interface_are_refused(self, tmp_path: Path) -> None:
+        from transformers import MambaConfig
+
+        MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="packed|cannot be loaded"):
+            load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
+
+    def test_real_pretrained_model(self, shared: Path) -> None:
+        """Its own greedy story, teacher-forced through the packed policy, is as likely as it should be."""
+        name = ModelConfig(name_or_path=str(shared / "models/stories260k"), dtype="float32")
+        tokenizer, policy = load_tokenizer(name), load_policy(name, seed=0).eval()
+        ids = np.array(tokenizer("Once upon a time, there was a little girl named Lily.")["input_ids"], np.int32)
+        from orpo_ray.data.packing import pack
+
+        with torch.no_grad():
+            likely = policy(pack([[ids[:5], ids[5:]]], score_prompts=False))[1] / len(ids[5:])
+            shuffled = policy(pack([[ids[:5], ids[5:][::-1].copy()]], score_prompts=False))[1] / len(ids[5:])
+        assert likely > -1.5
+        assert shuffled < likely - 3
+
+
+class Collect:
+    """A sink that keeps the lines and the best model's step."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.best: list[int] = []
+        self.checkpoints: list[int] = []
+
+    def metrics(self, line: Line) -> None:
+        self.lines.append(line)
+
+    def best_model(self, engine: Any, evaluation: Line) -> None:
+        self.best.append(evaluation["step"])
+
+    def checkpoint(self, engine: Any, state: State, line: Line) -> None:
+        self.checkpoints.append(state.step)
+
+
+def small_data(pairs: int = 12) -> PairDataset:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(2, 12, (pairs, 3))
+    ends = lengths.reshape(-1).cumsum()
+    starts = np.r_[0, ends[:-1]].reshape(pairs, 3)
+    tokens = rng.integers(3, 97, ends[-1]).astype(np.int32)
+    return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]], np.arange(pairs))
+
+
+class TestLoop:
+    def test_evaluates_and_checkpoints_when_told(self) -> None:
+        overrides = ["train.global_batch_size=4", "train.epochs=4", "train.eval_every_steps=5", "model.dtype=float32"]
+        settings = config(*overrides, "train.checkpoint_every_steps=4", "optim.lr=1e-2", "optim.warmup_steps=0")
+        sink = Collect()
+        engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
+        state = run(engine, settings, small_data(), small_data(), sink, State())
+        assert state.step == 12
+        assert [line["step"] for line in sink.lines if "eval_loss" in line] == [0, 5, 10, 12]
+        assert sink.checkpoints == [4, 8, 12]
+        assert sink.best == [5, 10, 12]
+        assert state.best_step == 12
+        assert [line["epoch"] for line in sink.lines if "epoch" in line][2] == 1.0
+
+    def test_the_worse_model_is_not_kept(self) -> None:
+        """Trained on one set and judged on another, it overfits: the best step is not the last."""
+        settings = config(
+            "train.global_batch_size=12", "train.epochs=30", "train.eval_every_steps=2", "model.dtype=float32",
+            "optim.lr=2e-2", "optim.warmup_steps=0", "optim.schedule=constant",
+        )  # fmt: skip
+        sink = Collect()
+        held_out = small_data()
+        other = PairDataset(held_out.tokens[::-1].copy(), held_out.bounds, held_out.record_ids)
+        engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
+        state = run(engine, settings, small_data(), other, sink, State())
+        losses = {line["step"]: line["eval_loss"] for line in sink.lines if line["step"] and "eval_loss" in line}
+        assert state.best_step == min(losses, key=lambda step: losses[step]) < 30
+        assert state.best_eval_loss == min(losses.values())
+
+    def test_a_diverged_run_stops_with_one_line(self) -> None:
+        settings = config("model.dtype=float32", "optim.lr=1e30", "optim.warmup_steps=0", "train.epochs=9")
+        engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
+        with pytest.raises(UserError, match=r"step \d: the loss is (nan|inf).*optim\.lr"):
+            run(engine, settings, small_data(), small_data(), Collect(), State())
+
+
+def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
+    settings = config("data.chat_template=chatml", "objective.lambda=0.25")
+    policy = load_policy(ModelConfig(name_or_path="toy", dtype="float32"), seed=0)
+    target = tmp_path / "model"
+    for step in (1, 2):  # a better model takes the place of the first
+        export_model(
+            target, policy.model, dict(policy.model.state_dict()), toyworld.tokenizer(), settings,
+            {"step": step, "eval_loss": 1.5}, total_steps=9,
+        )  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    loaded = AutoModelForCausalLM.from_pretrained(target)
+    for name, weight in policy.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    tokenizer = load_tokenizer(ModelConfig(name_or_path=str(target)))
+    assert "<|im_start|>" in tokenizer.chat_template
+    card = (target / "README.md").read_text()
+    assert "λ = 0.25" in card
+    assert "2 of 9" in card
+    assert "| eval_loss | 1.5000 |" in card
+
+
+def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:
+    metrics, out = tmp_path / "metrics.jsonl", io.StringIO()
+    evaluation = {
+        "eval_loss": 1.25, "eval_logps_chosen": -1.0, "eval_logps_rejected": -2.0, "eval_log_odds_ratio": 1.5,
+        "eval_reward_accuracy": 0.75,
+    }  # fmt: skip
+    with progress_bar(metrics, "unit", 2, Console(file=out, width=200)), metrics.open("a") as file:
+        file.write(json.dumps({"step": 1, "loss": 2.5, "log_odds_ratio": 0.5, "pairs_per_second": 9.0}) + "\n")
+        file.write(json.dumps({"step": 2, "loss": None, "pairs_per_second": 9.0}) + "\n")
+        file.write(json.dumps({"step": 2, **evaluation}) + '\n{"step": 3, "los')
+    assert "step 1/2 loss 2.5000 margin +0.500 9.0 pairs/s" in out.getvalue()
+    assert "step 2/2 loss not finite" in out.getvalue()
+    assert "step 2: held-out loss 1.2500" in out.getvalue()
