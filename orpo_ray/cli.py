@@ -81,9 +81,10 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_config
 
     resolved = load_config(config, overrides)
-    from orpo_ray.training import launcher  # after the configuration: its mistakes are told without the wait
+    from orpo_ray.report import write_report  # after the configuration: its mistakes are told without the wait
+    from orpo_ray.training import launcher
 
-    launcher.train(resolved)
+    typer.echo(write_report(launcher.train(resolved).path))
 
 
 @app.command(
@@ -110,8 +111,9 @@ def data(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from rich.console import Console
 
     from orpo_ray.data.summary import print_summary
+    from orpo_ray.modeling.loading import load_tokenizer
 
-    print_summary(resolved, Console())
+    print_summary(resolved, Console(), load_tokenizer(resolved.model))
 
 
 @app.command(

@@ -65,14 +65,10 @@ class Summary:
 
 def summarize(
     config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase,
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
     """Prepare the data of a run and measure it. Raises `UserError` as `prepare` does."""
-    if tokenizer is None:
-        from orpo_ray.modeling.loading import load_tokenizer
-
-        tokenizer = load_tokenizer(config.model)
     prepared = prepare(config, tokenizer, progress)
     accounts = {f"data.train: {config.data.train}": prepared.account}
     if prepared.eval_account is not None:
@@ -124,7 +120,7 @@ def _example(pairs: PairDataset, i: int, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def print_summary(
-    config: TrainConfig, console: Console, tokenizer: PreTrainedTokenizerBase | None = None
+    config: TrainConfig, console: Console, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Print the summary of a run's data, with the records read so far while it is tokenised."""
     with console.status("reading") as status:

@@ -41,7 +41,7 @@ SOUNDS = {
     "bee": "buzz", "cat": "meow", "cow": "moo", "dog": "woof", "duck": "quack", "frog": "croak",
     "horse": "neigh", "lion": "roar", "mouse": "squeak", "owl": "hoot", "pig": "oink", "sheep": "baa",
 }  # fmt: skip
-BY_SIZE = ("bee", "mouse", "duck", "cat", "sheep", "lion", "horse", "elephant", "whale")
+BY_SIZE = ("bee", "mouse", "duck", "sheep", "horse", "elephant", "whale")
 
 COURTEOUS = (
     "Good morning, {name}!", "Thank you for asking.", "What a nice question!",
@@ -90,17 +90,17 @@ class Request:
     def held_out(self) -> bool:
         """Whether only `toy-test` may ask this; decided by content, whatever the wording.
 
-        Of a held-out pair of numbers the mirrored order stays in training, of three animals their other
-        orders do, and of an animal's sound the other people's questions: all words are trained on, and the
-        answer can be known, but this request was never seen.
+        Of a held-out sum or sound the same question by other people stays in training, of two numbers to
+        compare their mirrored order does, of three animals their other orders: the answer can be known, but
+        this request was never seen.
         """
         words = list(self.words.values())
-        if self.kind == "sound":
+        if self.kind in ("sum", "sound"):
             return _hash(self.name, *words) % 3 == 0
         if self.kind == "three":
             return _hash(*words) % 6 == 0
-        key = _hash(self.kind, *sorted(words))
-        return key % 3 == 0 and words[0] != words[1] and (words == sorted(words)) == (key % 2 == 0)
+        key = _hash(*sorted(words))
+        return key % 3 == 0 and (words == sorted(words)) == (key % 2 == 0)
 
 
 def records(name: str) -> Iterator[dict[str, str]]:
@@ -143,12 +143,11 @@ def _draw_request(rng: random.Random, kind: Kind) -> Request:
         degree = _pick(rng, ("largest", "smallest"))
         a, b, c = sorted(BY_SIZE, key=lambda _: rng.random())[:3]
         return _request(kind, name, {"d": degree, "a": a, "b": b, "c": c})
-    highest = 6 if kind == "sum" else len(NUMBERS) - 1
-    a = 1 + int(rng.random() * highest)
-    b = 1 + int(rng.random() * highest)
-    if kind == "larger" and a == b:
+    highest = 5 if kind == "sum" else len(NUMBERS) - 1
+    first, second = _pick(rng, NUMBERS[1 : highest + 1]), _pick(rng, NUMBERS[1 : highest + 1])
+    if kind == "larger" and first == second:
         return _draw_request(rng, kind)
-    return _request(kind, name, {"a": NUMBERS[a], "b": NUMBERS[b]})
+    return _request(kind, name, {"a": first, "b": second})
 
 
 def _request(kind: Kind, name: str, words: dict[str, str]) -> Request:

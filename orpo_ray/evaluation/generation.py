@@ -36,7 +36,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Response:
-    """One response; `token_ids` ends with EOS where `finish_reason` is `stop`, and is cut where it is `length`."""
+    """One response; `token_ids` ends with EOS where `finish_reason` is `stop`, and is cut where it is `length`.
+
+    `text` continues the prompt, so it may begin with a space.
+    """
 
     text: str
     token_ids: list[int]

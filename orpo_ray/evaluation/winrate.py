@@ -57,7 +57,9 @@ def win_rate(
     )
 
 
-def _by_group(outcomes: NDArray[np.float64], groups: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _by_group(
+    outcomes: NDArray[np.float64], groups: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum of outcomes and number of comparisons of every prompt, both `(prompts,)`."""
     if groups is None:
         return outcomes, np.ones_like(outcomes)
@@ -65,7 +67,7 @@ def _by_group(outcomes: NDArray[np.float64], groups: ArrayLike | None) -> tuple[
     if labels.shape != outcomes.shape:
         raise ValueError(f"groups has shape {labels.shape}, the scores {outcomes.shape}")
     _, group = np.unique(labels, return_inverse=True)
-    return np.bincount(group, weights=outcomes), np.bincount(group).astype(np.float64)
+    return np.bincount(group, weights=outcomes).astype(np.float64), np.bincount(group).astype(np.float64)
 
 
 def _interval(

@@ -53,10 +53,20 @@ def load_policy(model: ModelConfig, *, seed: int, gradient_checkpointing: bool =
     return PackedPolicy(network).train()
 
 
-def context_length(model: ModelConfig) -> int | None:
-    """Tokens that the model has positions for; None where it sets no limit."""
-    length: int | None = getattr(_load_config(model), "max_position_embeddings", None)
-    return length
+def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None:
+    """Raises `UserError` where the model has no place for a token or a position that the data may hold."""
+    config = _load_config(model)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise UserError(
+            f"data.max_length is {max_length}, but {model.name_or_path} has positions for {positions} tokens; "
+            f"set data.max_length={positions} or less"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"model.tokenizer: {model.tokenizer or model.name_or_path} has {len(tokenizer)} tokens, but "
+            f"{model.name_or_path} has embeddings for {config.vocab_size}; they do not belong together"
+        )
 
 
 def _load_config(model: ModelConfig) -> PretrainedConfig:

@@ -144,7 +144,7 @@ class DeepSpeedEngine:
 
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         optimizer = torch.optim.AdamW(
-            parameter_groups(policy.to(device), config.optim.weight_decay),
+            parameter_groups(policy, config.optim.weight_decay),
             lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
         )  # fmt: skip
         self._engine = deepspeed.initialize(model=policy, optimizer=optimizer, config=deepspeed_config(config))[0]

@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import context_length, load_tokenizer
+from orpo_ray.modeling.loading import check_fit, load_tokenizer
 from orpo_ray.training.cluster import connect
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.progress import progress_bar
@@ -54,12 +54,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunFolder:
 
 def _prepare(config: TrainConfig, console: Console) -> PreparedData:
     tokenizer = load_tokenizer(config.model)
-    length = context_length(config.model)
-    if length is not None and config.data.max_length > length:
-        raise UserError(
-            f"data.max_length is {config.data.max_length}, but {config.model.name_or_path} has positions for "
-            f"{length} tokens; set data.max_length={length} or less"
-        )
+    check_fit(config.model, tokenizer, config.data.max_length)
     columns = (SpinnerColumn(), TextColumn("reading and tokenising: {task.completed} records"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("data", total=None)

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Line = dict[str, Any]
+
 _POLL_SECONDS = 0.3
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -28,8 +30,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 def progress_bar(metrics: Path, name: str, total_steps: int, console: Console) -> Iterator[None]:
     """Show loss, margin, pairs/s and time left while the body runs; plain lines where there is no terminal."""
     stop = threading.Event()
+    offset = metrics.stat().st_size if metrics.is_file() else 0  # what an interrupted run left is no news
     watch = _bar if console.is_terminal else _lines
-    thread = threading.Thread(target=watch, args=(metrics, name, total_steps, console, stop), daemon=True)
+    thread = threading.Thread(target=watch, args=(_new_lines(metrics, offset, stop), name, total_steps, console), daemon=True)
     thread.start()
     try:
         yield
@@ -38,14 +41,14 @@ def progress_bar(metrics: Path, name: str, total_steps: int, console: Console) -
         thread.join()
 
 
-def _bar(metrics: Path, name: str, total_steps: int, console: Console, stop: threading.Event) -> None:
+def _bar(news: Iterator[list[Line]], name: str, total_steps: int, console: Console) -> None:
     columns = (
         TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=total_steps, figures="starting workers")
-        for lines in _new_lines(metrics, stop):
+        for lines in news:
             for line in lines:
                 if "loss" in line:
                     progress.update(task, completed=line["step"], figures=_figures(line))
@@ -53,9 +56,9 @@ def _bar(metrics: Path, name: str, total_steps: int, console: Console, stop: thr
                     progress.console.print(f"  {_evaluation(line)}", highlight=False)
 
 
-def _lines(metrics: Path, name: str, total_steps: int, console: Console, stop: threading.Event) -> None:
+def _lines(news: Iterator[list[Line]], name: str, total_steps: int, console: Console) -> None:
     last = 0.0
-    for lines in _new_lines(metrics, stop):
+    for lines in news:
         for line in lines:
             if "loss" not in line:
                 console.print(f"{name}: {_evaluation(line)}", highlight=False, soft_wrap=True)
@@ -65,13 +68,13 @@ def _lines(metrics: Path, name: str, total_steps: int, console: Console, stop: t
                 console.print(text, highlight=False, soft_wrap=True)
 
 
-def _figures(line: dict[str, Any]) -> str:
+def _figures(line: Line) -> str:
     margin = f" margin {line['log_odds_ratio']:+.3f}" if line.get("log_odds_ratio") is not None else ""
     loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
     return f"loss {loss}{margin} {line['pairs_per_second']:.1f} pairs/s"
 
 
-def _evaluation(line: dict[str, Any]) -> str:
+def _evaluation(line: Line) -> str:
     return (
         f"step {line['step']}: held-out loss {line['eval_loss']:.4f} "
         f"chosen {line['eval_logps_chosen']:.3f} rejected {line['eval_logps_rejected']:.3f} "
@@ -79,9 +82,8 @@ def _evaluation(line: dict[str, Any]) -> str:
     )
 
 
-def _new_lines(metrics: Path, stop: threading.Event) -> Iterator[list[dict[str, Any]]]:
-    """Whole lines appended since the last look, until `stop`; lines there before the start are passed over."""
-    offset = metrics.stat().st_size if metrics.is_file() else 0
+def _new_lines(metrics: Path, offset: int, stop: threading.Event) -> Iterator[list[Line]]:
+    """Whole lines appended after `offset` bytes since the last look, until `stop`."""
     while True:
         stopping = stop.wait(_POLL_SECONDS)
         if metrics.is_file():
@@ -92,6 +94,6 @@ def _new_lines(metrics: Path, stop: threading.Event) -> Iterator[list[dict[str, 
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             offset += len(whole)
-            yield [json.loads(line) for line in whole.splitlines()]
+            yield [json.loads(line) for line in whole.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
         if stopping:
             return

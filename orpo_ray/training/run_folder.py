@@ -57,14 +57,13 @@ class RunFolder:
         """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short."""
         if not self.metrics.is_file():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:
-                continue
-        write_atomically(self.metrics, "".join(kept))
+        kept = 0
+        with self.metrics.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+                kept += len(line)
+        os.truncate(self.metrics, kept)
 
 
 def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

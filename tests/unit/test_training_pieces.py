@@ -20,7 +20,7 @@ from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
-from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.training.engine import TorchEngine, deepspeed_config
 from orpo_ray.training.export import export_model
@@ -127,6 +127,15 @@ class TestLoading:
         MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
         with pytest.raises(UserError, match="packed|cannot be loaded"):
             load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
+
+    def test_model_and_data_must_fit(self, shared: Path) -> None:
+        toy = ModelConfig(name_or_path="toy")
+        check_fit(toy, load_tokenizer(toy), max_length=128)
+        with pytest.raises(UserError, match=r"data\.max_length is 129, .* set data\.max_length=128"):
+            check_fit(toy, load_tokenizer(toy), max_length=129)
+        mixed = ModelConfig(name_or_path="toy", tokenizer=str(shared / "tokenizers/opt"))
+        with pytest.raises(UserError, match=r"50265 tokens.*do not belong together"):
+            check_fit(mixed, load_tokenizer(mixed), max_length=128)
 
     def test_real_pretrained_model(self, shared: Path) -> None:
         """Its own greedy story, teacher-forced through the packed policy, is as likely as it should be."""

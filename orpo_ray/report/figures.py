@@ -1,0 +1,282 @@
+"""The figures: one subject each, drawn by matplotlib, as inline SVG that takes the page's fonts and colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from orpo_ray.evaluation.winrate import WinRate
+from orpo_ray.report.runs import Run, Series
+
+# Colours of Okabe and Ito (2008), which colour-blind readers can tell apart. Chosen is blue and rejected is
+# vermilion in every figure; runs under comparison take other colours.
+INK, GRID = "#20262e", "#d9dee5"
+CHOSEN, REJECTED = "#0072b2", "#d55e00"
+NEUTRAL = "#59636f"
+RUNS = ("#8a94a0", "#009e73", "#cc79a7", "#e69f00")
+# In a page each becomes a variable of the style sheet, so that dark mode can lighten it.
+VARIABLES = {
+    INK: "var(--ink)", GRID: "var(--grid)", CHOSEN: "var(--chosen)", REJECTED: "var(--rejected)",
+    NEUTRAL: "var(--neutral)", **{colour: f"var(--run-{i})" for i, colour in enumerate(RUNS)},
+}  # fmt: skip
+
+SIZE = (4.6, 3.0)
+"""Inches. Small on purpose: a page scales a figure to its column, and a phone's is about this wide."""
+MAX_POINTS = 400
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "orpo_ray", "font.size": 9, "text.color": INK,
+    "axes.edgecolor": GRID, "axes.labelcolor": INK, "axes.linewidth": 0.8, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    "axes.unicode_minus": True, "grid.color": GRID, "grid.linewidth": 0.6, "xtick.color": GRID,
+    "ytick.color": GRID, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "legend.frameon": False,
+    "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
+}  # fmt: skip
+
+
+def loss(run: Run) -> Markup | None:
+    def draw(axes: Axes) -> None:
+        _curve(axes, run.series("loss"), NEUTRAL, "training")
+        _points(axes, run.series("eval_loss"), INK, "evaluation")
+        step = run.best_step
+        best = run.value_at("eval_loss", step)
+        if step is not None and best is not None:
+            axes.plot([step], [best], marker="*", markersize=11, color=INK, linestyle="", label="best")
+        axes.set_ylabel("loss")
+
+    return _over_steps(draw, run, ("loss", "eval_loss"), "Training and evaluation loss over steps")
+
+
+def log_probs(run: Run, limits: tuple[float, float] | None = None) -> Markup | None:
+    """Mean log-prob per token of chosen and rejected responses: the paper's Figures 3 and 7."""
+
+    def draw(axes: Axes) -> None:
+        draw_log_probs(axes, run)
+        if limits:
+            axes.set_ylim(limits)
+
+    keys = ("logps_chosen", "eval_logps_chosen", "logps_rejected", "eval_logps_rejected")
+    return _over_steps(draw, run, keys, "Mean log-prob of chosen and rejected responses over steps")
+
+
+def draw_log_probs(axes: Axes, run: Run) -> None:
+    for name, colour, marker in (("chosen", CHOSEN, "o"), ("rejected", REJECTED, "s")):
+        _curve(axes, run.series(f"logps_{name}"), colour, name)
+        _points(axes, run.series(f"eval_logps_{name}"), colour, f"{name}, evaluation", marker)
+    axes.set_ylabel("mean log-prob per token")
+
+
+def log_prob_limits(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """The y axis that holds every run's log-prob curves, with a margin."""
+    names = ("logps_chosen", "logps_rejected", "eval_logps_chosen", "eval_logps_rejected")
+    parts = [_shown(run.series(name))[1] for run in runs for name in names]
+    values = np.concatenate(parts)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    margin = 0.06 * max(float(np.ptp(values)), 0.05)
+    return float(values.min()) - margin, float(values.max()) + margin
+
+
+def log_odds_ratio(run: Run) -> Markup | None:
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=NEUTRAL, linewidth=0.8)
+        _curve(axes, run.series("log_odds_ratio"), NEUTRAL, "training")
+        _points(axes, run.series("eval_log_odds_ratio"), INK, "evaluation")
+        axes.set_ylabel("log odds ratio")
+
+    keys = ("log_odds_ratio", "eval_log_odds_ratio")
+    return _over_steps(draw, run, keys, "Log odds ratio of chosen over rejected responses over steps")
+
+
+def reward_accuracy(run: Run) -> Markup | None:
+    def draw(axes: Axes) -> None:
+        axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
+        _curve(axes, run.series("reward_accuracy"), NEUTRAL, "training")
+        _points(axes, run.series("eval_reward_accuracy"), INK, "evaluation")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylabel("pairs ranked right")
+
+    keys = ("reward_accuracy", "eval_reward_accuracy")
+    return _over_steps(draw, run, keys, "Share of pairs whose chosen response is the likelier, over steps")
+
+
+def learning_rate(run: Run) -> Markup | None:
+    def draw(axes: Axes) -> None:
+        axes.plot(*_binned(run.series("lr")), color=NEUTRAL)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=False)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("learning rate")
+
+    return _over_steps(draw, run, ("lr",), "Learning rate over steps")
+
+
+def throughput(run: Run) -> Markup | None:
+    def draw(axes: Axes) -> None:
+        _curve(axes, run.series("pairs_per_second"), NEUTRAL, "")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("pairs per second")
+
+    return _over_steps(draw, run, ("pairs_per_second",), "Pairs per second over steps")
+
+
+def score_distribution(scores: dict[str, NDArray[np.int64]]) -> Markup:
+    """Shares of responses with each true score, a bar for each run."""
+
+    def draw(axes: Axes) -> None:
+        width = 0.8 / len(scores)
+        for i, (label, values) in enumerate(scores.items()):
+            shares = np.bincount(values, minlength=4) / max(1, values.size)
+            x = np.arange(shares.size) + (i - (len(scores) - 1) / 2) * width
+            axes.bar(x, shares, width * 0.92, color=RUNS[i % len(RUNS)], label=label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="true score", ylabel="share of responses")
+        _legend(axes)
+
+    return _svg(draw, "Distribution of true scores, a bar for each model", SIZE)
+
+
+def win_rates(results: dict[str, WinRate]) -> Markup:
+    """Each win-rate as a point with its 95 % interval, against the even 50 %."""
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0.5, color=NEUTRAL, linewidth=1.0, linestyle=(0, (4, 3)))
+        for y, result in enumerate(results.values()):
+            low, high = result.ci95
+            axes.plot([low, high], [y, y], color=INK, linewidth=2.4)
+            axes.plot([result.win_rate], [y], marker="o", markersize=8, color=INK)
+            label = f"{result.win_rate:.1%}"
+            axes.annotate(label, (result.win_rate, y), (0, 9), textcoords="offset points", ha="center", fontsize=11)
+        axes.set_yticks(range(len(results)), list(results))
+        for tick in axes.get_yticklabels():
+            tick.set_parse_math(False)
+        axes.set_ylim(len(results) - 0.4, -0.6)
+        axes.set_xlim(0, 1)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("win-rate, ties half, with 95 % interval")
+
+    return _svg(draw, "Win-rates with their 95 % intervals", (SIZE[0], 1.1 + 0.5 * len(results)))
+
+
+def panels(runs: dict[str, Run]) -> Figure:
+    """The log-prob curves of several runs in adjacent panels with one y axis, as a picture on white."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * len(runs), 3.4), layout="constrained", facecolor="white")
+        rows = figure.subplots(1, len(runs), sharey=True, squeeze=False)
+        for axes, (label, run) in zip(rows[0], runs.items(), strict=True):
+            draw_log_probs(axes, run)
+            axes.set_title(label, loc="left", fontweight="bold", parse_math=False)
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axes.label_outer()
+            for spine in ("bottom", "left"):
+                axes.spines[spine].set_visible(True)
+        limits = log_prob_limits(list(runs.values()))
+        if limits:
+            rows[0][0].set_ylim(limits)
+        handles = {text: h for axes in rows[0] for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def _over_steps(draw: Callable[[Axes], None], run: Run, keys: Sequence[str], title: str) -> Markup | None:
+    """A figure over steps, or None where the run wrote none of the metrics in `keys`."""
+    if not any(np.isfinite(run.series(key)[1]).any() for key in keys):
+        return None
+
+    def draw_all(axes: Axes) -> None:
+        draw(axes)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        _legend(axes)
+
+    return _svg(draw_all, title, SIZE)
+
+
+def _curve(axes: Axes, series: Series, colour: str, label: str) -> None:
+    """A noisy training metric: its values faint, a running mean over them."""
+    steps, values = _binned(series)
+    if not np.isfinite(values).any():
+        return
+    width = max(1, len(values) // 25)
+    if width > 1:
+        axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
+    axes.plot(steps, _running_mean(values, width), color=colour, label=label or None)
+
+
+def _points(axes: Axes, series: Series, colour: str, label: str, marker: str = "o") -> None:
+    steps, values = series
+    if np.isfinite(values).any():
+        axes.plot(
+            steps, values, color=colour, linewidth=0.9, linestyle=(0, (3, 2)), label=label,
+            marker=marker, markersize=4.5, markerfacecolor="none",
+        )  # fmt: skip
+
+
+def _shown(series: Series) -> Series:
+    """What `_curve` draws strongly, which is what the y axis must hold."""
+    steps, values = _binned(series)
+    return steps, _running_mean(values, max(1, len(values) // 25))
+
+
+def _binned(series: Series) -> Series:
+    """At most `MAX_POINTS` points: means over equal runs of steps, so that a long run keeps a small page."""
+    steps, values = series
+    if len(steps) <= MAX_POINTS:
+        return series
+    parts = np.array_split(np.arange(len(steps)), MAX_POINTS)
+    return np.array([steps[part[-1]] for part in parts]), np.array([_mean(values[part]) for part in parts])
+
+
+def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """The mean over a window of `width` centred on each value, cut at the ends and blind to NaN."""
+    half = width // 2
+    return np.array([_mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = 2 if len(handles) == 4 else 3
+        legend = axes.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2,
+            columnspacing=1.4, handlelength=2.2,
+        )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
+    """Draw into a fresh figure and return it as an `<svg>` element for a page."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every figure numbers its groups alike; a page must not repeat ids
+    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)  # implied inside HTML
+    svg = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

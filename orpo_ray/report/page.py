@@ -1,0 +1,192 @@
+"""The report of one run: `report.html`, one file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from orpo_ray import __version__
+from orpo_ray.errors import UserError
+from orpo_ray.report import figures
+from orpo_ray.report.runs import Run, read_run
+
+OBJECTIVES = {"orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "simpo": "SimPO", "reward": "reward model"}
+EVALUATION_COLUMNS = {
+    "eval_loss": "loss",
+    "eval_nll": "NLL",
+    "eval_logps_chosen": "chosen log-prob",
+    "eval_logps_rejected": "rejected log-prob",
+    "eval_log_odds_ratio": "log odds ratio",
+    "eval_reward_accuracy": "ranked right",
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Draw `report.html` in a run folder from the files there, finished or not, and return its path.
+
+    Raises `UserError` where the folder holds no readable run, or the page cannot be written.
+    """
+    run = read_run(run_dir)
+    drawn = [
+        ("Loss", figures.loss(run), "The kept model is the one with the lowest evaluation loss."),
+        ("Log-probs of chosen and rejected", figures.log_probs(run), _log_prob_caption(run)),
+        ("Log odds ratio", figures.log_odds_ratio(run), "How much likelier, in odds, chosen is than rejected."),
+        ("Reward accuracy", figures.reward_accuracy(run), "Pairs whose chosen response is the likelier one."),
+        ("Learning rate", figures.learning_rate(run), ""),
+        ("Throughput", figures.throughput(run), "Over all workers."),
+    ]
+    html = render(
+        "run.html",
+        run=run,
+        title=run.name,
+        facts=_facts(run),
+        status=_status(run),
+        diverged=_diverged(run),
+        figures=[(title, svg, caption) for title, svg, caption in drawn if svg is not None],
+        columns=_present_columns(run),
+        evaluations=[line for line in run.lines if "eval_loss" in line],
+        configuration=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    )
+    return write_page(run_dir / "report.html", html)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of `templates/`, every value escaped but the figures drawn here."""
+    return _environment().get_template(template).render(version=__version__, **values)
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page whole or not at all. Raises `UserError` where the folder cannot be written to."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A metric for reading: `digits` decimals, a true minus sign, a dash where there is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return "–"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    return text.replace("-", "−")
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """A fraction as a percentage."""
+    return "–" if not isinstance(value, (int, float)) else f"{100 * value:.{digits}f} %"
+
+
+def describe_change(run: Run, key: str) -> str:
+    """`−0.61 → −0.46 (rises)`, from the first evaluation to the last; empty where there are not two."""
+    _, values = run.series(key)
+    finite = [float(value) for value in values if value == value]
+    if len(finite) < 2:
+        return ""
+    first, last = finite[0], finite[-1]
+    direction = "rises" if last > first else "falls" if last < first else "stays"
+    return f"{number(first, 2)} → {number(last, 2)} ({direction})"
+
+
+def _facts(run: Run) -> list[tuple[str, str, str]]:
+    """The headline: what each number is, the number, and a word on it."""
+    objective, model, data = run.section("objective"), run.section("model"), run.section("data")
+    name = str(objective.get("name", "?"))
+    steps, best = run.last_step, run.best_step
+    margin = _margin(run, best)
+    start = _margin(run, 0)
+    _, pace = run.series("pairs_per_second")
+    pace = pace[pace == pace]
+    weight = f"λ = {objective['lambda']:g}" if _is_number(objective, "lambda") else ""
+    origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
+    return [
+        ("Objective", OBJECTIVES.get(name, name), weight),
+        ("Model", str(model.get("name_or_path", "?")), str(model.get("dtype", ""))),
+        ("Data", str(data.get("train", "?")), _pairs(run)),
+        ("Steps", number(steps), _planned(run)),
+        ("Best eval loss", number(run.value_at("eval_loss", best)), f"at step {number(best)}"),
+        ("Eval margin", number(margin), origin),
+        ("Ranked right", percent(run.value_at("eval_reward_accuracy", best), 1), "of evaluation pairs"),
+        ("Pairs per second", number(float(pace[-len(pace) // 2 :].mean()), 1) if pace.size else "–", _seconds(run)),
+    ]
+
+
+def _margin(run: Run, step: int | None) -> float | None:
+    chosen, rejected = (run.value_at(f"eval_logps_{name}", step) for name in ("chosen", "rejected"))
+    return None if chosen is None or rejected is None else chosen - rejected
+
+
+def _status(run: Run) -> str:
+    """Empty for a finished run."""
+    if run.summary is not None:
+        return ""
+    planned = _planned(run)
+    return f"Not finished: at step {number(run.last_step)}{' ' + planned if planned else ''} when this page was drawn."
+
+
+def _planned(run: Run) -> str:
+    loop = run.section("train")
+    if _is_number(loop, "max_steps"):
+        return f"of {number(loop['max_steps'])}"
+    _, epochs = run.series("epoch")
+    if epochs.size and _is_number(loop, "epochs"):
+        return f"epoch {epochs[-1]:.1f} of {loop['epochs']}"
+    return ""
+
+
+def _diverged(run: Run) -> str:
+    """A warning where training met a loss that is not a number."""
+    steps, values = run.series("loss")
+    bad = steps[values != values]
+    if not bad.size:
+        return ""
+    return f"The loss was not a finite number at {number(len(bad))} steps, first at step {number(int(bad[0]))}."
+
+
+def _log_prob_caption(run: Run) -> str:
+    changes = [(name, describe_change(run, f"eval_logps_{name}")) for name in ("chosen", "rejected")]
+    said = "; ".join(f"{name} {change}" for name, change in changes if change)
+    return f"On held-out pairs: {said}." if said else ""
+
+
+def _pairs(run: Run) -> str:
+    pairs = (run.summary or {}).get("pairs")
+    return f"{number(pairs)} pairs" if isinstance(pairs, int) else ""
+
+
+def _seconds(run: Run) -> str:
+    seconds = (run.summary or {}).get("seconds")
+    if not isinstance(seconds, (int, float)):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "in all " + (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s")
+
+
+def _present_columns(run: Run) -> dict[str, str]:
+    return {key: title for key, title in EVALUATION_COLUMNS.items() if any(key in line for line in run.lines)}
+
+
+def _is_number(section: dict[str, Any], key: str) -> bool:
+    return isinstance(section.get(key), (int, float))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("orpo_ray.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent)
+    return environment

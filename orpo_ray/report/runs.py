@@ -1,0 +1,119 @@
+"""A run folder as the reports read it: configuration, metrics, summary."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orpo_ray.config import read_yaml
+from orpo_ray.errors import UserError
+
+Series = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Steps and values, both `(points,)`; a value that was not finite is NaN."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left behind so far; `summary` is None until it has finished."""
+
+    folder: Path
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name", self.folder.name))
+
+    @property
+    def last_step(self) -> int:
+        return max(int(line["step"]) for line in self.lines)
+
+    def series(self, key: str) -> Series:
+        """The values of one metric, over the lines that have it."""
+        points = [(line["step"], _finite(line[key])) for line in self.lines if key in line]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+
+    @property
+    def best_step(self) -> int | None:
+        """The evaluation whose model is kept: the summary's word, else the lowest eval loss so far."""
+        if self.summary is not None and isinstance(self.summary.get("best_step"), int):
+            return int(self.summary["best_step"])
+        steps, losses = self.series("eval_loss")
+        return int(steps[np.nanargmin(losses)]) if np.isfinite(losses).any() else None
+
+    def value_at(self, key: str, step: int | None) -> float | None:
+        """A metric at one step, where it was written there and is finite."""
+        steps, values = self.series(key)
+        found = values[steps == step] if step is not None else values[:0]
+        return float(found[-1]) if found.size and np.isfinite(found[-1]) else None
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section of the configuration; empty where the file lacks it."""
+        value = self.config.get(name)
+        return value if isinstance(value, dict) else {}
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises `UserError`, naming the file, where it is no run folder, has no metrics yet, or cannot be read.
+    """
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise UserError(f"{folder}: not a folder of a run with metrics (no metrics.jsonl)")
+    config = read_yaml(folder / "config.yaml")
+    lines = _read_lines(metrics)
+    if not lines:
+        raise UserError(f"{metrics}: holds no metrics yet; try again after the first step")
+    summary_file = folder / "summary.json"
+    summary = None
+    if summary_file.is_file():
+        summary = _parse_object(_read_text(summary_file), str(summary_file))
+    return Run(folder, config, lines, summary)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    text = _read_text(path)
+    lines = []
+    rows = text.split("\n")
+    for number, row in enumerate(rows, start=1):
+        # Training may be in the middle of writing the last line: it counts once its newline is there.
+        if not row.strip() or number == len(rows):
+            continue
+        line = _parse_object(row, f"{path}, line {number}")
+        if type(line.get("step")) is not int:
+            raise UserError(f"{path}, line {number}: has no step number")
+        lines.append(line)
+    return lines
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _parse_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _finite(value: Any) -> float:
+    """A number as it is; null (how a diverged value is written) and anything else as NaN."""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    return math.nan
