@@ -79,7 +79,7 @@ def _row(label: str, run: Run, scores: NDArray[np.int64] | None) -> dict[str, st
         "λ": f"{objective['lambda']:g}" if isinstance(objective.get("lambda"), (int, float)) else "–",
         "steps": number(run.last_step),
         "eval loss": number(run.value_at("eval_loss", run.best_step)),
-        "ranked right": percent(run.value_at("eval_reward_accuracy", run.best_step), 1),
+        "reward accuracy": percent(run.value_at("eval_reward_accuracy", run.best_step), 1),
         "mean true score": number(float(scores.mean()), 2) if scores is not None else "–",
     }
 
@@ -92,5 +92,5 @@ def _caption(run: Run) -> str:
 def _verdict(result: WinRate) -> str:
     low, high = result.ci95
     if low > 0.5:
-        return "better than chance"
-    return "worse than chance" if high < 0.5 else "not told apart from chance"
+        return "above an even 50%"
+    return "below an even 50%" if high < 0.5 else "not told apart from an even 50%"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,10 +25,12 @@ INK, GRID = "#20262e", "#d9dee5"
 CHOSEN, REJECTED = "#0072b2", "#d55e00"
 NEUTRAL = "#59636f"
 RUNS = ("#8a94a0", "#009e73", "#cc79a7", "#e69f00")
+TIES = "#a9b2bd"
+OUTCOMES = {"wins": NEUTRAL, "ties": TIES, "losses": GRID}
 # In a page each becomes a variable of the style sheet, so that dark mode can lighten it.
 VARIABLES = {
     INK: "var(--ink)", GRID: "var(--grid)", CHOSEN: "var(--chosen)", REJECTED: "var(--rejected)",
-    NEUTRAL: "var(--neutral)", **{colour: f"var(--run-{i})" for i, colour in enumerate(RUNS)},
+    NEUTRAL: "var(--neutral)", TIES: "var(--ties)", **{colour: f"var(--run-{i})" for i, colour in enumerate(RUNS)},
 }  # fmt: skip
 
 SIZE = (4.6, 3.0)
@@ -104,7 +107,7 @@ def reward_accuracy(run: Run) -> Markup | None:
         _curve(axes, run.series("reward_accuracy"), NEUTRAL, "training")
         _points(axes, run.series("eval_reward_accuracy"), INK, "evaluation")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylabel("pairs ranked right")
+        axes.set_ylabel("reward accuracy")
 
     keys = ("reward_accuracy", "eval_reward_accuracy")
     return _over_steps(draw, run, keys, "Share of pairs whose chosen response is the likelier, over steps")
@@ -147,27 +150,33 @@ def score_distribution(scores: dict[str, NDArray[np.int64]]) -> Markup:
 
 
 def win_rates(results: dict[str, WinRate]) -> Markup:
-    """Each win-rate as a point with its 95 % interval, against the even 50 %."""
+    """Each win-rate as a point with its 95% interval, against an even 50%; below it wins, ties and losses."""
 
     def draw(axes: Axes) -> None:
         axes.axvline(0.5, color=NEUTRAL, linewidth=1.0, linestyle=(0, (4, 3)))
         for y, result in enumerate(results.values()):
             low, high = result.ci95
-            axes.plot([low, high], [y, y], color=INK, linewidth=2.4)
+            axes.plot([low, high], [y, y], color=INK, linewidth=3)
             axes.plot([result.win_rate], [y], marker="o", markersize=8, color=INK)
             label = f"{result.win_rate:.1%}"
             axes.annotate(label, (result.win_rate, y), (0, 9), textcoords="offset points", ha="center", fontsize=11)
+            left = 0.0
+            for name, colour in OUTCOMES.items():
+                share = getattr(result, name) / result.n
+                axes.barh(y + 0.45, share, 0.22, left, color=colour, label=name if y == 0 else None)
+                left += share
         axes.set_yticks(range(len(results)), list(results))
         for tick in axes.get_yticklabels():
             tick.set_parse_math(False)
-        axes.set_ylim(len(results) - 0.4, -0.6)
+        axes.set_ylim(len(results) - 0.3, -0.6)
         axes.set_xlim(0, 1)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("win-rate, ties half, with 95 % interval")
+        axes.set_xlabel("win-rate, ties half, with 95% interval")
+        _legend(axes)
 
-    return _svg(draw, "Win-rates with their 95 % intervals", (SIZE[0], 1.1 + 0.5 * len(results)))
+    return _svg(draw, "Win-rates with their 95% intervals", (SIZE[0], 1.9 + 0.8 * len(results)))
 
 
 def panels(runs: dict[str, Run]) -> Figure:
@@ -187,7 +196,8 @@ def panels(runs: dict[str, Run]) -> Figure:
         if limits:
             rows[0][0].set_ylim(limits)
         handles = {text: h for axes in rows[0] for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+        names = sorted(handles)
+        figure.legend([handles[name] for name in names], names, loc="outside upper center", ncols=len(names))
     return figure
 
 
@@ -254,7 +264,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = 2 if len(handles) == 4 else 3
+        columns = 2 if any(len(label) > 12 for label in labels) else 3  # as many as a phone is wide enough for
         legend = axes.legend(
             handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2,
             columnspacing=1.4, handlelength=2.2,
@@ -273,7 +283,10 @@ def _svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) ->
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every figure numbers its groups alike; a page must not repeat ids
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    # What is left of ids names shapes to reuse; equal shapes of two figures must not share one on a page.
+    own = f"{zlib.crc32(svg.encode()):08x}-"
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}", svg)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)  # implied inside HTML
     svg = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", svg)

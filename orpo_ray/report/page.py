@@ -22,7 +22,7 @@ EVALUATION_COLUMNS = {
     "eval_logps_chosen": "chosen log-prob",
     "eval_logps_rejected": "rejected log-prob",
     "eval_log_odds_ratio": "log odds ratio",
-    "eval_reward_accuracy": "ranked right",
+    "eval_reward_accuracy": "reward accuracy",
 }
 
 
@@ -82,7 +82,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 def percent(value: Any, digits: int = 0) -> str:
     """A fraction as a percentage."""
-    return "–" if not isinstance(value, (int, float)) else f"{100 * value:.{digits}f} %"
+    return "–" if not isinstance(value, (int, float)) else f"{100 * value:.{digits}f}%"
 
 
 def describe_change(run: Run, key: str) -> str:
@@ -113,8 +113,8 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         ("Data", str(data.get("train", "?")), _pairs(run)),
         ("Steps", number(steps), _planned(run)),
         ("Best eval loss", number(run.value_at("eval_loss", best)), f"at step {number(best)}"),
-        ("Eval margin", number(margin), origin),
-        ("Ranked right", percent(run.value_at("eval_reward_accuracy", best), 1), "of evaluation pairs"),
+        ("Eval log-prob margin", number(margin), origin),
+        ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", best), 1), "of evaluation pairs"),
         ("Pairs per second", number(float(pace[-len(pace) // 2 :].mean()), 1) if pace.size else "–", _seconds(run)),
     ]
 

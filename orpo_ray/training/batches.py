@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.packing import PackedBatch, pack
@@ -39,6 +41,13 @@ def plan(
         totals=Totals(pairs=len(indices), nll_tokens=int(nll_tokens)),
         tokens=int(token_counts.sum()),
     )
+
+
+def predictions(data: PairDataset, score_prompts: bool) -> Tensor:
+    """Predictions `(pairs, 3)` of prompt, chosen and rejected of every pair, as `pack` counts them."""
+    lengths = data.lengths()
+    lengths[:, 0] = (lengths[:, 0] - 1) * score_prompts
+    return torch.from_numpy(lengths)
 
 
 def packed(data: PairDataset, work: Work, *, continuations: int, score_prompts: bool) -> Iterator[PackedBatch]:

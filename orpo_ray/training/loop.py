@@ -13,14 +13,13 @@ import torch
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
-from orpo_ray.data.packing import PackedBatch
 from orpo_ray.data.schedule import StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.flops import measured_peak, training_flops
 from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.objectives.registry import Objective, build_objective
-from orpo_ray.objectives.terms import Metrics, Totals
-from orpo_ray.training.batches import Work, packed, plan
+from orpo_ray.objectives.terms import Metrics
+from orpo_ray.training.batches import Work, packed, plan, predictions
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.lr import learning_rate
 
@@ -105,16 +104,19 @@ def _step(
     started = time.perf_counter()
     work = _plan(engine, config, objective, objective.continuations, train, schedule.indices(step))
     shares: Metrics = {}
-    flops = torch.zeros((), dtype=torch.float64)
+    flops = 0.0
     batches = packed(train, work, continuations=objective.continuations, score_prompts=objective.score_prompts)
     for index, batch in enumerate(batches):
-        loss, metrics = _loss(engine, objective, batch, work.totals)
-        engine.backward(loss, last=index == len(work.cuts) - 1)
-        _add(shares, metrics)
+        sums = engine.forward(batch).view(batch.prompts, -1)
+        lengths = batch.lengths.to(engine.device).view(batch.prompts, -1)
+        loss, metrics = objective.loss(sums, lengths, work.totals)
+        engine.backward(loss * batch.weight, last=index == len(work.cuts) - 1)
+        for name, share in metrics.items():
+            shares[name] = shares.get(name, 0) + share * batch.weight
         flops += training_flops(engine.policy, batch) * batch.weight
     lr = learning_rate(step, schedule.total_steps, config.optim)
     grad_norm = engine.step(lr)
-    totals = _sum_over_ranks(engine, {**shares, "flops": flops.to(engine.device)})
+    totals = _sum_over_ranks(engine, {**shares, "flops": torch.tensor(flops, device=engine.device)})
     seconds = time.perf_counter() - started
     return {
         "step": step + 1,
@@ -136,13 +138,17 @@ def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out
     Always packs both responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
     """
     work = _plan(engine, config, objective, _EVAL_CONTINUATIONS, held_out, np.arange(len(held_out)))
-    shares: Metrics = {}
+    batches = packed(held_out, work, continuations=_EVAL_CONTINUATIONS, score_prompts=objective.score_prompts)
+    # Every rank fills in its own pairs; their sum over ranks is the whole table.
+    sums = torch.zeros(len(held_out), 1 + _EVAL_CONTINUATIONS, dtype=torch.float64, device=engine.device)
     with evaluating(engine.policy):
-        for batch in packed(
-            held_out, work, continuations=_EVAL_CONTINUATIONS, score_prompts=objective.score_prompts
-        ):
-            _add(shares, _loss(engine, objective, batch, work.totals)[1])
-    return {f"eval_{name}": value for name, value in _sum_over_ranks(engine, shares).items()}
+        for cut, batch in zip(work.cuts, batches, strict=True):
+            scored = engine.forward(batch)  # fillers too: every rank takes part in every forward
+            if len(cut):
+                sums[torch.from_numpy(cut)] = scored.double().view(batch.prompts, -1)
+    lengths = predictions(held_out, objective.score_prompts).to(engine.device)
+    metrics = objective.loss(engine.all_sum(sums), lengths, work.totals)[1]
+    return {f"eval_{name}": float(value) for name, value in metrics.items()}
 
 
 def _plan(
@@ -157,21 +163,6 @@ def _plan(
         data, indices, continuations=continuations, score_prompts=objective.score_prompts,
         rank=engine.rank, ranks=engine.ranks, budget=config.train.tokens_per_microbatch,
     )  # fmt: skip
-
-
-def _loss(
-    engine: Engine, objective: Objective, batch: PackedBatch, totals: Totals
-) -> tuple[torch.Tensor, Metrics]:
-    """This micro-batch's share of the loss and of the metrics; zero for a filler."""
-    sums = engine.forward(batch).view(batch.prompts, -1)
-    lengths = batch.lengths.to(engine.device).view(batch.prompts, -1)
-    loss, metrics = objective.loss(sums, lengths, totals)
-    return loss * batch.weight, {name: share * batch.weight for name, share in metrics.items()}
-
-
-def _add(shares: Metrics, more: Metrics) -> None:
-    for name, share in more.items():
-        shares[name] = shares[name] + share if name in shares else share
 
 
 def _sum_over_ranks(engine: Engine, shares: Metrics) -> dict[str, float]:

@@ -1,0 +1,206 @@
+"""The reward model: a packed batch in, a scalar reward per continuation out.
+
+It is a Hugging Face sequence-classification model with one label, and its export is nothing else, so that
+`AutoModelForSequenceClassification` and vLLM's pooling runner score with it as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from orpo_ray.config import ModelConfig
+from orpo_ray.data.packing import PackedBatch
+from orpo_ray.errors import UserError
+from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, make_packable
+
+StateDict = dict[str, Tensor]
+
+_HEAD = "score.weight"
+# What the decoders of transformers call the norm whose output their heads read.
+_FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
+
+
+class RewardHead(nn.Linear):
+    """A score head that computes in float32 at least: a margin of bfloat16 rewards has two or three digits."""
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> RewardHead:
+        """A head that shares `linear`'s weight; it has no bias, as no `score` layer of transformers has."""
+        head = cls.__new__(cls)
+        nn.Module.__init__(head)
+        head.in_features, head.out_features = linear.in_features, linear.out_features
+        head.weight = linear.weight
+        head.register_parameter("bias", None)
+        return head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(..., 1)` of `hidden (..., width)`."""
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        return F.linear(hidden.to(exact), self.weight.to(exact))
+
+
+class PackedRewardModel(nn.Module):
+    """A Hugging Face sequence-classification model of one label behind shared-prefix packing.
+
+    `model` must have been built with `attn_implementation="shared_prefix"` (see `load_reward_model`). Its score
+    head becomes a `RewardHead` with the same weight, so `model.save_pretrained` writes what it always did.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        model.score = RewardHead.from_linear(model.score)
+        self.model = model
+
+    @property
+    def offset(self) -> float:
+        """What is subtracted from the network's own rewards: `reward_offset` of its config (see `centre`)."""
+        return float(getattr(self.model.config, "reward_offset", 0.0))
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Rewards `(sequences,)` in float32: a continuation's at its last token, 0 for a prompt.
+
+        They view as `(prompts, 1 + K)`, as the log-prob sums of a `PackedPolicy` do.
+        """
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            layout=batch.layout,
+            use_cache=False,
+        ).last_hidden_state[0]  # (tokens, width)
+        ends = torch.tensor([segment.end for segment in batch.layout.segments], device=hidden.device)
+        last = ends.view(batch.prompts, -1)[:, 1:] - 1  # (prompts, K)
+        rewards = self.model.score(hidden[last])[..., 0] - self.offset
+        return F.pad(rewards, (1, 0)).flatten()
+
+
+def load_reward_model(model: ModelConfig, *, seed: int, gradient_checkpointing: bool = False) -> PackedRewardModel:
+    """The reward model in the configured dtype, in training mode.
+
+    `model` names a sequence-classification model of one label, whose score head is kept, or a (causal) language
+    model, which gets a head drawn from `seed`, the same on every rank, from N(0, 1/(width + 1)) as in Stiennon
+    et al. (arXiv 2009.01325). Raises `UserError` for a model that is not there, is not in safetensors, has more
+    than one label, has no class with a score head on its last token, or computes something that packing does not.
+    """
+    config = load_config(model)
+    pretrained = model.init == "pretrained" and model.name_or_path != "toy"
+    is_classifier = any("ForSequenceClassification" in name for name in config.architectures or [])
+    if pretrained and is_classifier and config.num_labels != 1:
+        raise UserError(
+            f"{model.name_or_path}: a classifier of {config.num_labels} labels, but a reward model has one; start "
+            "from a model of one label or from a language model"
+        )
+    tokenizer = load_tokenizer(model)
+    pad = ensure_pad_token(tokenizer)
+    _describe_as_reward_model(config, pad)
+    with _without_load_report():
+        network, missing = build_network(AutoModelForSequenceClassification, config, model, seed)
+    if not isinstance(getattr(network, "score", None), nn.Linear):
+        raise UserError(f"model.name_or_path: {type(network).__name__} has no linear score head on its last token")
+    if missing - {_HEAD} or (is_classifier and missing):
+        raise UserError(f"{model.name_or_path}: its files lack weights of the model, such as {min(missing)}")
+    if missing or not pretrained:
+        _draw_head(network.score, seed)
+    _make_room(network, tokenizer, pad)
+    make_packable(network, gradient_checkpointing)
+    return PackedRewardModel(network).train()
+
+
+def ensure_pad_token(tokenizer: Tokenizer) -> int:
+    """Have `tokenizer` pad, on the right, with a token that no text ends in; returns its id.
+
+    Hugging Face's classifiers score the last token that is not padding. Where padding is EOS, as is common, a text
+    that ends in EOS would be scored before its end; so `<|pad|>` is added where there is no padding of its own.
+    The tokenizer that is saved beside a reward model must have been through this.
+    """
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    return int(tokenizer.pad_token_id)
+
+
+def centre(model: PackedRewardModel, mean: float, weights: StateDict | None = None) -> None:
+    """Shift every reward of `model` by `-mean`, so that those whose mean it was have mean zero.
+
+    The shift goes into the bias of the last LayerNorm, which only the score head reads, so that plain Hugging Face
+    and vLLM give centred rewards too. A model without one (the RMSNorm families: Llama, Mistral, Qwen) gets
+    `reward_offset` in its config instead: `PackedRewardModel` subtracts it, others have to.
+
+    `weights`: the state dict that is to be exported, such as an engine gathers under ZeRO-3, of which an entry is
+    replaced; by default the model's own parameters are changed, which must be whole.
+    """
+    found = _last_bias(model.model)
+    if found is None:
+        model.model.config.reward_offset = model.offset + mean
+        return
+    name, projection = found
+    state = model.model.state_dict() if weights is None else weights
+    direction = state[_HEAD][0].double()  # d reward / d bias, the same for every text
+    if projection is not None:
+        direction = direction @ state[projection].double()
+    shifted = (state[name].double() - mean * direction / direction.square().sum()).to(state[name].dtype)
+    if weights is None:
+        state[name].copy_(shifted)
+    else:
+        weights[name] = shifted
+
+
+def _last_bias(network: PreTrainedModel) -> tuple[str, str | None] | None:
+    """Names of the last LayerNorm's bias and of the projection between it and the score head, if any."""
+    base = network.base_model
+    decoder = getattr(base, "decoder", base)  # OPT's layers are one level down
+    norms = [getattr(decoder, name, None) for name in _FINAL_NORMS]
+    if not getattr(network.config, "do_layer_norm_before", True):
+        norms.append(decoder.layers[-1].final_layer_norm)  # OPT-350M normalises after each layer
+    norm = next((norm for norm in norms if isinstance(norm, nn.LayerNorm) and norm.bias is not None), None)
+    if norm is None:
+        return None
+    projection = getattr(decoder, "project_out", None)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return names[id(norm.bias)], None if projection is None else names[id(projection.weight)]
+
+
+def _describe_as_reward_model(config: PretrainedConfig, pad: int) -> None:
+    config.num_labels = 1
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    # For vLLM and transformers' pipelines: the logit is the answer, not the argument of a sigmoid.
+    config.problem_type = "regression"
+    config.pad_token_id = pad if pad < config.vocab_size else None
+
+
+def _make_room(network: PreTrainedModel, tokenizer: Tokenizer, pad: int) -> None:
+    """An embedding for padding that was added to a full vocabulary. Attention masks it, so it may be anything."""
+    embedded = network.config.vocab_size
+    if pad >= embedded:
+        network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            network.get_input_embeddings().weight[embedded:] = 0.0
+    network.config.pad_token_id = pad
+
+
+def _draw_head(score: nn.Linear, seed: int) -> None:
+    drawn = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        score.weight.copy_(drawn / (score.in_features + 1) ** 0.5)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from warning of the head that is new and the one that is not used: both are meant."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,249 @@
+"""Reports: drawn from run folders alone, self-contained, and safe with any text."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.winrate import win_rate
+from orpo_ray.report import Sample, curves_png, write_comparison, write_report
+from orpo_ray.report.figures import MAX_POINTS, _binned, _running_mean
+from orpo_ray.report.runs import read_run
+
+ATTACK = "<script>alert('$x$')</script>"
+
+
+def make_run(folder: Path, *, objective: str = "orpo", steps: int = 120, finished: bool = True, **config) -> Path:
+    """A run folder with metrics such as a real run leaves."""
+    folder.mkdir(parents=True)
+    settings = {"lambda": 0.5} if objective == "orpo" else {}
+    resolved = {
+        "name": folder.name, "seed": 0, "model": {"name_or_path": "runs/base", "dtype": "float32"},
+        "data": {"train": "toy", "eval": "toy-test"}, "objective": {"name": objective, **settings},
+        "train": {"max_steps": 120}, **config,
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    rng = np.random.default_rng(0)
+    lines = []
+    for step in range(steps + 1):
+        done = step / 120
+        chosen = -0.62 + (0.17 * done if objective == "sft" else 0.05 * done)
+        rejected = -0.63 + (0.08 * done if objective == "sft" else -1.0 * done)
+        noise = lambda: float(rng.normal(0, 0.03))  # noqa: E731
+        if step:
+            line = {
+                "step": step, "epoch": step / 60, "loss": 0.9 - 0.3 * done + noise(), "nll": 0.8 - 0.2 * done,
+                "logps_chosen": chosen + noise(), "lr": 2e-3 * (1 - done), "grad_norm": 0.8, "tokens": 1500,
+                "pairs_per_second": 80 + 30 * noise(), "tokens_per_second": 4000.0,
+            }  # fmt: skip
+            if objective == "orpo":
+                line |= {
+                    "odds_ratio_loss": 0.5, "log_odds_ratio": 1.2 * done + noise(),
+                    "logps_rejected": rejected + noise(), "reward_accuracy": 0.5 + 0.4 * done + noise(),
+                }  # fmt: skip
+            lines.append(line)
+        if step % 30 == 0:
+            lines.append({
+                "step": step, "eval_loss": 0.95 - 0.25 * done, "eval_nll": 0.8 - 0.2 * done,
+                "eval_odds_ratio_loss": 0.6, "eval_log_odds_ratio": 1.1 * done, "eval_logps_chosen": chosen,
+                "eval_logps_rejected": rejected, "eval_reward_accuracy": 0.5 + 0.4 * done,
+            })  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        summary = {"name": folder.name, "status": "finished", "steps": steps, "best_step": steps,
+                   "eval_loss": 0.7, "seconds": 95.2, "pairs": 6000, "workers": 2}  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, and what they would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in {"src", "href", "xlink:href", "srcset", "data", "action"}:
+                self.loads.append(value)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def assert_self_contained(path: Path) -> None:
+    page = Page(path)
+    assert all(load.startswith(("#", "data:")) for load in page.loads)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    source = path.read_text(encoding="utf-8")
+    assert not re.search(r"url\((?!#|&quot;#)", source)
+    assert "@import" not in source
+
+
+def headings(path: Path) -> list[str]:
+    return re.findall(r"<h3>(.*?)</h3>", path.read_text(encoding="utf-8"))
+
+
+def test_an_orpo_run_gets_every_figure_and_its_key_facts(tmp_path):
+    path = write_report(make_run(tmp_path / "hh-orpo"))
+    assert path == tmp_path / "hh-orpo" / "report.html"
+    assert headings(path) == [
+        "Loss", "Log-probs of chosen and rejected", "Log odds ratio", "Reward accuracy", "Learning rate", "Throughput",
+    ]  # fmt: skip
+    page = Page(path)
+    assert page.tags.count("svg") == 6
+    for fact in ("ORPO", "λ = 0.5", "runs/base", "0.700", "at step 120", "1.060", "from 0.010 at step 0", "90.0%",
+                 "6,000 pairs", "in all 1 min 35 s", "chosen −0.62 → −0.57 (rises); rejected −0.63 → −1.63 (falls)",
+                 "max_steps: 120"):  # fmt: skip
+        assert fact in page.text, fact
+    assert "Not finished" not in page.text
+    assert_self_contained(path)
+
+
+def test_an_sft_run_shows_its_rejected_log_probs_from_evaluation(tmp_path):
+    run = make_run(tmp_path / "sft", objective="sft")
+    page = Page(write_report(run))
+    assert "rejected −0.63 → −0.55 (rises)" in page.text
+    assert "rejected, evaluation" in page.text, "the legend of the log-probs"
+    assert "λ =" not in page.text
+
+
+def test_an_unfinished_run_says_so_even_with_its_last_line_half_written(tmp_path):
+    run = make_run(tmp_path / "run", steps=50, finished=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 51, "lo')
+    text = Page(write_report(run)).text
+    assert "Not finished: at step 50 of 120" in text
+    assert "at step 30" in text, "the best evaluation so far"
+
+
+def test_a_run_before_its_first_evaluation(tmp_path):
+    run = make_run(tmp_path / "run", finished=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines if "loss" in x)[:2000].rpartition("\n")[0] + "\n")
+    assert "Best eval loss–" in Page(write_report(run)).text.replace("\n", "")
+
+
+def test_a_diverged_run_is_drawn_and_said(tmp_path):
+    run = make_run(tmp_path / "run", steps=40)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"step": step, "loss": None, "logps_chosen": None}) + "\n" for step in (41, 42))
+        file.write(json.dumps({"step": 42, "eval_loss": None}) + "\n")
+    assert "not a finite number at 2 steps, first at step 41" in Page(write_report(run)).text
+
+
+def test_text_is_escaped_everywhere(tmp_path):
+    run = make_run(tmp_path / "run", name=ATTACK, model={"name_or_path": ATTACK, "dtype": "float32"}, note=ATTACK)
+    path = write_report(run)
+    assert "<script" not in path.read_text()
+    assert Page(path).text.count(ATTACK) >= 3
+    sample = Sample(prompt=ATTACK, responses={ATTACK: ATTACK}, scores={ATTACK: 1})
+    result = win_rate([1, 2, 0], [0, 1, 1])
+    path = write_comparison(tmp_path / "c.html", {ATTACK: run}, [sample], {ATTACK: result}, title=ATTACK)
+    assert "<script" not in path.read_text()
+    assert_self_contained(path)
+    curves_png(tmp_path / "c.png", {ATTACK: run})
+
+
+def test_ids_are_not_repeated_on_a_page(tmp_path):
+    ids = Page(write_report(make_run(tmp_path / "run"))).ids
+    assert ids
+    assert len(ids) == len(set(ids))
+
+
+def test_comparison_sets_runs_side_by_side(tmp_path):
+    runs = {"SFT": make_run(tmp_path / "sft", objective="sft"), "ORPO": make_run(tmp_path / "orpo")}
+    samples = [
+        Sample(f"Question {i}?", {"SFT": f"plain {i}", "ORPO": f"kind {i}"}, {"SFT": i % 3, "ORPO": 1 + i % 3})
+        for i in range(60)
+    ]
+    result = win_rate([s.scores["ORPO"] for s in samples], [s.scores["SFT"] for s in samples])
+    path = write_comparison(tmp_path / "out" / "report.html", runs, samples, {"ORPO over SFT": result}, "SFT and ORPO")
+    page = Page(path)
+    assert headings(path) == ["SFT", "ORPO", "Win-rate", "True scores"]
+    assert page.tags.count("svg") == 4
+    assert "ORPO over SFT: win-rate 100.0%" in page.text
+    assert "above an even 50%" in page.text
+    assert "60 wins, 0 ties, 0 losses in 60 comparisons" in page.text
+    assert "kind 19" in page.text
+    assert "kind 20" not in page.text
+    assert "The first 20 of 60" in page.text
+    assert_self_contained(path)
+    # One y axis: both panels carry the same tick labels.
+    svgs = re.findall(r"<svg.*?</svg>", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    ticks = [[t for t in re.findall(r">(−[\d.]+)</text>", svg)] for svg in svgs[:2]]
+    assert ticks[0]
+    assert ticks[0] == ticks[1]
+
+
+def test_curves_picture(tmp_path):
+    runs = {"SFT": make_run(tmp_path / "sft", objective="sft"), "ORPO": make_run(tmp_path / "orpo")}
+    path = curves_png(tmp_path / "images" / "curves.png", runs)
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    assert width > 2 * height
+    assert curves_png(tmp_path / "again.png", runs).read_bytes() == data
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.jsonl", None, "no metrics.jsonl"),
+        ("metrics.jsonl", "", "no metrics yet"),
+        ("metrics.jsonl", '{"step": 1}\nnonsense\n{"step": 3}\n', "line 2: not valid JSON"),
+        ("metrics.jsonl", "[1]\n", "line 1: expected a JSON object"),
+        ("metrics.jsonl", '{"loss": 1}\n', "line 1: has no step"),
+        ("config.yaml", None, "config.yaml: no such file"),
+        ("config.yaml", "a: [", "not valid YAML"),
+        ("summary.json", "{", "summary.json: not valid JSON"),
+    ],
+)
+def test_an_unreadable_run_is_the_users_to_mend(tmp_path, file, content, message):
+    run = make_run(tmp_path / "run")
+    if content is None:
+        (run / file).unlink()
+    else:
+        (run / file).write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        write_report(run)
+    with pytest.raises(UserError):
+        write_report(tmp_path / "absent")
+
+
+def test_long_runs_are_binned_by_means_and_keep_their_average():
+    steps, values = np.arange(1, 10_001), np.random.default_rng(0).normal(3, 1, 10_000)
+    fewer, means = _binned((steps, values))
+    assert len(fewer) == MAX_POINTS
+    assert fewer[-1] == 10_000
+    assert means.mean() == pytest.approx(values.mean())
+
+
+def test_running_mean_is_blind_to_missing_values():
+    assert _running_mean(np.array([1.0, np.nan, 3.0, 5.0]), 3).tolist() == [1, 2, 4, 4]
+    assert np.isnan(_running_mean(np.array([np.nan, np.nan]), 3)).all()
+
+
+def test_best_step_without_summary_is_the_lowest_eval_loss(tmp_path):
+    run = make_run(tmp_path / "run", finished=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 121, "eval_loss": 5.0}) + "\n")
+    assert read_run(run).best_step == 120
