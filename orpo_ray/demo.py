@@ -15,7 +15,7 @@ from orpo_ray.data.prepare import prepare
 from orpo_ray.evaluation.generation import Sampling, generate
 from orpo_ray.evaluation.winrate import WinRate, win_rate
 from orpo_ray.modeling.loading import load_tokenizer
-from orpo_ray.report import Sample, write_comparison, write_report
+from orpo_ray.report import Sample, curves_png, write_comparison, write_report
 from orpo_ray.training.launcher import train
 
 _LAMBDA = 1.0
@@ -28,10 +28,10 @@ def demo_config(stage: str, out: Path) -> TrainConfig:
         "model": {"name_or_path": str(out / "base"), "dtype": "float32"},
         "data": {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64},
         "objective": {"name": "sft"},
-        "optim": {"lr": 1.0e-3, "warmup_steps": 0.1},
+        "optim": {"lr": 2.0e-3, "warmup_steps": 0.1},
         "train": {
-            "epochs": 2, "max_steps": 300, "global_batch_size": 32, "tokens_per_microbatch": 4096,
-            "eval_every_steps": 25, "checkpoint_every_steps": 100,
+            "epochs": 3, "max_steps": 400, "global_batch_size": 32, "tokens_per_microbatch": 4096,
+            "eval_every_steps": 40, "checkpoint_every_steps": 100,
         },
         "scaling": {"num_workers": 2},
         "storage": {"path": str(out)},
@@ -40,7 +40,7 @@ def demo_config(stage: str, out: Path) -> TrainConfig:
         # Trained on either answer alike, and not for long: a base model that has no preference yet.
         mapping["model"]["name_or_path"] = "toy"
         mapping["data"]["train"] = "toy-base"
-        mapping["train"] |= {"max_steps": 120, "checkpoint_every_steps": 60}
+        mapping["train"] |= {"max_steps": 100, "checkpoint_every_steps": 50}
         mapping["optim"]["lr"] = 3.0e-3
     if stage == "orpo":
         mapping["objective"] = {"name": "orpo", "lambda": _LAMBDA}
@@ -54,25 +54,22 @@ def run_demo(out: Path) -> None:
     """
     console = Console()
     started = time.monotonic()
-    runs = {}
     for stage in ("base", "sft", "orpo"):
-        folder = train(demo_config(stage, out), console)
-        write_report(folder.path)
-        runs[stage] = folder.path
+        write_report(train(demo_config(stage, out), console).path)
+    runs = {"SFT": out / "sft", "ORPO": out / "orpo"}
     prompts, responses = _sample(out, runs, console)
-    scores = {name: [toyworld.true_score(p, r) for p, r in zip(prompts, rs, strict=True)] for name, rs in responses.items()}
-    won = win_rate(scores["orpo"], scores["sft"])
+    scores = {
+        label: [toyworld.true_score(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        for label, texts in responses.items()
+    }
+    won = win_rate(scores["ORPO"], scores["SFT"])
     samples = [
-        Sample(prompt, {name: responses[name][i] for name in responses}, {name: scores[name][i] for name in scores})
+        Sample(prompt, {label: responses[label][i] for label in runs}, {label: scores[label][i] for label in runs})
         for i, prompt in enumerate(prompts)
     ]
-    report = write_comparison(
-        out / "report.html",
-        {"SFT": runs["sft"], "ORPO": runs["orpo"]},
-        samples,
-        {"ORPO against SFT": won},
-        title="ORPO against SFT in the embedded world",
-    )
+    title = "ORPO over SFT in the embedded world"
+    report = write_comparison(out / "report.html", runs, samples, {"ORPO over SFT": won}, title)
+    curves_png(out / "curves.png", runs)
     _print(console, scores, won, responses, prompts)
     console.print(f"\n{report} shows it all ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
@@ -80,16 +77,16 @@ def run_demo(out: Path) -> None:
 def _sample(
     out: Path, runs: dict[str, Path], console: Console
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """One response of SFT and of ORPO to every test request, at temperature 1."""
+    """The test requests, and one response of each run to each of them, at temperature 1."""
     config = demo_config("sft", out)
     tokenizer = load_tokenizer(config.model)
     held_out = prepare(config, tokenizer).eval
     ids = [held_out.pair(i)[0].tolist() for i in range(len(held_out))]
     responses = {}
-    for name in ("sft", "orpo"):
-        console.print(f"sampling {len(ids)} responses from {name} with vLLM", soft_wrap=True)
-        drawn = generate(runs[name] / "model", ids, Sampling(temperature=1.0, max_tokens=48))
-        responses[name] = [response.text for response in drawn]
+    for label, run in runs.items():
+        console.print(f"{label}: sampling {len(ids)} responses with vLLM", soft_wrap=True)
+        drawn = generate(run / "model", ids, Sampling(temperature=1.0, max_tokens=48))
+        responses[label] = [response.text for response in drawn]
     return [tokenizer.decode(prompt, skip_special_tokens=True) for prompt in ids], responses
 
 
@@ -106,7 +103,7 @@ def _print(
     console.print(table)
     low, high = won.ci95
     console.print(
-        f"ORPO against SFT: wins {won.wins}, ties {won.ties}, losses {won.losses}; "
+        f"ORPO over SFT: wins {won.wins}, ties {won.ties}, losses {won.losses}; "
         f"true win-rate {won.win_rate:.1%}, 95 % interval {low:.1%} to {high:.1%} (ties count half)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -70,9 +70,7 @@ def _by_group(
     return np.bincount(group, weights=outcomes).astype(np.float64), np.bincount(group).astype(np.float64)
 
 
-def _interval(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int
-) -> tuple[float, float]:
+def _interval(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
     means = sums / counts
     if np.ptp(means) < 1e-12:
         # Every prompt came out alike, so resampling sees no spread. What n prompts did not show may still be up

@@ -39,23 +39,14 @@ def load_policy(model: ModelConfig, *, seed: int, gradient_checkpointing: bool =
     Random weights are drawn from `seed`, the same on every rank. Raises `UserError` for a model that is not
     there, is not in safetensors, or computes something that packing does not.
     """
-    config = _load_config(model)
-    if not model.keep_dropout:
-        _turn_dropout_off(config)
-    network = _build(config, model, seed)
-    if not network._supports_attention_backend or network._is_stateful:
-        raise UserError(
-            f"model.name_or_path: {type(network).__name__} does not take its attention from transformers' "
-            "attention interface, so it cannot be trained packed"
-        )
-    if gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+    network, _ = build_network(AutoModelForCausalLM, load_config(model), model, seed)
+    make_packable(network, gradient_checkpointing)
     return PackedPolicy(network).train()
 
 
 def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None:
     """Raises `UserError` where the model has no place for a token or a position that the data may hold."""
-    config = _load_config(model)
+    config = load_config(model)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise UserError(
@@ -69,7 +60,8 @@ def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None
         )
 
 
-def _load_config(model: ModelConfig) -> PretrainedConfig:
+def load_config(model: ModelConfig) -> PretrainedConfig:
+    """The configuration of the model that `model` names, as it ships. Raises `UserError` where there is none."""
     if model.name_or_path == "toy":
         return toyworld.model_config()
     config: PretrainedConfig = _from_hub_or_folder(AutoConfig.from_pretrained, model.name_or_path, "model", model)
@@ -79,20 +71,37 @@ def _load_config(model: ModelConfig) -> PretrainedConfig:
     return config
 
 
-def _build(config: PretrainedConfig, model: ModelConfig, seed: int) -> PreTrainedModel:
-    dtype = DTYPES[model.dtype]
-    network: PreTrainedModel
+def build_network(
+    auto: Any, config: PretrainedConfig, model: ModelConfig, seed: int
+) -> tuple[PreTrainedModel, set[str]]:
+    """The network of `auto`, one of transformers' AutoModels, and which of its parameters its files lack."""
+    if not model.keep_dropout:
+        _turn_dropout_off(config)
     if model.init == "pretrained" and model.name_or_path != "toy":
-        network = _from_hub_or_folder(
-            AutoModelForCausalLM.from_pretrained, model.name_or_path, "model", model,
-            config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
+        network, info = _from_hub_or_folder(
+            auto.from_pretrained, model.name_or_path, "model", model, config=config, dtype=DTYPES[model.dtype],
+            attn_implementation=ATTENTION, use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
-        return network
+        return network, info["missing_keys"]
     torch.manual_seed(seed)
-    network = AutoModelForCausalLM.from_config(
-        config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code
-    )
-    return network.to(dtype)
+    try:
+        network = auto.from_config(
+            config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code
+        )
+    except ValueError as error:  # there is no such class for this architecture
+        raise UserError(f"{model.name_or_path}: the model cannot be built: {str(error).splitlines()[0]}") from error
+    return network.to(DTYPES[model.dtype]), set()
+
+
+def make_packable(network: PreTrainedModel, gradient_checkpointing: bool) -> None:
+    """Raises `UserError` for a network that does not let `shared_prefix` compute its attention."""
+    if not network._supports_attention_backend or network._is_stateful:
+        raise UserError(
+            f"model.name_or_path: {type(network).__name__} does not take its attention from transformers' "
+            "attention interface, so it cannot be trained packed"
+        )
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
@@ -101,7 +110,9 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
     if (path / "model" / "config.json").is_file():  # the folder of a run
         path = path / "model"
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UserError(f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)")
+        raise UserError(
+            f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
+        )
     try:
         return load(str(path) if path.is_dir() else name, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:

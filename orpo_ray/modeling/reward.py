@@ -58,11 +58,8 @@ class PackedRewardModel(nn.Module):
         super().__init__()
         model.score = RewardHead.from_linear(model.score)
         self.model = model
-
-    @property
-    def offset(self) -> float:
-        """What is subtracted from the network's own rewards: `reward_offset` of its config (see `centre`)."""
-        return float(getattr(self.model.config, "reward_offset", 0.0))
+        self.offset = float(getattr(model.config, "reward_offset", 0.0))
+        """What is subtracted from the network's own rewards (see `centre`)."""
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Rewards `(sequences,)` in float32: a continuation's at its last token, 0 for a prompt.
@@ -133,12 +130,15 @@ def centre(model: PackedRewardModel, mean: float, weights: StateDict | None = No
     and vLLM give centred rewards too. A model without one (the RMSNorm families: Llama, Mistral, Qwen) gets
     `reward_offset` in its config instead: `PackedRewardModel` subtracts it, others have to.
 
-    `weights`: the state dict that is to be exported, such as an engine gathers under ZeRO-3, of which an entry is
-    replaced; by default the model's own parameters are changed, which must be whole.
+    `weights`: the state dict that is to be exported, such as an engine gathers under ZeRO-3. It and the config then
+    change, while `model` itself computes on as before: centring the next export needs the mean of that time alone.
+    By default the model changes, whose parameters must be whole.
     """
     found = _last_bias(model.model)
     if found is None:
         model.model.config.reward_offset = model.offset + mean
+        if weights is None:
+            model.offset += mean
         return
     name, projection = found
     state = model.model.state_dict() if weights is None else weights

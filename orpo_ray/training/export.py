@@ -33,7 +33,7 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 |---|---|
 | base model | `{{ config.model.name_or_path }}` ({{ config.model.init }}, {{ config.model.dtype }}) |
 | data | `{{ config.data.train }}`, split {{ config.data.train_split }} |
-| objective | {{ config.objective.name }}{% if lambda_ is not none %}, λ = {{ lambda_ }}{% endif %}, NLL over {{ nll_tokens }} tokens |
+| objective | {{ objective }}, NLL over {{ nll_tokens }} tokens |
 | learning rate | {{ config.optim.lr }}, {{ config.optim.schedule }}, warm-up {{ config.optim.warmup_steps }} |
 | pairs in a step | {{ config.train.global_batch_size }} |
 | longest text | {{ config.data.max_length }} tokens, prompt {{ config.data.max_prompt_length }} |
@@ -72,7 +72,7 @@ def export_model(
     card = _CARD.render(
         config=config,
         version=__version__,
-        lambda_=objective.lambda_ if isinstance(objective, OrpoConfig) else None,
+        objective=f"orpo, λ = {objective.lambda_}" if isinstance(objective, OrpoConfig) else objective.name,
         base_is_hub_id=config.model.name_or_path.count("/") == 1 and not Path(config.model.name_or_path).exists(),
         nll_tokens=objective.nll_tokens.replace("_", " "),
         template=f"`{template.splitlines()[0][:60]}`" if template else "the tokenizer's own, none for plain text",

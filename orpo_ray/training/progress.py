@@ -32,7 +32,8 @@ def progress_bar(metrics: Path, name: str, total_steps: int, console: Console) -
     stop = threading.Event()
     offset = metrics.stat().st_size if metrics.is_file() else 0  # what an interrupted run left is no news
     watch = _bar if console.is_terminal else _lines
-    thread = threading.Thread(target=watch, args=(_new_lines(metrics, offset, stop), name, total_steps, console), daemon=True)
+    news = _new_lines(metrics, offset, stop)
+    thread = threading.Thread(target=watch, args=(news, name, total_steps, console), daemon=True)
     thread.start()
     try:
         yield

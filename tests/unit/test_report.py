@@ -132,8 +132,8 @@ def test_an_unfinished_run_says_so_even_with_its_last_line_half_written(tmp_path
 
 def test_a_run_before_its_first_evaluation(tmp_path):
     run = make_run(tmp_path / "run", finished=False)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines if "loss" in x)[:2000].rpartition("\n")[0] + "\n")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[1:10]))
     assert "Best eval loss–" in Page(write_report(run)).text.replace("\n", "")
 
 
@@ -184,7 +184,7 @@ def test_comparison_sets_runs_side_by_side(tmp_path):
     assert_self_contained(path)
     # One y axis: both panels carry the same tick labels.
     svgs = re.findall(r"<svg.*?</svg>", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    ticks = [[t for t in re.findall(r">(−[\d.]+)</text>", svg)] for svg in svgs[:2]]
+    ticks = [re.findall(r">(−[\d.]+)</text>", svg) for svg in svgs[:2]]
     assert ticks[0]
     assert ticks[0] == ticks[1]
 

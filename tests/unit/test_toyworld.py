@@ -34,7 +34,7 @@ def test_sizes_and_fields(pairs):
 def test_the_world_is_the_same_everywhere(pairs):
     # A change of this digest changes every measured number about the world.
     digest = hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()
-    assert digest[:16] == "DIGEST"
+    assert digest[:16] == "454c5f191720c996"
 
 
 @pytest.mark.parametrize("source", ["toy", "toy-test"])
@@ -76,7 +76,8 @@ def test_test_requests_are_distinct_and_unseen(pairs):
 
 
 def test_every_word_is_trained_on(pairs):
-    used = {i for r in pairs["toy"] for text in r.values() for i in tokenizer().encode(text, add_special_tokens=False)}
+    texts = [text for record in pairs["toy"] for text in record.values()]
+    used = {i for ids in tokenizer()(texts, add_special_tokens=False)["input_ids"] for i in ids}
     assert used == set(range(4, len(tokenizer())))
 
 
@@ -153,19 +154,19 @@ def test_scorer_on_written_cases(response, good):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "right"),
+    ("prompt", "right", "wrong"),
     [
-        ("Ada asks: Can you add five and five?", "The answer is ten."),
-        ("Ada asks: Which sound comes from the owl?", "It goes hoot."),
-        ("Ada asks: Is nine or three the larger number?", "The larger one is nine."),
-        ("Ada asks: Of bee, whale and sheep, which is the smallest?", "The smallest one is the bee."),
-        ("Ada asks: Which is the largest: bee, sheep or horse?", "That must be the horse."),
+        ("Ada asks: Can you add five and five?", "The answer is ten.", "The answer is nine."),
+        ("Ada asks: Which sound comes from the owl?", "It goes hoot.", "It goes moo."),
+        ("Ada asks: What does the cow say?", "The cow says moo.", "The owl says hoot."),
+        ("Ada asks: Is nine or three the larger number?", "The larger one is nine.", "The larger one is three."),
+        ("Ada asks: Of bee, whale and duck, which is the smallest?", "That must be the bee.", "That must be the duck."),
+        ("Ada asks: Which is the largest: bee, duck or horse?", "The largest one is the horse.", "The horse is."),
     ],
-)
-def test_facts_of_every_kind(prompt, right):
+)  # fmt: skip
+def test_facts_of_every_kind(prompt, right, wrong):
     assert qualities(prompt, right)["right"]
-    assert not qualities(prompt, right.replace("smallest", "largest").replace("hoot", "moo").replace("nine", "three")
-                         .replace("ten", "nine").replace("horse", "bee"))["right"] or "smallest" in right  # fmt: skip
+    assert not qualities(prompt, wrong)["right"]
 
 
 @given(st.text(max_size=200))
@@ -178,7 +179,9 @@ def test_scorer_reads_any_tokens(ids):
     assert 0 <= true_score(SUM, tokenizer().decode(ids, skip_special_tokens=True)) <= 3
 
 
-@pytest.mark.parametrize("prompt", ["", "Hello", "Mia asks: What is two plus moo?", "Mia asks: What does the whale say?"])
+@pytest.mark.parametrize(
+    "prompt", ["", "Hello", "Mia asks: What is two plus moo?", "Mia asks: What does the whale say?"]
+)
 def test_a_foreign_prompt_is_refused(prompt):
     with pytest.raises(ValueError, match="not a request"):
         true_score(prompt, PERFECT)
