@@ -30,8 +30,8 @@ def demo_config(stage: str, out: Path) -> TrainConfig:
         "objective": {"name": "sft"},
         "optim": {"lr": 2.0e-3, "warmup_steps": 0.1},
         "train": {
-            "epochs": 3, "max_steps": 400, "global_batch_size": 32, "tokens_per_microbatch": 4096,
-            "eval_every_steps": 40, "checkpoint_every_steps": 100,
+            "epochs": 5, "max_steps": 800, "global_batch_size": 32, "tokens_per_microbatch": 4096,
+            "eval_every_steps": 80, "checkpoint_every_steps": 100,
         },
         "scaling": {"num_workers": 2},
         "storage": {"path": str(out)},
@@ -40,7 +40,7 @@ def demo_config(stage: str, out: Path) -> TrainConfig:
         # Trained on either answer alike, and not for long: a base model that has no preference yet.
         mapping["model"]["name_or_path"] = "toy"
         mapping["data"]["train"] = "toy-base"
-        mapping["train"] |= {"max_steps": 100, "checkpoint_every_steps": 50}
+        mapping["train"] |= {"max_steps": 160, "checkpoint_every_steps": 80}
         mapping["optim"]["lr"] = 3.0e-3
     if stage == "orpo":
         mapping["objective"] = {"name": "orpo", "lambda": _LAMBDA}

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.generation import Response, Sampling, generate
+from orpo_ray.evaluation.generation import Response, Sampling, _seeds, generate
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,12 @@ def test_a_seed_fixes_the_draws_whatever_the_order(ray_cluster, model_dir, promp
     backward = generate(model_dir, prompts[:6][::-1], sampling, dtype="float32")
     assert [r.token_ids for r in backward] == [r.token_ids for r in forward[:6][::-1]]
     assert forward[0].token_ids != forward[-1].token_ids, "a repeated prompt is drawn anew"
-    other = generate(model_dir, prompts[:6], Sampling(temperature=1.0, max_tokens=12, seed=6), dtype="float32")
-    assert [r.token_ids for r in other] != [r.token_ids for r in forward[:6]]
+
+
+def test_every_request_has_its_own_seed(prompts):
+    seeds = _seeds([*prompts, *prompts], 0) + _seeds(prompts, 1)
+    assert len(set(seeds)) == 3 * len(prompts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_no_prompts_need_no_engine(model_dir):

@@ -16,8 +16,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orpo_ray.config import TrainConfig, parse_config
+from orpo_ray.config import TrainConfig, load_config, parse_config
 from orpo_ray.data.prepare import prepare
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.generation import Sampling, generate
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.training.launcher import train
 
@@ -105,9 +107,18 @@ def test_model_loads_as_any_other_and_scores_as_evaluated(run: Path, storage: Pa
     assert sum(means[2]) / 60 == pytest.approx(best["eval_logps_rejected"], abs=0.25)
 
 
-def test_finished_run_is_left_alone_and_other_settings_are_refused(run: Path, storage: Path) -> None:
-    from orpo_ray.errors import UserError
+def test_model_generates_in_vllm_as_in_hugging_face(run: Path, storage: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32).eval()
+    config = toy(storage)
+    held_out = prepare(config, load_tokenizer(config.model)).eval
+    prompts = [held_out.pair(index)[0].tolist() for index in range(8)]
+    drawn = generate(run / "model", prompts, Sampling(temperature=0.0, max_tokens=12))
+    for prompt, response in zip(prompts, drawn, strict=True):
+        greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+        assert response.token_ids == greedy.tolist()
 
+
+def test_finished_run_is_left_alone_and_other_settings_are_refused(run: Path, storage: Path) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     train(toy(storage))
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -170,8 +181,6 @@ def test_interrupted_run_continues_to_the_same_weights(run: Path, storage: Path,
 
 def test_real_dialogues(ray_cluster: None, storage: Path, shared: Path) -> None:
     """2,312 real HH-RLHF pairs, a 7.5M-parameter OPT with the genuine vocabulary, two workers, ZeRO-2."""
-    from orpo_ray.config import load_config
-
     config = load_config(
         REPOSITORY / "configs/hh-small-orpo.yaml",
         [

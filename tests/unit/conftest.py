@@ -31,6 +31,10 @@ _LLAMA: dict[str, Any] = dict(
     vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
     max_position_embeddings=128,
 )  # fmt: skip
+_GPT2: dict[str, Any] = dict(
+    vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128,
+    resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+)  # fmt: skip
 
 FAMILIES: dict[str, PretrainedConfig] = {
     "opt-pre-norm": OPTConfig(**_OPT),
@@ -40,7 +44,7 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "mistral-window-shorter": MistralConfig(**_LLAMA, num_key_value_heads=2, sliding_window=7),
     "phi": PhiConfig(**_LLAMA, partial_rotary_factor=0.5),
     "qwen3": Qwen3Config(**_LLAMA, num_key_value_heads=2, head_dim=16),
-    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    "gpt2": GPT2Config(**_GPT2),
 }
 
 

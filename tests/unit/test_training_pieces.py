@@ -84,7 +84,8 @@ class TestRunFolder:
 
 class TestDeepSpeedConfig:
     def test_own_settings_are_merged_over_ours(self) -> None:
-        settings = deepspeed_config(config("train.zero_stage=3", "train.deepspeed={zero_optimization: {stage: 3, x: 1}}"))
+        own = "train.deepspeed={zero_optimization: {stage: 3, x: 1}}"
+        settings = deepspeed_config(config("train.zero_stage=3", own))
         assert settings["zero_optimization"]["x"] == 1
         assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
 
@@ -95,7 +96,7 @@ class TestDeepSpeedConfig:
 
 class TestLoading:
     def test_missing_folder(self) -> None:
-        with pytest.raises(UserError, match="./nowhere: no such folder"):
+        with pytest.raises(UserError, match=r"\./nowhere: no such folder"):
             load_policy(ModelConfig(name_or_path="./nowhere"), seed=0)
 
     def test_folder_without_weights(self, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ class TestLoading:
         from transformers import MambaConfig
 
         MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match="packed|cannot be loaded"):
+        with pytest.raises(UserError, match=r"packed|cannot be loaded"):
             load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
 
     def test_model_and_data_must_fit(self, shared: Path) -> None:
