@@ -4,7 +4,7 @@
 #   make test PYTEST_ARGS="-k packing"           some of the tests
 #   make demo OUT=/tmp/demo                      the demo's run folders elsewhere
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements/cpu.lock
 OUT ?= runs/demo
 PYTEST_ARGS ?=
@@ -41,6 +41,7 @@ test: $(STAMP)  ## run the unit tests, then the integration tests
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
@@ -58,8 +59,8 @@ clean:  ## remove .venv, caches and build leftovers; runs/ stays
 # may live on another index; DeepSpeed, published as source only, is built into a wheel on the way. The stamp
 # comes last: an install that failed leaves none, and the next call takes up where it stopped.
 $(STAMP):
-	@command -v $(PYTHON) >/dev/null || { \
-	  echo "make: $(PYTHON) is not installed; name another Python 3.11 with make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { \
+	  echo "make: no Python found; name a Python 3.11 with make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "make: $(PYTHON) is not Python 3.11, which $(LOCK) is pinned for" >&2; exit 1; }
 	@echo "==> $(VENV): installing $(LOCK) (a few minutes, about 4 GB)"

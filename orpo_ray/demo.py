@@ -40,7 +40,7 @@ def demo_config(stage: str, out: Path) -> TrainConfig:
         # Trained on either answer alike, and not for long: a base model that has no preference yet.
         mapping["model"]["name_or_path"] = "toy"
         mapping["data"]["train"] = "toy-base"
-        mapping["train"] |= {"max_steps": 160, "checkpoint_every_steps": 80}
+        mapping["train"] |= {"max_steps": 100, "checkpoint_every_steps": 50}
         mapping["optim"]["lr"] = 3.0e-3
     if stage == "orpo":
         mapping["objective"] = {"name": "orpo", "lambda": _LAMBDA}
@@ -74,9 +74,7 @@ def run_demo(out: Path) -> None:
     console.print(f"\n{report} shows it all ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
 
-def _sample(
-    out: Path, runs: dict[str, Path], console: Console
-) -> tuple[list[str], dict[str, list[str]]]:
+def _sample(out: Path, runs: dict[str, Path], console: Console) -> tuple[list[str], dict[str, list[str]]]:
     """The test requests, and one response of each run to each of them, at temperature 1."""
     config = demo_config("sft", out)
     tokenizer = load_tokenizer(config.model)

@@ -57,9 +57,7 @@ class CacheWriter:
         self.folder = folder
         self._end = 0  # of the tokens written so far
         self._stack = ExitStack()
-        self._files = {
-            name: self._stack.enter_context((folder / name).open("wb")) for name in [*ARRAYS, QUARANTINE]
-        }
+        self._files = {name: self._stack.enter_context((folder / name).open("wb")) for name in [*ARRAYS, QUARANTINE]}
 
     def write(self, pairs: Sequence[tuple[int, TokenizedPair]]) -> None:
         """Append pairs, each with its record's index."""
@@ -119,9 +117,7 @@ def read_or_build(root: Path, key: str, build: Callable[[CacheWriter], Account])
             return found if found is not None else _build(entry, build)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"{root}: cannot hold tokenised data: {reason}; set storage.cache to another folder"
-        ) from error
+        raise UserError(f"{root}: cannot hold tokenised data: {reason}; set storage.cache to another folder") from error
 
 
 def _build(entry: Path, build: Callable[[CacheWriter], Account]) -> TokenizedSource:

@@ -23,6 +23,9 @@ class PairDataset:
     record_ids: NDArray[np.int64]
     """(pairs,): index of the record in its source, counted from 0, for messages."""
 
+    reference: NDArray[np.float32] | None = None
+    """(pairs, 2): summed log-probs of chosen and rejected under a reference model, where one was asked."""
+
     def __len__(self) -> int:
         return len(self.bounds)
 
@@ -38,4 +41,5 @@ class PairDataset:
 
     def subset(self, indices: NDArray[np.integer]) -> PairDataset:
         """The pairs at `indices`, in that order, over the same tokens."""
-        return PairDataset(self.tokens, self.bounds[indices], self.record_ids[indices])
+        reference = None if self.reference is None else self.reference[indices]
+        return PairDataset(self.tokens, self.bounds[indices], self.record_ids[indices], reference)

@@ -119,9 +119,7 @@ def _example(pairs: PairDataset, i: int, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def print_summary(
-    config: TrainConfig, console: Console, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def print_summary(config: TrainConfig, console: Console, tokenizer: PreTrainedTokenizerBase) -> None:
     """Print the summary of a run's data, with the records read so far while it is tokenised."""
     with console.status("reading") as status:
         summary = summarize(config, tokenizer, lambda read: status.update(f"{read:,} records read"))

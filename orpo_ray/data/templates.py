@@ -30,8 +30,7 @@ _ORPO = (
 NAMED_TEMPLATES = {
     "orpo": _ORPO,
     # The same with a system turn first, empty where the messages have none, as Zephyr was trained.
-    "zephyr": "{% if messages[0]['role'] != 'system' %}{{ '<|system|>\n' + eos_token + '\n' }}{% endif %}"
-    + _ORPO,
+    "zephyr": "{% if messages[0]['role'] != 'system' %}{{ '<|system|>\n' + eos_token + '\n' }}{% endif %}" + _ORPO,
     # Turns are parted, not ended, by a newline, so that a response ends with its mark.
     "chatml": (
         "{% for message in messages %}"

@@ -8,15 +8,19 @@ import torch
 
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.scorer import Scorer
 
 
-def training_flops(policy: PackedPolicy, batch: PackedBatch) -> float:
+def training_flops(policy: Scorer, batch: PackedBatch) -> float:
     """Floating-point operations of one forward and backward of `batch`.
 
-    Six per token and weight of the trunk's matrices, six per prediction and weight of the head, twelve per
-    width and visible query-key pair of each layer's attention.
+    Six per token and weight of the trunk's matrices, six per prediction and weight of a policy's head (a reward
+    model's is one row), twelve per width and visible query-key pair of each layer's attention.
     """
-    head = policy.model.get_output_embeddings().weight
+    if isinstance(policy, PackedPolicy):
+        head, predictions = policy.model.get_output_embeddings().weight, batch.targets.numel()
+    else:
+        head, predictions = policy.model.score.weight, len(batch.layout.segments)
     embeddings = {id(m.weight) for m in policy.modules() if isinstance(m, torch.nn.Embedding)} | {id(head)}
     trunk = sum(_elements(p) for p in policy.parameters() if _dims(p) == 2 and id(p) not in embeddings)
     config = policy.model.config
@@ -26,7 +30,7 @@ def training_flops(policy: PackedPolicy, batch: PackedBatch) -> float:
         (end - start) * (p_end - p_start) + (end - start) * (end - start + 1) / 2
         for start, end, p_start, p_end in batch.layout.segments
     )
-    matmuls: float = 6.0 * (batch.tokens * trunk + batch.targets.numel() * _elements(head))
+    matmuls: float = 6.0 * (batch.tokens * trunk + predictions * _elements(head))
     attention: float = 12.0 * config.num_hidden_layers * width * visible
     return matmuls + attention
 

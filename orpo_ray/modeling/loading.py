@@ -85,9 +85,7 @@ def build_network(
         return network, info["missing_keys"]
     torch.manual_seed(seed)
     try:
-        network = auto.from_config(
-            config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code
-        )
+        network = auto.from_config(config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code)
     except ValueError as error:  # there is no such class for this architecture
         raise UserError(f"{model.name_or_path}: the model cannot be built: {str(error).splitlines()[0]}") from error
     return network.to(DTYPES[model.dtype]), set()

@@ -74,6 +74,6 @@ def preference_metrics(logps: Tensor, totals: Totals) -> Metrics:
             "logps_rejected": rejected.sum() / totals.pairs,
             "log_odds_ratio": log_odds_ratio.sum() / totals.pairs,
             "odds_ratio_loss": -torch.nn.functional.logsigmoid(log_odds_ratio).sum() / totals.pairs,
-            "reward_accuracy": (chosen > rejected).sum() / totals.pairs,
+            "reward_accuracy": ((chosen - rejected).sign() + 1).sum() / (2 * totals.pairs),  # ties count half
         }
     return {name: share.detach() for name, share in metrics.items()}

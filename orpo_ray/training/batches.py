@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +13,18 @@ from orpo_ray.data.schedule import Indices, deal
 from orpo_ray.objectives.terms import Totals
 
 
+class Cut(NamedTuple):
+    """One micro-batch of one rank, as pairs of the data set."""
+
+    pairs: Indices
+    weight: float
+    """1.0; or 0.0 where this rank has nothing left and computes one pair to keep in step with the others."""
+
+
 class Work(NamedTuple):
     """A global step or an evaluation, as one rank sees it."""
 
-    cuts: list[Indices]
-    """This rank's micro-batches, as pairs of the data set; an empty one keeps it in step with the others."""
-    filler: int
-    """The pair that an empty micro-batch computes, with weight zero."""
+    cuts: list[Cut]
     totals: Totals
     tokens: int
     """Packed tokens of all ranks."""
@@ -33,11 +36,10 @@ def plan(
     """Deal `indices` to ranks and cut this rank's share into micro-batches of at most `budget` tokens."""
     lengths = data.lengths(indices)  # (pairs, 3)
     token_counts = lengths[:, : 1 + continuations].sum(axis=1)
-    cuts = deal(token_counts, ranks, budget)[rank]
+    filler = Cut(indices[token_counts.argmin()][None], weight=0.0)
     nll_tokens = lengths[:, 1].sum() + (lengths[:, 0] - 1).sum() * score_prompts
     return Work(
-        cuts=[indices[cut] for cut in cuts],
-        filler=int(indices[np.argmin(token_counts)]),
+        cuts=[Cut(indices[cut], 1.0) if len(cut) else filler for cut in deal(token_counts, ranks, budget)[rank]],
         totals=Totals(pairs=len(indices), nll_tokens=int(nll_tokens)),
         tokens=int(token_counts.sum()),
     )
@@ -50,9 +52,12 @@ def predictions(data: PairDataset, score_prompts: bool) -> Tensor:
     return torch.from_numpy(lengths)
 
 
-def packed(data: PairDataset, work: Work, *, continuations: int, score_prompts: bool) -> Iterator[PackedBatch]:
-    """The micro-batches of `work`, packed one at a time."""
-    for cut in work.cuts:
-        pairs = cut.tolist() or [work.filler]
-        examples = [data.pair(pair)[: 1 + continuations] for pair in pairs]
-        yield pack(examples, score_prompts=score_prompts, weight=1.0 if len(cut) else 0.0)
+def packed(data: PairDataset, cut: Cut, *, continuations: int, score_prompts: bool) -> PackedBatch:
+    """One micro-batch, packed."""
+    examples = [data.pair(pair)[: 1 + continuations] for pair in cut.pairs.tolist()]
+    return pack(examples, score_prompts=score_prompts, weight=cut.weight)
+
+
+def reference_of(data: PairDataset, pairs: Indices | slice, device: torch.device) -> Tensor | None:
+    """Reference log-prob sums `(pairs, 2)`, where the data has them."""
+    return None if data.reference is None else torch.from_numpy(data.reference[pairs]).to(device)

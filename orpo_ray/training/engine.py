@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from orpo_ray.config import OptimConfig, TrainConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.scorer import Scorer
 
 StateDict = dict[str, Tensor]
 
 
 class Engine(Protocol):
-    policy: PackedPolicy
+    policy: Scorer
     device: torch.device
     rank: int
     ranks: int
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Log-prob sums `(sequences,)` of `batch`."""
+        """Log-prob sums, or rewards, `(sequences,)` of `batch`."""
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of this micro-batch's share of the loss; `last` of the step on this rank."""
@@ -74,7 +74,7 @@ class TorchEngine:
 
     rank, ranks = 0, 1
 
-    def __init__(self, policy: PackedPolicy, optim: OptimConfig, device: torch.device | None = None) -> None:
+    def __init__(self, policy: Scorer, optim: OptimConfig, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
         self.policy = policy.to(self.device)
         self._max_grad_norm = optim.max_grad_norm
@@ -139,7 +139,7 @@ class DeepSpeedEngine:
 
     _TAG = "deepspeed"
 
-    def __init__(self, policy: PackedPolicy, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, policy: Scorer, config: TrainConfig, device: torch.device) -> None:
         import deepspeed
 
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from orpo_ray import __version__
-from orpo_ray.config import OrpoConfig, TrainConfig
+from orpo_ray.config import TrainConfig
 from orpo_ray.data.templates import resolve_template
 from orpo_ray.training.engine import StateDict
 from orpo_ray.training.loop import Line
@@ -33,7 +33,7 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 |---|---|
 | base model | `{{ config.model.name_or_path }}` ({{ config.model.init }}, {{ config.model.dtype }}) |
 | data | `{{ config.data.train }}`, split {{ config.data.train_split }} |
-| objective | {{ objective }}, NLL over {{ nll_tokens }} tokens |
+| objective | {{ objective }} |
 | learning rate | {{ config.optim.lr }}, {{ config.optim.schedule }}, warm-up {{ config.optim.warmup_steps }} |
 | pairs in a step | {{ config.train.global_batch_size }} |
 | longest text | {{ config.data.max_length }} tokens, prompt {{ config.data.max_prompt_length }} |
@@ -68,13 +68,14 @@ def export_model(
     tokenizer.chat_template = resolve_template(config.data.chat_template, tokenizer)
     model.save_pretrained(new, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(new)
-    objective, template = config.objective, config.data.chat_template
+    settings = config.objective.model_dump(by_alias=True, exclude={"name"}, exclude_none=True)
+    described = [f"{'λ' if name == 'lambda' else name} = {value}" for name, value in settings.items()]
+    template = config.data.chat_template
     card = _CARD.render(
         config=config,
         version=__version__,
-        objective=f"orpo, λ = {objective.lambda_}" if isinstance(objective, OrpoConfig) else objective.name,
+        objective=", ".join([config.objective.name, *described]),
         base_is_hub_id=config.model.name_or_path.count("/") == 1 and not Path(config.model.name_or_path).exists(),
-        nll_tokens=objective.nll_tokens.replace("_", " "),
         template=f"`{template.splitlines()[0][:60]}`" if template else "the tokenizer's own, none for plain text",
         step=evaluation["step"],
         total_steps=total_steps,

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
@@ -18,8 +20,9 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.flops import measured_peak, training_flops
 from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.objectives.registry import Objective, build_objective
-from orpo_ray.objectives.terms import Metrics
-from orpo_ray.training.batches import Work, packed, plan, predictions
+from orpo_ray.objectives.reliability import accuracy_by_length, calibration
+from orpo_ray.objectives.terms import Metrics, Totals
+from orpo_ray.training.batches import Work, packed, plan, predictions, reference_of
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.lr import learning_rate
 
@@ -105,15 +108,16 @@ def _step(
     work = _plan(engine, config, objective, objective.continuations, train, schedule.indices(step))
     shares: Metrics = {}
     flops = 0.0
-    batches = packed(train, work, continuations=objective.continuations, score_prompts=objective.score_prompts)
-    for index, batch in enumerate(batches):
+    for index, cut in enumerate(work.cuts):
+        batch = packed(train, cut, continuations=objective.continuations, score_prompts=objective.score_prompts)
         sums = engine.forward(batch).view(batch.prompts, -1)
         lengths = batch.lengths.to(engine.device).view(batch.prompts, -1)
-        loss, metrics = objective.loss(sums, lengths, work.totals)
-        engine.backward(loss * batch.weight, last=index == len(work.cuts) - 1)
+        reference = reference_of(train, cut.pairs, engine.device)
+        loss, metrics = objective.loss(sums, lengths, work.totals, reference)
+        engine.backward(loss * cut.weight, last=index == len(work.cuts) - 1)
         for name, share in metrics.items():
-            shares[name] = shares.get(name, 0) + share * batch.weight
-        flops += training_flops(engine.policy, batch) * batch.weight
+            shares[name] = shares.get(name, 0) + share * cut.weight
+        flops += training_flops(engine.policy, batch) * cut.weight
     lr = learning_rate(step, schedule.total_steps, config.optim)
     grad_norm = engine.step(lr)
     totals = _sum_over_ranks(engine, {**shares, "flops": torch.tensor(flops, device=engine.device)})
@@ -137,18 +141,44 @@ def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out
 
     Always packs both responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
     """
-    work = _plan(engine, config, objective, _EVAL_CONTINUATIONS, held_out, np.arange(len(held_out)))
-    batches = packed(held_out, work, continuations=_EVAL_CONTINUATIONS, score_prompts=objective.score_prompts)
-    # Every rank fills in its own pairs; their sum over ranks is the whole table.
-    sums = torch.zeros(len(held_out), 1 + _EVAL_CONTINUATIONS, dtype=torch.float64, device=engine.device)
-    with evaluating(engine.policy):
-        for cut, batch in zip(work.cuts, batches, strict=True):
-            scored = engine.forward(batch)  # fillers too: every rank takes part in every forward
-            if len(cut):
-                sums[torch.from_numpy(cut)] = scored.double().view(batch.prompts, -1)
+    sums, totals = scores(engine, config, objective, held_out)
     lengths = predictions(held_out, objective.score_prompts).to(engine.device)
-    metrics = objective.loss(engine.all_sum(sums), lengths, work.totals)[1]
-    return {f"eval_{name}": float(value) for name, value in metrics.items()}
+    reference = reference_of(held_out, slice(None), engine.device)
+    metrics = objective.loss(sums, lengths, totals, reference)[1]
+    evaluation = {f"eval_{name}": float(value) for name, value in metrics.items()}
+    if objective.model == "reward":
+        evaluation |= reward_diagnostics(sums.cpu().numpy(), held_out.lengths())
+    return evaluation
+
+
+def scores(engine: Engine, config: TrainConfig, objective: Objective, data: PairDataset) -> tuple[Tensor, Totals]:
+    """What the model gives every pair of `data`: `(pairs, 3)` float64 of prompt, chosen and rejected.
+
+    Log-prob sums of a policy, rewards of a reward model. Every rank must call it, and has the whole table after.
+    """
+    work = _plan(engine, config, objective, _EVAL_CONTINUATIONS, data, np.arange(len(data)))
+    table = torch.zeros(len(data), 1 + _EVAL_CONTINUATIONS, dtype=torch.float64, device=engine.device)
+    with evaluating(engine.policy):
+        for cut in work.cuts:
+            batch = packed(data, cut, continuations=_EVAL_CONTINUATIONS, score_prompts=objective.score_prompts)
+            scored = engine.forward(batch)  # a filler too: every rank takes part in every forward
+            if cut.weight:
+                table[torch.from_numpy(cut.pairs)] = scored.double().view(batch.prompts, -1)
+    return engine.all_sum(table), work.totals
+
+
+def reward_diagnostics(rewards: NDArray[np.float64], lengths: NDArray[np.int64]) -> Line:
+    """Calibration of a reward model, and whether it just likes long answers, under the keys `eval_*`.
+
+    `rewards (pairs, 3)` of prompt (unused), chosen, rejected; `lengths (pairs, 3)` in tokens.
+    """
+    margins = rewards[:, 1] - rewards[:, 2]
+    by_length = accuracy_by_length(margins, lengths[:, 1] - lengths[:, 2])
+    diagnostics: Line = {"eval_calibration_error": calibration(margins).expected_calibration_error}
+    for name, group in (("longer", by_length.chosen_longer), ("shorter", by_length.chosen_shorter)):
+        if group is not None:
+            diagnostics[f"eval_accuracy_chosen_{name}"] = group.accuracy
+    return diagnostics
 
 
 def _plan(

@@ -70,17 +70,20 @@ def _lines(news: Iterator[list[Line]], name: str, total_steps: int, console: Con
 
 
 def _figures(line: Line) -> str:
-    margin = f" margin {line['log_odds_ratio']:+.3f}" if line.get("log_odds_ratio") is not None else ""
+    found = next((line[name] for name in ("reward_margin", "log_odds_ratio") if line.get(name) is not None), None)
+    margin = "" if found is None else f" margin {found:+.3f}"
     loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
     return f"loss {loss}{margin} {line['pairs_per_second']:.1f} pairs/s"
 
 
 def _evaluation(line: Line) -> str:
-    return (
-        f"step {line['step']}: held-out loss {line['eval_loss']:.4f} "
-        f"chosen {line['eval_logps_chosen']:.3f} rejected {line['eval_logps_rejected']:.3f} "
-        f"margin {line['eval_log_odds_ratio']:+.3f} accuracy {line['eval_reward_accuracy']:.3f}"
-    )
+    shown = {
+        "loss": "loss", "logps_chosen": "chosen", "logps_rejected": "rejected", "log_odds_ratio": "log odds ratio",
+        "reward_margin": "margin", "reward_accuracy": "accuracy",
+    }  # fmt: skip
+    values = {label: line.get(f"eval_{name}") for name, label in shown.items()}
+    figures = [f"{label} {value:.4g}" for label, value in values.items() if value is not None]
+    return f"step {line['step']}: held-out " + "  ".join(figures)
 
 
 def _new_lines(metrics: Path, offset: int, stop: threading.Event) -> Iterator[list[Line]]:

@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.train import Checkpoint
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.config.objectives import RewardConfig
+from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.modeling.loading import load_tokenizer
+from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
+from orpo_ray.modeling.scorer import load_scorer
+from orpo_ray.objectives.registry import build_objective
 from orpo_ray.training.engine import DeepSpeedEngine, Engine
 from orpo_ray.training.export import export_model
-from orpo_ray.training.loop import Line, State, build_schedule, run
+from orpo_ray.training.loop import Line, State, build_schedule, run, scores
 from orpo_ray.training.recorder import Recorder
+from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.run_folder import RunFolder, write_atomically
 
 
@@ -42,14 +49,23 @@ def _train(config: TrainConfig) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
     tokenizer = load_tokenizer(config.model)
     data = prepare(config, tokenizer)
-    policy = load_policy(
-        config.model, seed=config.seed, gradient_checkpointing=config.train.gradient_checkpointing
+    objective = build_objective(config.objective)
+    if objective.model == "reward":
+        ensure_pad_token(tokenizer)
+    train_pairs, held_out = data.train, data.eval
+    if objective.needs_reference:
+        train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
+    policy = load_scorer(
+        objective.model,
+        config.model,
+        seed=config.seed,
+        gradient_checkpointing=config.train.gradient_checkpointing,
     )
     engine = DeepSpeedEngine(policy, config, device)
     state = _resume(engine)
     folder = RunFolder(config.run_dir)
     recorder = Recorder(folder, resumed_at=state.step) if engine.rank == 0 else None
-    total_steps = build_schedule(config, len(data.train)).total_steps
+    total_steps = build_schedule(config, len(train_pairs)).total_steps
 
     class ReportToRay:
         """The loop's `Sink`: rank 0 writes the run folder, checkpoints go through Ray Train."""
@@ -59,11 +75,13 @@ def _train(config: TrainConfig) -> None:
                 recorder.write(line)
 
         def best_model(self, engine: Engine, evaluation: Line) -> None:
+            centred = isinstance(config.objective, RewardConfig) and config.objective.centre
+            mean = float(scores(engine, config, objective, train_pairs)[0][:, 1:].mean()) if centred else 0.0
             weights = engine.weights()
             if weights is not None:
-                export_model(
-                    folder.model, policy.model, weights, tokenizer, config, evaluation, total_steps
-                )
+                if isinstance(policy, PackedRewardModel) and centred:
+                    centre(policy, mean, weights)
+                export_model(folder.model, policy.model, weights, tokenizer, config, evaluation, total_steps)
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
             # Every rank hands in its own shards; Ray merges the folders under one name.
@@ -75,9 +93,26 @@ def _train(config: TrainConfig) -> None:
                     checkpoint_dir_name=f"step-{state.step:08d}",
                 )
 
-    run(engine, config, data.train, data.eval, ReportToRay(), state)
+    run(engine, config, train_pairs, held_out, ReportToRay(), state)
     if recorder:
         recorder.close()
+
+
+def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> list[PairDataset]:
+    """The pairs with their reference log-probs; the reference is gone again when this returns."""
+    policy = load_reference(config, device)
+    return [
+        with_reference(
+            part,
+            policy,
+            config.cache_dir / "reference",
+            rank=torch.distributed.get_rank(),
+            ranks=torch.distributed.get_world_size(),
+            budget=config.train.tokens_per_microbatch,
+            barrier=torch.distributed.barrier,
+        )
+        for part in parts
+    ]
 
 
 def _resume(engine: Engine) -> State:
@@ -86,5 +121,3 @@ def _resume(engine: Engine) -> State:
         return State()
     with checkpoint.as_directory() as folder:
         return State(**engine.load(Path(folder)))
-
-

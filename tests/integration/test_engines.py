@@ -29,9 +29,7 @@ JOBS: dict[int, dict[str, dict[str, Any]]] = {
             for stage in (0, 1, 2, 3)
             for name, budget in {"small": SMALL, "large": LARGE}.items()
         },
-        "zero 3 checkpointing": {
-            "settings": {"tokens_per_microbatch": SMALL, "zero_stage": 3, "checkpointing": True}
-        },
+        "zero 3 checkpointing": {"settings": {"tokens_per_microbatch": SMALL, "zero_stage": 3, "checkpointing": True}},
         "zero 2 offload": {"settings": {**_PLAIN, "zero_stage": 2, "offload_optimizer": True}},
         **{
             f"{dtype} zero {stage}": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,12 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from orpo_ray.config import TrainConfig, load_config, parse_config
+from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.generation import Sampling, generate
@@ -141,6 +144,50 @@ def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) 
     assert torch.equal(exported["lm_head.weight"], exported["model.decoder.embed_tokens.weight"])
     # SFT packs the chosen response alone, so its training lines know nothing of rejected ones.
     assert "logps_rejected" not in lines(folder)[1]
+
+
+def test_dpo_starts_at_its_reference_and_computes_it_once(run: Path, storage: Path) -> None:
+    settings = [f"model.name_or_path={run}", "objective={name: dpo}", "train.max_steps=6", "optim.lr=1e-4"]
+    folder = train(toy(storage, "name=dpo", *settings)).path
+    held_out = evaluations(folder)
+    assert held_out[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert held_out[0]["eval_reward_margin"] == pytest.approx(0, abs=1e-4)
+    assert held_out[-1]["eval_reward_margin"] > 0.01
+    pieces = sorted((storage / ".cache" / "reference").glob("*/*.npy"))
+    written = {path: path.stat().st_mtime_ns for path in pieces}
+    assert written
+    train(toy(storage, "name=dpo-again", *settings, "objective.beta=0.2", "train.max_steps=2"))
+    again = sorted((storage / ".cache" / "reference").glob("*/*.npy"))
+    assert {path: path.stat().st_mtime_ns for path in again} == written
+
+
+def test_reward_model_is_a_plain_classifier_centred_on_the_training_set(ray_cluster: None, storage: Path) -> None:
+    config = toy(
+        storage, "name=reward", "objective={name: reward, centre: true}", "data.limit=600", "train.max_steps=18",
+        "train.eval_every_steps=18", "optim.lr=2e-3",
+    )  # fmt: skip
+    folder = train(config).path
+    held_out = evaluations(folder)[-1]
+    assert held_out["eval_reward_accuracy"] > 0.6
+    assert {"eval_calibration_error", "eval_accuracy_chosen_longer", "eval_accuracy_chosen_shorter"} <= set(held_out)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    pairs = prepare(config, load_tokenizer(config.model))
+
+    def rewards(data: PairDataset) -> np.ndarray:
+        """(pairs, 2), one plain forward for each unpadded text."""
+        scored = np.empty((len(data), 2))
+        for index in range(len(data)):
+            prompt, *responses = data.pair(index)
+            for side, response in enumerate(responses):
+                row = torch.from_numpy(np.r_[prompt, response]).long()[None]
+                with torch.no_grad():
+                    scored[index, side] = model(input_ids=row).logits.item()
+        return scored
+
+    assert abs(rewards(pairs.train).mean()) < 1e-4
+    margins = np.diff(rewards(pairs.eval), axis=1)[:, 0] * -1
+    assert margins.mean() == pytest.approx(held_out["eval_reward_margin"], abs=1e-4)
+    assert (margins > 0).mean() == pytest.approx(held_out["eval_reward_accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

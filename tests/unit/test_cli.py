@@ -123,9 +123,7 @@ def test_ctrl_c_says_how_to_go_on() -> None:
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == (
-        "orpo-ray: interrupted; the same command continues where it stopped: orpo-ray probe wait\n"
-    )
+    assert errors == ("orpo-ray: interrupted; the same command continues where it stopped: orpo-ray probe wait\n")
 
 
 def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:

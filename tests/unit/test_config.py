@@ -79,7 +79,11 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, m
          "optim.schedule: should be 'cosine', 'linear', 'constant' or 'inverse_sqrt' (got 'cosin')"),
         ("objective.lambda=-1", "objective.lambda: should be greater than or equal to 0 (got -1)"),
         ("objective.lambda=.nan", "objective.lambda: should be a finite number (got nan)"),
-        ("objective.name=dpo", "objective.name: should be one of 'orpo', 'sft' (got 'dpo')"),
+        (
+            "objective.name=ppo",
+            "objective.name: should be one of 'orpo', 'probability_ratio', 'sft', 'dpo', 'ipo', 'kto_pair', "
+            "'simpo', 'cpo', 'unlikelihood', 'reward' (got 'ppo')",
+        ),
         ("objective=orpo", "objective: should be a mapping of keys (got 'orpo')"),
         ("train.zero_stage=4", "train.zero_stage: should be 0, 1, 2 or 3 (got 4)"),
         ("scaling.use_gpu=maybe", "scaling.use_gpu: should be True, False or 'auto' (got 'maybe')"),
@@ -240,7 +244,9 @@ def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFacto
 def test_the_written_form_holds_every_default_under_its_own_name(file: Path) -> None:
     written = yaml.safe_load(load_config(file).to_yaml())
     assert list(written) == list(TrainConfig.model_fields)
-    assert written["objective"] == {"name": "orpo", "lambda": 0.1, "nll_tokens": "prompt_and_chosen"}
+    assert written["objective"] == {
+        "name": "orpo", "lambda": 0.1, "nll_tokens": "prompt_and_chosen", "gradient_metrics": False,
+    }  # fmt: skip
 
 
 # YAML-shaped trees: real and wrong keys, and values of every kind that YAML can make.

@@ -38,7 +38,15 @@ PAPER = {
     "mistral-7b-orpo-beta":
         ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
 }  # fmt: skip
-SMALL = {"toy-base", "toy-sft", "toy-orpo", "hh-small-orpo"}
+SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "hh-small-orpo"}
+# size, data, stage: what the paper says of it: objective, lr, epochs
+STAGES = {
+    f"opt-{size}-{data}-{stage}": (stage, lr, epochs)
+    for size in ("125m", "350m", "1.3b")
+    for data in ("hh", "ultrafeedback")
+    for stage, lr, epochs in (("sft", 1e-5, 1), ("dpo", 5e-6, 3), ("reward", 1e-5, 1))
+    if (size, stage) != ("125m", "reward")  # the paper's reward models are 350M and 1.3B
+}
 
 
 def config(name: str) -> TrainConfig:
@@ -52,6 +60,21 @@ def test_these_are_all_files() -> None:
 @pytest.mark.parametrize("name", sorted(PAPER.keys() | SMALL))
 def test_a_file_is_valid_and_names_its_run_after_itself(name: str) -> None:
     assert config(name).name == name
+
+
+def test_the_papers_baselines_are_there() -> None:
+    assert {path.stem for path in (CONFIGS / "paper").glob("*.yaml")} == STAGES.keys()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_settings_of_the_papers_baselines(name: str) -> None:
+    run = load_config(CONFIGS / "paper" / f"{name}.yaml")
+    assert (run.name, run.objective.name, run.optim.lr, run.train.epochs) == (name, *STAGES[name])
+    size, data, stage = name.removeprefix("opt-").split("-")
+    orpo = config(f"opt-{size}-{data}-orpo")
+    assert run.data == orpo.data
+    start = f"./runs/opt-{size}-{data}-sft" if stage == "dpo" else orpo.model.name_or_path
+    assert run.model.name_or_path == start
 
 
 @pytest.mark.parametrize("name", PAPER)

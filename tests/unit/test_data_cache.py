@@ -35,10 +35,7 @@ def fill(writer: CacheWriter) -> Account:
 
 def as_lists(source: TokenizedSource) -> list[tuple[int, list[list[int]]]]:
     pairs = source.pairs
-    return [
-        (record, [part.tolist() for part in pairs.pair(i)])
-        for i, record in enumerate(pairs.record_ids.tolist())
-    ]
+    return [(record, [part.tolist() for part in pairs.pair(i)]) for i, record in enumerate(pairs.record_ids.tolist())]
 
 
 WRITTEN = [(record, [pair.prompt, pair.chosen, pair.rejected]) for record, pair in PAIRS]
@@ -56,9 +53,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert as_lists(source) == WRITTEN
         first, second, third = source.prompt_hashes.tolist()
         assert first == third != second
-        assert source.account.describe() == (
-            "5 read = 3 kept + 1 dropped (empty 1) + 1 quarantined (prompts differ 1)"
-        )
+        assert source.account.describe() == ("5 read = 3 kept + 1 dropped (empty 1) + 1 quarantined (prompts differ 1)")
         assert source.quarantine is not None
         assert source.quarantine.read_text() == (
             '{"location": "a.jsonl:6", "reason": "prompts differ: here", "raw": "raw \\\\udce9"}\n'
@@ -150,9 +145,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
-batches = st.lists(
-    st.lists(st.tuples(st.integers(0, 10**12), st.builds(TokenizedPair, ids, ids, ids, st.just(UNCUT))))
-)
+batches = st.lists(st.lists(st.tuples(st.integers(0, 10**12), st.builds(TokenizedPair, ids, ids, ids, st.just(UNCUT)))))
 
 
 @settings(max_examples=25, deadline=None)

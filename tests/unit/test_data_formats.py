@@ -30,9 +30,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], PreferencePair]] = {
     "hh": (
         "hh-rlhf",
         HH,
-        PreferencePair(
-            "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:", " Because. \n", "No"
-        ),
+        PreferencePair("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:", " Because. \n", "No"),
     ),
     "plain": (
         "plain",
@@ -78,13 +76,9 @@ def test_text_as_messages() -> None:
 
 def test_the_prompt_is_what_both_share_short_of_a_last_message() -> None:
     turns = [user("a"), assistant("b"), user("c")]
-    pair = parse(
-        {"chosen": [*turns, assistant("d")], "rejected": [*turns, assistant("e")]}, "conversational", False
-    )
+    pair = parse({"chosen": [*turns, assistant("d")], "rejected": [*turns, assistant("e")]}, "conversational", False)
     assert (pair.prompt, pair.chosen) == (turns, [assistant("d")])
-    same = parse(
-        {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]}, "argilla", False
-    )
+    same = parse({"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]}, "argilla", False)
     assert same.prompt == [user("a")]
     assert same.chosen == same.rejected == [assistant("b")]
     longer = parse({"chosen": turns[:2], "rejected": [*turns, assistant("d")]}, "conversational", False)

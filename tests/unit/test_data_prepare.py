@@ -102,9 +102,7 @@ def test_a_file_cut_short_stops_or_is_quarantined(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl.gz"
     lines = b"".join(json.dumps(plain(f"{i}", f"a {i}")).encode() + b"\n" for i in range(5000))
     file.write_bytes(gzip.compress(lines)[:-1000])
-    with pytest.raises(
-        UserError, match=r"unreadable file: the compressed file is cut short \(after .*gz:\d+\)"
-    ):
+    with pytest.raises(UserError, match=r"unreadable file: the compressed file is cut short \(after .*gz:\d+\)"):
         prepare(config(tmp_path, file), bytes_tokenizer())
     account = prepare(config(tmp_path, file, on_bad_record="quarantine"), bytes_tokenizer()).account
     assert account.quarantined == {"unreadable file": 1}
@@ -115,9 +113,7 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty\.jsonl: holds no records"):
         prepare(config(tmp_path, write(tmp_path / "empty.jsonl", [])), TOY)
     same = write(tmp_path / "same.jsonl", [plain("a", "Ada", "Ada")])
-    with pytest.raises(
-        UserError, match=r"no pair is left: 1 read = 0 kept \+ 1 dropped \(chosen = rejected 1\)"
-    ):
+    with pytest.raises(UserError, match=r"no pair is left: 1 read = 0 kept \+ 1 dropped \(chosen = rejected 1\)"):
         prepare(config(tmp_path, same), TOY)
     one = write(tmp_path / "one.jsonl", [plain("one"), plain("one", "Ada")])
     with pytest.raises(UserError, match=r"2 pairs have 1 different prompts.*set data\.eval"):
@@ -159,9 +155,7 @@ def test_held_out_prompts(prompts: list[int], fraction: float, seed: int) -> Non
     assert len(train) > 0
     assert len(held) >= fraction * len(prompts) - 1e-9
     # No prompt more than needed: without the one held out last the fraction is not reached.
-    assert min(len(held) - (hashes[held] == prompt).sum() for prompt in hashes[held]) < fraction * len(
-        prompts
-    )
+    assert min(len(held) - (hashes[held] == prompt).sum() for prompt in hashes[held]) < fraction * len(prompts)
     again = split_by_prompt(hashes, fraction, seed, "pairs")
     assert (again[0] == train).all()
 
@@ -254,9 +248,7 @@ def test_hh_rlhf_is_accounted_for(cache: Path, tmp_path: Path, opt: PreTrainedTo
         dialogue = dialogues[int(prepared.train.record_ids[i])]
         assert prompt[0] == chosen[-1] == rejected[-1] == 2
         for name, response in (("chosen", chosen), ("rejected", rejected)):
-            assert (
-                opt.decode(prompt[1:] + response[:-1], clean_up_tokenization_spaces=False) == dialogue[name]
-            )
+            assert opt.decode(prompt[1:] + response[:-1], clean_up_tokenization_spaces=False) == dialogue[name]
 
 
 @pytest.mark.skipif(not HARMLESS.exists(), reason="needs ../shared/data/hh_rlhf")

@@ -157,9 +157,7 @@ def test_truncated_gzip_names_the_last_line_read(tmp_path: Path) -> None:
     records = list(read_records(str(file), "train"))
     seen = len(records) - 1
     assert 10_000 < seen < 50_000
-    assert str(records[-1].error) == (
-        f"unreadable file: the compressed file is cut short (after {file}:{seen})"
-    )
+    assert str(records[-1].error) == (f"unreadable file: the compressed file is cut short (after {file}:{seen})")
 
 
 def test_a_limit_reads_no_further(tmp_path: Path) -> None:
@@ -203,17 +201,13 @@ def _folder(root: Path, names: list[str]) -> str:
         ),
     ],
 )
-def test_a_folder_gives_the_files_of_its_split(
-    tmp_path: Path, names: list[str], split: str, read: list[int]
-) -> None:
+def test_a_folder_gives_the_files_of_its_split(tmp_path: Path, names: list[str], split: str, read: list[int]) -> None:
     found = values(read_records(_folder(tmp_path, names), split))
     assert found == [{"from": i} for i in read]
 
 
 def test_a_folder_without_the_split_or_without_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"has files of test but none of split 'train'; set data\.train_split"
-    ):
+    with pytest.raises(UserError, match=r"has files of test but none of split 'train'; set data\.train_split"):
         read_records(_folder(tmp_path / "a", ["x-test.jsonl"]), "train")
     with pytest.raises(UserError, match="no data files in this folder"):
         read_records(_folder(tmp_path / "b", ["README.md"]), "train")

@@ -35,9 +35,7 @@ def bytes_tokenizer(bos: str | None = "<s>", eos: str | None = "</s>") -> PreTra
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token=bos, eos_token=eos, pad_token="<pad>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token=eos, pad_token="<pad>")
     tokenizer.name_or_path = "bytes"
     return tokenizer
 
@@ -48,9 +46,7 @@ def real_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(SHARED / name)
 
 
-def tokenize(
-    tokenizer: Any, pair: PreferencePair, template: str | None = None, **lengths: int
-) -> TokenizedPair:
+def tokenize(tokenizer: Any, pair: PreferencePair, template: str | None = None, **lengths: int) -> TokenizedPair:
     limits = {"max_length": 10_000, "max_prompt_length": 9_000, **lengths}
     rendered = Renderer(tokenizer, template).pair(pair)
     return next(PairTokenizer(tokenizer, **limits)([rendered]))[0]
@@ -70,9 +66,7 @@ def messages(prompt: str, chosen: str, rejected: str) -> PreferencePair:
 def test_a_response_is_cut_by_its_own_room() -> None:
     """The case of trl#6548: 924 of 1,000 response tokens are kept, however long the other response is."""
     tokenizer = bytes_tokenizer()
-    pair = tokenize(
-        tokenizer, PreferencePair("p" * 99, "c" * 999, "r" * 20), max_length=1024, max_prompt_length=768
-    )
+    pair = tokenize(tokenizer, PreferencePair("p" * 99, "c" * 999, "r" * 20), max_length=1024, max_prompt_length=768)
     assert (len(pair.prompt), len(pair.chosen), len(pair.rejected)) == (100, 924, 21)
     assert pair.cut == (False, True, False)
     assert tokenizer.eos_token_id not in pair.chosen
@@ -111,9 +105,7 @@ def test_truncation(
 
 # BOS, EOS and boundaries --------------------------------------------------------------------------------
 
-text = st.one_of(
-    st.text(max_size=30), st.sampled_from(["</s>", "<s> a</s>b", " </s>", "<pad><s>", "a  \n\n b"])
-)
+text = st.one_of(st.text(max_size=30), st.sampled_from(["</s>", "<s> a</s>b", " </s>", "<pad><s>", "a  \n\n b"]))
 
 
 @pytest.mark.parametrize("kind", ["bytes", "no-bos", "tokenizers/opt", "models/stories260k"])
@@ -150,9 +142,7 @@ def test_named_templates_end_once(template: str) -> None:
     @given(st.lists(text, min_size=1, max_size=4), text, text)
     def check(turns: list[str], chosen: str, rejected: str) -> None:
         prompt = chat(*turns, *[""] * (len(turns) % 2 == 0))
-        pair = tokenize(
-            tokenizer, PreferencePair(prompt, chat("", chosen)[1:], chat("", rejected)[1:]), template
-        )
+        pair = tokenize(tokenizer, PreferencePair(prompt, chat("", chosen)[1:], chat("", rejected)[1:]), template)
         assert pair.prompt[0] == tokenizer.bos_token_id
         assert pair.prompt.count(tokenizer.bos_token_id) == 1
         for tokens, source in ((pair.chosen, chosen), (pair.rejected, rejected)):
@@ -169,8 +159,7 @@ def test_what_the_named_templates_write() -> None:
     pair = PreferencePair(chat("Hi", "Yes?", "Why?"), chat("", "So.")[1:], chat("", "No.")[1:])
     expected = {
         "orpo": "<|user|>\nHi</s>\n<|assistant|>\nYes?</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n",
-        "zephyr": "<|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\nYes?</s>\n"
-        "<|user|>\nWhy?</s>\n<|assistant|>\n",
+        "zephyr": "<|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\nYes?</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n",
         "chatml": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n"
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
         "hh-rlhf": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:",
@@ -211,9 +200,7 @@ def test_special_tokens_in_the_data_stay_text_within_a_template() -> None:
 def test_templates_that_do_not_fit_are_refused() -> None:
     tokenizer = bytes_tokenizer()
     pair = messages("q", "a", "b")
-    with pytest.raises(
-        UserError, match=r"bytes: has no chat template.*set data\.chat_template to one of orpo"
-    ):
+    with pytest.raises(UserError, match=r"bytes: has no chat template.*set data\.chat_template to one of orpo"):
         tokenize(tokenizer, pair)
     with pytest.raises(UserError, match=r"'chatlm' is neither .* did you mean chatml\?"):
         tokenize(tokenizer, pair, "chatlm")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_ray.config import OrpoConfig, SftConfig
+from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.objectives.sft import sft
@@ -44,7 +45,7 @@ def test_orpo_value_and_gradient_against_float64(chosen: float, rejected: float,
     difference = odds_w - odds_l
     expected = (3.0 - chosen32) / 5 + lambda_ * float(np.logaddexp(0, -difference))
     delta = float(np.exp(-np.logaddexp(0, difference)))  # 1 / (1 + odds ratio), Eq. 9
-    assert float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert sums.grad is not None
     gradient = sums.grad[0].double().tolist()
     # exp(-difference) turns the float32 rounding of the log-odds (|27.6| * 6e-8) into a relative error.
@@ -83,7 +84,7 @@ def test_metrics_are_the_papers_quantities() -> None:
     _, metrics = orpo(sums, lengths, Totals(2, 8), lambda_=1.0)
     assert float(metrics["logps_chosen"]) == pytest.approx(-1.0)
     assert float(metrics["logps_rejected"]) == pytest.approx(-1.5)
-    assert float(metrics["reward_accuracy"]) == pytest.approx(0.5)
+    assert float(metrics["reward_accuracy"]) == pytest.approx(0.75)  # a win and a tie
     assert float(metrics["nll"]) == pytest.approx(1.0)
 
 
@@ -107,5 +108,27 @@ def test_registry_follows_the_configuration() -> None:
     assert (objective.continuations, objective.score_prompts) == (2, False)
     sums, lengths = -torch.rand(2, 3), torch.ones(2, 3)
     expected = orpo(sums, lengths, Totals(2, 2), lambda_=0.7)[0]
-    assert torch.equal(objective.loss(sums, lengths, Totals(2, 2))[0], expected)
+    assert torch.equal(objective.loss(sums, lengths, Totals(2, 2), None)[0], expected)
     assert build_objective(SftConfig()).continuations == 1
+
+
+@pytest.mark.parametrize("config", OBJECTIVES, ids=lambda config: config.model_fields["name"].default)
+def test_every_objective_runs_through_the_registry(config: type) -> None:
+    objective = build_objective(config())
+    sums, lengths = -torch.rand(2, 3) * 5, torch.full((2, 3), 5)
+    reference = -torch.rand(2, 2) * 5 if objective.needs_reference else None
+    loss, metrics = objective.loss(sums.requires_grad_(), lengths, Totals(2, 20), reference)
+    loss.backward()
+    assert sums.grad is not None
+    assert sums.grad[:, 1].abs().sum() > 0
+    assert float(metrics["loss"]) == float(loss.detach())
+    assert (objective.model == "reward") == (config.model_fields["name"].default == "reward")
+
+
+def test_gradient_factors_are_logged_on_demand() -> None:
+    sums, lengths = -torch.rand(2, 3) * 5, torch.full((2, 3), 5)
+    plain = build_objective(OrpoConfig()).loss(sums, lengths, Totals(2, 20), None)
+    told = build_objective(OrpoConfig(gradient_metrics=True)).loss(sums, lengths, Totals(2, 20), None)
+    assert torch.equal(plain[0], told[0])
+    added = {"gradient_delta", "gradient_weight_chosen", "gradient_weight_rejected"}
+    assert set(told[1]) - set(plain[1]) == added

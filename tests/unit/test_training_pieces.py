@@ -248,4 +248,4 @@ def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:
         file.write(json.dumps({"step": 2, **evaluation}) + '\n{"step": 3, "los')
     assert "step 1/2 loss 2.5000 margin +0.500 9.0 pairs/s" in out.getvalue()
     assert "step 2/2 loss not finite" in out.getvalue()
-    assert "step 2: held-out loss 1.2500" in out.getvalue()
+    assert "step 2: held-out loss 1.25  chosen -1" in out.getvalue()

@@ -1,0 +1,33 @@
+"""The typed configuration of a training run: YAML plus dotted `key=value` overrides.
+
+An unknown key, a value of the wrong type or out of range is a `UserError` of one line that names the file and
+the key.
+"""
+
+from orpo_ray.config.loading import load_config, parse_config, read_yaml
+from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
+from orpo_ray.config.schema import (
+    DataConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    ScalingConfig,
+    StorageConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "LoopConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "OrpoConfig",
+    "ScalingConfig",
+    "SftConfig",
+    "StorageConfig",
+    "TrainConfig",
+    "load_config",
+    "parse_config",
+    "read_yaml",
+]

@@ -1,0 +1,168 @@
+"""Reading a configuration: YAML plus dotted `key=value` overrides, and one plain line for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from orpo_ray.config.objectives import OBJECTIVES
+from orpo_ray.config.schema import TrainConfig
+from orpo_ray.config.section import Section
+from orpo_ray.errors import UserError
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a training configuration from YAML and apply dotted overrides such as `optim.lr=1e-5`.
+
+    Raises `UserError`, naming the file and the key, for anything that is not a valid configuration.
+    """
+    return parse_config(read_yaml(path), overrides or [], origin=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """One YAML mapping from a file. Raises `UserError`, naming the file and the line, where there is none."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{_near_file(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, expected a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    mapping = _parse_yaml(text, origin=str(path))
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path}: expected a mapping of keys at the top, found {type(mapping).__name__}")
+    return mapping
+
+
+def _near_file(path: Path) -> str:
+    """`; did you mean configs/toy-orpo.yaml?` for a YAML file there or in `configs/`."""
+    folders = dict.fromkeys([path.parent, Path("configs")])
+    files = {str(file): file.name for folder in folders for file in sorted(folder.glob("*.y*ml"))}
+    close = difflib.get_close_matches(path.name, files.values(), n=1)
+    return next((f"; did you mean {file}?" for file, name in files.items() if [name] == close), "")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings have no key twice: PyYAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value} occurs twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin}, line {mark.line + 1}" if mark else origin
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{where}: not valid YAML: {problem}") from None
+    except Exception as error:  # a date such as 2024-13-45, deep nesting, `!!bool x`: each leaks its own kind
+        raise UserError(f"{origin}: not valid YAML: {error or type(error).__name__}") from None
+
+
+def parse_config(mapping: dict[str, Any], overrides: list[str], origin: str) -> TrainConfig:
+    """Validate a mapping with overrides applied; `origin` is the name that errors carry."""
+    for override in overrides:
+        mapping = _with_override(mapping, override)
+    try:
+        return TrainConfig.model_validate(mapping)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_describe(error)}") from None
+
+
+def _with_override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
+    """`mapping` with one `dotted.key=value` applied; the value is YAML."""
+    origin = f"override {_shown(override)}"
+    key, equals, text = override.partition("=")
+    path = key.split(".")
+    if not equals or not all(path):
+        raise UserError(f"{origin}: expected dotted.key=value, such as optim.lr=1e-5")
+    mapping = section = dict(mapping)
+    for depth, part in enumerate(path[:-1], start=1):
+        child = section.get(part)
+        if child is not None and not isinstance(child, dict):
+            raise UserError(f"{origin}: {'.'.join(path[:depth])} is a single value, it has no keys below it")
+        child = section[part] = dict(child or {})
+        section = child
+    section[path[-1]] = _parse_yaml(text, origin)
+    return mapping
+
+
+def _describe(error: ValidationError) -> str:
+    """The first problem in one line (unknown keys before all else), and how many more there are."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    kind, value, context = problems[0]["type"], problems[0]["input"], problems[0].get("ctx", {})
+    location = [str(part) for part in problems[0]["loc"]]
+    objective = None
+    if location[0] == "objective" and len(location) > 1:  # pydantic puts the objective's name in between
+        objective = location.pop(1)
+    key = ".".join(location)
+    if kind == "extra_forbidden" and objective and key in _valid_keys():
+        message = f"{key} is no key of the objective {objective}"
+    elif kind == "extra_forbidden":
+        message = f"unknown key {_shown(key)[1:-1]}; {_nearest_key(location)}"
+    elif kind == "missing":
+        message = f"{key} is missing"
+    elif kind == "union_tag_invalid":
+        message = f"{key}.name: should be one of {context['expected_tags']} (got {_shown(context['tag'])})"
+    elif kind == "value_error":
+        message = f"{key}: {context['error']}"
+    elif kind in {"model_type", "model_attributes_type"}:
+        message = f"{key}: should be a mapping of keys (got {_shown(value)})"
+    else:
+        message = f"{key}: {problems[0]['msg'].removeprefix('Input ')} (got {_shown(value)})"
+    more = len(problems) - 1
+    return message + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _valid_keys(section: type[Section] = TrainConfig, prefix: str = "") -> dict[str, str]:
+    """Every dotted key there is, sections included, with its last part."""
+    keys: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        last = field.alias or name
+        keys[prefix + last] = last
+        for child in OBJECTIVES if name == "objective" else (field.annotation,):
+            if isinstance(child, type) and issubclass(child, Section):
+                keys |= _valid_keys(child, f"{prefix}{last}.")
+    return keys
+
+
+def _nearest_key(location: list[str]) -> str:
+    """Names the valid key most like an unknown one, in its section or anywhere, else all of its section."""
+    *above, unknown = location
+    everywhere = _valid_keys()
+    beside = {key: last for key, last in everywhere.items() if key.split(".")[:-1] == above}
+    for keys in (beside, everywhere):
+        close = difflib.get_close_matches(unknown, keys.values(), n=1)
+        if close:
+            return f"did you mean {next(key for key, last in keys.items() if last == close[0])}?"
+    return f"{'.'.join(above) or 'the top level'} has {', '.join(beside.values())}"
+
+
+def _shown(value: Any) -> str:
+    """`value` as Python writes it, cut to fit a line."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    try:
+        return short.repr(value)
+    except ValueError:  # Python refuses to write out an integer of thousands of digits
+        return "a number too long to show"

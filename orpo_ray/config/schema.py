@@ -1,0 +1,160 @@
+"""The sections of a training run's configuration: every key, its default and its meaning, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.section import Count, Fraction, Integer, Number, Section
+
+
+class ModelConfig(Section):
+    name_or_path: str
+    """Hub id, folder, the folder of an earlier run, or `toy` (the embedded OPT-shaped model)."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random`: the architecture of `name_or_path` with fresh weights drawn from `seed`."""
+    tokenizer: str | None = None
+    """Hub id or folder; default: the model's own."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What the network computes in. Master weights, losses and optimizer states are float32 either way."""
+    keep_dropout: bool = False
+    """Train with the dropout that the model ships with (OPT: 0.1): the authors' code does, TRL does not."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for sources you trust."""
+
+
+class DataConfig(Section):
+    train: str
+    """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world."""
+    train_split: str = "train"
+    eval: str | None = None
+    """Held-out pairs; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at a time."""
+    eval_split: str = "test"
+    eval_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
+    format: Literal["auto", "hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational"] = "auto"
+    """The shape of a record; `auto` recognises it by content."""
+    max_length: Annotated[Integer, Field(ge=2, le=10**12)] = 1024
+    """Tokens of prompt plus one response; each response is cut by its own room."""
+    max_prompt_length: Count = 768
+    """Tokens of prompt; longer ones keep their end."""
+    drop_prompts_over: Count | None = None
+    """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
+    chat_template: str | None = None
+    """A named template, a Jinja text, or null: the tokenizer's own for message lists, none for plain text."""
+    on_bad_record: Literal["error", "quarantine"] = "error"
+    """`quarantine`: set unreadable records aside in `quarantine.jsonl`, with the reason, and go on."""
+    limit: Count | None = None
+    """Read only so many records of `train`."""
+
+    @model_validator(mode="after")
+    def _prompt_leaves_room(self) -> DataConfig:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                "or no response token fits"
+            )
+        return self
+
+
+class OptimConfig(Section):
+    lr: Annotated[Number, Field(gt=0)] = 8.0e-6
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
+    warmup_steps: Annotated[Number, Field(ge=0)] = 100
+    """Steps of linear warm-up; below 1: a fraction of all steps."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """AdamW decay of matrices; biases and norms are never decayed."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[Number, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
+
+
+class LoopConfig(Section):
+    epochs: Count = 1
+    max_steps: Count | None = None
+    """Stop after so many optimizer steps, whatever `epochs` says; schedules end there too."""
+    global_batch_size: Count = 64
+    """Pairs in one optimizer step, over all workers."""
+    tokens_per_microbatch: Count = 8192
+    """Packed tokens that one worker computes at once; changes memory and speed, not the result."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """DeepSpeed settings of your own, merged over those made from this file (bucket sizes, overlap, …)."""
+    offload_optimizer: bool = False
+    """Keep optimizer states in host memory (ZeRO 1 to 3)."""
+    gradient_checkpointing: bool = False
+    eval_every_steps: Count | None = None
+    """Default: at each epoch's end."""
+    checkpoint_every_steps: Count | None = None
+    """Default: at each epoch's end."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept on disk; the best model by eval loss is kept in `model/` apart from them."""
+
+
+class ScalingConfig(Section):
+    num_workers: Count = 1
+    use_gpu: Literal[True, False, "auto"] = "auto"
+    """`auto`: GPUs where the cluster has enough of them."""
+    cpus_per_worker: Annotated[Number, Field(gt=0)] = 1
+    max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 3
+    """Times the worker group is restarted from the last checkpoint after a worker is lost."""
+
+
+class StorageConfig(Section):
+    path: str = "runs"
+    """Folder of run folders; on several nodes it must be shared by all of them."""
+    cache: str | None = None
+    """Folder of tokenised data; default: `.cache` in `path`."""
+
+
+class TrainConfig(Section):
+    """A training run. Its folder is `storage.path/name`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig = OrpoConfig()
+    optim: OptimConfig = OptimConfig()
+    train: LoopConfig = LoopConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _orpo_is_the_default_objective(cls, mapping: Any) -> Any:
+        if isinstance(mapping, dict) and isinstance(mapping.get("objective"), dict):
+            return {**mapping, "objective": {"name": "orpo", **mapping["objective"]}}
+        return mapping
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.storage.path).expanduser().resolve() / self.name
+
+    @property
+    def cache_dir(self) -> Path:
+        if self.storage.cache is not None:
+            return Path(self.storage.cache).expanduser().resolve()
+        return Path(self.storage.path).expanduser().resolve() / ".cache"
+
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same run for a process that stands in another folder: existing local paths made absolute."""
+        local = {
+            "model": {key: getattr(self.model, key) for key in ("name_or_path", "tokenizer")},
+            "data": {key: getattr(self.data, key) for key in ("train", "eval")},
+        }
+        mapping = self.model_dump(by_alias=True)
+        for section, values in local.items():
+            for key, value in values.items():
+                if value is not None and Path(value).expanduser().exists():
+                    mapping[section][key] = str(Path(value).expanduser().resolve())
+        mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir)}
+        return TrainConfig.model_validate(mapping)
+
+    def to_yaml(self) -> str:
+        """The complete configuration, defaults included, in the order of this file."""
+        mapping = self.model_dump(mode="json", by_alias=True)
+        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)

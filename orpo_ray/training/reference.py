@@ -1,0 +1,96 @@
+"""Reference log-probs: computed once, packed, before the policy is loaded, and kept on disk.
+
+Training then holds one model. The files lie in `cache/reference/<hash>`, named by the reference's weights and the
+pairs' tokens, a piece at a time, so that an interrupted computation goes on where it stopped and any number of
+workers may share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.packing import pack
+from orpo_ray.data.schedule import deal
+from orpo_ray.modeling.loading import load_policy
+from orpo_ray.modeling.policy import PackedPolicy
+
+_PIECE = 1024  # pairs in one file
+
+
+def with_reference(
+    data: PairDataset,
+    policy: PackedPolicy,
+    cache: Path,
+    *,
+    rank: int,
+    ranks: int,
+    budget: int,
+    barrier: Callable[[], object],
+) -> PairDataset:
+    """`data` with its reference log-probs under `policy`, computed by all ranks together or found in `cache`.
+
+    `budget`: packed tokens computed at once. `barrier` returns when every rank has called it.
+    """
+    folder = cache / reference_key(policy, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = list(_pieces(len(data)))
+    for index in range(rank, len(pieces), ranks):
+        path = folder / f"{index:06d}.npy"
+        if not path.is_file():
+            _write(path, _logps(data, pieces[index], policy, budget))
+    barrier()
+    parts = [np.load(folder / f"{index:06d}.npy") for index in range(len(pieces))]
+    return replace(data, reference=np.concatenate(parts))
+
+
+def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:
+    """The reference policy: `objective.reference`, or the model that training starts from."""
+    name = getattr(config.objective, "reference", None)
+    model = config.model
+    if name is not None:
+        model = model.model_copy(update={"name_or_path": name, "init": "pretrained"})
+    return load_policy(model, seed=config.seed).to(device).eval()
+
+
+def reference_key(policy: PackedPolicy, data: PairDataset) -> str:
+    """Names the numbers that this reference gives to these pairs: a hash of its weights and of their tokens."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(policy.model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype}".encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
+    digest.update(np.ascontiguousarray(data.bounds).data)
+    for start in range(0, len(data.tokens), 1 << 24):
+        digest.update(np.ascontiguousarray(data.tokens[start : start + (1 << 24)]).data)
+    return digest.hexdigest()
+
+
+def _pieces(pairs: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, pairs, _PIECE):
+        yield np.arange(start, min(start + _PIECE, pairs))
+
+
+def _logps(data: PairDataset, pairs: NDArray[np.int64], policy: PackedPolicy, budget: int) -> NDArray[np.float32]:
+    """Summed log-probs `(pairs, 2)` of chosen and rejected."""
+    sums = np.empty((len(pairs), 2), dtype=np.float32)
+    device = next(policy.parameters()).device
+    for cut in deal(data.lengths(pairs).sum(axis=1), ranks=1, budget=budget)[0]:
+        batch = pack([data.pair(pair) for pair in pairs[cut].tolist()], score_prompts=False)
+        with torch.no_grad():
+            sums[cut] = policy(batch.to(device)).view(-1, 3)[:, 1:].cpu().numpy()
+    return sums
+
+
+def _write(path: Path, sums: NDArray[np.float32]) -> None:
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        np.save(file, sums)
+    temporary.replace(path)

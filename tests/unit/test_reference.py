@@ -1,0 +1,83 @@
+"""Reference log-probs on disk: the policy's own numbers, computed once, resumed piece by piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, VOCAB, build
+
+from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.packing import pack
+from orpo_ray.modeling.attention import NAME
+from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.training import reference
+from orpo_ray.training.reference import reference_key, with_reference
+
+
+def data(pairs: int = 10, seed: int = 1) -> PairDataset:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 12, (pairs, 3))
+    ends = lengths.reshape(-1).cumsum()
+    starts = np.r_[0, ends[:-1]].reshape(pairs, 3)
+    tokens = rng.integers(3, VOCAB, ends[-1]).astype(np.int32)
+    return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]], np.arange(pairs))
+
+
+def policy() -> PackedPolicy:
+    return PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME))
+
+
+def attached(pairs: PairDataset, model: PackedPolicy, cache: Path) -> PairDataset:
+    """By two ranks, one after the other; the second finds the first's pieces."""
+
+    def second_rank() -> None:
+        with_reference(pairs, model, cache, rank=1, ranks=2, budget=60, barrier=lambda: None)
+
+    return with_reference(pairs, model, cache, rank=0, ranks=2, budget=60, barrier=second_rank)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_PIECE", 3)
+
+
+def test_numbers_are_the_policys_own(tmp_path: Path) -> None:
+    pairs, model = data(), policy()
+    found = attached(pairs, model, tmp_path).reference
+    assert found is not None
+    for i in range(len(pairs)):
+        with torch.no_grad():
+            expected = model(pack([pairs.pair(i)], score_prompts=False))[1:]
+        np.testing.assert_allclose(found[i], expected.numpy(), rtol=1e-5)
+
+
+def test_subsets_keep_their_reference(tmp_path: Path) -> None:
+    whole = attached(data(), policy(), tmp_path)
+    part = whole.subset(np.array([7, 2]))
+    assert whole.reference is not None
+    assert part.reference is not None
+    np.testing.assert_array_equal(part.reference, whole.reference[[7, 2]])
+
+
+def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:
+    pairs, model = data(), policy()
+    first = attached(pairs, model, tmp_path).reference
+    files = sorted(tmp_path.glob("*/*.npy"))
+    assert len(files) == 4
+    written = {file: file.stat().st_mtime_ns for file in files}
+    files[2].unlink()
+    second = attached(pairs, model, tmp_path).reference
+    np.testing.assert_array_equal(first, second)
+    assert {file for file in files if file.stat().st_mtime_ns != written[file]} == {files[2]}
+
+
+def test_other_weights_or_pairs_are_another_reference() -> None:
+    model, other = policy(), policy()
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    keys = {reference_key(model, data()), reference_key(other, data()), reference_key(model, data(seed=2))}
+    assert len(keys) == 3
+    assert reference_key(policy(), data()) in keys
