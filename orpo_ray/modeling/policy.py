@@ -10,6 +10,18 @@ from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.head import LogprobHead
 
 
+def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """The trunk's last hidden states `(tokens, width)` of a packed row."""
+    output = model.base_model(
+        input_ids=batch.input_ids[None],
+        position_ids=batch.position_ids[None],
+        layout=batch.layout,
+        use_cache=False,
+    )
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
+
+
 class PackedPolicy(nn.Module):
     """A Hugging Face causal language model behind shared-prefix packing.
 
@@ -25,12 +37,7 @@ class PackedPolicy(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`."""
-        hidden = self.model.base_model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            layout=batch.layout,
-            use_cache=False,
-        ).last_hidden_state[0]  # (tokens, width)
+        hidden = hidden_states(self.model, batch)  # (tokens, width)
         logps = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)
         # segment_reduce adds in order; index_add on CUDA would not give the same bits twice.
         return torch.segment_reduce(logps, "sum", lengths=batch.lengths)

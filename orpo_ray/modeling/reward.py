@@ -20,6 +20,7 @@ from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, make_packable
+from orpo_ray.modeling.policy import hidden_states
 
 StateDict = dict[str, Tensor]
 
@@ -66,12 +67,7 @@ class PackedRewardModel(nn.Module):
 
         They view as `(prompts, 1 + K)`, as the log-prob sums of a `PackedPolicy` do.
         """
-        hidden = self.model.base_model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            layout=batch.layout,
-            use_cache=False,
-        ).last_hidden_state[0]  # (tokens, width)
+        hidden = hidden_states(self.model, batch)  # (tokens, width)
         ends = torch.tensor([segment.end for segment in batch.layout.segments], device=hidden.device)
         last = ends.view(batch.prompts, -1)[:, 1:] - 1  # (prompts, K)
         rewards = self.model.score(hidden[last])[..., 0] - self.offset

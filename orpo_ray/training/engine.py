@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from orpo_ray.config import OptimConfig, TrainConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.reward import StateDict
 from orpo_ray.modeling.scorer import Scorer
-
-StateDict = dict[str, Tensor]
 
 
 class Engine(Protocol):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray import __version__
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.templates import resolve_template
-from orpo_ray.training.engine import StateDict
+from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.loop import Line
 from orpo_ray.training.run_folder import replace_folder
 
