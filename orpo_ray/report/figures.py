@@ -144,9 +144,9 @@ def score_distribution(scores: dict[str, NDArray[np.int64]]) -> Markup:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="true score", ylabel="share of responses")
-        _legend(axes)
+        legend(axes)
 
-    return _svg(draw, "Distribution of true scores, a bar for each model", SIZE)
+    return svg(draw, "Distribution of true scores, a bar for each model", SIZE)
 
 
 def win_rates(results: dict[str, WinRate]) -> Markup:
@@ -174,9 +174,9 @@ def win_rates(results: dict[str, WinRate]) -> Markup:
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("win-rate, ties half, with 95% interval")
-        _legend(axes)
+        legend(axes)
 
-    return _svg(draw, "Win-rates with their 95% intervals", (SIZE[0], 1.9 + 0.8 * len(results)))
+    return svg(draw, "Win-rates with their 95% intervals", (SIZE[0], 1.9 + 0.8 * len(results)))
 
 
 def panels(runs: dict[str, Run]) -> Figure:
@@ -210,9 +210,9 @@ def _over_steps(draw: Callable[[Axes], None], run: Run, keys: Sequence[str], tit
         draw(axes)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        _legend(axes)
+        legend(axes)
 
-    return _svg(draw_all, title, SIZE)
+    return svg(draw_all, title, SIZE)
 
 
 def _curve(axes: Axes, series: Series, colour: str, label: str) -> None:
@@ -261,35 +261,36 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """The legend above a figure, where it has one."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = 2 if any(len(label) > 12 for label in labels) else 3  # as many as a phone is wide enough for
-        legend = axes.legend(
+        placed = axes.legend(
             handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2,
             columnspacing=1.4, handlelength=2.2,
         )  # fmt: skip
-        for text in legend.get_texts():
+        for text in placed.get_texts():
             text.set_parse_math(False)
 
 
-def _svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
+def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
     """Draw into a fresh figure and return it as an `<svg>` element for a page."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
     # What is left of ids names shapes to reuse; equal shapes of two figures must not share one on a page.
-    own = f"{zlib.crc32(svg.encode()):08x}-"
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}", svg)
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)  # implied inside HTML
-    svg = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", svg)
-    svg = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", svg)
+    own = f"{zlib.crc32(text.encode()):08x}-"
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}", text)
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)  # implied inside HTML
+    text = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", text)
+    text = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", text)
     for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
+        text = text.replace(colour, variable)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

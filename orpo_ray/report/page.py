@@ -9,19 +9,25 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from orpo_ray import __version__
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures
+from orpo_ray.report.reward_figures import reward_figures
 from orpo_ray.report.runs import Run, read_run
 
-OBJECTIVES = {"orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "simpo": "SimPO", "reward": "reward model"}
+OBJECTIVES = {
+    "orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto_pair": "KTO on pairs", "simpo": "SimPO",
+    "cpo": "CPO", "probability_ratio": "probability ratio", "reward": "reward model",
+}  # fmt: skip
 EVALUATION_COLUMNS = {
     "eval_loss": "loss",
     "eval_nll": "NLL",
     "eval_logps_chosen": "chosen log-prob",
     "eval_logps_rejected": "rejected log-prob",
     "eval_log_odds_ratio": "log odds ratio",
+    "eval_reward_margin": "reward margin",
     "eval_reward_accuracy": "reward accuracy",
 }
 
@@ -32,7 +38,7 @@ def write_report(run_dir: Path) -> Path:
     Raises `UserError` where the folder holds no readable run, or the page cannot be written.
     """
     run = read_run(run_dir)
-    drawn = [
+    drawn: list[tuple[str, Markup | None, str]] = [
         ("Loss", figures.loss(run), "The kept model is the one with the lowest evaluation loss."),
         ("Log-probs of chosen and rejected", figures.log_probs(run), _log_prob_caption(run)),
         ("Log odds ratio", figures.log_odds_ratio(run), "How much likelier, in odds, chosen is than rejected."),
@@ -40,6 +46,9 @@ def write_report(run_dir: Path) -> Path:
         ("Learning rate", figures.learning_rate(run), ""),
         ("Throughput", figures.throughput(run), "Over all workers."),
     ]
+    scores = run.folder / "eval_scores.parquet"
+    if run.section("objective").get("name") == "reward" and scores.is_file():
+        drawn += reward_figures(scores)
     html = render(
         "run.html",
         run=run,

@@ -47,8 +47,11 @@ class Sink(Protocol):
     def metrics(self, line: Line) -> None:
         """A training line or an evaluation line."""
 
-    def best_model(self, engine: Engine, evaluation: Line) -> None:
-        """The eval loss of `evaluation` is the lowest so far: keep these weights."""
+    def best_model(self, engine: Engine, evaluation: Line, table: Tensor) -> None:
+        """The eval loss of `evaluation` is the lowest so far: keep these weights.
+
+        `table (pairs, 3)`: what the model gave each held-out pair (see `scores`).
+        """
 
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
         """Make the run resumable from here."""
@@ -75,7 +78,7 @@ def run(
     peak = measured_peak(engine.device, DTYPES[config.model.dtype]) * engine.ranks
 
     if state.step == 0:
-        sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)})
+        sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)[0]})
     while state.step < total_steps:
         line = _step(engine, config, objective, schedule, train, state.step, peak)
         state.step += 1
@@ -83,12 +86,13 @@ def run(
         if not math.isfinite(line["loss"]):
             raise UserError(f"step {state.step}: the loss is {line['loss']}; try a lower optim.lr or a longer warm-up")
         if state.step % eval_every == 0 or state.step == total_steps:
-            evaluation = {"step": state.step, **evaluate(engine, config, objective, held_out)}
+            means, table = evaluate(engine, config, objective, held_out)
+            evaluation = {"step": state.step, **means}
             sink.metrics(evaluation)
             line = {**line, **evaluation}
             if evaluation["eval_loss"] < state.best_eval_loss:
                 state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
-                sink.best_model(engine, evaluation)
+                sink.best_model(engine, evaluation, table)
         if state.step % checkpoint_every == 0 or state.step == total_steps:
             sink.checkpoint(engine, state, line)
     return state
@@ -136,8 +140,8 @@ def _step(
     }
 
 
-def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out: PairDataset) -> Line:
-    """Global means over all held-out pairs, under the keys `eval_*`.
+def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out: PairDataset) -> tuple[Line, Tensor]:
+    """Global means over all held-out pairs, under the keys `eval_*`, and the table they were made of (see `scores`).
 
     Always packs both responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
     """
@@ -148,7 +152,7 @@ def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out
     evaluation = {f"eval_{name}": float(value) for name, value in metrics.items()}
     if objective.model == "reward":
         evaluation |= reward_diagnostics(sums.cpu().numpy(), held_out.lengths())
-    return evaluation
+    return evaluation, sums
 
 
 def scores(engine: Engine, config: TrainConfig, objective: Objective, data: PairDataset) -> tuple[Tensor, Totals]:

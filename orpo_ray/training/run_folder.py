@@ -8,9 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
+from torch import Tensor
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 
 # What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
@@ -28,6 +32,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.tensorboard = path / "tensorboard"
+        self.eval_scores = path / "eval_scores.parquet"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.failure = path / "failure.txt"
@@ -83,6 +88,19 @@ def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
             if key not in free and value.get(key) != before.get(key)
         ]
     return differing
+
+
+def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:
+    """What the kept model gives each held-out pair: summed log-probs, or rewards.
+
+    Columns: `record` (index in the source), tokens of prompt, chosen and rejected, and the two scores.
+    """
+    lengths = held_out.lengths()
+    columns = {f"{name}_tokens": lengths[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
+    scores = {name: table[:, i].cpu().numpy() for i, name in enumerate(("chosen", "rejected"), start=1)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.table({"record": held_out.record_ids, **columns, **scores}), temporary)
+    temporary.replace(path)
 
 
 def write_atomically(path: Path, text: str) -> None:

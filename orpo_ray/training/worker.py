@@ -26,7 +26,7 @@ from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import Line, State, build_schedule, run, scores
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
-from orpo_ray.training.run_folder import RunFolder, write_atomically
+from orpo_ray.training.run_folder import RunFolder, write_atomically, write_eval_scores
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -74,13 +74,14 @@ def _train(config: TrainConfig) -> None:
             if recorder:
                 recorder.write(line)
 
-        def best_model(self, engine: Engine, evaluation: Line) -> None:
+        def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
             centred = isinstance(config.objective, RewardConfig) and config.objective.centre
             mean = float(scores(engine, config, objective, train_pairs)[0][:, 1:].mean()) if centred else 0.0
             weights = engine.weights()
             if weights is not None:
                 if isinstance(policy, PackedRewardModel) and centred:
                     centre(policy, mean, weights)
+                write_eval_scores(folder.eval_scores, held_out, table)
                 export_model(folder.model, policy.model, weights, tokenizer, config, evaluation, total_steps)
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:

@@ -70,7 +70,7 @@ class Watch:
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
 
-    def best_model(self, engine: Engine, evaluation: Line) -> None:
+    def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
         pass
 
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.winrate import win_rate
 from orpo_ray.report import Sample, curves_png, write_comparison, write_report
 from orpo_ray.report.figures import MAX_POINTS, _binned, _running_mean
 from orpo_ray.report.runs import read_run
+from orpo_ray.training.run_folder import write_eval_scores
 
 ATTACK = "<script>alert('$x$')</script>"
 
@@ -119,6 +122,20 @@ def test_an_sft_run_shows_its_rejected_log_probs_from_evaluation(tmp_path):
     assert "rejected −0.63 → −0.55 (rises)" in page.text
     assert "rejected, evaluation" in page.text, "the legend of the log-probs"
     assert "λ =" not in page.text
+
+
+def test_a_reward_model_shows_what_it_gave_each_pair(tmp_path):
+    run = make_run(tmp_path / "judge", objective="reward")
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 60, (300, 3))
+    rewards = rng.normal((0.0, 0.7, -0.7), 1.0, (300, 3))
+    pairs = PairDataset(np.zeros(0, np.int32), np.c_[np.zeros(300), lengths.cumsum(1)].astype(int), np.arange(300))
+    write_eval_scores(run / "eval_scores.parquet", pairs, torch.from_numpy(rewards))
+    page = write_report(run)
+    assert_self_contained(page)
+    assert {"Rewards of chosen and rejected", "Calibration", "Accuracy by length"} <= set(headings(page))
+    right = (rewards[:, 1] > rewards[:, 2]).mean()
+    assert f"Accuracy {right:.1%} of 300 pairs" in page.read_text()
 
 
 def test_an_unfinished_run_says_so_even_with_its_last_line_half_written(tmp_path):

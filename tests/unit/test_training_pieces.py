@@ -163,8 +163,9 @@ class Collect:
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
 
-    def best_model(self, engine: Any, evaluation: Line) -> None:
+    def best_model(self, engine: Any, evaluation: Line, table: torch.Tensor) -> None:
         self.best.append(evaluation["step"])
+        assert table.shape == (12, 3)
 
     def checkpoint(self, engine: Any, state: State, line: Line) -> None:
         self.checkpoints.append(state.step)

@@ -1,0 +1,96 @@
+"""Figures of a reward model, from what it gave each held-out pair (`eval_scores.parquet`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
+
+from orpo_ray.objectives.reliability import Accuracy, accuracy, accuracy_by_length, calibration
+from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, legend, svg
+
+Floats = NDArray[np.float64]
+
+
+def reward_figures(scores: Path) -> list[tuple[str, Markup, str]]:
+    """Title, figure and caption of each: distribution, calibration, accuracy by length."""
+    table = pq.read_table(scores).to_pydict()
+    chosen, rejected = np.array(table["chosen"]), np.array(table["rejected"])
+    margins = chosen - rejected
+    differences = np.array(table["chosen_tokens"]) - np.array(table["rejected_tokens"])
+    error = calibration(margins).expected_calibration_error
+    whole = accuracy(margins)
+    low, high = whole.ci95
+    return [
+        (
+            "Rewards of chosen and rejected",
+            _distribution(chosen, rejected),
+            f"Accuracy {whole.accuracy:.1%} of {whole.pairs} pairs, 95 % interval {low:.1%} to {high:.1%}.",
+        ),
+        (
+            "Calibration",
+            _reliability(margins),
+            f"Expected calibration error {error:.3f}. On the line it is as sure as it is right.",
+        ),
+        (
+            "Accuracy by length",
+            _by_length(margins, differences),
+            "A model that just likes long answers is wrong where chosen is the shorter.",
+        ),
+    ]
+
+
+def _distribution(chosen: Floats, rejected: Floats) -> Markup:
+    both = np.r_[chosen, rejected]
+    edges = np.histogram_bin_edges(both, bins=30).tolist()
+
+    def draw(axes: Axes) -> None:
+        for name, rewards, colour in (("chosen", chosen, CHOSEN), ("rejected", rejected, REJECTED)):
+            axes.hist(rewards, edges, density=True, color=colour, alpha=0.35, label=name)
+            if np.ptp(rewards) > 0:
+                x = np.linspace(both.min(), both.max(), 200)
+                axes.plot(x, gaussian_kde(rewards)(x), color=colour)
+        axes.set(xlabel="reward", ylabel="density")
+        legend(axes)
+
+    return svg(draw, "Distribution of rewards of chosen and rejected responses", SIZE)
+
+
+def _reliability(margins: Floats) -> Markup:
+    bins = calibration(margins).bins
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0.5, 1], [0.5, 1], color=NEUTRAL, linewidth=0.8, linestyle=(0, (4, 3)))
+        sizes = 160 * np.array([b.count for b in bins]) / max(b.count for b in bins)
+        axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], sizes + 8, color=INK, alpha=0.75)
+        axes.set(xlabel="confidence", ylabel="share it is right", xlim=(0.48, 1.02), ylim=(-0.02, 1.05))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+    return svg(draw, "Share of right preferences by confidence; larger dots hold more pairs", SIZE)
+
+
+def _by_length(margins: Floats, differences: NDArray[np.int64]) -> Markup:
+    groups = accuracy_by_length(margins, differences).quintiles
+
+    def draw(axes: Axes) -> None:
+        for x, group in enumerate(groups):
+            _point(axes, x, group.accuracy)
+        axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
+        labels = [f"{group.shortest:+d} to {group.longest:+d}" for group in groups]
+        axes.set_xticks(range(len(groups)), labels, fontsize=7)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(xlabel="tokens that chosen is longer", ylabel="accuracy", ylim=(0, 1.05))
+
+    return svg(draw, "Accuracy by how much longer the chosen response is", SIZE)
+
+
+def _point(axes: Axes, x: int, group: Accuracy) -> None:
+    axes.plot([x, x], group.ci95, color=INK, linewidth=2)
+    axes.plot([x], [group.accuracy], marker="o", color=INK)
