@@ -83,7 +83,7 @@ class TorchEngine:
             group["params"] = [p if p.dtype == torch.float32 else p.detach().float() for p in group["params"]]
         self._weights = [p for group in groups for p in group["params"]]
         self._copies = [(low, full) for low, full in zip(trained, self._weights, strict=True) if low is not full]
-        self._optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         sums: Tensor = self.policy(batch.to(self.device))
@@ -99,10 +99,10 @@ class TorchEngine:
     def step(self, lr: float) -> float:
         limit = float("inf") if self._max_grad_norm is None else self._max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self._weights, limit)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self._copy_down()
         return float(norm)
 
@@ -119,12 +119,12 @@ class TorchEngine:
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        saved = {"weights": self._weights, "adam": self._optimizer.state_dict(), "state": state}
+        saved = {"weights": self._weights, "adam": self.optimizer.state_dict(), "state": state}
         torch.save(saved, folder / "state.pt")
 
     def load(self, folder: Path) -> dict[str, Any]:
         saved = torch.load(folder / "state.pt", map_location=self.device, weights_only=False)
-        self._optimizer.load_state_dict(saved["adam"])
+        self.optimizer.load_state_dict(saved["adam"])
         with torch.no_grad():
             for weight, value in zip(self._weights, saved["weights"], strict=True):
                 weight.copy_(value)

@@ -80,7 +80,7 @@ def run(
     if state.step == 0:
         sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)[0]})
     while state.step < total_steps:
-        line = _step(engine, config, objective, schedule, train, state.step, peak)
+        line = train_step(engine, config, objective, schedule, train, state.step, peak)
         state.step += 1
         sink.metrics(line)
         if not math.isfinite(line["loss"]):
@@ -98,7 +98,7 @@ def run(
     return state
 
 
-def _step(
+def train_step(
     engine: Engine,
     config: TrainConfig,
     objective: Objective,

@@ -46,7 +46,7 @@ def with_reference(
     for index in range(rank, len(pieces), ranks):
         path = folder / f"{index:06d}.npy"
         if not path.is_file():
-            _write(path, _logps(data, pieces[index], policy, budget))
+            _write(path, reference_logps(data, pieces[index], policy, budget))
     barrier()
     parts = [np.load(folder / f"{index:06d}.npy") for index in range(len(pieces))]
     return replace(data, reference=np.concatenate(parts))
@@ -78,7 +78,9 @@ def _pieces(pairs: int) -> Iterator[NDArray[np.int64]]:
         yield np.arange(start, min(start + _PIECE, pairs))
 
 
-def _logps(data: PairDataset, pairs: NDArray[np.int64], policy: PackedPolicy, budget: int) -> NDArray[np.float32]:
+def reference_logps(
+    data: PairDataset, pairs: NDArray[np.int64], policy: PackedPolicy, budget: int
+) -> NDArray[np.float32]:
     """Summed log-probs `(pairs, 2)` of chosen and rejected."""
     sums = np.empty((len(pairs), 2), dtype=np.float32)
     device = next(policy.parameters()).device
