@@ -21,6 +21,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -98,7 +99,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.one, arguments.data, arguments.tokenizer, arguments.cache)))
         return
     rounds = [{name: _in_own_process(name) for name in OBJECTIVES} for _ in range(arguments.rounds)]
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in OBJECTIVES:
         ratios = {key: sorted(one[name][key] / one["orpo"][key] for one in rounds) for key in ("seconds", "peak_bytes")}
         rows[name] = {
