@@ -109,6 +109,8 @@ def train_step(
 ) -> Line:
     """One optimizer step; returns its metrics line."""
     started = time.perf_counter()
+    # Dropout, where a model trains with it, draws from the step and the rank alone, so that resuming repeats it.
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, engine.rank]).generate_state(1)[0]))
     work = _plan(engine, config, objective, objective.continuations, train, schedule.indices(step))
     shares: Metrics = {}
     flops = 0.0

@@ -209,6 +209,26 @@ class TestLoop:
         assert state.best_step == min(losses, key=lambda step: losses[step]) < 30
         assert state.best_eval_loss == min(losses.values())
 
+    def test_resuming_repeats_dropout(self, tmp_path: Path) -> None:
+        settings = config("train.global_batch_size=4", "model.dtype=float32", "train.epochs=2")
+
+        def engine() -> TorchEngine:
+            model = ModelConfig(name_or_path="toy", dtype="float32", keep_dropout=True)
+            return TorchEngine(load_policy(model, seed=0), settings.optim)
+
+        class Save(Collect):
+            def checkpoint(self, engine: Any, state: State, line: Line) -> None:
+                engine.save(tmp_path / str(state.step), {"step": state.step})
+
+        whole, resumed, saved = engine(), engine(), Save()
+        run(whole, settings, small_data(), small_data(), saved, State())
+        torch.rand(7)  # whatever else was drawn since
+        again = Collect()
+        run(resumed, settings, small_data(), small_data(), again, State(**resumed.load(tmp_path / "3")))
+        assert [line["step"] for line in again.lines if "loss" in line] == [4, 5, 6]
+        for left, right in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+            assert torch.equal(left, right)
+
     def test_a_diverged_run_stops_with_one_line(self) -> None:
         settings = config("model.dtype=float32", "optim.lr=1e30", "optim.warmup_steps=0", "train.epochs=9")
         engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
