@@ -4,9 +4,10 @@
         --tokenizer ../shared/tokenizers/opt
 
 The objectives run in turn, round after round, each in a process of its own; the table holds medians over rounds and
-the ratio to ORPO of the same round. `dpo-on-the-fly` computes its reference's log-probs in every step, as trainers
-without a cache do. Memory is the peak resident set above that of the process with model and optimizer in place;
-a second model, where there is one, counts.
+the ratio to ORPO of the same round. `orpo-chosen-nll` leaves prompt tokens out of its NLL, as DPO does by its nature:
+the head then computes the responses alone. `dpo-on-the-fly` computes its reference's log-probs in every step, as
+trainers without a cache do. Memory is the peak resident set above that of the process with model and optimizer in
+place; a second model, where there is one, counts.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-OBJECTIVES = ("sft", "orpo", "probability_ratio", "dpo", "dpo-on-the-fly", "reward")
+OBJECTIVES = ("sft", "orpo", "orpo-chosen-nll", "probability_ratio", "dpo", "dpo-on-the-fly", "reward")
 STEPS, WARM_UP = 4, 1
+_OBJECTIVE_OF = {"orpo-chosen-nll": {"name": "orpo", "nll_tokens": "chosen"}, "dpo-on-the-fly": {"name": "dpo"}}
 
 
 def measure(name: str, data: str, tokenizer: str, cache: str) -> dict[str, float]:
@@ -52,7 +54,7 @@ def measure(name: str, data: str, tokenizer: str, cache: str) -> dict[str, float
                 "tokenizer": tokenizer,
             },
             "data": {"train": data, "on_bad_record": "quarantine", "max_length": 512, "max_prompt_length": 384},
-            "objective": {"name": name.removesuffix("-on-the-fly")},
+            "objective": _OBJECTIVE_OF.get(name, {"name": name}),
             "train": {"global_batch_size": 8},
             "storage": {"path": cache},
         },
