@@ -145,6 +145,7 @@ class TrainConfig(Section):
         local = {
             "model": {key: getattr(self.model, key) for key in ("name_or_path", "tokenizer")},
             "data": {key: getattr(self.data, key) for key in ("train", "eval")},
+            "objective": {key: value for key, value in self.objective if key == "reference"},
         }
         mapping = self.model_dump(by_alias=True)
         for section, values in local.items():

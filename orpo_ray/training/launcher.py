@@ -24,7 +24,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunFolder:
     """Train, or continue, the run of `config`; returns its folder.
 
     A finished run is left as it is. Raises `UserError` for what the user has to mend: data, model, a folder
-    that holds another run, more workers than the machine can have.
+    that holds another run, a loss that stops being finite.
     """
     console = console or Console(stderr=True)
     folder = RunFolder(config.run_dir)

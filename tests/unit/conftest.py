@@ -20,6 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from orpo_ray.data.dataset import PairDataset
+
 VOCAB = 97
 # The models are tiny: threads cost more than they bring.
 torch.set_num_threads(1)
@@ -82,3 +84,13 @@ def random_examples(seed: int, prompts: int, continuations: int = 2, longest: in
         [rng.integers(3, VOCAB, rng.integers(1, longest)).astype(np.int32) for _ in range(1 + continuations)]
         for _ in range(prompts)
     ]
+
+
+def random_pairs(pairs: int, seed: int = 1) -> PairDataset:
+    """Tokenised pairs of random ids and lengths."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 12, (pairs, 3))
+    ends = lengths.reshape(-1).cumsum()
+    starts = np.r_[0, ends[:-1]].reshape(pairs, 3)
+    tokens = rng.integers(3, VOCAB, ends[-1]).astype(np.int32)
+    return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]], np.arange(pairs))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, VOCAB, build
+from conftest import FAMILIES, build, random_pairs
 
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.packing import pack
@@ -17,13 +17,8 @@ from orpo_ray.training import reference
 from orpo_ray.training.reference import reference_key, with_reference
 
 
-def data(pairs: int = 10, seed: int = 1) -> PairDataset:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(2, 12, (pairs, 3))
-    ends = lengths.reshape(-1).cumsum()
-    starts = np.r_[0, ends[:-1]].reshape(pairs, 3)
-    tokens = rng.integers(3, VOCAB, ends[-1]).astype(np.int32)
-    return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]], np.arange(pairs))
+def data(seed: int = 1) -> PairDataset:
+    return random_pairs(10, seed)
 
 
 def policy() -> PackedPolicy:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, build
+from conftest import FAMILIES, build, random_pairs
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
@@ -60,6 +60,20 @@ class TestLearningRate:
 
     def test_no_warm_up(self) -> None:
         assert learning_rate(0, 10, OptimConfig(lr=1.0, warmup_steps=0)) == pytest.approx(1.0)
+
+
+def test_workers_find_what_a_relative_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "pairs.jsonl").touch()
+    moved = config(
+        "model.name_or_path=./sft", "data.train=pairs.jsonl", "objective={name: dpo, reference: ./sft}"
+    ).with_absolute_paths()  # fmt: skip
+    assert moved.model.name_or_path == str(tmp_path / "sft")
+    assert moved.data.train == str(tmp_path / "pairs.jsonl")
+    assert moved.objective.model_dump()["reference"] == str(tmp_path / "sft")
+    assert moved.run_dir == tmp_path / "runs" / "unit"
+    assert config().with_absolute_paths().model.name_or_path == "toy"
 
 
 class TestRunFolder:
@@ -171,13 +185,8 @@ class Collect:
         self.checkpoints.append(state.step)
 
 
-def small_data(pairs: int = 12) -> PairDataset:
-    rng = np.random.default_rng(1)
-    lengths = rng.integers(2, 12, (pairs, 3))
-    ends = lengths.reshape(-1).cumsum()
-    starts = np.r_[0, ends[:-1]].reshape(pairs, 3)
-    tokens = rng.integers(3, 97, ends[-1]).astype(np.int32)
-    return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]], np.arange(pairs))
+def small_data() -> PairDataset:
+    return random_pairs(12)
 
 
 class TestLoop:
