@@ -39,8 +39,9 @@ from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
 from orpo_ray.evaluation.pipeline import AT_WORK, Pipeline
 from orpo_ray.evaluation.plan import make_plan
-from orpo_ray.evaluation.scoring import Rows, packed_scores
+from orpo_ray.evaluation.scoring import Rows
 from orpo_ray.modeling.reward import load_reward_model
+from orpo_ray.modeling.scorer import packed_scores
 from orpo_ray.training.cluster import connect
 
 MODELS = Path(__file__).resolve().parents[1] / "configs/models"

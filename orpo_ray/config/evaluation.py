@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PlainValidator, field_validator
 
 from orpo_ray.config.schema import StorageConfig
@@ -97,15 +95,3 @@ class EvaluationConfig(Section):
         if taken:
             raise ValueError(f"the label {taken[0]} stands for the data set's own responses; choose another")
         return models
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.storage.path).expanduser().resolve() / self.name
-
-    @property
-    def cache_dir(self) -> Path:
-        return self.storage.cache_dir
-
-    def to_yaml(self) -> str:
-        """The complete configuration, defaults included, in the order of this file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

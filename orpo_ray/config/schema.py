@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
@@ -128,6 +127,9 @@ class StorageConfig(Section):
     cache: str | None = None
     """Folder of tokenised data; default: `.cache` in `path`."""
 
+    def run_dir(self, name: str) -> Path:
+        return Path(self.path).expanduser().resolve() / name
+
     @property
     def cache_dir(self) -> Path:
         folder = Path(self.path) / ".cache" if self.cache is None else Path(self.cache)
@@ -171,7 +173,7 @@ class TrainConfig(Section):
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.storage.path).expanduser().resolve() / self.name
+        return self.storage.run_dir(self.name)
 
     @property
     def cache_dir(self) -> Path:
@@ -190,8 +192,3 @@ class TrainConfig(Section):
             section |= {key: _absolute(section[key]) for key in keys if section.get(key) is not None}
         mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir)}
         return TrainConfig.model_validate(mapping)
-
-    def to_yaml(self) -> str:
-        """The complete configuration, defaults included, in the order of this file."""
-        mapping = self.model_dump(mode="json", by_alias=True)
-        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
@@ -26,3 +27,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    def to_yaml(self) -> str:
+        """Every key, defaults included, in the order of its declaration."""
+        mapping = self.model_dump(mode="json", by_alias=True)
+        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from orpo_ray.config import ScalingConfig
 from orpo_ray.config.evaluation import EvaluationScaling
 from orpo_ray.errors import UserError
+from orpo_ray.training.cluster import uses_gpus
 
 _CPUS_OF_AN_ACTOR = 4  # where there are no GPUs and enough CPUs
 _SHARED_GPU = 0.7  # an engine's part of a GPU that it shares with the scorer
@@ -76,7 +77,7 @@ def beside(training: ScalingConfig, gpus: int) -> Resources:
     """
     if gpus == 0 or training.use_gpu is False:
         return Resources(1, 1, 1, 0, 0, None)
-    taken = 0 if training.use_gpu == "auto" and gpus < training.num_workers else training.num_workers
+    taken = training.num_workers if uses_gpus(training, gpus) else 0
     if gpus <= taken:
         raise UserError(f"eval.win_rate: {taken} workers take all {gpus} GPUs, and it needs one beside them")
     return Resources(1, 1, 1, _SHARED_GPU, 1 - _SHARED_GPU, _SHARED_GPU)

@@ -19,9 +19,9 @@ from orpo_ray.evaluation.embedding import load_embedder
 from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
-from orpo_ray.evaluation.store import EvaluationFolder, content_key, write_table
+from orpo_ray.evaluation.store import EvaluationFolder, content_key
 from orpo_ray.training.cluster import connect
-from orpo_ray.training.run_folder import write_atomically
+from orpo_ray.training.run_folder import write_atomically, write_table
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import EvaluationConfig, TrainConfig
-from orpo_ray.evaluation.cluster import beside
-from orpo_ray.evaluation.evaluate import evaluate, read_winrates
-from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -24,7 +22,7 @@ def validate_checkpoint(checkpoint: Checkpoint, *, config: dict[str, Any], step:
     folder = RunFolder(run.run_dir)
     try:
         with checkpoint.as_directory() as files:
-            metrics = _win_rate(run, folder, Path(files) / "model")
+            metrics = _win_rate(run, folder, Path(files) / MODEL_IN_CHECKPOINT)
     except Exception as error:
         folder.append_metrics({"step": step, "eval_win_rate": None, "eval_win_rate_failure": str(error)[:2000]})
         raise
@@ -34,6 +32,9 @@ def validate_checkpoint(checkpoint: Checkpoint, *, config: dict[str, Any], step:
 
 def _win_rate(run: TrainConfig, folder: RunFolder, model: Path) -> dict[str, Any]:
     import ray
+
+    from orpo_ray.evaluation.cluster import beside  # here: every `orpo-ray train` imports this file, few compare
+    from orpo_ray.evaluation.evaluate import evaluate, read_winrates
 
     asked = run.eval.win_rate
     assert asked is not None and run.data.eval is not None

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request, Response
@@ -22,7 +23,9 @@ from orpo_ray.evaluation.scoring import Judged, Scorer
 AT_WORK = 512
 """Requests that an engine has at a time: twice what vLLM computes at once by default."""
 TOO_LONG = "too long"
-DATA = ("chosen", "rejected")
+
+Answers = dict[int, list[tuple[str, int, Answer]]]
+"""By prompt: policy, round and answer."""
 
 
 class Progress(Protocol):
@@ -55,6 +58,10 @@ class _Responses:
     def finished(self) -> bool:
         return not self._open
 
+    def whole(self, block: int) -> bool:
+        """Whether every policy has answered it."""
+        return all((label, block) not in self._open for label in self.todo)
+
     def take(self, label: str, count: int) -> list[Request]:
         todo = self.todo[label]
         return [todo.popleft() for _ in range(min(count, len(todo)))]
@@ -84,11 +91,10 @@ class _Judgements:
 
     def __init__(self, plan: EvaluationPlan) -> None:
         self._plan = plan
-        self._blocks: dict[int, list[str]] = {}
-        for block in range(len(plan.blocks)):
-            missing = [label for label, judge in plan.judges.items() if not judge.rewards.has(block)]
-            if missing:
-                self._blocks[block] = missing
+        unjudged = {block: self._unjudged(block) for block in range(len(plan.blocks))}
+        self._blocks = {block: labels for block, labels in unjudged.items() if labels}
+        self._answered: dict[int, Answers] = {}
+        """Of the blocks that are being judged."""
         self._pairs = deque(
             (label, block)
             for label, policy in plan.policies.items() if policy.log_probs is not None
@@ -99,10 +105,10 @@ class _Judgements:
     def finished(self) -> bool:
         return not self._blocks and not self._pairs
 
-    def next(self, *, log_probs: bool) -> tuple[str, int] | None:
+    def next(self, responses: _Responses, *, log_probs: bool) -> tuple[str, int] | None:
         """A block to judge (`("", block)`), or with `log_probs` a policy and a block of its own, or nothing yet."""
         for block in self._blocks:
-            if all(policy.responses.has(block) for policy in self._plan.policies.values()):
+            if responses.whole(block):
                 return "", block
         return self._pairs.popleft() if self._pairs and log_probs else None
 
@@ -112,26 +118,35 @@ class _Judgements:
         if label:
             model = self._plan.policies[label].model
             return scorer.log_probs.remote(model, [self._plan.prompts[prompt] for prompt in prompts])
-        return scorer.rewards.remote(self._blocks.pop(block), self._judged(block))
+        answers = self._answered[block] = self._answers(block)
+        judged = [
+            Judged(self._plan.prompts[prompt], tuple(answer for _, _, answer in answers[prompt])) for prompt in prompts
+        ]
+        return scorer.rewards.remote(self._blocks.pop(block), judged)
 
     def give_back(self, task: tuple[str, int]) -> None:
         label, block = task
         if label:
             self._pairs.append(task)
         else:
-            self._blocks[block] = [name for name, judge in self._plan.judges.items() if not judge.rewards.has(block)]
+            del self._answered[block]
+            self._blocks[block] = self._unjudged(block)
 
     def receive(self, task: tuple[str, int], result: Any) -> None:
         label, block = task
         if label:
             self._write_log_probs(label, block, result)
             return
+        answers = self._answered.pop(block)
         for name, rewards in result.items():
-            self._write_rewards(name, block, rewards)
+            self._write_rewards(name, block, answers, rewards)
 
-    def _answers(self, block: int) -> dict[int, list[tuple[str, int, Answer]]]:
-        """By prompt: policy, round and answer of every response there is, in a fixed order."""
-        answers: dict[int, list[tuple[str, int, Answer]]] = {prompt: [] for prompt in self._plan.blocks[block]}
+    def _unjudged(self, block: int) -> list[str]:
+        return [label for label, judge in self._plan.judges.items() if not judge.rewards.has(block)]
+
+    def _answers(self, block: int) -> Answers:
+        """Every response there is, in a fixed order."""
+        answers: Answers = {prompt: [] for prompt in self._plan.blocks[block]}
         for label, policy in self._plan.policies.items():
             for row in policy.responses.read(block):
                 if row["text"] is not None:
@@ -140,18 +155,10 @@ class _Judgements:
                     answers[row["prompt"]].append((label, row["round"], answer))
         return answers
 
-    def _judged(self, block: int) -> list[Judged]:
-        answers = self._answers(block)
-        return [
-            Judged(self._plan.prompts[prompt], tuple(answer for _, _, answer in answers[prompt]))
-            for prompt in self._plan.blocks[block]
-        ]
-
-    def _write_rewards(self, name: str, block: int, rewards: list[list[float | None]]) -> None:
-        answers = self._answers(block)
+    def _write_rewards(self, name: str, block: int, answers: Answers, rewards: list[list[float | None]]) -> None:
         rows = []
         for prompt, values in zip(self._plan.blocks[block], rewards, strict=True):
-            own = [(label, 0) for label in DATA[: len(self._plan.prompts[prompt].as_found.completions)]]
+            own = [(label, 0) for label in DATA_LABELS[: len(self._plan.prompts[prompt].as_found.completions)]]
             who = own + [(label, round) for label, round, _ in answers[prompt]]
             rows += [
                 {"prompt": prompt, "model": label, "round": round, "reward": value}
@@ -165,7 +172,7 @@ class _Judgements:
         rows = []
         for prompt, pair in zip(self._plan.blocks[block], sums, strict=True):
             row: dict[str, Any] = {"prompt": prompt}
-            for name, (value, tokens) in zip(DATA, pair or [], strict=False):
+            for name, (value, tokens) in zip(DATA_LABELS, pair or [], strict=False):
                 row |= {name: value, f"{name}_tokens": tokens}
             rows.append(row)
         pieces.write(block, rows)
@@ -261,7 +268,7 @@ class Pipeline:
         if scorer.actor is None:  # it loads its models while the first responses are on their way
             scorer.actor = self._start_scorer()
         shares_gpu = 0 < self._resources.scorer_gpus < 1  # with an engine, beside which no policy may have room
-        scorer.task = self._judgements.next(log_probs=self._responses.finished or not shares_gpu)
+        scorer.task = self._judgements.next(self._responses, log_probs=self._responses.finished or not shares_gpu)
         if scorer.task is not None:
             scorer.call = self._judgements.begin(scorer.actor, scorer.task)
 

@@ -81,7 +81,7 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
     """
     trust, template = config.trust_remote_code, config.prompts.chat_template
     models = {
-        label: find_policy(label, name, config.cache_dir, trust_remote_code=trust)
+        label: find_policy(label, name, config.storage.cache_dir, trust_remote_code=trust)
         for label, name in config.models.items()
     }
     reward_models = {
@@ -92,7 +92,7 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
     listeners = {label: Speaker(model, template) for label, model in reward_models.items() if model is not None}
     with_messages = any(speaker.wants_messages for speaker in [*speakers.values(), *listeners.values()])
     prompts, account = read_prompts(config.prompts, with_messages=with_messages, progress=progress)
-    folder = EvaluationFolder(config.run_dir)
+    folder = EvaluationFolder(config.storage.run_dir(config.name))
     ids = {label: _prompt_ids(speaker, prompts) for label, speaker in {**speakers, **listeners}.items()}
     order = sorted(range(len(prompts)), key=ids[next(iter(speakers))].__getitem__)
     blocks = [order[start : start + PROMPTS_IN_BLOCK] for start in range(0, len(order), PROMPTS_IN_BLOCK)]

@@ -12,10 +12,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.prompts import readable
 from orpo_ray.evaluation.agreement import agreement
 from orpo_ray.evaluation.diversity import diversity, lengths
-from orpo_ray.evaluation.pipeline import DATA, TOO_LONG
+from orpo_ray.evaluation.pipeline import TOO_LONG
 from orpo_ray.evaluation.plan import EvaluationPlan, JudgeWork, PolicyWork
 from orpo_ray.evaluation.ratings import bradley_terry
 from orpo_ray.evaluation.winrate import TIE, holm, length_controlled, outcomes, win_rate
@@ -47,7 +48,7 @@ class Tables:
         for name, judge in plan.judges.items():
             tables = {label: np.full(shape, np.nan) for label in plan.policies}
             if plan.pairs:
-                tables |= {label: np.full((shape[0], 1), np.nan) for label in DATA}
+                tables |= {label: np.full((shape[0], 1), np.nan) for label in DATA_LABELS}
             for row in (row for block in blocks for row in judge.rewards.read(block)):
                 if row["reward"] is not None:
                     tables[row["model"]][row["prompt"], row["round"]] = row["reward"]
@@ -83,7 +84,7 @@ def results_table(tables: Tables) -> pa.Table:
     """`results.parquet`: a row for every response, the data set's own included, with its rewards."""
     rows: list[Row] = []
     for prompt, asked in enumerate(tables.plan.prompts):
-        for label, turns in zip(DATA, asked.as_found.completions, strict=False):
+        for label, turns in zip(DATA_LABELS, asked.as_found.completions, strict=False):
             row = {"prompt": prompt, "round": 0, "text": readable(turns), "tokens": None, "ended": "data"}
             rows.append(_with_rewards(tables, row, label))
         for label in tables.responses:
@@ -106,6 +107,7 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
     plan = tables.plan
     config = plan.config
     models = {label: _model(tables, work, embed) for label, work in plan.policies.items()}
+    reward_models = {name: _reward_model(tables, judge) for name, judge in plan.judges.items()}
     return {
         "name": config.name,
         "key": key,
@@ -114,7 +116,7 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
         "tie": TIE,
         "sampling": config.sampling.model_dump(mode="json"),
         "models": models,
-        "reward_models": {name: _reward_model(tables, judge) for name, judge in plan.judges.items()},
+        "reward_models": reward_models,
         "pairs": [pair for name in plan.judges for pair in _pairs(tables, name)],
         "ratings": {
             name: [asdict(rating) for rating in bradley_terry(_of_policies(tables, name))] for name in plan.judges
@@ -124,7 +126,7 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
             for name, by_label in tables.rewards.items()
         },
         "agreement": _agreement(tables),
-        "notes": [*plan.notes, *_notes(tables, models)],
+        "notes": [*plan.notes, *_notes(models, reward_models)],
     }  # fmt: skip
 
 
@@ -167,7 +169,9 @@ def _odds(plan: EvaluationPlan, work: PolicyWork) -> Row | None:
     kept = sorted((row for row in rows if row["chosen"] is not None), key=lambda row: int(row["prompt"]))
     if not kept:
         return None
-    means = torch.tensor([[row[name] / row[f"{name}_tokens"] for name in DATA] for row in kept], dtype=torch.float64)
+    means = torch.tensor(
+        [[row[name] / row[f"{name}_tokens"] for name in DATA_LABELS] for row in kept], dtype=torch.float64
+    )
     odds = log_odds(means)
     margins = means[:, 0] - means[:, 1]
     return {
@@ -238,15 +242,15 @@ def _agreement(tables: Tables) -> list[Row]:
     return found
 
 
-def _notes(tables: Tables, models: dict[str, Row]) -> list[str]:
+def _notes(models: dict[str, Row], reward_models: dict[str, Row]) -> list[str]:
     notes = []
     for label, model in models.items():
         if model["empty"]:
             notes.append(
                 f"{model['empty']} of {model['responses']} responses of {label} are empty; they are judged as they are."
             )
-    for name, judge in tables.plan.judges.items():
-        missing = _reward_model(tables, judge)["not_scored"][TOO_LONG]
+    for name, reward_model in reward_models.items():
+        missing = reward_model["not_scored"][TOO_LONG]
         if missing:
             notes.append(
                 f"{missing} responses are too long for the reward model {name} and count in none of its comparisons."

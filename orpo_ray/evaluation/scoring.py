@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -12,13 +11,12 @@ from torch import nn
 
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
-from orpo_ray.data.packing import pack
 from orpo_ray.data.prompts import Prompt, readable
-from orpo_ray.data.schedule import deal
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speaker
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import load_reward_model
+from orpo_ray.modeling.scorer import packed_scores
 
 Rows = list[list[int]]
 """Token ids of a prompt and of each of its completions."""
@@ -62,7 +60,7 @@ class VllmJudge:
         from vllm import LLM
 
         self.speaker = Speaker(model, chat_template)
-        self._model, self._chat_template, self._budget, self._device = model, chat_template, budget, device
+        self._model, self._budget, self._device = model, budget, device
         self._checked = False
         self._engine: Any = LLM(
             model=str(model.folder), runner="pooling", dtype=model.dtype, enforce_eager=device.type == "cpu",
@@ -183,27 +181,3 @@ def _spread(fitting: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]]
         given = iter(values)
         spread.append([next(given) if fits else None for fits in fit])
     return spread
-
-
-def packed_scores(model: nn.Module, rows: Sequence[Rows], budget: int) -> list[list[float]]:
-    """What `model` gives every completion: rewards of a reward model, summed log-probs of a policy.
-
-    A prompt is computed once for all of its completions, nothing is padded; `budget`: packed tokens at once.
-    How the rows are cut into batches follows from their lengths alone, so the same rows give the same bits.
-    """
-    device = next(model.parameters()).device
-    scores: list[list[float]] = [[] for _ in rows]
-    by_count = defaultdict(list)  # a packed batch has the same number of completions for every prompt
-    for index, row in enumerate(rows):
-        by_count[len(row) - 1].append(index)
-    by_count.pop(0, None)
-    for _, members in sorted(by_count.items()):
-        tokens = np.array([sum(map(len, rows[index])) for index in members])
-        for cut in deal(tokens, ranks=1, budget=budget)[0]:
-            examples = [[np.asarray(ids, np.int32) for ids in rows[members[i]]] for i in cut]
-            batch = pack(examples, score_prompts=False).to(device)
-            with torch.inference_mode():
-                values = model(batch).view(batch.prompts, -1)[:, 1:].double().cpu().tolist()
-            for i, given in zip(cut, values, strict=True):
-                scores[members[i]] = given
-    return scores

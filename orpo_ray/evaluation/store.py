@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from orpo_ray.training.run_folder import write_table
 
 VERSION = 1
 """Raised by one whenever the same inputs would give other responses or rewards: older pieces are then not found."""
@@ -66,13 +67,6 @@ class Pieces:
     def write(self, block: int, rows: list[dict[str, Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_table(self.path(block), pa.Table.from_pylist(rows, self._schema))
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
 
 
 def content_key(**parts: Any) -> str:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+import torch
+from torch import nn
+
 from orpo_ray.config import ModelConfig
+from orpo_ray.data.packing import Ids, pack
+from orpo_ray.data.schedule import deal
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import PackedRewardModel, load_reward_model
@@ -19,3 +27,28 @@ def load_scorer(
     """Load `model` as a policy or as a reward model; see `load_policy` and `load_reward_model`."""
     load = load_policy if kind == "policy" else load_reward_model
     return load(model, seed=seed, gradient_checkpointing=gradient_checkpointing)
+
+
+def packed_scores(model: nn.Module, rows: Sequence[Sequence[Ids | Sequence[int]]], budget: int) -> list[list[float]]:
+    """What `model` gives every completion: rewards of a reward model, summed log-probs of a policy.
+
+    `rows`: token ids of a prompt and of each of its completions; `budget`: packed tokens at once. A prompt is computed
+    once for all of its completions, nothing is padded. How the rows are cut into batches follows from their lengths
+    alone, so the same rows give the same bits.
+    """
+    device = next(model.parameters()).device
+    scores: list[list[float]] = [[] for _ in rows]
+    by_count = defaultdict(list)  # a packed batch has the same number of completions for every prompt
+    for index, row in enumerate(rows):
+        by_count[len(row) - 1].append(index)
+    by_count.pop(0, None)
+    for _, members in sorted(by_count.items()):
+        tokens = np.array([sum(map(len, rows[index])) for index in members])
+        for cut in deal(tokens, ranks=1, budget=budget)[0]:
+            examples = [[np.asarray(ids, np.int32) for ids in rows[members[i]]] for i in cut]
+            batch = pack(examples, score_prompts=False).to(device)
+            with torch.inference_mode():
+                values = model(batch).view(batch.prompts, -1)[:, 1:].double().cpu().tolist()
+            for i, given in zip(cut, values, strict=True):
+                scores[members[i]] = given
+    return scores

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from orpo_ray.config import read_yaml
+from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.errors import UserError
 
-DATA = ("chosen", "rejected")
 """The data set's own responses, which stand among the models' with these labels."""
 SIGNIFICANCE = 0.05
 Floats = NDArray[np.float64]
@@ -158,7 +158,7 @@ class Prompt:
     number: int
     text: str
     data: Mapping[str, str]
-    """The data set's own responses, by `DATA`; empty where it has none."""
+    """The data set's own responses, by `DATA_LABELS`; empty where it has none."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     config = read_yaml(folder / "config.yaml")
     columns = _read_columns(folder / "prompts.parquet", ("prompt", "text", "chosen", "rejected"))
     prompts = [
-        Prompt(int(number), text or "", {name: columns[name][i] for name in DATA if columns[name][i] is not None})
+        Prompt(
+            int(number), text or "", {name: columns[name][i] for name in DATA_LABELS if columns[name][i] is not None}
+        )
         for i, (number, text) in enumerate(zip(columns["prompt"], columns["text"], strict=True))
     ]
     labels = {label: f"reward:{label}" for label in numbers.reward_models}

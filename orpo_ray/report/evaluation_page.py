@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
+from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.report import evaluation_browser, evaluation_figures, evaluation_tables, figures
-from orpo_ray.report.evaluation_folder import DATA, Evaluation, Floats, Numbers, Pair, read_evaluation
+from orpo_ray.report.evaluation_folder import Evaluation, Floats, Numbers, Pair, read_evaluation
 from orpo_ray.report.evaluation_tables import points, probability
 from orpo_ray.report.page import describe_change, number, percent, render, write_page
 from orpo_ray.report.runs import Run, read_run
@@ -106,7 +107,7 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     numbers, sampling = evaluation.numbers, evaluation.numbers.sampling
     models, word = numbers.models.values(), f"top-p {sampling.top_p:g}, at most {sampling.max_tokens:,} tokens"
     responses, asked = sum(m.responses for m in models), sum(m.asked for m in models)
-    own = [name for name in DATA if any(name in prompt.data for prompt in evaluation.prompts)]
+    own = [name for name in DATA_LABELS if any(name in prompt.data for prompt in evaluation.prompts)]
     rounds = f"{number(numbers.rounds)} round{'' if numbers.rounds == 1 else 's'}"
     return [
         ("Models", number(len(numbers.models)), ", ".join(numbers.models)),
@@ -154,7 +155,7 @@ def _reward_figures(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
     drawn = []
     for reward_model, values in evaluation.responses.rewards.items():
         models = {label: _of(evaluation, label, values) for label in evaluation.numbers.models}
-        data = {name: _of(evaluation, name, values) for name in DATA}
+        data = {name: _of(evaluation, name, values) for name in DATA_LABELS}
         figure = evaluation_figures.rewards(models, data, reward_model)
         means = [f"{label} {number(float(own.mean()), 2)}" for label, own in (models | data).items() if own.size]
         if figure is not None:
@@ -178,7 +179,7 @@ def _curves(runs: Mapping[str, Run]) -> list[tuple[str, Markup | None, str]]:
     limits = figures.log_prob_limits(list(runs.values())) if runs else None
     drawn = []
     for label, run in runs.items():
-        changes = [(name, describe_change(run, f"eval_logps_{name}")) for name in DATA]
+        changes = [(name, describe_change(run, f"eval_logps_{name}")) for name in DATA_LABELS]
         said = "; ".join(f"{name} {change}" for name, change in changes if change)
         drawn.append((label, figures.log_probs(run, limits), f"On held-out pairs: {said}." if said else ""))
     return drawn

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 
+from orpo_ray.config import ScalingConfig
 from orpo_ray.errors import UserError
 
 
@@ -39,3 +40,10 @@ def connect(cpus: int = 1) -> None:
         logging_level=logging.WARNING,
         _node_ip_address="127.0.0.1",
     )
+
+
+def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
+    """Whether the workers of a training run take a GPU each on a cluster that has `gpus` of them."""
+    if scaling.use_gpu == "auto":
+        return gpus >= scaling.num_workers
+    return scaling.use_gpu

@@ -15,7 +15,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
-from orpo_ray.training.cluster import connect
+from orpo_ray.training.cluster import connect, uses_gpus
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.run_folder import RunFolder, write_atomically
@@ -80,7 +80,7 @@ def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) 
     from orpo_ray.training.worker import train_worker
 
     folder.failure.unlink(missing_ok=True)
-    use_gpu = _use_gpu(config, ray.cluster_resources())
+    use_gpu = uses_gpus(config.scaling, int(ray.cluster_resources().get("GPU", 0)))
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
     trainer = TorchTrainer(
         train_worker,
@@ -109,13 +109,6 @@ def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) 
     if folder.failure.is_file():
         raise UserError(folder.failure.read_text(encoding="utf-8"))
     return metrics
-
-
-def _use_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
-    workers, gpus = config.scaling.num_workers, int(resources.get("GPU", 0))
-    if config.scaling.use_gpu == "auto":
-        return gpus >= workers
-    return config.scaling.use_gpu
 
 
 def _finish(

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
-from orpo_ray.data.packing import pack
-from orpo_ray.data.schedule import deal
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.scorer import packed_scores
 
 _PIECE = 1024  # pairs in one file
 
@@ -82,13 +81,8 @@ def reference_logps(
     data: PairDataset, pairs: NDArray[np.int64], policy: PackedPolicy, budget: int
 ) -> NDArray[np.float32]:
     """Summed log-probs `(pairs, 2)` of chosen and rejected."""
-    sums = np.empty((len(pairs), 2), dtype=np.float32)
-    device = next(policy.parameters()).device
-    for cut in deal(data.lengths(pairs).sum(axis=1), ranks=1, budget=budget)[0]:
-        batch = pack([data.pair(pair) for pair in pairs[cut].tolist()], score_prompts=False)
-        with torch.no_grad():
-            sums[cut] = policy(batch.to(device)).view(-1, 3)[:, 1:].cpu().numpy()
-    return sums
+    rows = [data.pair(pair) for pair in pairs.tolist()]
+    return np.array(packed_scores(policy, rows, budget), dtype=np.float32)
 
 
 def _write(path: Path, sums: NDArray[np.float32]) -> None:

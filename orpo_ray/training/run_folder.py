@@ -21,6 +21,9 @@ from orpo_ray.errors import UserError
 _FREE_SECTIONS = ("eval", "scaling", "storage")
 _FREE_KEYS = {"train": ("tokens_per_microbatch", "keep_checkpoints", "checkpoint_every_steps")}
 
+MODEL_IN_CHECKPOINT = "model"
+"""The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
+
 
 class RunFolder:
     """Paths and small files of one run."""
@@ -100,8 +103,13 @@ def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:
     lengths = held_out.lengths()
     columns = {f"{name}_tokens": lengths[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
     scores = {name: table[:, i].cpu().numpy() for i, name in enumerate(("chosen", "rejected"), start=1)}
+    write_table(path, pa.table({"record": held_out.record_ids, **columns, **scores}))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file so that a reader or a crash never meets half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.table({"record": held_out.record_ids, **columns, **scores}), temporary)
+    pq.write_table(table, temporary)
     temporary.replace(path)
 
 

@@ -27,10 +27,7 @@ from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import Line, State, build_schedule, run, scores
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
-from orpo_ray.training.run_folder import RunFolder, write_atomically, write_eval_scores
-
-MODEL_IN_CHECKPOINT = "model"
-"""The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
+from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder, write_atomically, write_eval_scores
 
 
 def train_worker(payload: dict[str, Any]) -> None:

@@ -242,8 +242,9 @@ def test_prompts_of_other_shapes(tmp_path: Path) -> None:
 
 def test_packed_rewards_are_plain_forwards_whatever_the_number_of_answers(family: PretrainedConfig) -> None:
     """Prompts with 2 to 6 completions, some too long for the context, in one block; all families."""
-    from orpo_ray.evaluation.scoring import fitted, packed_scores
+    from orpo_ray.evaluation.scoring import fitted
     from orpo_ray.modeling.reward import PackedRewardModel
+    from orpo_ray.modeling.scorer import packed_scores
 
     config = copy.deepcopy(family)
     config.num_labels = 1
