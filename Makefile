@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The stamp's name holds the content of what was installed: another lock or pyproject asks for another stamp.
 STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | git hash-object --stdin)
+PEERS_DIR := $(VENV)/bench
+PEERS := $(PEERS_DIR)/.installed
 TORCH := $(shell grep '^torch==' $(LOCK))
 # PyTorch's own wheel index, asked only where the configured one does not have the CPU build.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
@@ -26,7 +28,7 @@ export DS_ACCELERATOR := cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types lock clean
+.PHONY: help venv demo test bench lint types lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +40,20 @@ demo: $(STAMP)  ## train and compare SFT, DPO and ORPO in the embedded world, on
 
 test: $(STAMP)  ## run the unit tests, then the integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+
+# Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none.
+bench: $(STAMP) $(PEERS)  ## measure trainers side by side and rewrite README's table (about an hour)
+	@for config in configs/bench/*.yaml; do \
+	  if grep -q '^needs: cuda' $$config && ! command -v nvidia-smi >/dev/null; then \
+	    echo "==> $$config: no GPU here"; continue; fi; \
+	  echo "==> $$config"; PYTHONPATH=$(abspath $(PEERS_DIR)) $(BIN)/orpo-ray bench $$config || exit 1; \
+	done
+	$(BIN)/python -m orpo_ray.bench.table README.md
+
+$(PEERS): requirements/bench.txt $(STAMP)
+	rm -rf $(PEERS_DIR)
+	$(BIN)/pip install --no-deps --target $(PEERS_DIR) -r requirements/bench.txt
+	@touch $@
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

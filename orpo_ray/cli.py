@@ -146,6 +146,42 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
 
 @app.command(
+    short_help="Measure trainers side by side.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Measure trainers side by side, as CONFIG says: this package, TRL, and padded baselines, on the same pairs.
+
+Each contestant has a process of its own; they take turns, one optimizer step each, so that only one computes at a
+time. Seconds, pairs and tokens a second, memory, MFU and the ratio of the first contestant to each other go to
+DIR/name.json. A contestant that cannot run here is told as not measured, with the reason.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray bench configs/bench/hh-opt-52m.yaml
+  orpo-ray bench configs/bench/hh-opt-52m.yaml steps=10 run.train.global_batch_size=16
+""",
+)
+def bench(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the result goes.")] = Path("benchmarks/results"),
+) -> None:
+    from orpo_ray.config import BenchmarkConfig, load_as
+
+    resolved = load_as(BenchmarkConfig, config, overrides)
+    from rich.console import Console
+
+    from orpo_ray.bench.results import write
+    from orpo_ray.bench.run import run
+    from orpo_ray.bench.table import print_result
+
+    result = run(resolved, Console(stderr=True))
+    print_result(result, Console())
+    typer.echo(write(result, out))
+
+
+@app.command(
     short_help="Draw a run's report anew.",
     epilog=EXIT_CODES,
     help="""\

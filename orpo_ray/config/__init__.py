@@ -1,15 +1,17 @@
-"""The typed configuration of a training run or an evaluation: YAML plus dotted `key=value` overrides.
+"""The typed configuration of a training run, an evaluation or a benchmark: YAML plus dotted `key=value` overrides.
 
 An unknown key, a value of the wrong type or out of range is a `UserError` of one line that names the file and
 the key.
 """
 
+from orpo_ray.config.benchmark import BenchmarkConfig
 from orpo_ray.config.evaluation import EvaluationConfig
 from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config, read_yaml
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
 from orpo_ray.config.schema import (
     DataConfig,
     LoopConfig,
+    LoraConfig,
     ModelConfig,
     OptimConfig,
     ScalingConfig,
@@ -18,9 +20,11 @@ from orpo_ray.config.schema import (
 )
 
 __all__ = [
+    "BenchmarkConfig",
     "DataConfig",
     "EvaluationConfig",
     "LoopConfig",
+    "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",

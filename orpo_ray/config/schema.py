@@ -5,10 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.section import Count, Fraction, Integer, Number, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on a frozen model (arXiv 2106.09685): a layer computes `W x + alpha / rank * B A x`."""
+
+    rank: Count = 16
+    """Rows of `A`, columns of `B`."""
+    alpha: Annotated[Number, Field(gt=0)] = 32
+    """The adapters' share is scaled by `alpha / rank`."""
+    dropout: Fraction = 0.0
+    """Of what the adapters read, in training; drawn from `seed` and the step."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Linear layers that get adapters, such as [q_proj, v_proj]; `all-linear`: all but the output layer."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _are_names(cls, value: Any) -> Any:
+        if value == "all-linear" or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+            return value
+        raise ValueError(f"should be all-linear or a list of layers such as [q_proj, v_proj] (got {value!r:.80})")
 
 
 class ModelConfig(Section):
@@ -22,8 +42,15 @@ class ModelConfig(Section):
     """What the network computes in. Master weights, losses and optimizer states are float32 either way."""
     keep_dropout: bool = False
     """Train with the dropout that the model ships with (OPT: 0.1): the authors' code does, TRL does not."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the model's own weights; null: train all weights."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to start from: files that others can load too."""
+        return self.init == "pretrained" and self.name_or_path != "toy"
 
 
 class DataConfig(Section):
@@ -84,7 +111,9 @@ class LoopConfig(Section):
     """DeepSpeed settings of your own, merged over those made from this file (bucket sizes, overlap, …)."""
     offload_optimizer: bool = False
     """Keep optimizer states in host memory (ZeRO 1 to 3)."""
-    gradient_checkpointing: bool = False
+    memory: Literal["auto", "none", "selective", "full"] = "auto"
+    """What backward computes again to save memory: nothing, all but matrix products and attention, or whole layers
+    (gradient checkpointing); `auto`: the least of these that fits. Changes memory and speed, not the result."""
     eval_every_steps: Count | None = None
     """Default: at each epoch's end."""
     checkpoint_every_steps: Count | None = None

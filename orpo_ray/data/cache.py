@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import shutil
 import socket
@@ -162,7 +163,13 @@ def _read(entry: Path) -> TokenizedSource | None:
 def _map(path: Path, dtype: DTypeLike) -> NDArray[Any]:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if path.name == "tokens.bin":
+        # Pairs are read in random order. Read-ahead, megabytes on many disks, would fetch their neighbours for nothing;
+        # bounds are small enough that it soon has all of them.
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype)
 
 
 def _hash(prompt: list[int]) -> int:

@@ -32,6 +32,27 @@ class Segment(NamedTuple):
     prompt_end: int
 
 
+class Varlen(NamedTuple):
+    """A layout as variable-length attention kernels take it: the keys of each segment gathered side by side."""
+
+    keys: Tensor
+    """`(keys,)` int64: packed positions."""
+    cu_seq_q: Tensor
+    """`(segments + 1,)` int32: where the queries of each segment begin."""
+    cu_seq_k: Tensor
+    """`(segments + 1,)` int32: where its keys begin in `keys`."""
+    max_q: int
+    max_k: int
+
+    def to(self, device: torch.device) -> Varlen:
+        keys, cu_seq_q, cu_seq_k = (tensor.to(device, non_blocking=True) for tensor in self[:3])
+        return self._replace(keys=keys, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k)
+
+    def pinned(self) -> Varlen:
+        keys, cu_seq_q, cu_seq_k = (tensor.pin_memory() for tensor in self[:3])
+        return self._replace(keys=keys, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which tokens of a packed row see which; travels to the attention function as a forward keyword."""
@@ -40,20 +61,26 @@ class Layout:
     device: torch.device
 
     @cached_property
-    def varlen(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """`(key_index, cu_seq_q, cu_seq_k, max_q, max_k)`: keys gathered so that each segment's are contiguous.
-
-        `key_index (keys,)` int64; `cu_seq_* (segments + 1,)` int32; lengths in tokens.
-        """
+    def varlen(self) -> Varlen:
         spans = np.asarray(self.segments, dtype=np.int64)
         queries = spans[:, 1] - spans[:, 0]
-        keys = queries + spans[:, 3] - spans[:, 2]
-        index = np.concatenate([np.r_[p0:p1, q0:q1] for q0, q1, p0, p1 in self.segments])
-        on_device = [
-            torch.from_numpy(array).to(self.device, non_blocking=True)
-            for array in (index, np.r_[0, queries.cumsum()].astype(np.int32), np.r_[0, keys.cumsum()].astype(np.int32))
-        ]
-        return on_device[0], on_device[1], on_device[2], int(queries.max()), int(keys.max())
+        lengths = queries + spans[:, 3] - spans[:, 2]
+        keys = np.concatenate([np.r_[p0:p1, q0:q1] for q0, q1, p0, p1 in self.segments])
+        starts_q, starts_k = (np.r_[0, each.cumsum()].astype(np.int32) for each in (queries, lengths))
+        host = Varlen(
+            torch.from_numpy(keys),
+            torch.from_numpy(starts_q),
+            torch.from_numpy(starts_k),
+            int(queries.max()),
+            int(lengths.max()),
+        )
+        return host.to(self.device)
+
+    def to(self, device: torch.device) -> Layout:
+        moved = Layout(self.segments, device)
+        if "varlen" in vars(self):  # computed ahead
+            vars(moved)["varlen"] = self.varlen.to(device)
+        return moved
 
     @cached_property
     def _masks(self) -> dict[int | None, list[Tensor | None]]:
@@ -97,6 +124,8 @@ class PackedBatch:
     position predicts the first token of each of its continuations."""
     targets: Tensor
     """`(predictions,)` int64: the tokens predicted."""
+    ends: Tensor
+    """`(sequences,)` int64: the packed position of each sequence's last token."""
     lengths: Tensor
     """`(sequences,)` int64: predictions of each sequence; 0 for a prompt that is not scored."""
     prompts: int
@@ -111,11 +140,17 @@ class PackedBatch:
     def to(self, device: torch.device) -> PackedBatch:
         if self.layout.device == device:
             return self
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids", "position_ids", "source", "targets", "lengths")
-        }
-        return replace(self, layout=Layout(self.layout.segments, device), **moved)
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        return replace(self, layout=self.layout.to(device), **moved)
+
+    def pinned(self) -> PackedBatch:
+        """The same in page-locked memory, with all that a CUDA device will ask for computed."""
+        layout = Layout(self.layout.segments, self.layout.device)
+        vars(layout)["varlen"] = self.layout.varlen.pinned()
+        return replace(self, layout=layout, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+
+
+_TENSORS = ("input_ids", "position_ids", "source", "targets", "ends", "lengths")
 
 
 def pack(examples: Sequence[Sequence[Ids]], *, score_prompts: bool, weight: float = 1.0) -> PackedBatch:
@@ -153,6 +188,7 @@ def pack(examples: Sequence[Sequence[Ids]], *, score_prompts: bool, weight: floa
         layout=Layout(tuple(segments), cpu),
         source=_int64(sources),
         targets=_int64(targets),
+        ends=torch.tensor([segment.end - 1 for segment in segments], dtype=torch.int64),
         lengths=torch.tensor(lengths, dtype=torch.int64),
         prompts=len(examples),
         weight=weight,

@@ -6,6 +6,7 @@ out. The only state of the sampler is the step number, so a resumed run meets ex
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from dataclasses import dataclass
 
@@ -77,22 +78,51 @@ def deal(token_counts: Indices, ranks: int, budget: int) -> list[list[Indices]]:
 
     `token_counts (items,)`. Returns, per rank, the same number of index arrays; a micro-batch holds at most
     `budget` tokens, or a single longer item; an empty array means that this rank has nothing left to do in
-    that micro-batch. Longest first to the least loaded rank, then first fit.
+    that micro-batch. Longest first to the least loaded rank, then to the fullest micro-batch that has room.
+
+    Every rank deals for all of them in every step, so this takes about a microsecond an item.
     """
     longest_first = np.argsort(-token_counts, kind="stable")
-    loads = [(0, rank) for rank in range(ranks)]
-    bins: list[list[list[int]]] = [[] for _ in range(ranks)]
-    room: list[list[int]] = [[] for _ in range(ranks)]
-    for item in longest_first.tolist():
-        tokens = int(token_counts[item])
-        load, rank = heapq.heappop(loads)
-        heapq.heappush(loads, (load + tokens, rank))
-        fits = next((i for i, left in enumerate(room[rank]) if left >= tokens), None)
-        if fits is None:
-            bins[rank].append([item])
-            room[rank].append(budget - tokens)
+    counts = token_counts[longest_first]
+    owners, loads = _least_loaded(counts.tolist(), ranks)
+    by_rank = np.argsort(owners, kind="stable")  # within a rank still longest first
+    items, counts = longest_first[by_rank], counts[by_rank]
+    ends = np.cumsum(np.bincount(owners, minlength=ranks)).tolist()
+    shares: list[list[Indices]] = []
+    for start, end, load in zip([0, *ends[:-1]], ends, loads, strict=True):
+        share = items[start:end]
+        shares.append([share] if load <= budget else [share[cut] for cut in _cuts(counts[start:end].tolist(), budget)])
+    most = max(len(cuts) for cuts in shares)
+    nothing = items[:0]
+    return [cuts + [nothing] * (most - len(cuts)) for cuts in shares]
+
+
+def _least_loaded(counts: list[int], ranks: int) -> tuple[Indices, list[int]]:
+    """The rank of each item, given in turn to the rank with the fewest tokens; and the tokens of each rank."""
+    heap = list(range(ranks))  # load * ranks + rank: one integer, which a heap compares faster than a tuple
+    owners = []
+    for count in counts:
+        least = heap[0]
+        owners.append(least % ranks)
+        heapq.heapreplace(heap, least + count * ranks)
+    loads = [0] * ranks
+    for entry in heap:
+        loads[entry % ranks] = entry // ranks
+    return np.array(owners, np.int64), loads
+
+
+def _cuts(counts: list[int], budget: int) -> list[list[int]]:
+    """Positions in `counts`, longest first, cut into micro-batches of at most `budget` tokens by best fit."""
+    cuts: list[list[int]] = []
+    rooms: list[int] = []  # tokens left * items + cut, ascending
+    items = len(counts)
+    for position, count in enumerate(counts):
+        at = bisect.bisect_left(rooms, count * items)
+        if at < len(rooms):
+            room, cut = divmod(rooms.pop(at), items)
+            cuts[cut].append(position)
         else:
-            bins[rank][fits].append(item)
-            room[rank][fits] -= tokens
-    most = max(1, max(len(cuts) for cuts in bins))
-    return [[np.array(cut, dtype=np.int64) for cut in cuts + [[]] * (most - len(cuts))] for cuts in bins]
+            room, cut = budget, len(cuts)
+            cuts.append([position])
+        bisect.insort(rooms, (room - count) * items + cut)
+    return cuts

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
-from orpo_ray.data.templates import Renderer, Turns, read_text_rule
+from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_config, load_tokenizer
@@ -74,6 +74,8 @@ def find_reward_model(
     """The reward model that a label of `reward_models` names; raises `UserError` where it is none of one label."""
     key = f"reward_models.{label}"
     folder = _folder(key, name)
+    if (folder / _ADAPTER).is_file():
+        raise UserError(f"{key}: {name} is an adapter; name the merged model, which its run keeps in model/")
     model = _describe(key, label, name, folder, dtype, trust_remote_code)
     config = load_config(model.settings)
     if not any("ForSequenceClassification" in architecture for architecture in config.architectures or []):
@@ -238,5 +240,6 @@ def _merged(key: str, adapter: Path, cache: Path) -> Path:
     temporary = target.with_name(f".{target.name}.new")
     model.save_pretrained(temporary, safe_serialization=True)
     tokenizer.save_pretrained(temporary)
+    write_text_rule(temporary, read_text_rule(adapter if own else Path(base)))
     temporary.rename(target)
     return target

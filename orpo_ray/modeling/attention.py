@@ -53,11 +53,11 @@ def _varlen(
     """One FlashAttention call: keys of the prompt gathered per continuation, causal aligned bottom-right."""
     from torch.nn.attention.varlen import varlen_attn  # CUDA builds of torch only
 
-    key_index, cu_seq_q, cu_seq_k, max_q, max_k = layout.varlen
+    keys, cu_seq_q, cu_seq_k, max_q, max_k = layout.varlen
     attended = varlen_attn(
         query.transpose(0, 1).contiguous(),
-        key.transpose(0, 1)[key_index],
-        value.transpose(0, 1)[key_index],
+        key.transpose(0, 1)[keys],
+        value.transpose(0, 1)[keys],
         cu_seq_q,
         cu_seq_k,
         max_q,
@@ -81,18 +81,22 @@ def _per_segment(
 ) -> Tensor:
     """Scaled-dot-product attention segment by segment: the path of CPUs and of float32."""
     gqa = key.shape[1] != query.shape[1]
+    # split, not slices: the gradient of each slice would be a zeroed tensor of the whole row.
+    sizes = [segment.end - segment.start for segment in layout.segments]
+    queries, keys, values = (torch.split(part, sizes, dim=2) for part in (query, key, value))
     attended = []
-    for segment, mask in zip(layout.segments, layout.masks(window), strict=True):
-        start, end, prompt_start, prompt_end = segment
-        keys, values = key[:, :, start:end], value[:, :, start:end]
-        if prompt_end > prompt_start:
-            keys = torch.cat([key[:, :, prompt_start:prompt_end], keys], dim=2)
-            values = torch.cat([value[:, :, prompt_start:prompt_end], values], dim=2)
+    prompt = 0  # the segment that the following continuations see
+    for index, (segment, mask) in enumerate(zip(layout.segments, layout.masks(window), strict=True)):
+        seen, read = keys[index], values[index]
+        if segment.prompt_end > segment.prompt_start:
+            seen, read = torch.cat([keys[prompt], seen], dim=2), torch.cat([values[prompt], read], dim=2)
+        else:
+            prompt = index
         attended.append(
             F.scaled_dot_product_attention(
-                query[:, :, start:end],
-                keys,
-                values,
+                queries[index],
+                seen,
+                read,
                 attn_mask=mask,
                 is_causal=mask is None,
                 dropout_p=dropout,

@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.scorer import Scorer
 
-
-def training_flops(policy: Scorer, batch: PackedBatch) -> float:
-    """Floating-point operations of one forward and backward of `batch`.
-
-    Six per token and weight of the trunk's matrices, six per prediction and weight of a policy's head (a reward
-    model's is one row), twelve per width and visible query-key pair of each layer's attention.
-    """
-    if isinstance(policy, PackedPolicy):
-        head, predictions = policy.model.get_output_embeddings().weight, batch.targets.numel()
-    else:
-        head, predictions = policy.model.score.weight, len(batch.layout.segments)
-    embeddings = {id(m.weight) for m in policy.modules() if isinstance(m, torch.nn.Embedding)} | {id(head)}
-    trunk = sum(_elements(p) for p in policy.parameters() if _dims(p) == 2 and id(p) not in embeddings)
-    config = policy.model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width *= config.num_attention_heads
-    visible = sum(
-        (end - start) * (p_end - p_start) + (end - start) * (end - start + 1) / 2
-        for start, end, p_start, p_end in batch.layout.segments
-    )
-    matmuls: float = 6.0 * (batch.tokens * trunk + predictions * _elements(head))
-    attention: float = 12.0 * config.num_hidden_layers * width * visible
-    return matmuls + attention
+# A multiply and an add for each of: the forward product, the gradient of its input, that of its weight.
+_TRAINED, _FROZEN = 6.0, 4.0
 
 
-def _elements(parameter: torch.nn.Parameter) -> int:
-    """Of the whole parameter, also where ZeRO-3 holds a part of it here."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+@dataclass(frozen=True)
+class StepFlops:
+    """Floating-point operations of one forward and backward of a packed batch."""
+
+    per_token: float
+    per_prediction: float
+    per_visible_pair: float
+    """Of a query and a key that it sees, in all layers."""
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> StepFlops:
+        """Six per token and trained weight of the trunk's matrices (four where it is frozen), the same per prediction
+        and weight of a policy's head, twelve per layer and width of attention for a visible pair.
+
+        A reward model's head is one row, read once for a sequence: too little to count.
+        """
+        embeddings = {id(m.weight) for m in scorer.modules() if isinstance(m, torch.nn.Embedding)}
+        if isinstance(scorer, PackedPolicy):
+            head = scorer.model.get_output_embeddings().weight
+            embeddings.add(id(head))
+            per_prediction = _operations(head)
+        else:
+            per_prediction = 0.0
+        trunk = [p for p in scorer.parameters() if _dims(p) == 2 and id(p) not in embeddings]
+        config = scorer.model.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            per_token=sum(_operations(weight) for weight in trunk),
+            per_prediction=per_prediction,
+            per_visible_pair=12.0 * config.num_hidden_layers * width * config.num_attention_heads,
+        )
+
+    def __call__(self, batch: PackedBatch) -> float:
+        start, end, prompt_start, prompt_end = np.asarray(batch.layout.segments).T
+        queries = end - start
+        visible = float((queries * (prompt_end - prompt_start) + queries * (queries + 1) / 2).sum())
+        return (
+            self.per_token * batch.tokens
+            + self.per_prediction * batch.targets.numel()
+            + self.per_visible_pair * visible
+        )
+
+
+def _operations(weight: torch.nn.Parameter) -> float:
+    """Per token, of the whole parameter, also where ZeRO-3 holds a part of it here."""
+    elements = int(getattr(weight, "ds_numel", weight.numel()))
+    return (_TRAINED if weight.requires_grad else _FROZEN) * elements
 
 
 def _dims(parameter: torch.nn.Parameter) -> int:

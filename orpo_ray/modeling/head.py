@@ -1,4 +1,4 @@
-"""The log-prob head: from hidden states to the log-probs of given tokens, without keeping logits.
+"""The log-prob head: from hidden states to the log-probs of given tokens, in a bounded amount of memory.
 
 It takes the place of a model's output layer and owns the (possibly tied) weight as its own parameter, so
 that ZeRO-3's hooks gather it for forward and backward; a loss computed on `lm_head.weight` from outside
@@ -10,17 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Logits of one chunk, in elements: 64 MiB in float32. Large enough for full matmul speed, small enough to
-# stay out of the memory peak.
-CHUNK_ELEMENTS = 1 << 24
+# Elements that softmax works on at once: on a CPU few enough to stay in its cache, on a device enough to fill it.
+_CPU_BLOCK = 1 << 22
+_DEVICE_BLOCK = 1 << 25
 
 
 class LogprobHead(nn.Linear):
-    """A linear output layer that can also return log-probs of target tokens."""
+    """A linear output layer that can also return log-probs of target tokens.
+
+    Predictions are computed in chunks of at most `chunk_bytes` of logits, all chunks in one buffer. What the buffer
+    holds when forward ends serves backward as it is: where one chunk is enough, no logits are computed twice.
+    """
+
+    chunk_bytes = 1 << 30
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> LogprobHead:
@@ -37,50 +42,99 @@ class LogprobHead(nn.Linear):
         """
         if targets is None:
             return super().forward(hidden)
-        logps: Tensor = _ChunkedLogprob.apply(hidden, self.weight, self.bias, targets)  # type: ignore[no-untyped-call]
+        rows = max(1, self.chunk_bytes // (self.out_features * hidden.element_size()))
+        chunks = _slices(targets.numel(), rows)
+        logps: Tensor = _Logprob.apply(hidden, self.weight, self.bias, targets, chunks)  # type: ignore[no-untyped-call]
         return logps
 
 
-class _ChunkedLogprob(torch.autograd.Function):
-    """Log-softmax at the targets, over chunks of predictions; logits are computed again in backward."""
+class _Logprob(torch.autograd.Function):
+    """Log-softmax at the targets.
+
+    The gradient of a log-prob with respect to its logits is `onehot(target) - softmax`, known in forward; only its
+    factor, one number per prediction, comes in backward. So forward leaves `softmax - onehot` in place of the
+    logits, and backward is two matrix products of it, with the factors on the small side.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        logps = torch.empty(targets.shape, dtype=exact, device=hidden.device)
-        normalizers = torch.empty_like(logps)
-        for rows in _chunks(targets.numel(), weight.shape[0]):
-            logits = F.linear(hidden[rows], weight, bias).to(exact)  # (chunk, vocab)
-            normalizers[rows] = logits.logsumexp(dim=-1)
-            logps[rows] = logits.gather(1, targets[rows, None])[:, 0] - normalizers[rows]
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunks: list[slice]
+    ) -> Tensor:
+        logps = torch.empty(targets.shape, dtype=_exact(hidden), device=hidden.device)
+        buffer = hidden.new_empty(max(rows.stop - rows.start for rows in chunks), weight.shape[0])
+        for rows in chunks:
+            logps[rows] = _residuals(hidden[rows], weight, bias, targets[rows], buffer)
+        ctx.save_for_backward(hidden, weight, bias, targets, buffer)
+        ctx.chunks, ctx.held = chunks, chunks[-1]
         return logps
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        exact = normalizers.dtype
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias, targets, buffer = ctx.saved_tensors
+        buffer = buffer.data  # that it changes below is on record in `ctx.held`
+        factors = -grad_logps[:, None].to(hidden.dtype)
+        scaled = hidden * factors
         grad_hidden = torch.empty_like(hidden)
-        # Many chunks add up in the weight's gradient: float32, whatever the weight's dtype.
-        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=exact, device=bias.device)
-        for rows in _chunks(targets.numel(), weight.shape[0]):
-            # d logp_t / d logits = onehot(t) - softmax, times the incoming gradient; all in one buffer.
-            grad_logits = F.linear(hidden[rows], weight, bias).to(exact)
-            grad_logits.sub_(normalizers[rows, None]).exp_().mul_(-grad_logps[rows, None])
-            grad_logits.scatter_add_(1, targets[rows, None], grad_logps[rows, None])
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0)
-            in_dtype = grad_logits.to(hidden.dtype)
-            torch.mm(in_dtype, weight, out=grad_hidden[rows])
-            if hidden.dtype == exact:
-                grad_weight.addmm_(in_dtype.t(), hidden[rows])
-            else:
-                grad_weight += in_dtype.t() @ hidden[rows]
-        return grad_hidden, grad_weight.to(weight.dtype), None if grad_bias is None else grad_bias.to(bias.dtype), None
+        grad_weight: Tensor | None = None
+        grad_bias: Tensor | None = None
+        held = ctx.held
+        for rows in [held, *(rows for rows in ctx.chunks if rows is not held)]:
+            if rows is not ctx.held:
+                _residuals(hidden[rows], weight, bias, targets[rows], buffer)
+                ctx.held = rows
+            residuals = buffer[: rows.stop - rows.start]
+            torch.mm(residuals, weight, out=grad_hidden[rows])
+            if ctx.needs_input_grad[1]:
+                grad_weight = _plus_product(grad_weight, residuals.t(), scaled[rows])
+            if ctx.needs_input_grad[2]:
+                grad_bias = _plus_product(grad_bias, residuals.t(), factors[rows])
+        grad_hidden *= factors
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias[:, 0].to(weight.dtype),
+            None,
+            None,
+        )
 
 
-def _chunks(predictions: int, vocab: int) -> list[slice]:
-    size = max(16, CHUNK_ELEMENTS // vocab)
-    return [slice(start, min(start + size, predictions)) for start in range(0, predictions, size)]
+def _residuals(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, buffer: Tensor) -> Tensor:
+    """Log-probs `(rows,)` of `targets (rows,)`; leaves `softmax - onehot(target)` in the first rows of `buffer`."""
+    logits = buffer[: len(hidden)]  # (rows, vocab)
+    torch.mm(hidden, weight.t(), out=logits)
+    if bias is not None:
+        logits += bias
+    exact = _exact(hidden)
+    logps = torch.empty(targets.shape, dtype=exact, device=hidden.device)
+    size = max(1, (_CPU_BLOCK if hidden.device.type == "cpu" else _DEVICE_BLOCK) // weight.shape[0])
+    scratch = None if hidden.dtype == exact else logits.new_empty(min(size, len(hidden)), len(weight), dtype=exact)
+    for rows in _slices(len(hidden), size):
+        block, target = logits[rows], targets[rows, None]
+        every = block if scratch is None else scratch[: len(block)].copy_(block)
+        torch.log_softmax(every, -1, out=every)
+        logp = every.gather(1, target)
+        logps[rows] = logp[:, 0]
+        every.exp_()
+        if scratch is not None:
+            block.copy_(every)
+        # The target's own entry apart: in bfloat16, softmax - 1 of a probable token would have no digit left.
+        block.scatter_(1, target, logp.expm1().to(block.dtype))
+    return logps
+
+
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """`total + a @ b`; several products add up in float32 at least, whatever the dtype of `a` and `b`."""
+    if total is None:
+        return a @ b
+    return total.addmm_(a, b) if total.dtype == _exact(a) == a.dtype else total.to(_exact(a)).add_(a @ b)
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _slices(rows: int, size: int) -> list[slice]:
+    """`range(rows)` in slices of `size`; what is left over comes first."""
+    starts = [0, *range(rows % size or size, rows, size)]
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], rows], strict=True)]

@@ -13,6 +13,7 @@ from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME as ATTENTION
+from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.policy import PackedPolicy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -33,14 +34,16 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_policy(model: ModelConfig, *, seed: int, gradient_checkpointing: bool = False) -> PackedPolicy:
-    """The policy in the configured dtype, in training mode.
+def load_policy(model: ModelConfig, *, seed: int) -> PackedPolicy:
+    """The policy in the configured dtype, in training mode; with `model.lora`, frozen but for its adapters.
 
     Random weights are drawn from `seed`, the same on every rank. Raises `UserError` for a model that is not
     there, is not in safetensors, or computes something that packing does not.
     """
     network, _ = build_network(AutoModelForCausalLM, load_config(model), model, seed)
-    make_packable(network, gradient_checkpointing)
+    require_packable(network)
+    if model.lora is not None:
+        add_adapters(network, model.lora, seed)
     return PackedPolicy(network).train()
 
 
@@ -77,7 +80,7 @@ def build_network(
     """The network of `auto`, one of transformers' AutoModels, and which of its parameters its files lack."""
     if not model.keep_dropout:
         _turn_dropout_off(config)
-    if model.init == "pretrained" and model.name_or_path != "toy":
+    if model.has_weights:
         network, info = _from_hub_or_folder(
             auto.from_pretrained, model.name_or_path, "model", model, config=config, dtype=DTYPES[model.dtype],
             attn_implementation=ATTENTION, use_safetensors=True, output_loading_info=True,
@@ -91,28 +94,32 @@ def build_network(
     return network.to(DTYPES[model.dtype]), set()
 
 
-def make_packable(network: PreTrainedModel, gradient_checkpointing: bool) -> None:
+def require_packable(network: PreTrainedModel) -> None:
     """Raises `UserError` for a network that does not let `shared_prefix` compute its attention."""
     if not network._supports_attention_backend or network._is_stateful:
         raise UserError(
             f"model.name_or_path: {type(network).__name__} does not take its attention from transformers' "
             "attention interface, so it cannot be trained packed"
         )
-    if gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def locate(name: str) -> str:
+    """The folder that `name` stands for (of a run: its `model/`), absolute; or `name`, a Hub id."""
+    path = Path(name).expanduser()
+    if (path / "model" / "config.json").is_file():
+        path = path / "model"
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
     """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
-    path = Path(name).expanduser()
-    if (path / "model" / "config.json").is_file():  # the folder of a run
-        path = path / "model"
-    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    location = locate(name)
+    if not Path(location).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
     try:
-        return load(str(path) if path.is_dir() else name, trust_remote_code=model.trust_remote_code, **options)
+        return load(location, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: the {what} cannot be loaded: {reason}") from error

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, make_packable
+from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, require_packable
+from orpo_ray.modeling.lora import add_adapters, merged_weights, plain_name
 from orpo_ray.modeling.policy import hidden_states
 
 StateDict = dict[str, Tensor]
@@ -68,24 +69,23 @@ class PackedRewardModel(nn.Module):
         They view as `(prompts, 1 + K)`, as the log-prob sums of a `PackedPolicy` do.
         """
         hidden = hidden_states(self.model, batch)  # (tokens, width)
-        ends = torch.tensor([segment.end for segment in batch.layout.segments], device=hidden.device)
-        last = ends.view(batch.prompts, -1)[:, 1:] - 1  # (prompts, K)
+        last = batch.ends.view(batch.prompts, -1)[:, 1:]  # (prompts, K)
         rewards = self.model.score(hidden[last])[..., 0] - self.offset
         return F.pad(rewards, (1, 0)).flatten()
 
 
-def load_reward_model(model: ModelConfig, *, seed: int, gradient_checkpointing: bool = False) -> PackedRewardModel:
+def load_reward_model(model: ModelConfig, *, seed: int) -> PackedRewardModel:
     """The reward model in the configured dtype, in training mode.
 
     `model` names a sequence-classification model of one label, whose score head is kept, or a (causal) language
     model, which gets a head drawn from `seed`, the same on every rank, from N(0, 1/(width + 1)) as in Stiennon
-    et al. (arXiv 2009.01325). Raises `UserError` for a model that is not there, is not in safetensors, has more
-    than one label, has no class with a score head on its last token, or computes something that packing does not.
+    et al. (arXiv 2009.01325). With `model.lora` the head is trained beside the adapters. Raises `UserError` for a
+    model that is not there, is not in safetensors, has more than one label, has no class with a score head on its
+    last token, or computes something that packing does not.
     """
     config = load_config(model)
-    pretrained = model.init == "pretrained" and model.name_or_path != "toy"
     is_classifier = any("ForSequenceClassification" in name for name in config.architectures or [])
-    if pretrained and is_classifier and config.num_labels != 1:
+    if model.has_weights and is_classifier and config.num_labels != 1:
         raise UserError(
             f"{model.name_or_path}: a classifier of {config.num_labels} labels, but a reward model has one; start "
             "from a model of one label or from a language model"
@@ -99,10 +99,13 @@ def load_reward_model(model: ModelConfig, *, seed: int, gradient_checkpointing: 
         raise UserError(f"model.name_or_path: {type(network).__name__} has no linear score head on its last token")
     if missing - {_HEAD} or (is_classifier and missing):
         raise UserError(f"{model.name_or_path}: its files lack weights of the model, such as {min(missing)}")
-    if missing or not pretrained:
+    if missing or not model.has_weights:
         _draw_head(network.score, seed)
     _make_room(network, tokenizer, pad)
-    make_packable(network, gradient_checkpointing)
+    require_packable(network)
+    if model.lora is not None:
+        add_adapters(network, model.lora, seed)
+        network.score.requires_grad_(True)
     return PackedRewardModel(network).train()
 
 
@@ -126,9 +129,9 @@ def centre(model: PackedRewardModel, mean: float, weights: StateDict | None = No
     and vLLM give centred rewards too. A model without one (the RMSNorm families: Llama, Mistral, Qwen) gets
     `reward_offset` in its config instead: `PackedRewardModel` subtracts it, others have to.
 
-    `weights`: the state dict that is to be exported, such as an engine gathers under ZeRO-3. It and the config then
-    change, while `model` itself computes on as before: centring the next export needs the mean of that time alone.
-    By default the model changes, whose parameters must be whole.
+    `weights`: the state dict that is to be exported, such as an engine gathers under ZeRO-3, adapters merged. It and
+    the config then change, while `model` itself computes on as before: centring the next export needs the mean of
+    that time alone. By default the model changes, whose parameters must be whole.
     """
     found = _last_bias(model.model)
     if found is None:
@@ -137,10 +140,10 @@ def centre(model: PackedRewardModel, mean: float, weights: StateDict | None = No
             model.offset += mean
         return
     name, projection = found
-    state = model.model.state_dict() if weights is None else weights
+    state = merged_weights(model.model, model.model.state_dict()) if weights is None else weights
     direction = state[_HEAD][0].double()  # d reward / d bias, the same for every text
     if projection is not None:
-        direction = direction @ state[projection].double()
+        direction = direction @ state[projection].double().to(direction.device)
     shifted = (state[name].double() - mean * direction / direction.square().sum()).to(state[name].dtype)
     if weights is None:
         state[name].copy_(shifted)
@@ -159,7 +162,7 @@ def _last_bias(network: PreTrainedModel) -> tuple[str, str | None] | None:
     if norm is None:
         return None
     projection = getattr(decoder, "project_out", None)
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = {id(parameter): plain_name(name) for name, parameter in network.named_parameters()}
     return names[id(norm.bias)], None if projection is None else names[id(projection.weight)]
 
 

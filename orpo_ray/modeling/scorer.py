@@ -21,12 +21,10 @@ Scorer = PackedPolicy | PackedRewardModel
 """Takes a packed batch, returns a float32 number for each sequence: a log-prob sum, or a reward."""
 
 
-def load_scorer(
-    kind: Literal["policy", "reward"], model: ModelConfig, *, seed: int, gradient_checkpointing: bool = False
-) -> Scorer:
+def load_scorer(kind: Literal["policy", "reward"], model: ModelConfig, *, seed: int) -> Scorer:
     """Load `model` as a policy or as a reward model; see `load_policy` and `load_reward_model`."""
     load = load_policy if kind == "policy" else load_reward_model
-    return load(model, seed=seed, gradient_checkpointing=gradient_checkpointing)
+    return load(model, seed=seed)
 
 
 def packed_scores(model: nn.Module, rows: Sequence[Sequence[Ids | Sequence[int]]], budget: int) -> list[list[float]]:

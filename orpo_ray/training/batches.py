@@ -1,8 +1,11 @@
-"""From a list of pairs to this rank's packed micro-batches."""
+"""From a list of pairs to this rank's packed micro-batches, made ready ahead of time."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +14,8 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.packing import PackedBatch, pack
 from orpo_ray.data.schedule import Indices, deal
 from orpo_ray.objectives.terms import Totals
+
+T = TypeVar("T")
 
 
 class Cut(NamedTuple):
@@ -30,6 +35,27 @@ class Work(NamedTuple):
     """Packed tokens of all ranks."""
 
 
+class MicroBatch(NamedTuple):
+    """What one forward and backward takes."""
+
+    work: Work
+    pairs: Indices
+    batch: PackedBatch
+    reference: Tensor | None
+    """`(pairs, 2)`: reference log-prob sums of chosen and rejected, where the data has them."""
+    last: bool
+    """Whether the step ends with it."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        reference = None if self.reference is None else self.reference.to(device, non_blocking=True)
+        return self._replace(batch=self.batch.to(device), reference=reference)
+
+    def pinned(self) -> MicroBatch:
+        """The same in page-locked memory, from which copies to a CUDA device run beside its work."""
+        reference = None if self.reference is None else self.reference.pin_memory()
+        return self._replace(batch=self.batch.pinned(), reference=reference)
+
+
 def plan(
     data: PairDataset, indices: Indices, *, continuations: int, score_prompts: bool, rank: int, ranks: int, budget: int
 ) -> Work:
@@ -45,19 +71,35 @@ def plan(
     )
 
 
+def micro_batches(
+    data: PairDataset, works: Iterable[Work], *, continuations: int, score_prompts: bool, device: torch.device
+) -> Iterator[MicroBatch]:
+    """The micro-batches of `works`, one after another, packed by a thread while those before are computed."""
+
+    def packed() -> Iterator[MicroBatch]:
+        for work in works:
+            for number, cut in enumerate(work.cuts, start=1):
+                examples = [data.pair(pair)[: 1 + continuations] for pair in cut.pairs.tolist()]
+                batch = pack(examples, score_prompts=score_prompts, weight=cut.weight)
+                reference = None if data.reference is None else torch.from_numpy(data.reference[cut.pairs])
+                micro_batch = MicroBatch(work, cut.pairs, batch, reference, last=number == len(work.cuts))
+                yield micro_batch.pinned() if device.type == "cuda" else micro_batch
+
+    return ahead(packed())
+
+
+def ahead(items: Iterator[T], number: int = 2) -> Iterator[T]:
+    """`items`, each made by one other thread while its predecessors, at most `number`, are in use."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-batches") as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(number))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item  # type: ignore[misc]
+
+
 def predictions(data: PairDataset, score_prompts: bool) -> Tensor:
     """Predictions `(pairs, 3)` of prompt, chosen and rejected of every pair, as `pack` counts them."""
     lengths = data.lengths()
     lengths[:, 0] = (lengths[:, 0] - 1) * score_prompts
     return torch.from_numpy(lengths)
-
-
-def packed(data: PairDataset, cut: Cut, *, continuations: int, score_prompts: bool) -> PackedBatch:
-    """One micro-batch, packed."""
-    examples = [data.pair(pair)[: 1 + continuations] for pair in cut.pairs.tolist()]
-    return pack(examples, score_prompts=score_prompts, weight=cut.weight)
-
-
-def reference_of(data: PairDataset, pairs: Indices | slice, device: torch.device) -> Tensor | None:
-    """Reference log-prob sums `(pairs, 2)`, where the data has them."""
-    return None if data.reference is None else torch.from_numpy(data.reference[pairs]).to(device)

@@ -19,6 +19,7 @@ from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.modeling.scorer import Scorer
+from orpo_ray.training.allocator import keep_freed_memory
 
 
 class Engine(Protocol):
@@ -40,7 +41,7 @@ class Engine(Protocol):
         """Elementwise sum over ranks."""
 
     def weights(self) -> StateDict | None:
-        """The model's whole state dict on rank 0 (None on the others); every rank must call it."""
+        """The model's whole state dict, adapters apart, on rank 0 (None on the others); every rank must call it."""
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Write this rank's part of a checkpoint, and `state`, into `folder`."""
@@ -75,6 +76,8 @@ class TorchEngine:
 
     def __init__(self, policy: Scorer, optim: OptimConfig, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.policy = policy.to(self.device)
         self._max_grad_norm = optim.max_grad_norm
         groups = parameter_groups(policy, optim.weight_decay)
@@ -83,7 +86,7 @@ class TorchEngine:
             group["params"] = [p if p.dtype == torch.float32 else p.detach().float() for p in group["params"]]
         self._weights = [p for group in groups for p in group["params"]]
         self._copies = [(low, full) for low, full in zip(trained, self._weights, strict=True) if low is not full]
-        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         sums: Tensor = self.policy(batch.to(self.device))
@@ -141,10 +144,12 @@ class DeepSpeedEngine:
     def __init__(self, policy: Scorer, config: TrainConfig, device: torch.device) -> None:
         import deepspeed
 
+        if device.type == "cpu":
+            keep_freed_memory()
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         optimizer = torch.optim.AdamW(
             parameter_groups(policy, config.optim.weight_decay),
-            lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
+            lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps, fused=True,
         )  # fmt: skip
         self._engine = deepspeed.initialize(model=policy, optimizer=optimizer, config=deepspeed_config(config))[0]
         # DeepSpeed keeps no gradient norm for the one setting in which it does not wrap the optimizer.
@@ -180,11 +185,28 @@ class DeepSpeedEngine:
             return None if self.rank else {k.removeprefix("model."): v for k, v in (gathered or {}).items()}
         return None if self.rank else dict(self.policy.model.state_dict())
 
+    def _frozen(self) -> set[str]:
+        """Names of the weights that no checkpoint holds: the model's files do. A tied weight has several."""
+        parameters = self.policy.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in parameters if not parameter.requires_grad}
+
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        self._engine.save_checkpoint(str(folder), tag=self._TAG, client_state={"state": state}, save_latest=False)
+        frozen = self._frozen()
+
+        def leave_out(module: nn.Module, weights: dict[str, Any], prefix: str, metadata: Any) -> None:
+            for name in frozen:
+                weights.pop(name, None)
+
+        # DeepSpeed's exclusion alone misses the second name of a tied weight.
+        with self.policy.register_state_dict_post_hook(leave_out):  # type: ignore[no-untyped-call]
+            self._engine.save_checkpoint(
+                str(folder), tag=self._TAG, client_state={"state": state}, save_latest=False,
+                exclude_frozen_parameters=bool(frozen),
+            )  # fmt: skip
 
     def load(self, folder: Path) -> dict[str, Any]:
-        path, client = self._engine.load_checkpoint(str(folder), tag=self._TAG)
+        complete = not self._frozen()
+        path, client = self._engine.load_checkpoint(str(folder), tag=self._TAG, load_module_strict=complete)
         if path is None:
             raise UserError(f"{folder}: not a checkpoint of this run")
         state: dict[str, Any] = client["state"]

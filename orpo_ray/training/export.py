@@ -1,4 +1,6 @@
-"""The trained model as others read it: Hugging Face safetensors, tokenizer, chat template and model card."""
+"""The trained model as others read it: Hugging Face safetensors, tokenizer, chat template and model card; LoRA's
+adapters, besides, in peft's format.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray import __version__
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.templates import resolve_template, write_text_rule
+from orpo_ray.modeling.loading import locate
+from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.loop import Line
 from orpo_ray.training.run_folder import replace_folder
@@ -34,6 +38,9 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 | base model | `{{ config.model.name_or_path }}` ({{ config.model.init }}, {{ config.model.dtype }}) |
 | data | `{{ config.data.train }}`, split {{ config.data.train_split }} |
 | objective | {{ objective }} |
+{%- if lora %}
+| LoRA, merged here | {{ lora }} |
+{%- endif %}
 | learning rate | {{ config.optim.lr }}, {{ config.optim.schedule }}, warm-up {{ config.optim.warmup_steps }} |
 | pairs in a step | {{ config.train.global_batch_size }} |
 | longest text | {{ config.data.max_length }} tokens, prompt {{ config.data.max_prompt_length }} |
@@ -61,26 +68,59 @@ def export_model(
     evaluation: Line,
     total_steps: int,
 ) -> None:
-    """Write `target` whole or not at all. `evaluation`: the evaluation line of the weights' step."""
-    new = target.with_name(f".{target.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    # The model must be spoken to as it was trained: the template travels with it.
-    tokenizer.chat_template = resolve_template(config.data.chat_template, tokenizer)
+    """Write `target` whole or not at all.
+
+    `weights`: of the plain network, adapters merged. `evaluation`: the evaluation line of the weights' step.
+    """
+    new = _begin(target)
     model.save_pretrained(new, state_dict=weights, safe_serialization=True)
-    tokenizer.save_pretrained(new)
-    write_text_rule(new, config.data.chat_template is not None)
+    _save_manner(new, tokenizer, config)
     settings = config.objective.model_dump(by_alias=True, exclude={"name"}, exclude_none=True)
     described = [f"{'λ' if name == 'lambda' else name} = {value}" for name, value in settings.items()]
-    template = config.data.chat_template
+    template, lora = config.data.chat_template, config.model.lora
+    adapted = lora and ("all-linear" if lora.target_modules == "all-linear" else ", ".join(lora.target_modules))
     card = _CARD.render(
         config=config,
         version=__version__,
         objective=", ".join([config.objective.name, *described]),
         base_is_hub_id=config.model.name_or_path.count("/") == 1 and not Path(config.model.name_or_path).exists(),
         template=f"`{template.splitlines()[0][:60]}`" if template else "the tokenizer's own, none for plain text",
+        lora=lora and f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {adapted}",
         step=evaluation["step"],
         total_steps=total_steps,
         evaluation={name: value for name, value in evaluation.items() if name != "step"},
     )
     (new / "README.md").write_text(card, encoding="utf-8")
     replace_folder(new, target)
+
+
+def export_adapter(
+    target: Path,
+    model: PreTrainedModel,
+    weights: StateDict,
+    exported: StateDict,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+) -> None:
+    """Write `target`, the adapters in peft's format, whole or not at all.
+
+    `weights`: the state dict of `model`, adapters and all; `exported`: what of it went into the merged model.
+    """
+    new = _begin(target)
+    write_adapter(new, model, weights, exported, base=locate(config.model.name_or_path))
+    _save_manner(new, tokenizer, config)
+    replace_folder(new, target)
+
+
+def _begin(target: Path) -> Path:
+    """The empty place beside `target` where its successor is written."""
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    return new
+
+
+def _save_manner(folder: Path, tokenizer: Tokenizer, config: TrainConfig) -> None:
+    """The model must be spoken to as it was trained: tokenizer and template travel with it."""
+    tokenizer.chat_template = resolve_template(config.data.chat_template, tokenizer)
+    tokenizer.save_pretrained(folder)
+    write_text_rule(folder, config.data.chat_template is not None)

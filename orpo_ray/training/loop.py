@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,12 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.schedule import StepSchedule
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.flops import measured_peak, training_flops
+from orpo_ray.modeling.flops import StepFlops, measured_peak
 from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.objectives.reliability import accuracy_by_length, calibration
 from orpo_ray.objectives.terms import Metrics, Totals
-from orpo_ray.training.batches import Work, packed, plan, predictions, reference_of
+from orpo_ray.training.batches import MicroBatch, Work, micro_batches, plan, predictions
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.lr import learning_rate
 
@@ -75,12 +76,13 @@ def run(
     total_steps = schedule.total_steps
     eval_every = config.train.eval_every_steps or schedule.steps_per_epoch
     checkpoint_every = config.train.checkpoint_every_steps or schedule.steps_per_epoch
-    peak = measured_peak(engine.device, DTYPES[config.model.dtype]) * engine.ranks
+    meter = Meter.of(engine, config)
+    feed = training_batches(engine, config, objective, schedule, train, state.step)
 
     if state.step == 0:
         sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)[0]})
     while state.step < total_steps:
-        line = train_step(engine, config, objective, schedule, train, state.step, peak)
+        line = train_step(engine, config, objective, schedule, feed, state.step, meter)
         state.step += 1
         sink.metrics(line)
         if not math.isfinite(line["loss"]):
@@ -98,32 +100,52 @@ def run(
     return state
 
 
+class Meter(NamedTuple):
+    """What MFU is made of."""
+
+    flops: StepFlops
+    peak: float
+    """FLOP/s of all ranks' matrix products, measured."""
+
+    @classmethod
+    def of(cls, engine: Engine, config: TrainConfig) -> Meter:
+        return cls(StepFlops.of(engine.policy), measured_peak(engine.device, DTYPES[config.model.dtype]) * engine.ranks)
+
+
+def training_batches(
+    engine: Engine, config: TrainConfig, objective: Objective, schedule: StepSchedule, train: PairDataset, start: int
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of the global steps from `start` on."""
+    steps = range(start, schedule.total_steps)
+    works = (_plan(engine, config, objective, objective.continuations, train, schedule.indices(step)) for step in steps)
+    return _micro_batches(engine, objective, objective.continuations, train, works)
+
+
 def train_step(
     engine: Engine,
     config: TrainConfig,
     objective: Objective,
     schedule: StepSchedule,
-    train: PairDataset,
+    feed: Iterator[MicroBatch],
     step: int,
-    peak: float,
+    meter: Meter,
 ) -> Line:
-    """One optimizer step; returns its metrics line."""
+    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`); returns its metrics line."""
     started = time.perf_counter()
     # Dropout, where a model trains with it, draws from the step and the rank alone, so that resuming repeats it.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, step, engine.rank]).generate_state(1)[0]))
-    work = _plan(engine, config, objective, objective.continuations, train, schedule.indices(step))
     shares: Metrics = {}
     flops = 0.0
-    for index, cut in enumerate(work.cuts):
-        batch = packed(train, cut, continuations=objective.continuations, score_prompts=objective.score_prompts)
+    for micro_batch in feed:
+        work, _, batch, reference, last = micro_batch.to(engine.device)
         sums = engine.forward(batch).view(batch.prompts, -1)
-        lengths = batch.lengths.to(engine.device).view(batch.prompts, -1)
-        reference = reference_of(train, cut.pairs, engine.device)
-        loss, metrics = objective.loss(sums, lengths, work.totals, reference)
-        engine.backward(loss * cut.weight, last=index == len(work.cuts) - 1)
+        loss, metrics = objective.loss(sums, batch.lengths.view(batch.prompts, -1), work.totals, reference)
+        engine.backward(loss * batch.weight, last=last)
         for name, share in metrics.items():
-            shares[name] = shares.get(name, 0) + share * cut.weight
-        flops += training_flops(engine.policy, batch) * cut.weight
+            shares[name] = shares.get(name, 0) + share * batch.weight
+        flops += meter.flops(batch) * batch.weight
+        if last:
+            break
     lr = learning_rate(step, schedule.total_steps, config.optim)
     grad_norm = engine.step(lr)
     totals = _sum_over_ranks(engine, {**shares, "flops": torch.tensor(flops, device=engine.device)})
@@ -137,7 +159,7 @@ def train_step(
         "tokens": work.tokens,
         "pairs_per_second": work.totals.pairs / seconds,
         "tokens_per_second": work.tokens / seconds,
-        "mfu": totals["flops"] / seconds / peak,
+        "mfu": totals["flops"] / seconds / meter.peak,
         "peak_memory_bytes": _peak_memory(engine.device),
     }
 
@@ -149,7 +171,7 @@ def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out
     """
     sums, totals = scores(engine, config, objective, held_out)
     lengths = predictions(held_out, objective.score_prompts).to(engine.device)
-    reference = reference_of(held_out, slice(None), engine.device)
+    reference = None if held_out.reference is None else torch.from_numpy(held_out.reference).to(engine.device)
     metrics = objective.loss(sums, lengths, totals, reference)[1]
     evaluation = {f"eval_{name}": float(value) for name, value in metrics.items()}
     if objective.model == "reward":
@@ -165,11 +187,10 @@ def scores(engine: Engine, config: TrainConfig, objective: Objective, data: Pair
     work = _plan(engine, config, objective, _EVAL_CONTINUATIONS, data, np.arange(len(data)))
     table = torch.zeros(len(data), 1 + _EVAL_CONTINUATIONS, dtype=torch.float64, device=engine.device)
     with evaluating(engine.policy):
-        for cut in work.cuts:
-            batch = packed(data, cut, continuations=_EVAL_CONTINUATIONS, score_prompts=objective.score_prompts)
+        for _, pairs, batch, _, _ in _micro_batches(engine, objective, _EVAL_CONTINUATIONS, data, [work]):
             scored = engine.forward(batch)  # a filler too: every rank takes part in every forward
-            if cut.weight:
-                table[torch.from_numpy(cut.pairs)] = scored.double().view(batch.prompts, -1)
+            if batch.weight:
+                table[torch.from_numpy(pairs)] = scored.double().view(batch.prompts, -1)
     return engine.all_sum(table), work.totals
 
 
@@ -199,6 +220,14 @@ def _plan(
         data, indices, continuations=continuations, score_prompts=objective.score_prompts,
         rank=engine.rank, ranks=engine.ranks, budget=config.train.tokens_per_microbatch,
     )  # fmt: skip
+
+
+def _micro_batches(
+    engine: Engine, objective: Objective, continuations: int, data: PairDataset, works: Iterable[Work]
+) -> Iterator[MicroBatch]:
+    return micro_batches(
+        data, works, continuations=continuations, score_prompts=objective.score_prompts, device=engine.device
+    )
 
 
 def _sum_over_ranks(engine: Engine, shares: Metrics) -> dict[str, float]:

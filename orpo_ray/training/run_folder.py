@@ -19,7 +19,7 @@ from orpo_ray.errors import UserError
 
 # What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
 _FREE_SECTIONS = ("eval", "scaling", "storage")
-_FREE_KEYS = {"train": ("tokens_per_microbatch", "keep_checkpoints", "checkpoint_every_steps")}
+_FREE_KEYS = {"train": ("tokens_per_microbatch", "memory", "keep_checkpoints", "checkpoint_every_steps")}
 
 MODEL_IN_CHECKPOINT = "model"
 """The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.adapter = path / "adapter"
         self.tensorboard = path / "tensorboard"
         self.eval_scores = path / "eval_scores.parquet"
         self.summary = path / "summary.json"

@@ -19,14 +19,17 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_tokenizer
+from orpo_ray.modeling.lora import merged_weights
+from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.training.engine import DeepSpeedEngine, Engine
-from orpo_ray.training.export import export_model
+from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, State, build_schedule, run, scores
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
+from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder, write_atomically, write_eval_scores
 
 
@@ -56,12 +59,10 @@ def _train(config: TrainConfig) -> None:
     train_pairs, held_out = data.train, data.eval
     if objective.needs_reference:
         train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
-    policy = load_scorer(
-        objective.model,
-        config.model,
-        seed=config.seed,
-        gradient_checkpointing=config.train.gradient_checkpointing,
-    )
+    policy = load_scorer(objective.model, config.model, seed=config.seed).to(device)
+    context = ray.train.get_context()
+    ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
+    set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
     engine = DeepSpeedEngine(policy, config, device)
     state = _resume(engine)
     folder = RunFolder(config.run_dir)
@@ -80,10 +81,13 @@ def _train(config: TrainConfig) -> None:
             mean = float(scores(engine, config, objective, train_pairs)[0][:, 1:].mean()) if centred else 0.0
             weights = engine.weights()
             if weights is not None:
+                exported = merged_weights(policy.model, weights)
                 if isinstance(policy, PackedRewardModel) and centred:
-                    centre(policy, mean, weights)
+                    centre(policy, mean, exported)
                 write_eval_scores(folder.eval_scores, held_out, table)
-                export_model(folder.model, policy.model, weights, tokenizer, config, evaluation, total_steps)
+                export_model(folder.model, policy.model, exported, tokenizer, config, evaluation, total_steps)
+                if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it on
+                    export_adapter(folder.adapter, policy.model, weights, exported, tokenizer, config)
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
             # Every rank hands in its own shards; Ray merges the folders under one name.
@@ -94,7 +98,8 @@ def _train(config: TrainConfig) -> None:
                     if weights is not None:
                         whole = {"step": state.step, **line}
                         target = Path(shards) / MODEL_IN_CHECKPOINT
-                        export_model(target, policy.model, weights, tokenizer, config, whole, total_steps)
+                        exported = merged_weights(policy.model, weights)
+                        export_model(target, policy.model, exported, tokenizer, config, whole, total_steps)
                 ray.train.report(
                     {**line, "best_step": state.best_step, "best_eval_loss": state.best_eval_loss},
                     checkpoint=Checkpoint.from_directory(shards),
@@ -110,7 +115,9 @@ def _train(config: TrainConfig) -> None:
 
 def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> list[PairDataset]:
     """The pairs with their reference log-probs; the reference is gone again when this returns."""
-    policy = load_reference(config, device)
+    # The reference is what training starts from, before it has adapters.
+    plain = config.model.model_copy(update={"lora": None})
+    policy = load_reference(config.model_copy(update={"model": plain}), device)
     return [
         with_reference(
             part,

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from transformers import OPTConfig
 
-from orpo_ray.config import TrainConfig, parse_config
+from orpo_ray.config import LoraConfig, TrainConfig, parse_config
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.modeling.attention import NAME
+from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from orpo_ray.training.loop import Line, State, run
@@ -26,7 +27,11 @@ def config_of(**settings: Any) -> TrainConfig:
     train = {"global_batch_size": 12, "max_steps": STEPS, "epochs": 9, "checkpoint_every_steps": 4, "zero_stage": 0}
     mapping = {
         "name": "engines",
-        "model": {"name_or_path": "unused", "dtype": settings.pop("dtype", "float32")},
+        "model": {
+            "name_or_path": "unused",
+            "dtype": settings.pop("dtype", "float32"),
+            "lora": settings.pop("lora", None),
+        },
         "data": {"train": "unused"},
         "objective": {"lambda": 0.5},
         "optim": {"lr": 1e-3, "eps": 1e-3, "warmup_steps": 2, "weight_decay": 0.01},
@@ -45,8 +50,11 @@ def dataset(pairs: int = 40) -> PairDataset:
     return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]].astype(np.int64), np.arange(pairs))
 
 
-def policy(dtype: str, checkpointing: bool) -> PackedPolicy:
-    """A tied OPT with a smooth activation: at a ReLU's kink rounding turns into a different gradient."""
+def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None) -> PackedPolicy:
+    """A tied OPT with a smooth activation: at a ReLU's kink rounding turns into a different gradient.
+
+    Adapters begin where both of their halves have a gradient.
+    """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -57,6 +65,12 @@ def policy(dtype: str, checkpointing: bool) -> PackedPolicy:
     model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME).to(getattr(torch, dtype))
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora is not None:
+        add_adapters(model, lora, seed=0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_B." in name:
+                    parameter.normal_(std=0.1)
     return PackedPolicy(model).train()
 
 
@@ -86,6 +100,8 @@ def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
     def taking_step(lr: float) -> float:
         if not taken:
             for name, parameter in engine.policy.model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 if isinstance(engine, DeepSpeedEngine):
                     from deepspeed.utils import safe_get_full_grad
 
@@ -103,7 +119,7 @@ def trained(settings: dict[str, Any], engine_kind: str, checkpoints: Path | None
     settings = dict(settings)
     checkpointing = settings.pop("checkpointing", False)
     config = config_of(**settings)
-    own = policy(config.model.dtype, checkpointing)
+    own = policy(config.model.dtype, checkpointing, config.model.lora)
     engine: Engine
     if engine_kind == "torch":
         engine = TorchEngine(own, config.optim)
@@ -117,7 +133,13 @@ def trained(settings: dict[str, Any], engine_kind: str, checkpoints: Path | None
     data = dataset()
     run(engine, config, data, data.subset(np.arange(7)), watch, state)
     weights = engine.weights()
-    return {"lines": watch.lines, "gradients": gradients, "weights": weights}
+    return {"lines": watch.lines, "gradients": gradients, "weights": weights, "checkpointed": held(watch.folder)}
+
+
+def held(folder: Path | None) -> set[str]:
+    """Names of the weights in DeepSpeed's own files of the last checkpoint."""
+    files = folder.glob(f"step-{STEPS}/*/*model_states.pt") if folder is not None else ()
+    return {name for file in files for name in torch.load(file, weights_only=False)["module"]}
 
 
 def main(out: str) -> None:

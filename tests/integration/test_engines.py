@@ -11,17 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from engine_process import policy
+
+from orpo_ray.modeling.lora import plain_name
 
 HERE = Path(__file__).parent
 SMALL, LARGE = 120, 100_000  # tokens in a micro-batch: several a step, or one
 
 _PLAIN = {"tokens_per_microbatch": LARGE}
+_LORA = {"rank": 4, "alpha": 8}
 JOBS: dict[int, dict[str, dict[str, Any]]] = {
     1: {
         "torch": {"engine": "torch", "settings": {**_PLAIN}},
         "torch small": {"engine": "torch", "settings": {"tokens_per_microbatch": SMALL}},
         **{f"zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage}} for stage in (0, 2, 3)},
         "zero 2 small": {"settings": {"tokens_per_microbatch": SMALL, "zero_stage": 2}},
+        "lora torch": {"engine": "torch", "settings": {**_PLAIN, "lora": _LORA}},
+        **{f"lora zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage, "lora": _LORA}} for stage in (2, 3)},
     },
     2: {
         **{
@@ -48,6 +54,23 @@ JOBS: dict[int, dict[str, dict[str, Any]]] = {
             for dtype in ("bfloat16", "float32")
             for stage in (2, 3)
         },
+        **{
+            f"{dtype} lora zero {stage}{' resumed' if resume else ''}": {
+                "settings": {
+                    "tokens_per_microbatch": SMALL,
+                    "zero_stage": stage,
+                    "dtype": dtype,
+                    "checkpointing": True,
+                    "lora": {**_LORA, "dropout": 0.2 if dtype == "bfloat16" else 0.0},
+                },
+                "checkpoints": f"{dtype}-lora-{stage}",
+                "resume": resume,
+            }
+            for dtype in ("bfloat16", "float32")
+            for stage in (2, 3)
+            for resume in (None, 4)
+        },
+        **{f"lora zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage, "lora": _LORA}} for stage in (0, 1)},
         "bfloat16 zero 0": {"settings": {**_PLAIN, "dtype": "bfloat16"}},
         "bfloat16 zero 1": {"settings": {**_PLAIN, "zero_stage": 1, "dtype": "bfloat16"}},
     },
@@ -92,7 +115,9 @@ FLOAT32 = [(ranks, name) for ranks, jobs in JOBS.items() for name in jobs if "bf
 @pytest.mark.parametrize(("ranks", "name"), [job for job in FLOAT32 if "resumed" not in job[1]])
 def test_same_trajectory_everywhere(results: dict[int, dict[str, Any]], ranks: int, name: str) -> None:
     """Against one process, one micro-batch, plain PyTorch."""
-    reference, other = results[1]["torch"], results[ranks][name]
+    reference, other = results[1]["lora torch" if "lora" in name else "torch"], results[ranks][name]
+    assert other["weights"].keys() == reference["weights"].keys()
+    assert other["gradients"].keys() == reference["gradients"].keys()
     for expected, actual in zip(reference["lines"], other["lines"], strict=True):
         assert set(expected) == set(actual)
         for key in set(expected) - {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}:
@@ -105,9 +130,9 @@ def test_same_trajectory_everywhere(results: dict[int, dict[str, Any]], ranks: i
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_resume_is_bitwise_exact(results: dict[int, dict[str, Any]], dtype: str, stage: int) -> None:
-    whole, resumed = results[2][f"{dtype} zero {stage}"], results[2][f"{dtype} zero {stage} resumed"]
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float32 lora", "bfloat16 lora"])
+def test_resume_is_bitwise_exact(results: dict[int, dict[str, Any]], kind: str, stage: int) -> None:
+    whole, resumed = results[2][f"{kind} zero {stage}"], results[2][f"{kind} zero {stage} resumed"]
     for parameter, weight in whole["weights"].items():
         assert torch.equal(weight, resumed["weights"][parameter]), parameter
     timing = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
@@ -122,6 +147,25 @@ def test_bfloat16_follows_float32(results: dict[int, dict[str, Any]], stage: int
     expected, actual = reference["lines"][-1]["eval_loss"], half["lines"][-1]["eval_loss"]
     assert actual == pytest.approx(expected, rel=0.01)
     assert reference["lines"][-1]["eval_loss"] < reference["lines"][0]["eval_loss"] - 0.05
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_checkpoint_of_adapters_holds_no_base(results: dict[int, dict[str, Any]], stage: int) -> None:
+    """Not under the second name of the tied embeddings either; a full one holds every weight."""
+    names = {f"model.{name}" for name in results[1]["lora torch"]["weights"]}
+    adapters = {name for name in names if ".lora_" in name}
+    assert len(adapters) == 2 * 2 * 6  # halves, layers, matrices of a layer
+    assert results[2][f"float32 lora zero {stage}"]["checkpointed"] == adapters
+    assert results[2][f"float32 zero {stage}"]["checkpointed"] == {f"model.{n}" for n in results[1]["torch"]["weights"]}
+
+
+@pytest.mark.parametrize(("ranks", "name"), [job for job in FLOAT32 if "lora" in job[1]])
+def test_adapters_leave_their_base_alone(results: dict[int, dict[str, Any]], ranks: int, name: str) -> None:
+    base = {plain_name(k): weight for k, weight in results[ranks][name]["weights"].items() if ".lora_" not in k}
+    start = policy("float32", False, None).model.state_dict()
+    assert base.keys() == start.keys()
+    for parameter, weight in base.items():
+        assert torch.equal(weight, start[parameter]), parameter
 
 
 def test_the_steps_are_steps(results: dict[int, dict[str, Any]]) -> None:

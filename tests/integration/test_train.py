@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -125,7 +126,7 @@ def test_finished_run_is_left_alone_and_other_settings_are_refused(run: Path, st
 def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) -> None:
     config = toy(
         storage, "name=zero3", "train.zero_stage=3", "model.dtype=bfloat16", "train.max_steps=8",
-        "train.gradient_checkpointing=true", "objective={name: sft}",
+        "train.memory=full", "objective={name: sft}",
         "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}",
     )  # fmt: skip
     folder = train(config).path
@@ -137,6 +138,35 @@ def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) 
     assert torch.equal(exported["lm_head.weight"], exported["model.decoder.embed_tokens.weight"])
     # SFT packs the chosen response alone, so its training lines know nothing of rejected ones.
     assert "logps_rejected" not in lines(folder)[1]
+
+
+def test_adapters_under_zero3_are_exported_merged_and_apart(run: Path, storage: Path) -> None:
+    config = toy(
+        storage, "name=lora", f"model.name_or_path={run}", "model.lora={rank: 4}", "train.zero_stage=3",
+        "train.max_steps=6", "train.eval_every_steps=6", "train.checkpoint_every_steps=6", "optim.lr=5e-3",
+        "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}",
+    )  # fmt: skip
+    folder = train(config).path
+    held_out = evaluations(folder)
+    assert held_out[0]["eval_loss"] == pytest.approx(evaluations(run)[-1]["eval_loss"], abs=1e-5)
+    assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"] - 0.05
+    before, merged = weights(run), weights(folder)
+    assert before.keys() == merged.keys()
+    matrices = {f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")}
+    for parameter, weight in merged.items():
+        adapted = ".".join(parameter.split(".")[-2:]) in matrices
+        assert torch.equal(weight, before[parameter]) == (not adapted), parameter
+    base = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    over_base = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    whole = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(over_base(ids).logits, whole(ids).logits, rtol=0, atol=1e-4)
+    # Nor does the checkpoint hold the base: float32 adapters and both of Adam's moments, and a little beside.
+    adapters = sum(weight.numel() for name, weight in over_base.state_dict().items() if ".lora_" in name)
+    checkpoint = sum(f.stat().st_size for f in (folder / "checkpoints/step-00000006").rglob("*") if f.is_file())
+    held = sum(weight.numel() for weight in before.values())
+    assert 12 * adapters < checkpoint < 20 * adapters < 4 * held
 
 
 def test_dpo_starts_at_its_reference_and_computes_it_once(run: Path, storage: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_ray.config import EvaluationConfig, OrpoConfig, SftConfig, TrainConfig, load_as, load_config
+from orpo_ray.config import EvaluationConfig, LoraConfig, OrpoConfig, SftConfig, TrainConfig, load_as, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 HH = "Anthropic/hh-rlhf"
@@ -38,6 +38,7 @@ PAPER = {
     "mistral-7b-orpo-beta":
         ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
 }  # fmt: skip
+LORA = "opt-1.3b-hh-orpo-lora"
 SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "hh-small-orpo"}
 # size, data, stage: what the paper says of it: objective, lr, epochs
 STAGES = {
@@ -59,10 +60,10 @@ def config(name: str) -> TrainConfig:
 
 
 def test_these_are_all_files() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL | {"toy-winrate"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL | {LORA, "toy-winrate"}
 
 
-@pytest.mark.parametrize("name", sorted(PAPER.keys() | SMALL))
+@pytest.mark.parametrize("name", sorted(PAPER.keys() | SMALL | {LORA}))
 def test_a_file_is_valid_and_names_its_run_after_itself(name: str) -> None:
     assert config(name).name == name
 
@@ -122,7 +123,7 @@ def test_what_the_papers_runs_share(name: str) -> None:
     assert run.objective.nll_tokens == "prompt_and_chosen"
     assert run.model.dtype == "bfloat16"
     assert run.model.keep_dropout == ("opt" in name or "phi" in name)
-    assert run.train.gradient_checkpointing
+    assert run.train.memory == "full"
     assert (run.optim.weight_decay, run.optim.max_grad_norm) == (0.0, 1.0)
     assert run.data.on_bad_record == "quarantine"
     assert run.seed == 42
@@ -149,6 +150,14 @@ def test_every_setting_of_the_paper_has_its_source_beside_it(name: str) -> None:
         key, _, value = line.strip().partition(":")
         if key in sourced and value:
             assert "# " in value, line
+
+
+def test_lora_differs_from_training_all_weights_in_what_it_says() -> None:
+    lora, full = config(LORA), config("opt-1.3b-hh-orpo")
+    assert lora.model.lora == LoraConfig(rank=16, alpha=32, dropout=0.0, target_modules="all-linear")
+    assert lora.model.model_copy(update={"lora": None}) == full.model
+    assert lora.optim == full.optim.model_copy(update={"lr": 8e-5})
+    assert (lora.data, lora.objective, lora.train, lora.seed) == (full.data, full.objective, full.train, full.seed)
 
 
 def test_sft_and_orpo_of_the_toy_world_differ_in_the_objective_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from orpo_ray.data.packing import pack
-from orpo_ray.modeling import head
+from orpo_ray.modeling import head, memory
 from orpo_ray.modeling.attention import NAME, shared_prefix_attention
+from orpo_ray.modeling.memory import Recomputation, activation_bytes, least_recomputation, set_recomputation
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.terms import Totals
@@ -63,18 +66,21 @@ def packed_orpo(policy: PackedPolicy, examples: list[list[np.ndarray]]) -> Tenso
     return orpo(policy(batch).view(len(examples), 3), lengths, totals, lambda_=LAMBDA)[0]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recomputation", ["none", "selective", "full"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_orpo_gradients_equal_a_dense_float64_reference(
-    family: PretrainedConfig, checkpointing: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    family: PretrainedConfig,
+    recomputation: Recomputation,
+    dtype: torch.dtype,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The head computes in several chunks; errors are relative to the largest gradient of the model."""
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 20 * VOCAB)
+    monkeypatch.setattr(head.LogprobHead, "chunk_bytes", 20 * VOCAB * dtype.itemsize)
+    monkeypatch.setattr(memory, "_SMALL_CHUNK", 7 * VOCAB * dtype.itemsize)
     examples = random_examples(seed=7, prompts=3)
     plain, packed = build(family, "sdpa", torch.float64), PackedPolicy(build(family, NAME, dtype))
-    if checkpointing:
-        packed.model.gradient_checkpointing_enable({"use_reentrant": False})
-        packed.train()
+    set_recomputation(packed.train(), recomputation)
     expected_loss, loss = dense_orpo(plain, examples), packed_orpo(packed, examples)
     assert abs(float(loss.detach()) - float(expected_loss.detach())) <= tolerance * float(expected_loss.detach())
     expected_loss.backward()
@@ -136,6 +142,42 @@ def test_head_gives_logits_without_targets() -> None:
     linear = torch.nn.Linear(8, 5)
     hidden = torch.randn(3, 8)
     assert torch.equal(head.LogprobHead.from_linear(linear)(hidden), linear(hidden))
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_the_same_on() -> None:
+    torch.manual_seed(0)
+    linear, targets = torch.nn.Linear(32, VOCAB), torch.randint(0, VOCAB, (64,))
+    gradients = []
+    for trained in (True, False):
+        hidden = torch.randn(64, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        own = head.LogprobHead.from_linear(copy.deepcopy(linear).requires_grad_(trained))
+        own(hidden, targets).square().sum().backward()
+        assert (own.weight.grad is not None) == (own.bias.grad is not None) == trained
+        gradients.append(hidden.grad)
+    assert torch.equal(*gradients)
+
+
+def test_the_heads_second_backward_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buffer holds another chunk by then."""
+    monkeypatch.setattr(head.LogprobHead, "chunk_bytes", 3 * VOCAB * 8)
+    own = head.LogprobHead.from_linear(torch.nn.Linear(8, VOCAB, dtype=torch.float64))
+    hidden = torch.randn(10, 8, dtype=torch.float64, requires_grad=True)
+    loss = own(hidden, torch.arange(10)).square().sum()
+    first, second = (torch.autograd.grad(loss, (hidden, own.weight), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+def test_memory_levels_need_less_and_less_and_the_first_that_fits_is_taken(family: PretrainedConfig) -> None:
+    deep = copy.deepcopy(family)
+    deep.num_hidden_layers = 8
+    if hasattr(deep, "layer_types"):
+        deep.layer_types = [deep.layer_types[0]] * 8
+    policy = PackedPolicy(build(deep, NAME))
+    none, selective, full = activation_bytes(policy, 512).values()
+    assert none > selective > full > 0
+    assert activation_bytes(policy, 1024)["none"] == 2 * none
+    for room, level in ((none, "none"), (none - 1, "selective"), (selective - 1, "full"), (0, "full")):
+        assert least_recomputation(policy, 512, room) == level
 
 
 def test_head_in_bfloat16_is_close_to_float32() -> None:

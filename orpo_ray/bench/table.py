@@ -1,0 +1,150 @@
+"""Results as tables: on the console, and between two marks of a Markdown page.
+
+python -m orpo_ray.bench.table README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orpo_ray.bench.results import KIND
+from orpo_ray.config import BenchmarkConfig, load_as
+from orpo_ray.errors import UserError
+from orpo_ray.training.run_folder import write_atomically
+
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+RESULTS, CONFIGS = Path("benchmarks/results"), Path("configs/bench")
+_HEADER = (
+    "contestant", "seconds a step", "of the first's", "pairs/s", "tokens/s", "MFU", "peak GiB", "in all",
+)  # fmt: skip
+_NOT_MEASURED = "not measured: "
+
+Result = dict[str, Any]
+
+
+def print_result(result: Result, console: Console) -> None:
+    """The result's tables on a terminal."""
+    measured = [_HEADER, *(row for row in rows(result) if not row[1].startswith(_NOT_MEASURED))]
+    widths = [max(map(len, column)) for column in zip(*measured, strict=True)]
+    aligned = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in measured]
+    unmeasured = [f"{name}: {why}" for name, why, *_ in rows(result) if why.startswith(_NOT_MEASURED)]
+    for line in [*aligned, *unmeasured, *remarks(result)]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def rows(result: Result) -> list[tuple[str, ...]]:
+    """A row of cells, as in the header, for every contestant."""
+    return [_row(name, entry) for name, entry in result["contestants"].items()]
+
+
+def _row(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
+    if "not_measured" in entry:
+        return (name, f"{_NOT_MEASURED}{entry['not_measured']}", *[""] * (len(_HEADER) - 2))
+    return (
+        name,
+        _spread(entry["seconds"]),
+        _spread(entry["seconds_to_first"]) if "seconds_to_first" in entry else "",
+        _short(entry["pairs_per_second"]["median"]),
+        f"{entry['tokens_per_second']['median']:,.0f}",
+        f"{entry['mfu']['median']:.0%}",
+        _gib(entry["peak_bytes"]),
+        _gib(entry["resident_bytes"]),
+    )
+
+
+def remarks(result: Result) -> list[str]:
+    """A line for each contestant whose step was taken apart, or whose pairs are longer than the first's."""
+    lines = []
+    for name, entry in result["contestants"].items():
+        if entry.get("parts"):
+            whole = sum(entry["parts"].values())
+            shares = ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in entry["parts"].items())
+            lines.append(f"{name}: {shares}")
+        if result["configuration"]["contestants"][name]["stretch"] and "tokens_to_first" in entry:
+            lines.append(
+                f"{name}: {entry['tokens_to_first']['median']:.2f} times the tokens in "
+                f"{entry['seconds_to_first']['median']:.2f} times the seconds, so "
+                f"{_spread(entry['seconds_to_first_by_tokens'])} of the cost per token"
+            )
+    return lines
+
+
+def _spread(values: dict[str, float]) -> str:
+    return f"{_short(values['median'])} ({_short(values['min'])}–{_short(values['max'])})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1 else f"{value:.2f}"
+
+
+def _gib(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**30:.2f}"
+
+
+def read_results(folder: Path) -> list[Result]:
+    """The results of this kind in a folder, by name."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [result for result in found if isinstance(result, dict) and result.get("kind") == KIND]
+
+
+def markdown(results: list[Result], configured: list[BenchmarkConfig]) -> str:
+    """All results, and what is configured but was not measured, as Markdown."""
+    header = ("benchmark", *_HEADER)
+    lines = [_line(header), _line(["---"] * len(header))]
+    measured = {result["name"] for result in results}
+    for result in results:
+        names = [f"`{result['name']}`", *[""] * (len(result["contestants"]) - 1)]
+        lines += [_line((name, *row)) for name, row in zip(names, rows(result), strict=True)]
+    for config in configured:
+        if config.name not in measured:
+            reason = "no GPU here" if config.needs == "cuda" else "not yet run"
+            contestants = ", ".join(config.contestants)
+            lines.append(
+                _line((f"`{config.name}`", contestants, f"{_NOT_MEASURED}{reason}", *[""] * (len(header) - 3)))
+            )
+    said = [f"- `{result['name']}`, {remark}" for result in results for remark in remarks(result)]
+    where = dict.fromkeys(_where(result) for result in results)
+    return "\n".join([*lines, "", *said, *([""] if said else []), *where])
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _where(result: Result) -> str:
+    machine, versions = result["machine"], result["versions"]
+    device = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
+    names = [f"{name} {version}" for name, version in versions.items() if name != "orpo_ray"]
+    return f"{device}; {', '.join(names)}."
+
+
+def rewrite(page: Path, results: Path, configs: Path) -> None:
+    """Put the tables of all results in place of what stands between the marks of `page`.
+
+    Raises `UserError` where it has no such marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
+        raise UserError(f"{page}: has no {BEGIN} ... {END} to put the tables between")
+    configured = [load_as(BenchmarkConfig, path) for path in sorted(configs.glob("*.yaml"))]
+    block = f"{BEGIN}\n{markdown(read_results(results), configured)}\n{END}"
+    write_atomically(page, re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files (%(default)s)")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of benchmarks (%(default)s)")
+    arguments = parser.parse_args()
+    rewrite(arguments.page, arguments.results, arguments.configs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""This package's own loop, in a plain process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from orpo_ray.bench.measure import synchroniser
+from orpo_ray.bench.task import Parts, Task, Turn
+from orpo_ray.modeling.flops import StepFlops
+from orpo_ray.modeling.memory import set_recomputation
+from orpo_ray.modeling.scorer import load_scorer
+from orpo_ray.objectives.registry import build_objective
+from orpo_ray.training.engine import Engine, TorchEngine
+from orpo_ray.training.loop import Meter, train_step, training_batches
+from orpo_ray.training.room import choose_recomputation
+
+_PARTS = {"forward": "forward", "backward": "backward", "step": "optimizer"}
+
+
+class Own:
+    """`training.loop.train_step` on a `TorchEngine`."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.objective = build_objective(task.config.objective)
+        policy = load_scorer(self.objective.model, task.config.model, seed=task.config.seed).to(task.device)
+        set_recomputation(policy, choose_recomputation(policy, task.config, task.device))
+        self.engine = TorchEngine(policy, task.config.optim, task.device)
+
+    def run(self, turn: Turn) -> None:
+        config, schedule = self.task.config, self.task.schedule
+        feed = training_batches(self.engine, config, self.objective, schedule, self.task.data, start=0)
+        meter = Meter(StepFlops.of(self.engine.policy), peak=1.0)
+        parts: Parts | None = None
+        for step in range(self.task.steps):
+            watched = Watched(self.engine) if turn(parts=parts) else None
+            started = time.perf_counter()
+            engine: Engine = cast(Engine, watched) if watched else self.engine
+            train_step(engine, config, self.objective, schedule, feed, step, meter)
+            parts = watched.parts(time.perf_counter() - started) if watched else None
+        turn(parts=parts)
+
+
+class Watched:
+    """An engine whose work is timed: it waits for the device before and after each part."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self._synchronise = synchroniser(engine.device)
+        self._seconds: Parts = dict.fromkeys(_PARTS.values(), 0.0)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._engine, name)
+        return self._timed(value, _PARTS[name]) if name in _PARTS else value
+
+    def _timed(self, work: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self._synchronise()
+            started = time.perf_counter()
+            result = work(*arguments, **options)
+            self._synchronise()
+            self._seconds[part] += time.perf_counter() - started
+            return result
+
+        return timed
+
+    def parts(self, seconds: float) -> Parts:
+        """Of a step that took so many seconds; planning, packing and the loss itself are `data`."""
+        return {"data": seconds - sum(self._seconds.values()), **self._seconds}

@@ -1,0 +1,86 @@
+"""The configuration of a benchmark: which trainers take turns at the same steps of the same run."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orpo_ray.config.evaluation import Label
+from orpo_ray.config.loading import parse_as
+from orpo_ray.config.objectives import OrpoConfig
+from orpo_ray.config.schema import StorageConfig, TrainConfig
+from orpo_ray.config.section import Count, Integer, Section
+from orpo_ray.errors import UserError
+
+TrainerName = Literal["orpo_ray", "ray", "trl", "padded", "liger"]
+_OWN = ("orpo_ray", "ray")
+
+
+class ContestantConfig(Section):
+    trainer: TrainerName
+    """`orpo_ray`: this package's loop in a plain process; `ray`: the same run through Ray Train and DeepSpeed; `trl`:
+    TRL's ORPOTrainer; `padded`: two padded forwards, as in the authors' code; `liger`: one padded forward and Liger's
+    fused ORPO head."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """What differs from `run`: dotted keys and their values, such as `model.lora: {rank: 16}`."""
+    stretch: Annotated[Integer, Field(ge=2, le=1000)] | None = None
+    """The first pair of each step gets a prompt, chosen and rejected so many times longer (trainer `orpo_ray`)."""
+
+
+class BenchmarkConfig(Section):
+    """A benchmark. Its result is `<name>.json`."""
+
+    name: Label
+    needs: Literal["cuda"] | None = None
+    """Where such a device is missing, nothing is measured."""
+    run: dict[str, Any]
+    """What every contestant trains: the sections of a training configuration, without `name` and `storage`."""
+    contestants: Annotated[dict[Label, ContestantConfig], Field(min_length=1)]
+    """Name: its trainer, and what differs. The first is compared with each other one."""
+    turns: Literal["steps", "runs"] = "steps"
+    """How contestants take turns: one optimizer step each, or a whole run of `warm_up + steps` steps each, in a process
+    of its own (a run through Ray cannot stop between steps)."""
+    repeats: Count = 1
+    """Whole runs of each contestant, where they take turns by runs."""
+    steps: Count = 5
+    """Measured optimizer steps of each contestant (in each repeat)."""
+    warm_up: Count = 2
+    """Optimizer steps before those."""
+    storage: StorageConfig = StorageConfig(path="runs/bench")
+    """Where tokens are cached, and where runs through Ray leave their folders."""
+
+    @model_validator(mode="after")
+    def _contestants_can_run(self) -> BenchmarkConfig:
+        try:
+            self._parsed({}, "run")
+            runs = {name: self.training(name) for name in self.contestants}
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        for name, contestant in self.contestants.items():
+            trainer, objective = contestant.trainer, runs[name].objective
+            if trainer not in _OWN and not (
+                isinstance(objective, OrpoConfig) and objective.nll_tokens == "prompt_and_chosen"
+            ):
+                raise ValueError(
+                    f"contestants.{name}: {trainer} computes the objective orpo with nll_tokens prompt_and_chosen alone"
+                )
+            if trainer == "ray" and self.turns == "steps":
+                raise ValueError(f"contestants.{name}: a run through Ray cannot stop between steps; set turns: runs")
+            if trainer != "orpo_ray" and contestant.stretch:
+                raise ValueError(f"contestants.{name}: stretch is for the trainer orpo_ray")
+        if self.turns == "steps" and self.repeats != 1:
+            raise ValueError("repeats is for turns: runs; set steps instead")
+        return self
+
+    def training(self, contestant: str) -> TrainConfig:
+        """What a contestant trains. Raises `UserError`, naming the key, for an override that does not fit."""
+        return self._parsed(self.contestants[contestant].overrides, f"contestants.{contestant}")
+
+    def _parsed(self, overrides: dict[str, Any], origin: str) -> TrainConfig:
+        if taken := {"name", "storage"} & self.run.keys():
+            raise UserError(f"run.{min(taken)}: is the benchmark's own; set {min(taken)} at the top")
+        mapping = {**self.run, "name": self.name, "storage": self.storage.model_dump()}
+        texts = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        return parse_as(TrainConfig, mapping, texts, origin)

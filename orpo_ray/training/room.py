@@ -1,0 +1,45 @@
+"""How much of the device's memory a run has for activations, and what `train.memory: auto` makes of it."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.modeling.memory import LEVELS, Recomputation, least_recomputation
+from orpo_ray.modeling.scorer import Scorer
+
+_USABLE = 0.8  # of what is free: allocators fragment, and collectives take buffers of their own
+_STATES = 12  # bytes of a trained weight: float32 master copy and two moments
+
+
+def choose_recomputation(
+    scorer: Scorer, config: TrainConfig, device: torch.device, *, ranks: int = 1, ranks_here: int = 1
+) -> Recomputation:
+    """`train.memory`, or where it is `auto` the least recomputation that fits; the same on all of `ranks`.
+
+    `ranks_here`: those that share this machine's memory, where the device is a CPU. `scorer` holds its whole weights.
+    """
+    if config.train.memory != "auto":
+        return config.train.memory
+    room = int(_USABLE * _free(device, ranks_here)) - _states(scorer, config, ranks)
+    level = LEVELS.index(least_recomputation(scorer, config.train.tokens_per_microbatch, room))
+    if ranks > 1:  # under ZeRO-3 ranks gather weights together, so they must compute the same layers again
+        most = torch.tensor(level, device=device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        level = int(most)
+    return LEVELS[level]
+
+
+def _free(device: torch.device, ranks_here: int) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available) // ranks_here
+
+
+def _states(scorer: Scorer, config: TrainConfig, ranks: int) -> int:
+    """Bytes of gradients and optimizer states, which are not there yet."""
+    trained = sum(parameter.numel() for parameter in scorer.parameters() if parameter.requires_grad)
+    stage = config.train.zero_stage
+    states = 0 if config.train.offload_optimizer else _STATES * trained // (ranks if stage >= 1 else 1)
+    return states + 4 * trained // (ranks if stage >= 2 else 1)
