@@ -42,7 +42,7 @@ test: $(STAMP)  ## run the unit tests, then the integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
 
 # Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none.
-bench: $(STAMP) $(PEERS)  ## measure trainers side by side and rewrite README's table (about an hour)
+bench: $(STAMP) $(PEERS)  ## measure trainers side by side and rewrite README's table (about 40 minutes)
 	@for config in configs/bench/*.yaml; do \
 	  if grep -q '^needs: cuda' $$config && ! command -v nvidia-smi >/dev/null; then \
 	    echo "==> $$config: no GPU here"; continue; fi; \

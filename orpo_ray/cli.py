@@ -240,7 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _complain(error.format_message().rstrip(".") + hint)
     if code == 130:
         command = shlex.join(["orpo-ray", *arguments])
-        _complain(f"interrupted; the same command continues where it stopped: {command}")
+        again = "starts anew" if arguments[0] == "bench" else "continues where it stopped"
+        _complain(f"interrupted; the same command {again}: {command}")
     sys.exit(code)
 
 

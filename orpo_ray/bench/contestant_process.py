@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,11 @@ from orpo_ray.bench.process import Phase, StepReport
 from orpo_ray.bench.task import Task
 
 _SECONDS_TO_END = 60  # of a process that was asked to: Ray takes a while to shut down
+
+
+def _first_gpu() -> str:
+    """The one that contestants use: Hugging Face's trainer would spread over all that it sees."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 
 class Lost(Exception):
@@ -30,6 +36,7 @@ class ContestantProcess:
             [sys.executable, "-m", "orpo_ray.bench.process"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
             start_new_session=True,  # Ctrl-C is this process's to answer
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": _first_gpu()},
         )  # fmt: skip
 
     @property

@@ -61,6 +61,8 @@ class Peaks:
     def measure(self) -> None:
         for dtype, best in self.best.items():
             self.best[dtype] = max(best, measured_peak(self._device, DTYPES[dtype]))
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # the contestants' room
 
 
 def _by_steps(
@@ -100,7 +102,7 @@ def _by_runs(
             try:
                 with _not_lost(records[name]):
                     process.load()
-                    for phase in _phases(config, parts=0):
+                    for phase in _phases(config, parts=PARTS_STEPS if task.trainer == "orpo_ray" else 0):
                         _step(name, process, phase, records[name], show)
                     process.end()
             finally:
@@ -131,8 +133,7 @@ def _not_lost(record: Record) -> Iterator[None]:
 
 def _task(config: BenchmarkConfig, name: str) -> Task:
     contestant, training = config.contestants[name], config.training(name)
-    in_parts = contestant.trainer == "orpo_ray" and config.turns == "steps"
-    steps = config.warm_up + config.steps + in_parts * PARTS_STEPS
+    steps = config.warm_up + config.steps + (PARTS_STEPS if contestant.trainer == "orpo_ray" else 0)
     return Task(contestant.trainer, training, contestant.stretch, config.warm_up, steps)
 
 

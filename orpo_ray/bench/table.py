@@ -89,8 +89,12 @@ def _gib(size: int | None) -> str:
 
 def read_results(folder: Path) -> list[Result]:
     """The results of this kind in a folder, by name."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in _files(folder, "*.json")]
     return [result for result in found if isinstance(result, dict) and result.get("kind") == KIND]
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern), key=lambda path: path.stem)
 
 
 def markdown(results: list[Result], configured: list[BenchmarkConfig]) -> str:
@@ -132,7 +136,7 @@ def rewrite(page: Path, results: Path, configs: Path) -> None:
     text = page.read_text(encoding="utf-8")
     if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
         raise UserError(f"{page}: has no {BEGIN} ... {END} to put the tables between")
-    configured = [load_as(BenchmarkConfig, path) for path in sorted(configs.glob("*.yaml"))]
+    configured = [load_as(BenchmarkConfig, path) for path in _files(configs, "*.yaml")]
     block = f"{BEGIN}\n{markdown(read_results(results), configured)}\n{END}"
     write_atomically(page, re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL))
 

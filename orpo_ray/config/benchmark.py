@@ -40,8 +40,8 @@ class BenchmarkConfig(Section):
     contestants: Annotated[dict[Label, ContestantConfig], Field(min_length=1)]
     """Name: its trainer, and what differs. The first is compared with each other one."""
     turns: Literal["steps", "runs"] = "steps"
-    """How contestants take turns: one optimizer step each, or a whole run of `warm_up + steps` steps each, in a process
-    of its own (a run through Ray cannot stop between steps)."""
+    """How contestants take turns: one optimizer step each, all of them loaded at once; or a whole run of
+    `warm_up + steps` steps each, alone (a run through Ray cannot stop between steps, and a GPU has room for one)."""
     repeats: Count = 1
     """Whole runs of each contestant, where they take turns by runs."""
     steps: Count = 5

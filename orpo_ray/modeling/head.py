@@ -73,8 +73,8 @@ class _Logprob(torch.autograd.Function):
     def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         hidden, weight, bias, targets, buffer = ctx.saved_tensors
         buffer = buffer.data  # that it changes below is on record in `ctx.held`
-        factors = -grad_logps[:, None].to(hidden.dtype)
-        scaled = hidden * factors
+        factors = -grad_logps[:, None]  # as exact as it came: rounded, it would be one error for all tokens alike
+        scaled = (hidden * factors).to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight: Tensor | None = None
         grad_bias: Tensor | None = None
@@ -88,10 +88,9 @@ class _Logprob(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 grad_weight = _plus_product(grad_weight, residuals.t(), scaled[rows])
             if ctx.needs_input_grad[2]:
-                grad_bias = _plus_product(grad_bias, residuals.t(), factors[rows])
-        grad_hidden *= factors
+                grad_bias = _plus_product(grad_bias, residuals.t(), factors[rows].to(hidden.dtype))
         return (
-            grad_hidden,
+            (grad_hidden * factors).to(hidden.dtype),
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias[:, 0].to(weight.dtype),
             None,

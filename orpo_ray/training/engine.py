@@ -217,6 +217,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's own configuration for a run."""
     stage, half = config.train.zero_stage, config.model.dtype == "bfloat16"
     zero: dict[str, Any] = {"stage": stage}
+    if torch.cuda.is_available():  # reduce gradients on a stream of their own, beside backward
+        zero |= {"overlap_comm": True}
     if stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": True}
     if config.train.offload_optimizer:

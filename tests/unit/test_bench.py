@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_a_shipped_benchmark_is_valid(path: Path, monkeypatch: pytest.MonkeyPatc
         assert (Path(training.model.name_or_path) / "config.json").is_file()
         assert (training.optim.schedule, training.optim.warmup_steps) == ("constant", 0)
         assert training.train.global_batch_size <= 16
+    assert (config.needs == "cuda") == path.stem.endswith("-gpu")
+    assert config.needs is None or config.turns == "runs"  # a GPU has room for one contestant
+
+
+def test_the_other_trainers_are_pinned_once() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
+    pinned = [line for line in (ROOT / "requirements/bench.txt").read_text().splitlines() if "==" in line]
+    assert sorted(extra) == pinned
+    assert set(pinned) & set((ROOT / "requirements/cpu.lock").read_text().splitlines()) == {"accelerate==1.15.0"}
 
 
 @pytest.mark.parametrize(
@@ -347,8 +357,7 @@ def test_a_benchmark_of_gpus_is_refused_without_one(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     running = subprocess.Popen(
-        command(write(tmp_path, run={**toy(tmp_path)["run"], "train": {"global_batch_size": 4, "epochs": 1000}}),
-                "steps=10000", "--out", str(tmp_path)),
+        command(write(tmp_path), "run.train.epochs=1000", "steps=10000", "--out", str(tmp_path)),
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert running.stderr is not None
@@ -357,6 +366,7 @@ def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     assert len(children) == 2
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130
+    assert "orpo-ray: interrupted; the same command starts anew: orpo-ray bench" in running.stderr.read()
     running.stderr.close()
     wait_for(children)
     assert not list(tmp_path.glob("*.json"))

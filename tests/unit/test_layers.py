@@ -40,7 +40,7 @@ def test_imports_go_down(path: Path) -> None:
 def test_the_core_needs_no_cluster() -> None:
     code = """
 import sys
-for name in ("ray", "deepspeed", "vllm"):
+for name in ("ray", "deepspeed", "vllm", "peft"):
     sys.modules[name] = None  # an import of it now fails
 import orpo_ray.training.loop, orpo_ray.training.batches, orpo_ray.data.prepare, orpo_ray.modeling.loading
 from orpo_ray.training.engine import TorchEngine
