@@ -42,7 +42,7 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
     from orpo_ray.modeling.scorer import load_scorer
     from orpo_ray.objectives.registry import build_objective
     from orpo_ray.training.engine import TorchEngine
-    from orpo_ray.training.loop import build_schedule, train_step
+    from orpo_ray.training.loop import Meter, build_schedule, train_step, training_batches
     from orpo_ray.training.reference import reference_logps
 
     config = parse_config(
@@ -75,11 +75,13 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
     pairs = replace(pairs, reference=known)
     reference = load_policy(config.model, seed=0).eval() if name == "dpo-on-the-fly" else None
     schedule, seconds = build_schedule(config, len(pairs)), []
+    feed = training_batches(engine, config, objective, schedule, pairs, start=0)
+    meter = Meter.of(engine, config)
     for step in range(STEPS):
         start = time.perf_counter()
         if reference is not None:
             known[schedule.indices(step)] = reference_logps(pairs, schedule.indices(step), reference, 8192)
-        train_step(engine, config, objective, schedule, pairs, step, peak=1.0)
+        train_step(engine, config, objective, schedule, feed, step, meter)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": statistics.median(seconds[WARM_UP:]), "peak_bytes": peak - in_place}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""The same for a process that is yet to start. Ray trains in a thread, to which glibc would give an arena of its own,
+that `keep_freed_memory` does not reach."""
+
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 

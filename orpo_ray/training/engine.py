@@ -144,8 +144,6 @@ class DeepSpeedEngine:
     def __init__(self, policy: Scorer, config: TrainConfig, device: torch.device) -> None:
         import deepspeed
 
-        if device.type == "cpu":
-            keep_freed_memory()
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         optimizer = torch.optim.AdamW(
             parameter_groups(policy, config.optim.weight_decay),

@@ -15,6 +15,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
+from orpo_ray.training.allocator import ENVIRONMENT
 from orpo_ray.training.cluster import connect, uses_gpus
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.progress import progress_bar
@@ -96,6 +97,7 @@ def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) 
             name=folder.checkpoints.name,
             checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=config.scaling.max_failures),
+            worker_runtime_env=None if use_gpu else {"env_vars": ENVIRONMENT},
         ),
         validation_config=validation
         and ValidationConfig(

@@ -1,0 +1,212 @@
+"""Input preparation as one rank of many meets it, with the trainer's own code over a synthetic cache; see scaling.py.
+
+The cache has the trainer's format. Bounds and prompt hashes are real numbers on the disk; the tokens are a hole in a
+file, which takes no room. Lengths are drawn with replacement from the lengths of real pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Lengths = npt.NDArray[np.int64]
+"""(pairs, 3): tokens of prompt, chosen and rejected."""
+
+RANKS = 512
+BUDGET = 8192
+PAIRS_A_RANK = 8
+SIZES = (100_000, 1_000_000, 10_000_000)
+GRID = [(ranks, PAIRS_A_RANK * ranks) for ranks in (8, 64, 512, 4096)] + [(64, 512), (512, 512)]
+"""(ranks, pairs in a step): eight pairs a rank, and 512 pairs in all."""
+_STEPS = {512: 60, 4096: 60, 32768: 10}
+_CHUNK = 1_000_000
+_KEY = "synthetic"
+
+
+def real_lengths(source: str, tokenizer: str, max_length: int, max_prompt_length: int, cache: Path) -> Lengths:
+    """Lengths of the pairs of a real file, as the trainer tokenises and cuts them."""
+    from orpo_ray.config import parse_config
+    from orpo_ray.data.prepare import prepare
+    from orpo_ray.modeling.loading import load_tokenizer
+
+    model = Path(__file__).resolve().parents[1] / "configs/models/opt-8m"
+    config = parse_config(
+        {
+            "name": "scaling",
+            "model": {"name_or_path": str(model), "init": "random", "tokenizer": tokenizer},
+            "data": {
+                "train": source, "on_bad_record": "quarantine",
+                "max_length": max_length, "max_prompt_length": max_prompt_length,
+            },
+            "storage": {"path": str(cache)},
+        },
+        [],
+        "benchmark",
+    )  # fmt: skip
+    prepared = prepare(config, load_tokenizer(config.model))
+    return np.concatenate([prepared.train.lengths(), prepared.eval.lengths()])
+
+
+def write_cache(folder: Path, drawn_from: Lengths, pairs: int) -> None:
+    """An entry of the trainer's cache with `pairs` pairs, in `folder`."""
+    from orpo_ray.data.cache import MANIFEST, QUARANTINE
+    from orpo_ray.data.records import Account
+
+    entry = folder / _KEY
+    entry.mkdir(parents=True)
+    rng = np.random.default_rng(pairs)
+    end = 0
+    names = ("bounds.bin", "record_ids.bin", "prompt_hashes.bin")
+    bounds, record_ids, hashes = ((entry / name).open("wb") for name in names)
+    with bounds, record_ids, hashes:
+        for first in range(0, pairs, _CHUNK):
+            size = min(_CHUNK, pairs - first)
+            ends = end + np.cumsum(drawn_from[rng.integers(0, len(drawn_from), size)].ravel()).reshape(-1, 3)
+            np.column_stack([np.r_[end, ends[:-1, 2]], ends]).tofile(bounds)
+            np.arange(first, first + size).tofile(record_ids)
+            rng.integers(0, 2**64, size, np.uint64).tofile(hashes)
+            end = int(ends[-1, 2])
+        for file in (bounds, record_ids, hashes):
+            file.flush()
+            os.fsync(file.fileno())
+    with (entry / "tokens.bin").open("wb") as tokens:
+        tokens.truncate(end * 4)
+    (entry / QUARANTINE).touch()
+    sizes = {name: (entry / name).stat().st_size for name in ("tokens.bin", *names, QUARANTINE)}
+    account = Account(read=pairs, kept=pairs)
+    (entry / MANIFEST).write_text(json.dumps({"sizes": sizes, "account": vars(account)}))
+
+
+def in_this_process(folder: Path, grid: list[tuple[int, int]], held_out: bool, cold: bool) -> dict[str, Any]:
+    """Seconds of a step's schedule and of packing it, and this process's memory in bytes.
+
+    `held_out`: first hold out 5 % of the prompts, as `data.eval: null` does. `cold`: bounds not in the page cache.
+    """
+    from orpo_ray.data.cache import read_or_build
+    from orpo_ray.data.packing import pack
+    from orpo_ray.data.prepare import split_by_prompt
+    from orpo_ray.data.schedule import StepSchedule
+    from orpo_ray.training.batches import plan
+
+    if cold:
+        with (folder / _KEY / "bounds.bin").open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = _memory()
+    source = read_or_build(folder, _KEY, _never)
+    data = source.pairs
+    result: dict[str, Any] = {"pairs": len(data), "held_out": held_out, "cold": cold, "steps": []}
+    if held_out:
+        start = time.perf_counter()
+        held_in, _ = split_by_prompt(source.prompt_hashes, 0.05, 0, "synthetic")
+        data = data.subset(held_in)
+        result["split_seconds"] = time.perf_counter() - start
+        result["split_peak_bytes"] = _memory()["VmHWM"]
+        _forget_peak()
+    private = 0
+    for ranks, batch in grid:
+        schedule = StepSchedule(len(data), batch, epochs=1000, max_steps=None, seed=0)
+        plans, packs, spread, cuts = [], [], [], []
+        for step in range(_STEPS.get(batch, 60)):
+            start = time.perf_counter()
+            work = plan(
+                data, schedule.indices(step), continuations=2, score_prompts=True,
+                rank=step % ranks, ranks=ranks, budget=BUDGET,
+            )  # fmt: skip
+            planned = time.perf_counter()
+            for cut in work.cuts:
+                pack([data.pair(pair) for pair in cut.pairs.tolist()], score_prompts=True)
+            packs.append(time.perf_counter() - planned)
+            plans.append(planned - start)
+            cuts.append(len(work.cuts))
+            spread.append(_spread(data.lengths(schedule.indices(step)).sum(axis=1), ranks))
+            private = max(private, _memory()["RssAnon"] - before["RssAnon"])
+        result["steps"].append(
+            {
+                "ranks": ranks, "batch": batch, "first_plan_seconds": plans[0],
+                "plan_seconds": statistics.median(plans), "slowest_plan_seconds": max(plans[1:]),
+                "pack_seconds": statistics.median(packs), "micro_batches": statistics.mean(cuts),
+                "busiest_rank_to_mean": statistics.mean(spread),
+            }
+        )  # fmt: skip
+    memory = _memory()
+    mapped = memory["RssFile"] - before["RssFile"]
+    return {**result, "private_bytes": private, "mapped_bytes": mapped, "process_peak_bytes": memory["VmHWM"]}
+
+
+def _spread(tokens: npt.NDArray[np.int64], ranks: int) -> float:
+    from orpo_ray.data.schedule import deal
+
+    loads = [sum(int(tokens[cut].sum()) for cut in cuts) for cuts in deal(tokens, ranks, BUDGET)]
+    return max(loads) * ranks / sum(loads)
+
+
+def _never(writer: object) -> Any:
+    raise AssertionError("the cache is there")
+
+
+def _memory() -> dict[str, int]:
+    """Bytes. RssAnon: private; RssFile: pages of mapped files, which a node's ranks share and the kernel may drop."""
+    lines = (line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(value.split()[0]) * 1024 for name, value in lines if name in ("RssAnon", "RssFile", "VmHWM")}
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(drawn_from: Lengths, work: Path) -> list[dict[str, Any]]:
+    """One process for each size of the data set; for the largest also a held-out part, and a cold page cache."""
+    work.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=work))
+    bar = [(RANKS, PAIRS_A_RANK * RANKS), (RANKS, RANKS)]
+    try:
+        results = []
+        for pairs in SIZES:
+            write_cache(folder / str(pairs), drawn_from, pairs)
+            largest = pairs == SIZES[-1]
+            variants = [(GRID if largest else bar, False, False), (bar, True, False)]
+            for grid, held_out, cold in variants + ([(bar, False, True)] if largest else []):
+                results.append(_own_process(folder / str(pairs), grid, held_out, cold))
+                _tell(results[-1])
+            shutil.rmtree(folder / str(pairs))
+    finally:
+        shutil.rmtree(folder)
+    return results
+
+
+def _own_process(folder: Path, grid: list[tuple[int, int]], held_out: bool, cold: bool) -> dict[str, Any]:
+    arguments = json.dumps([str(folder), grid, held_out, cold])
+    done = subprocess.run([sys.executable, __file__, arguments], stdout=subprocess.PIPE, text=True, check=True)
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def _tell(result: dict[str, Any]) -> None:
+    kind = ", 5 % held out" * result["held_out"] + ", cold" * result["cold"]
+    print(
+        f"{result['pairs']:,} pairs{kind}: private {result['private_bytes'] / 2**20:.1f} MiB, "
+        f"mapped {result['mapped_bytes'] / 2**20:.0f} MiB; "
+        f"the process in all {result['process_peak_bytes'] / 2**20:.0f} MiB"
+    )
+    for step in result["steps"]:
+        print(
+            f"  {step['batch']} pairs over {step['ranks']} ranks: plan {step['plan_seconds'] * 1e3:.2f} ms "
+            f"(first {step['first_plan_seconds'] * 1e3:.2f}, slowest {step['slowest_plan_seconds'] * 1e3:.2f}), "
+            f"pack {step['pack_seconds'] * 1e3:.2f} ms, busiest / mean {step['busiest_rank_to_mean']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    where, steps, is_held_out, is_cold = json.loads(sys.argv[1])
+    print(json.dumps(in_this_process(Path(where), [tuple(step) for step in steps], is_held_out, is_cold)))
