@@ -114,7 +114,7 @@ def markdown(results: list[Result], configured: list[BenchmarkConfig]) -> str:
             )
     said = [f"- `{result['name']}`, {remark}" for result in results for remark in remarks(result)]
     where = dict.fromkeys(_where(result) for result in results)
-    return "\n".join([*lines, "", *said, *([""] if said else []), *where])
+    return "\n".join([*lines, "", *said, *where])
 
 
 def _line(cells: tuple[str, ...] | list[str]) -> str:
@@ -125,7 +125,7 @@ def _where(result: Result) -> str:
     machine, versions = result["machine"], result["versions"]
     device = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
     names = [f"{name} {version}" for name, version in versions.items() if name != "orpo_ray"]
-    return f"{device}; {', '.join(names)}."
+    return f"- measured on {device}, with {', '.join(names)}"
 
 
 def rewrite(page: Path, results: Path, configs: Path) -> None:

@@ -187,8 +187,7 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         "",
         "- `a`, ours: data 25.0%, forward 75.0%",
         "- `a`, long: 2.00 times the tokens in 3.00 times the seconds, so 1.50 (1.50–1.50) of the cost per token",
-        "",
-        "Some CPU, 2 cores, 16 GiB; python 3.11.7, torch 2.13.0.",
+        "- measured on Some CPU, 2 cores, 16 GiB, with python 3.11.7, torch 2.13.0",
         table.END,
         "after",
     ]
