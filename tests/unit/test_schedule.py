@@ -1,12 +1,22 @@
-"""The global steps: complete, machine-independent, balanced."""
+"""The global steps: complete, machine-independent, balanced; and what a step reads of a large data set."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import re
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_ray.data.schedule import StepSchedule, deal, permuted
+from orpo_ray.data.cache import CacheWriter, read_or_build
+from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.records import Account
+from orpo_ray.data.schedule import Indices, StepSchedule, deal, permuted
+from orpo_ray.data.tokenization import TokenizedPair
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32), epoch=st.integers(0, 50))
@@ -52,13 +62,94 @@ def test_max_steps_ends_a_run_early_but_never_lengthens_it() -> None:
 )
 def test_deal_loses_nothing_and_keeps_ranks_in_step(tokens: list[int], ranks: int, budget: int) -> None:
     counts = np.array(tokens)
+    _check_properties(counts, ranks, budget)
+
+
+@pytest.mark.parametrize("budget", [2_000, 4_096, 8_192, 100_000])
+def test_deal_of_4096_pairs_over_512_ranks(budget: int) -> None:
+    counts = np.random.default_rng(0).lognormal(6.3, 0.9, 4096).astype(np.int64).clip(8, 3_300)
+    loads = _check_properties(counts, 512, budget)
+    assert sorted(loads) == sorted(_longest_first_to_the_least_loaded(counts.tolist(), 512))
+    assert max(loads) / (sum(loads) / 512) < 1.02
+
+
+def _check_properties(counts: Indices, ranks: int, budget: int) -> list[int]:
+    """Returns the tokens of each rank."""
     dealt = deal(counts, ranks, budget)
     assert len(dealt) == ranks
     assert len({len(cuts) for cuts in dealt}) == 1
     items = [int(i) for cuts in dealt for cut in cuts for i in cut]
-    assert sorted(items) == list(range(len(tokens)))
+    assert sorted(items) == list(range(len(counts)))
     for cuts in dealt:
-        for cut in cuts:
-            assert counts[cut].sum() <= budget or len(cut) == 1
-    loads = [sum(counts[cut].sum() for cut in cuts) for cuts in dealt]
-    assert max(loads) - min(loads) <= max(tokens)
+        sizes = [int(counts[cut].sum()) for cut in cuts]
+        assert all(size <= budget or len(cut) == 1 for size, cut in zip(sizes, cuts, strict=True))
+        # No two micro-batches could have been one.
+        assert all(a + b > budget for a, b in itertools.combinations([size for size in sizes if size], 2))
+    loads = [sum(int(counts[cut].sum()) for cut in cuts) for cuts in dealt]
+    assert max(loads) - min(loads) <= counts.max()
+    return loads
+
+
+def _longest_first_to_the_least_loaded(counts: list[int], ranks: int) -> list[int]:
+    """Graham's rule, as it is written in books: the tokens of each rank."""
+    loads = [0] * ranks
+    for count in sorted(counts, reverse=True):
+        heapq.heapreplace(loads, loads[0] + count)
+    return loads
+
+
+def test_deal_by_hand() -> None:
+    def as_lists(counts: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
+        return [[cut.tolist() for cut in cuts] for cuts in deal(np.array(counts), ranks, budget)]
+
+    # Equal pairs go round the ranks in their order.
+    assert as_lists([3, 3, 3, 3], 2, 100) == [[[0, 2]], [[1, 3]]]
+    # Best fit: 4 fills up the 6, though the 5 has more room; 20 is longer than any budget and stands alone.
+    assert as_lists([5, 6, 4, 3, 2, 20], 1, 10) == [[[5], [1, 2], [0, 3, 4]]]
+    # A rank with less to do gets empty micro-batches; one with nothing, too.
+    assert as_lists([10, 9, 1], 3, 5) == [[[0]], [[1]], [[2]]]
+    assert as_lists([4, 4, 4], 2, 4) == [[[0], [2]], [[1], []]]
+    assert as_lists([4], 2, 4) == [[[0]], [[]]]
+
+
+class TestSubsets:
+    data = PairDataset(
+        tokens=np.arange(100, 112, dtype=np.int32),
+        source_bounds=np.array([[0, 1, 2, 3], [3, 5, 6, 7], [7, 8, 10, 12]]),
+        source_record_ids=np.array([4, 7, 9]),
+        reference=np.array([[-1, -2], [-3, -4], [-5, -6]], np.float32),
+    )
+
+    def test_a_subset_of_a_subset(self) -> None:
+        part = self.data.subset(np.array([2, 0, 1])).subset(np.array([0, 2]))
+        assert len(part) == 2
+        assert part.record_ids.tolist() == [9, 7]
+        assert part.bounds.tolist() == [[7, 8, 10, 12], [3, 5, 6, 7]]
+        assert part.lengths().tolist() == [[1, 2, 2], [2, 1, 1]]
+        assert part.lengths(np.array([1])).tolist() == [[2, 1, 1]]
+        assert [ids.tolist() for ids in part.pair(1)] == [[103, 104], [105], [106]]
+        assert part.reference is not None and part.reference.tolist() == [[-5, -6], [-3, -4]]
+
+    def test_a_subset_copies_no_bounds(self) -> None:
+        part = self.data.subset(np.array([1]))
+        assert part.source_bounds is self.data.source_bounds
+        assert part.source_record_ids is self.data.source_record_ids
+        assert part.tokens is self.data.tokens
+
+
+def test_tokens_are_mapped_for_random_access(tmp_path: Path) -> None:
+    """With read-ahead each pair would drag in megabytes of its neighbours; bounds, a few bytes a pair, may have it."""
+
+    def build(writer: CacheWriter) -> Account:
+        writer.write([(0, TokenizedPair([1, 2], [3], [4], (False, False, False)))])
+        return Account(read=1, kept=1)
+
+    pairs = read_or_build(tmp_path, "entry", build).pairs
+    assert [ids.tolist() for ids in pairs.pair(0)] == [[1, 2], [3], [4]]
+    mappings = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+
+    def flags(name: str) -> list[str]:
+        mapping = next(one for one in mappings if one.partition("\n")[0].endswith(str(tmp_path / "entry" / name)))
+        return mapping.partition("VmFlags:")[2].split()
+
+    assert "rr" in flags("tokens.bin") and "rr" not in flags("bounds.bin")
