@@ -25,11 +25,11 @@ from orpo_ray.data.prepare import prepare
 from orpo_ray.demo import demo_config
 from orpo_ray.evaluation.winrate import win_rate
 from orpo_ray.modeling.loading import load_policy, load_tokenizer
-from orpo_ray.training.engine import Engine, TorchEngine
-from orpo_ray.training.loop import Line, State, run
+from orpo_ray.training.engine import TorchEngine
+from orpo_ray.training.loop import Line, Sink, State, run
 
 
-class Lines:
+class Lines(Sink):
     """A sink that keeps the evaluations."""
 
     def __init__(self) -> None:
@@ -38,12 +38,6 @@ class Lines:
     def metrics(self, line: Line) -> None:
         if "eval_loss" in line:
             self.evaluations.append(line)
-
-    def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
-        pass
-
-    def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
-        pass
 
 
 def trained(config: TrainConfig, folder: Path) -> Line:

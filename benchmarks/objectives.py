@@ -81,7 +81,7 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
         start = time.perf_counter()
         if reference is not None:
             known[schedule.indices(step)] = reference_logps(pairs, schedule.indices(step), reference, 8192)
-        train_step(engine, config, objective, schedule, feed, step, meter)
+        train_step(engine, config, objective, schedule, feed, step, meter, signals={})
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": statistics.median(seconds[WARM_UP:]), "peak_bytes": peak - in_place}

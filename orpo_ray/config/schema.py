@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from orpo_ray.config.identity import digest
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.section import Count, Fraction, Integer, Number, Section
 
@@ -119,7 +120,26 @@ class LoopConfig(Section):
     checkpoint_every_steps: Count | None = None
     """Default: at each epoch's end."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints kept on disk; the best model by eval loss is kept in `model/` apart from them."""
+    """Newest checkpoints kept; the best model by eval loss is kept in `model/` apart from them."""
+    keep_best_checkpoints: Annotated[Integer, Field(ge=0, le=10**6)] = 0
+    """Besides, so many of those with the lowest eval loss."""
+    checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = None
+    """Besides, whenever so long has passed since the last."""
+    max_skipped_steps: Annotated[Integer, Field(ge=0, le=10**6)] = 3
+    """Steps in a row whose loss or gradient is not finite that are left out, with their records in `metrics.jsonl`;
+    one more ends the run."""
+
+    @model_validator(mode="after")
+    def _stage_zero_is_without_deepspeed(self) -> LoopConfig:
+        for key in ("offload_optimizer", "deepspeed"):
+            if self.zero_stage == 0 and getattr(self, key):
+                raise ValueError(f"{key} needs zero_stage 1, 2 or 3: stage 0 runs without DeepSpeed")
+        return self
+
+
+class ResumeConfig(Section):
+    allow_changes: list[str] = Field(default_factory=list)
+    """Keys, such as optim.lr, or data.train, that may differ from those the run began with."""
 
 
 class WinRateConfig(Section):
@@ -142,12 +162,29 @@ class EvalConfig(Section):
 
 
 class ScalingConfig(Section):
-    num_workers: Count = 1
+    num_workers: Count | tuple[Count, Count] = 1
+    """Or [fewest, most]: as many as the cluster has room for, changing while it runs. The result does not change."""
     use_gpu: Literal[True, False, "auto"] = "auto"
     """`auto`: GPUs where the cluster has enough of them."""
     cpus_per_worker: Annotated[Number, Field(gt=0)] = 1
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 3
     """Times the worker group is restarted from the last checkpoint after a worker is lost."""
+    hang_timeout: Annotated[Number, Field(gt=0)] = 1800
+    """Seconds without progress after which a worker group is given up and restarted, the worker at fault named."""
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _fewest_comes_first(self) -> ScalingConfig:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(f"num_workers: [fewest, most] should be in that order (got {list(self.num_workers)})")  # type: ignore[arg-type]
+        return self
 
 
 class StorageConfig(Section):
@@ -155,6 +192,9 @@ class StorageConfig(Section):
     """Folder of run folders; on several nodes it must be shared by all of them."""
     cache: str | None = None
     """Folder of tokenised data; default: `.cache` in `path`."""
+    checkpoints: str | None = None
+    """Folder or URL (s3://, gs://, any of pyarrow's or fsspec's) where runs keep their checkpoints, each in a folder of
+    its name; default: in the run's folder."""
 
     def run_dir(self, name: str) -> Path:
         return Path(self.path).expanduser().resolve() / name
@@ -184,6 +224,7 @@ class TrainConfig(Section):
     eval: EvalConfig = EvalConfig()
     scaling: ScalingConfig = ScalingConfig()
     storage: StorageConfig = StorageConfig()
+    resume: ResumeConfig = ResumeConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +249,16 @@ class TrainConfig(Section):
     def cache_dir(self) -> Path:
         return self.storage.cache_dir
 
+    @property
+    def checkpoints_location(self) -> str:
+        """Folder or URL of the run's checkpoints."""
+        own = self.storage.checkpoints
+        return str(self.run_dir / "checkpoints") if own is None else f"{own.rstrip('/')}/{self.name}"
+
+    def digest(self) -> str:
+        """Of the settings that decide the trajectory (see `identity`)."""
+        return digest(self.model_dump(mode="json", by_alias=True))
+
     def with_absolute_paths(self) -> TrainConfig:
         """The same run for a process that stands in another folder: existing local paths made absolute."""
         mapping = self.model_dump(by_alias=True)
@@ -219,5 +270,9 @@ class TrainConfig(Section):
         ]
         for section, keys in paths:
             section |= {key: _absolute(section[key]) for key in keys if section.get(key) is not None}
-        mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir)}
+        checkpoints = self.storage.checkpoints
+        if checkpoints is not None and "://" not in checkpoints:
+            checkpoints = str(Path(checkpoints).expanduser().resolve())
+        storage = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir), "checkpoints": checkpoints}
+        mapping["storage"] = storage
         return TrainConfig.model_validate(mapping)

@@ -49,6 +49,8 @@ class TokenizedSource:
     account: Account
     quarantine: Path | None
     """`quarantine.jsonl`, where it holds any record."""
+    digest: str
+    """Of the pairs."""
 
 
 class CacheWriter:
@@ -57,6 +59,7 @@ class CacheWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._end = 0  # of the tokens written so far
+        self._digest = hashlib.blake2b(digest_size=16)
         self._stack = ExitStack()
         self._files = {name: self._stack.enter_context((folder / name).open("wb")) for name in [*ARRAYS, QUARANTINE]}
 
@@ -78,7 +81,9 @@ class CacheWriter:
         self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def _append(self, name: str, values: Any) -> None:
-        self._files[name].write(np.ascontiguousarray(values, dtype=ARRAYS[name]).tobytes())
+        data = np.ascontiguousarray(values, dtype=ARRAYS[name]).tobytes()
+        self._digest.update(data)
+        self._files[name].write(data)
 
     def finish(self, account: Account) -> None:
         """Flush all to the disk, and write the manifest."""
@@ -88,7 +93,8 @@ class CacheWriter:
         self._stack.close()
         sizes = {name: (self.folder / name).stat().st_size for name in self._files}
         with (self.folder / MANIFEST).open("w", encoding="utf-8") as manifest:
-            json.dump({"sizes": sizes, "account": vars(account)}, manifest, indent=1)
+            written = {"sizes": sizes, "account": vars(account), "digest": self._digest.hexdigest()}
+            json.dump(written, manifest, indent=1)
             manifest.flush()
             os.fsync(manifest.fileno())
 
@@ -146,7 +152,7 @@ def _read(entry: Path) -> TokenizedSource | None:
     """The entry, memory-mapped, or None where it is not there or not whole."""
     try:
         manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        sizes, account = manifest["sizes"], manifest["account"]
+        sizes, account, digest = manifest["sizes"], manifest["account"], manifest["digest"]
         whole = all((entry / name).stat().st_size == sizes[name] for name in [*ARRAYS, QUARANTINE])
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -156,7 +162,7 @@ def _read(entry: Path) -> TokenizedSource | None:
     account["dropped"], account["quarantined"] = Counter(account["dropped"]), Counter(account["quarantined"])
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
     return TokenizedSource(
-        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine
+        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine, digest
     )
 
 

@@ -42,6 +42,8 @@ class PreparedData:
     """Of `data.eval`, where it is set."""
     quarantine: tuple[Path, ...]
     """Files of quarantined records, where there are any."""
+    digest: str
+    """Of all pairs, those of training and those held out."""
 
 
 def prepare(
@@ -66,11 +68,13 @@ def prepare(
             train.account,
             None,
             _present(*quarantine),
+            train.digest,
         )
     held = _tokenized(config, data.eval, data.eval_split, None, tokenizer, progress)
     return PreparedData(
-        train.pairs, held.pairs, train.account, held.account, _present(train.quarantine, held.quarantine)
-    )
+        train.pairs, held.pairs, train.account, held.account, _present(train.quarantine, held.quarantine),
+        f"{train.digest}-{held.digest}",
+    )  # fmt: skip
 
 
 def split_by_prompt(

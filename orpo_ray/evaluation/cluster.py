@@ -77,7 +77,7 @@ def beside(training: ScalingConfig, gpus: int) -> Resources:
     """
     if gpus == 0 or training.use_gpu is False:
         return Resources(1, 1, 1, 0, 0, None)
-    taken = training.num_workers if uses_gpus(training, gpus) else 0
+    taken = training.most_workers if uses_gpus(training, gpus) else 0
     if gpus <= taken:
         raise UserError(f"eval.win_rate: {taken} workers take all {gpus} GPUs, and it needs one beside them")
     return Resources(1, 1, 1, _SHARED_GPU, 1 - _SHARED_GPU, _SHARED_GPU)

@@ -45,5 +45,5 @@ def connect(cpus: int = 1) -> None:
 def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
     """Whether the workers of a training run take a GPU each on a cluster that has `gpus` of them."""
     if scaling.use_gpu == "auto":
-        return gpus >= scaling.num_workers
+        return gpus >= scaling.fewest_workers
     return scaling.use_gpu

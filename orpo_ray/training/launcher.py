@@ -18,6 +18,7 @@ from orpo_ray.modeling.loading import check_fit, load_tokenizer
 from orpo_ray.training.allocator import ENVIRONMENT
 from orpo_ray.training.cluster import connect, uses_gpus
 from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.run_folder import RunFolder, write_atomically
 
@@ -48,14 +49,14 @@ def train(config: TrainConfig, console: Console | None = None, validation: Valid
     console.print(
         f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "
-        f"{config.scaling.num_workers} worker(s)",
+        f"{_workers(config)} worker(s)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    connect(cpus=round(config.scaling.num_workers * config.scaling.cpus_per_worker) + (3 if validation else 1))
+    connect(cpus=round(config.scaling.most_workers * config.scaling.cpus_per_worker) + (3 if validation else 1))
     started = time.monotonic()
-    with progress_bar(folder.metrics, config.name, schedule.total_steps, console):
-        metrics = _fit(config, folder, validation)
-    _finish(config, folder, data, metrics, time.monotonic() - started)
+    with progress_bar(folder, config.name, schedule.total_steps, console):
+        outcome = _fit(config, folder, validation)
+    _finish(config, folder, data, outcome, time.monotonic() - started)
     console.print(f"{config.name}: done; the model is in {folder.model}", soft_wrap=True)
     return folder
 
@@ -69,8 +70,13 @@ def _prepare(config: TrainConfig, console: Console) -> PreparedData:
         return prepare(config, tokenizer, progress=lambda records: progress.update(task, completed=records))
 
 
-def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) -> dict[str, Any]:
-    """Run Ray Train's controller to the end; returns the metrics of the last checkpoint."""
+def _workers(config: TrainConfig) -> str:
+    fewest, most = config.scaling.fewest_workers, config.scaling.most_workers
+    return str(most) if fewest == most else f"{fewest} to {most}"
+
+
+def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) -> Outcome:
+    """Run Ray Train's controller to the end of training."""
     # The controller polls workers this often; its default paces every checkpoint to two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
@@ -80,12 +86,11 @@ def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) 
 
     from orpo_ray.training.worker import train_worker
 
-    folder.failure.unlink(missing_ok=True)
     use_gpu = uses_gpus(config.scaling, int(ray.cluster_resources().get("GPU", 0)))
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=payload,
+        train_loop_config={**payload, "digest": config.digest()},
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
             use_gpu=use_gpu,
@@ -94,8 +99,8 @@ def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) 
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             storage_path=str(folder.path),
-            name=folder.checkpoints.name,
-            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+            name=folder.ray.name,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),  # models that wait for validation are kept besides
             failure_config=FailureConfig(max_failures=config.scaling.max_failures),
             worker_runtime_env=None if use_gpu else {"env_vars": ENVIRONMENT},
         ),
@@ -105,26 +110,24 @@ def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) 
         ),
     )
     try:
-        metrics: dict[str, Any] = trainer.fit().metrics
+        outcome: Outcome = trainer.fit().return_value
     except SystemExit:  # Ray Train answers Ctrl-C by ending the workers, then the process
         raise KeyboardInterrupt from None
-    if folder.failure.is_file():
-        raise UserError(folder.failure.read_text(encoding="utf-8"))
-    return metrics
+    if outcome.mistake:
+        raise UserError(outcome.mistake)
+    return outcome
 
 
-def _finish(
-    config: TrainConfig, folder: RunFolder, data: PreparedData, metrics: dict[str, Any], seconds: float
-) -> None:
+def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, outcome: Outcome, seconds: float) -> None:
     summary = {
         "name": config.name,
         "status": "finished",
-        "steps": metrics["step"],
-        "best_step": metrics["best_step"],
-        "eval_loss": metrics["best_eval_loss"],
+        "steps": outcome.step,
+        "best_step": outcome.best_step,
+        "eval_loss": outcome.best_eval_loss,
         "seconds": round(seconds, 1),
         "pairs": len(data.train),
         "held_out_pairs": len(data.eval),
-        "workers": config.scaling.num_workers,
+        "workers": outcome.workers,
     }
     write_atomically(folder.summary, json.dumps(summary, indent=2) + "\n")

@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
-from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.data.schedule import Indices, StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.flops import StepFlops, measured_peak
 from orpo_ray.modeling.loading import DTYPES
@@ -40,10 +40,12 @@ class State:
     """Optimizer steps done."""
     best_step: int | None = None
     best_eval_loss: float = math.inf
+    skipped: int = 0
+    """Steps in a row, up to this one, whose loss or gradient was not finite."""
 
 
-class Sink(Protocol):
-    """Where the loop's results go; called on every rank, in the same order."""
+class Sink:
+    """Where the loop's results go; called on every rank, in the same order. By itself it keeps nothing."""
 
     def metrics(self, line: Line) -> None:
         """A training line or an evaluation line."""
@@ -57,6 +59,14 @@ class Sink(Protocol):
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
         """Make the run resumable from here."""
 
+    def signals(self) -> dict[str, float]:
+        """What this rank has to tell the others at the end of a step; always under the same names."""
+        return {}
+
+    def heard(self, signals: dict[str, float]) -> bool:
+        """Receives the signals added up over ranks; returns whether a checkpoint is wanted now, alike on all ranks."""
+        return False
+
 
 def build_schedule(config: TrainConfig, pairs: int) -> StepSchedule:
     train = config.train
@@ -69,7 +79,8 @@ def run(
     """Train from `state` to the last step; returns the final state.
 
     The trajectory is a function of the configuration and the data: ranks and micro-batches change only the
-    order of floating-point sums. Raises `UserError` when the loss stops being finite.
+    order of floating-point sums. A step whose loss or gradient is not finite updates nothing; raises `UserError` after
+    more than `train.max_skipped_steps` of them in a row.
     """
     objective = build_objective(config.objective)
     schedule = build_schedule(config, len(train))
@@ -82,11 +93,19 @@ def run(
     if state.step == 0:
         sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)[0]})
     while state.step < total_steps:
-        line = train_step(engine, config, objective, schedule, feed, state.step, meter)
+        line, signals = train_step(engine, config, objective, schedule, feed, state.step, meter, sink.signals())
         state.step += 1
+        state.skipped = state.skipped + 1 if "skipped" in line else 0
+        if state.skipped:
+            line["skipped"] = train.record_ids[line["skipped"]].tolist()
         sink.metrics(line)
-        if not math.isfinite(line["loss"]):
-            raise UserError(f"step {state.step}: the loss is {line['loss']}; try a lower optim.lr or a longer warm-up")
+        checkpoint_wanted = sink.heard(signals)
+        if state.skipped > config.train.max_skipped_steps:
+            raise UserError(
+                f"step {state.step}: the loss is {line['loss']} and the gradient's norm {line['grad_norm']}, after "
+                f"{state.skipped - 1} such steps that were skipped; try a lower optim.lr or a longer warm-up. "
+                "metrics.jsonl names their records; the same command continues from the last checkpoint"
+            )
         if state.step % eval_every == 0 or state.step == total_steps:
             means, table = evaluate(engine, config, objective, held_out)
             evaluation = {"step": state.step, **means}
@@ -95,7 +114,7 @@ def run(
             if evaluation["eval_loss"] < state.best_eval_loss:
                 state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
                 sink.best_model(engine, evaluation, table)
-        if state.step % checkpoint_every == 0 or state.step == total_steps:
+        if state.step % checkpoint_every == 0 or state.step == total_steps or checkpoint_wanted:
             sink.checkpoint(engine, state, line)
     return state
 
@@ -129,18 +148,26 @@ def train_step(
     feed: Iterator[MicroBatch],
     step: int,
     meter: Meter,
-) -> Line:
-    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`); returns its metrics line."""
+    signals: dict[str, float],
+) -> tuple[Line, dict[str, float]]:
+    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`).
+
+    Returns its metrics line, and `signals` added up over ranks. Where the gradient's norm is not finite, which any
+    loss that is not makes sure of, nothing is updated and `skipped` in the line holds the pairs at fault.
+    """
     started = time.perf_counter()
     # Dropout, where a model trains with it, draws from the step and the rank alone, so that resuming repeats it.
     torch.manual_seed(int(np.random.SeedSequence([config.seed, step, engine.rank]).generate_state(1)[0]))
     shares: Metrics = {}
     flops = 0.0
+    finite: list[tuple[Indices, Tensor]] = []  # pairs, and which of them have a finite score
     for micro_batch in feed:
-        work, _, batch, reference, last = micro_batch.to(engine.device)
+        work, pairs, batch, reference, last = micro_batch.to(engine.device)
         sums = engine.forward(batch).view(batch.prompts, -1)
         loss, metrics = objective.loss(sums, batch.lengths.view(batch.prompts, -1), work.totals, reference)
-        engine.backward(loss * batch.weight, last=last)
+        finite.append((pairs, sums.detach().isfinite().all(1)))
+        infect = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        engine.backward(loss * batch.weight * infect, last=last)
         for name, share in metrics.items():
             shares[name] = shares.get(name, 0) + share * batch.weight
         flops += meter.flops(batch) * batch.weight
@@ -148,9 +175,10 @@ def train_step(
             break
     lr = learning_rate(step, schedule.total_steps, config.optim)
     grad_norm = engine.step(lr)
-    totals = _sum_over_ranks(engine, {**shares, "flops": torch.tensor(flops, device=engine.device)})
+    told = {"flops": flops, **signals}
+    totals = _sum_over_ranks(engine, shares, told)
     seconds = time.perf_counter() - started
-    return {
+    line: Line = {
         "step": step + 1,
         "epoch": (step + 1) / schedule.steps_per_epoch,
         **{name: totals[name] for name in shares},
@@ -162,6 +190,16 @@ def train_step(
         "mfu": totals["flops"] / seconds / meter.peak,
         "peak_memory_bytes": _peak_memory(engine.device),
     }
+    if not math.isfinite(grad_norm):
+        line["skipped"] = _pairs_at_fault(engine, finite)
+    return line, {name: totals[name] for name in signals}
+
+
+def _pairs_at_fault(engine: Engine, finite: list[tuple[Indices, Tensor]]) -> list[int]:
+    """Pairs of the step, over all ranks, whose scores are not finite; all of them, where all scores are."""
+    here = [(pair, flag) for pairs, flags in finite for pair, flag in zip(pairs.tolist(), flags.tolist(), strict=True)]
+    flag_of = dict(pair_and_flag for rank in engine.gather(here) for pair_and_flag in rank)
+    return sorted([pair for pair, flag in flag_of.items() if not flag] or flag_of)
 
 
 def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out: PairDataset) -> tuple[Line, Tensor]:
@@ -230,10 +268,11 @@ def _micro_batches(
     )
 
 
-def _sum_over_ranks(engine: Engine, shares: Metrics) -> dict[str, float]:
-    """The only point of a step where the host waits for the device."""
-    summed = engine.all_sum(torch.stack([share.double() for share in shares.values()]))
-    return dict(zip(shares, summed.tolist(), strict=True))
+def _sum_over_ranks(engine: Engine, shares: Metrics, told: dict[str, float]) -> dict[str, float]:
+    """The only point of a step where the host waits for the device. `told`: numbers that are on the host."""
+    on_host = torch.tensor(list(told.values()), dtype=torch.float64, device=engine.device)
+    summed = engine.all_sum(torch.cat([torch.stack([share.double() for share in shares.values()]), on_host]))
+    return dict(zip([*shares, *told], summed.tolist(), strict=True))
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orpo_ray.training.run_folder import RunFolder
+
 Line = dict[str, Any]
 
 _POLL_SECONDS = 0.3
@@ -27,12 +29,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress_bar(metrics: Path, name: str, total_steps: int, console: Console) -> Iterator[None]:
-    """Show loss, margin, pairs/s and time left while the body runs; plain lines where there is no terminal."""
+def progress_bar(folder: RunFolder, name: str, total_steps: int, console: Console) -> Iterator[None]:
+    """Show loss, margin, pairs/s, time left and events while the body runs; plain lines where there is no terminal."""
     stop = threading.Event()
-    offset = metrics.stat().st_size if metrics.is_file() else 0  # what an interrupted run left is no news
     watch = _bar if console.is_terminal else _lines
-    news = _new_lines(metrics, offset, stop)
+    files = (folder.metrics, folder.events)
+    held = {file: file.stat().st_size if file.is_file() else 0 for file in files}  # is no news
+    news = _news(held, stop)
     thread = threading.Thread(target=watch, args=(news, name, total_steps, console), daemon=True)
     thread.start()
     try:
@@ -51,7 +54,9 @@ def _bar(news: Iterator[list[Line]], name: str, total_steps: int, console: Conso
         task = progress.add_task(name, total=total_steps, figures="starting workers")
         for lines in news:
             for line in lines:
-                if "loss" in line:
+                if "event" in line:
+                    progress.console.print(f"  {line['event']}", highlight=False, markup=False)
+                elif "loss" in line:
                     progress.update(task, completed=line["step"], figures=_figures(line))
                 else:
                     progress.console.print(f"  {_evaluation(line)}", highlight=False)
@@ -61,7 +66,9 @@ def _lines(news: Iterator[list[Line]], name: str, total_steps: int, console: Con
     last = 0.0
     for lines in news:
         for line in lines:
-            if "loss" not in line:
+            if "event" in line:
+                console.print(f"{name}: {line['event']}", highlight=False, markup=False, soft_wrap=True)
+            elif "loss" not in line:
                 console.print(f"{name}: {_evaluation(line)}", highlight=False, soft_wrap=True)
             elif time.monotonic() - last > _SECONDS_BETWEEN_LINES or line["step"] == total_steps:
                 last = time.monotonic()
@@ -86,18 +93,24 @@ def _evaluation(line: Line) -> str:
     return f"step {line['step']}: held-out " + "  ".join(figures)
 
 
-def _new_lines(metrics: Path, offset: int, stop: threading.Event) -> Iterator[list[Line]]:
-    """Whole lines appended after `offset` bytes since the last look, until `stop`."""
+def _news(offsets: dict[Path, int], stop: threading.Event) -> Iterator[list[Line]]:
+    """Whole lines appended to files behind their `offsets` since the last look, until `stop`."""
     while True:
         stopping = stop.wait(_POLL_SECONDS)
-        if metrics.is_file():
-            size = metrics.stat().st_size
-            offset = min(offset, size)  # a resumed run first drops the steps it will repeat
-            with metrics.open("rb") as file:
-                file.seek(offset)
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            offset += len(whole)
-            yield [json.loads(line) for line in whole.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
+        for file, offset in offsets.items():
+            if file.is_file():
+                lines, offsets[file] = _new_lines(file, offset)
+                yield lines
         if stopping:
             return
+
+
+def _new_lines(path: Path, offset: int) -> tuple[list[Line], int]:
+    """The whole lines behind `offset`, and where they end."""
+    offset = min(offset, path.stat().st_size)  # a resumed run first drops the steps it will repeat
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
+    return lines, offset + len(whole)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,9 @@ import yaml
 from torch import Tensor
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
-
-# What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
-_FREE_SECTIONS = ("eval", "scaling", "storage")
-_FREE_KEYS = {"train": ("tokens_per_microbatch", "memory", "keep_checkpoints", "checkpoint_every_steps")}
 
 MODEL_IN_CHECKPOINT = "model"
 """The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
@@ -39,7 +38,8 @@ class RunFolder:
         self.eval_scores = path / "eval_scores.parquet"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
-        self.failure = path / "failure.txt"
+        self.ray = path / "ray"
+        self.events = path / "events.jsonl"
         self.quarantine = path / "quarantine.jsonl"
         self.win_rate = path / "win_rate"
 
@@ -50,16 +50,17 @@ class RunFolder:
     def open_for(self, config: TrainConfig) -> None:
         """Create the folder, or make sure that the run in it is the same one.
 
-        Raises `UserError` where it holds a run of another configuration.
+        Raises `UserError` where it holds a run of another configuration, but for `resume.allow_changes`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.is_file():
             held = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            differing = _differences(held, yaml.safe_load(config.to_yaml()))
-            if differing:
+            differing = differences(held, yaml.safe_load(config.to_yaml()))
+            refused = [key for key in differing if key not in config.resume.allow_changes]
+            if refused:
                 raise UserError(
-                    f"{self.path}: holds a run with other settings ({', '.join(differing)}); "
-                    "choose another name=..., or remove the folder"
+                    f"{self.path}: holds a run with other settings ({', '.join(refused)}); choose another name=..., "
+                    f"remove the folder, or continue it with 'resume.allow_changes=[{', '.join(refused)}]'"
                 )
         write_atomically(self.config, config.to_yaml())
 
@@ -71,29 +72,19 @@ class RunFolder:
             lines = [line for line in file if line.endswith("\n")]
         write_atomically(self.metrics, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
+    def note(self, text: str) -> None:
+        """Add to `events.jsonl` what a person should know of: what was passed over, and what could not be done."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": text}
+        try:
+            with self.events.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:  # the disk may be what is wrong
+            print(f"{text} ({self.events} cannot be written: {error})", file=sys.stderr)
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line that another process than rank 0 has found, in one write."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Dotted keys in which two configurations describe different runs."""
-    differing = []
-    for section, value in wanted.items():
-        if section in _FREE_SECTIONS:
-            continue
-        before = held.get(section)
-        if not isinstance(value, dict) or not isinstance(before, dict):
-            differing += [section] if value != before else []
-            continue
-        free = _FREE_KEYS.get(section, ())
-        differing += [
-            f"{section}.{key}"
-            for key in sorted({*value, *before})
-            if key not in free and value.get(key) != before.get(key)
-        ]
-    return differing
 
 
 def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:

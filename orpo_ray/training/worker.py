@@ -24,30 +24,35 @@ from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
-from orpo_ray.training.engine import DeepSpeedEngine, Engine
+from orpo_ray.training.alarm import Alarm
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.training.deepspeed_engine import engine_for
+from orpo_ray.training.engine import Engine
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, State, build_schedule, run, scores
+from orpo_ray.training.loop import Line, Sink, State, build_schedule, run, scores
+from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.room import choose_recomputation
-from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder, write_atomically, write_eval_scores
+from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder, write_eval_scores
+from orpo_ray.training.saving import Saver, choose, load
+from orpo_ray.training.watchdog import Watchdog
 
 
-def train_worker(payload: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every worker. `payload["config"]`: the dumped `TrainConfig`.
+def train_worker(payload: dict[str, Any]) -> Outcome:
+    """The function that Ray Train runs on every worker. `payload`: the dumped `TrainConfig`, paths made absolute, as
+    `config`, and as `digest` that of the run's own.
 
-    What the user has to mend is the same on every rank and on every try, so it is left in the run folder for
-    the driver to say; any other error is Ray Train's to retry.
+    What the user has to mend is the same on every rank and on every try, so it is the outcome; any error is Ray
+    Train's to retry.
     """
-    config = TrainConfig.model_validate(payload["config"])
     try:
-        _train(config)
+        return _train(TrainConfig.model_validate(payload["config"]), payload["digest"])
     except UserError as error:
-        if ray.train.get_context().get_world_rank() == 0:
-            write_atomically(RunFolder(config.run_dir).failure, str(error))
+        return Outcome(mistake=str(error))
 
 
-def _train(config: TrainConfig) -> None:
+def _train(config: TrainConfig, digest: str) -> Outcome:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
@@ -63,14 +68,19 @@ def _train(config: TrainConfig) -> None:
     context = ray.train.get_context()
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
-    engine = DeepSpeedEngine(policy, config, device)
-    state = _resume(engine)
+    engine = engine_for(policy, config, device)
     folder = RunFolder(config.run_dir)
+    watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
+    checkpoints = Checkpoints(config.checkpoints_location)
+    digests = {"config": digest, "data": data.digest}
+    state = _resume(config, engine, checkpoints, digests, folder)
     recorder = Recorder(folder, resumed_at=state.step) if engine.rank == 0 else None
     total_steps = build_schedule(config, len(train_pairs)).total_steps
+    saver = Saver(checkpoints, engine, config.train.keep_checkpoints, config.train.keep_best_checkpoints, folder.note)
+    alarm = Alarm(config.train.checkpoint_every_minutes)
 
-    class ReportToRay:
-        """The loop's `Sink`: rank 0 writes the run folder, checkpoints go through Ray Train."""
+    class RunSink(Sink):
+        """Rank 0 writes the run folder, every rank its part of a checkpoint."""
 
         def metrics(self, line: Line) -> None:
             if recorder:
@@ -90,27 +100,42 @@ def _train(config: TrainConfig) -> None:
                     export_adapter(folder.adapter, policy.model, weights, exported, tokenizer, config)
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
-            # Every rank hands in its own shards; Ray merges the folders under one name.
-            with tempfile.TemporaryDirectory() as shards:
-                engine.save(Path(shards), asdict(state))
-                if config.eval.win_rate is not None:
-                    weights = engine.weights()
-                    if weights is not None:
-                        whole = {"step": state.step, **line}
-                        target = Path(shards) / MODEL_IN_CHECKPOINT
-                        exported = merged_weights(policy.model, weights)
-                        export_model(target, policy.model, exported, tokenizer, config, whole, total_steps)
-                ray.train.report(
-                    {**line, "best_step": state.best_step, "best_eval_loss": state.best_eval_loss},
-                    checkpoint=Checkpoint.from_directory(shards),
-                    checkpoint_dir_name=f"step-{state.step:08d}",
-                    validation=config.eval.win_rate is not None
-                    and ValidationTaskConfig(fn_kwargs={"step": state.step}),
-                )
+            eval_loss = line.get("eval_loss")
+            saver.begin(Manifest(state.step, asdict(state), engine.updates, **digests, eval_loss=eval_loss, files={}))
+            if alarm.urgent:
+                saver.finish()
+            alarm.reset()
+            if config.eval.win_rate is not None:
+                self._validate(engine, state, line)
 
-    run(engine, config, train_pairs, held_out, ReportToRay(), state)
-    if recorder:
-        recorder.close()
+        def _validate(self, engine: Engine, state: State, line: Line) -> None:
+            """Hand the model to Ray Train's validation, which works beside training."""
+            weights = engine.weights()
+            with tempfile.TemporaryDirectory() as handed:
+                checkpoint = None
+                if weights is not None:
+                    exported, whole = merged_weights(policy.model, weights), {"step": state.step, **line}
+                    target = Path(handed) / MODEL_IN_CHECKPOINT
+                    export_model(target, policy.model, exported, tokenizer, config, whole, total_steps)
+                    checkpoint = Checkpoint.from_directory(handed)
+                validation = checkpoint is not None and ValidationTaskConfig(fn_kwargs={"step": state.step})
+                ray.train.report({"step": state.step}, checkpoint=checkpoint, validation=validation)
+
+        def signals(self) -> dict[str, float]:
+            return {**saver.signals(), **alarm.signals(leads=engine.rank == 0)}
+
+        def heard(self, signals: dict[str, float]) -> bool:
+            saver.heard(signals)
+            return alarm.rings(signals, lambda: ray.train.get_preemption_info() is not None)
+
+    try:
+        run(engine, config, train_pairs, held_out, RunSink(), state)
+        saver.finish()
+    finally:
+        watchdog.stop()
+        if recorder:
+            recorder.close()
+    return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
 
 
 def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> list[PairDataset]:
@@ -132,9 +157,20 @@ def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDatas
     ]
 
 
-def _resume(engine: Engine) -> State:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+def _resume(
+    config: TrainConfig, engine: Engine, checkpoints: Checkpoints, digests: dict[str, str], folder: RunFolder
+) -> State:
+    """Continue from the newest checkpoint that is whole. Raises `UserError` where that is one of another run."""
+    manifest = choose(checkpoints, engine, folder.note)
+    if manifest is None:
         return State()
-    with checkpoint.as_directory() as folder:
-        return State(**engine.load(Path(folder)))
+    allowed = config.resume.allow_changes
+    if manifest.config != digests["config"] and not allowed:  # the driver has compared config.yaml, key by key
+        raise UserError(f"{checkpoints.folder(manifest.step)}: was saved by a run with other settings")
+    if manifest.data != digests["data"] and not {"data.train", "data.eval"} & {*allowed}:
+        raise UserError(
+            f"data.train or data.eval: other pairs than those that the run began with (step {manifest.step} was saved "
+            "with those); restore them, choose another name=..., or continue with 'resume.allow_changes=[data.train]'"
+        )
+    load(engine, checkpoints, manifest)
+    return State(**manifest.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.training.engine import DeepSpeedEngine, Engine, TorchEngine
-from orpo_ray.training.loop import Line, State, run
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.training.deepspeed_engine import DeepSpeedEngine, engine_for
+from orpo_ray.training.engine import Engine, TorchEngine
+from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.saving import Saver, load
 
 STEPS = 10
+RESUMED_AT = 4
 
 
 def config_of(**settings: Any) -> TrainConfig:
     """AdamW with a large eps: with 1e-8 rounding decides the sign of tiny updates."""
     train = {"global_batch_size": 12, "max_steps": STEPS, "epochs": 9, "checkpoint_every_steps": 4, "zero_stage": 0}
-    mapping = {
+    mapping: dict[str, Any] = {
         "name": "engines",
         "model": {
             "name_or_path": "unused",
@@ -35,9 +40,11 @@ def config_of(**settings: Any) -> TrainConfig:
         "data": {"train": "unused"},
         "objective": {"lambda": 0.5},
         "optim": {"lr": 1e-3, "eps": 1e-3, "warmup_steps": 2, "weight_decay": 0.01},
-        # At the default threshold ZeRO-3 would leave such small parameters whole.
-        "train": {**train, "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}, **settings},
+        "train": {**train, **settings},
     }
+    if mapping["train"]["zero_stage"]:
+        # At the default threshold ZeRO-3 would leave such small parameters whole.
+        mapping["train"]["deepspeed"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     return parse_config(mapping, [], "test")
 
 
@@ -74,22 +81,31 @@ def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None) -> PackedPo
     return PackedPolicy(model).train()
 
 
-class Watch:
-    """The loop's sink: keeps lines, the first step's gradients, and (optionally) checkpoints."""
+class Watch(Sink):
+    """Keeps lines and, where there is a place for them, checkpoints."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, engine: Engine, checkpoints: Checkpoints | None) -> None:
         self.lines: list[Line] = []
-        self.folder = folder
+        self.saver = checkpoints and Saver(checkpoints, engine, newest=99, best=0, warn=fail)
 
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
 
-    def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
-        pass
-
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
-        if self.folder is not None:
-            engine.save(self.folder / f"step-{state.step}", {"step": state.step})
+        if self.saver:
+            self.saver.begin(Manifest(state.step, asdict(state), engine.updates, "", "", None, {}))
+
+    def signals(self) -> dict[str, float]:
+        return self.saver.signals() if self.saver else {}
+
+    def heard(self, signals: dict[str, float]) -> bool:
+        if self.saver:
+            self.saver.heard(signals)
+        return False
+
+
+def fail(warning: str) -> None:
+    raise AssertionError(warning)
 
 
 def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
@@ -106,8 +122,10 @@ def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
                     from deepspeed.utils import safe_get_full_grad
 
                     gradient = safe_get_full_grad(parameter)
+                elif parameter.grad is None:  # its bfloat16 gradient is in the master copy's already
+                    continue
                 else:
-                    gradient = parameter.grad
+                    gradient = engine.all_sum(parameter.grad.clone())
                 taken[name] = gradient.detach().float().clone()
         return step(lr)
 
@@ -115,46 +133,46 @@ def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
     return taken
 
 
-def trained(settings: dict[str, Any], engine_kind: str, checkpoints: Path | None, resume: int | None) -> dict[str, Any]:
+def trained(
+    settings: dict[str, Any], engine_kind: str, saved: Checkpoints | None, resumed: tuple[Checkpoints, int] | None
+) -> dict[str, Any]:
     settings = dict(settings)
     checkpointing = settings.pop("checkpointing", False)
     config = config_of(**settings)
     own = policy(config.model.dtype, checkpointing, config.model.lora)
     engine: Engine
-    if engine_kind == "torch":
-        engine = TorchEngine(own, config.optim)
-    else:
-        engine = DeepSpeedEngine(own, config, torch.device("cpu"))
+    plain = engine_kind == "torch"
+    engine = TorchEngine(own, config.optim) if plain else engine_for(own, config, torch.device("cpu"))
     gradients = watch_gradients(engine)
     state = State()
-    if resume is not None and checkpoints is not None:
-        state = State(**engine.load(checkpoints / f"step-{resume}"))
-    watch = Watch(None if resume is not None else checkpoints)
+    if resumed is not None:
+        checkpoints, step = resumed
+        manifest = checkpoints.manifest(step)
+        assert manifest is not None
+        load(engine, checkpoints, manifest)
+        state = State(**manifest.state)
+    watch = Watch(engine, saved)
     data = dataset()
     run(engine, config, data, data.subset(np.arange(7)), watch, state)
-    weights = engine.weights()
-    return {"lines": watch.lines, "gradients": gradients, "weights": weights, "checkpointed": held(watch.folder)}
-
-
-def held(folder: Path | None) -> set[str]:
-    """Names of the weights in DeepSpeed's own files of the last checkpoint."""
-    files = folder.glob(f"step-{STEPS}/*/*model_states.pt") if folder is not None else ()
-    return {name for file in files for name in torch.load(file, weights_only=False)["module"]}
+    if watch.saver:
+        watch.saver.finish()
+    return {"lines": watch.lines, "gradients": gradients, "weights": engine.weights()}
 
 
 def main(out: str) -> None:
     """Run every job of the file `out/jobs.pt`; rank 0 saves the results."""
     folder = Path(out)
     jobs: dict[str, dict[str, Any]] = torch.load(folder / "jobs.pt", weights_only=False)
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     results = {}
     for name, job in jobs.items():
-        checkpoints = folder / f"checkpoints-{ranks}-{job['checkpoints']}" if job.get("checkpoints") else None
-        results[name] = trained(job["settings"], job.get("engine", "deepspeed"), checkpoints, job.get("resume"))
+        places = {what: Checkpoints(str(folder.parent / job[what])) for what in ("save", "resume") if what in job}
+        resumed = (places["resume"], RESUMED_AT) if "resume" in places else None
+        results[name] = trained(job["settings"], job.get("engine", ""), places.get("save"), resumed)
     if rank == 0:
-        torch.save(results, folder / f"results-{ranks}.pt")
+        torch.save(results, folder / "results.pt")
     torch.distributed.destroy_process_group()
 
 

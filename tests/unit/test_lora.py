@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, build, random_examples, random_pairs
+from safetensors.torch import load_file
 from test_packing_parity import dense_orpo, packed_orpo, plain_logps
 from test_reward_model import classifier, named, packed_rewards, plain_rewards, save_language_model, tokenizer
 from torch import nn
@@ -32,9 +34,11 @@ from orpo_ray.modeling.lora import add_adapters, merged_weights
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import PackedRewardModel, centre, load_reward_model
+from orpo_ray.training import saving
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, State, run
+from orpo_ray.training.loop import Line, Sink, State, run
 
 LORA = LoraConfig(rank=3, alpha=7)
 
@@ -187,30 +191,34 @@ def settings(base: Path, storage: Path, *overrides: str) -> TrainConfig:
     return parse_config(mapping, list(overrides), "test")
 
 
-class Checkpoints:
-    """The loop's sink: keeps the last lines and the engine's checkpoints."""
+class Saving(Sink):
+    """Keeps the losses and the engine's checkpoints."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
         self.losses: list[float] = []
 
     def metrics(self, line: Line) -> None:
         if "loss" in line:
             self.losses.append(line["loss"])
 
-    def best_model(self, engine: Any, evaluation: Line, table: torch.Tensor) -> None:
-        pass
-
     def checkpoint(self, engine: Any, state: State, line: Line) -> None:
-        engine.save(self.folder / str(state.step), {"step": state.step})
+        saver = saving.Saver(self.checkpoints, engine, newest=99, best=0, warn=pytest.fail)
+        saver.begin(Manifest(state.step, asdict(state), engine.updates, "", "", None, {}))
+        saver.finish()
 
 
 def train(config: TrainConfig, folder: Path, resume: int | None = None) -> tuple[PackedPolicy, list[float]]:
     policy = load_policy(config.model, seed=config.seed)
     set_recomputation(policy, "full")
     engine = TorchEngine(policy, config.optim)
-    state = State() if resume is None else State(**engine.load(folder / str(resume)))
-    sink = Checkpoints(folder)
+    checkpoints, state = Checkpoints(str(folder)), State()
+    if resume is not None:
+        manifest = checkpoints.manifest(resume)
+        assert manifest is not None
+        saving.load(engine, checkpoints, manifest)
+        state = State(**manifest.state)
+    sink = Saving(checkpoints)
     run(engine, config, random_pairs(40), random_pairs(4, seed=2), sink, state)
     return policy, sink.losses
 
@@ -228,9 +236,10 @@ def test_training_moves_adapters_alone_and_resumes_bitwise(dtype: str, tmp_path:
         else:
             assert torch.equal(parameter, start[name]), name
             assert parameter.grad is None, name
-    held = torch.load(tmp_path / "checkpoints" / "5" / "state.pt", weights_only=False)["weights"]
-    assert sum(weight.numel() for weight in held) == sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    assert sum(weight.numel() for weight in held) < sum(p.numel() for p in base.parameters()) / 4
+    held = load_file(tmp_path / "checkpoints" / "step-00000005" / "rank-00000.safetensors")
+    weights = sum(vector.numel() for name, vector in held.items() if name.endswith("/weight"))
+    assert weights == sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert weights < sum(p.numel() for p in base.parameters()) / 4
     resumed, repeated = train(config, tmp_path / "checkpoints", resume=5)
     assert repeated == losses[5:]
     for name, parameter in policy.named_parameters():

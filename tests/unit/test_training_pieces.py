@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.training.engine import TorchEngine, deepspeed_config
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.training.deepspeed_engine import deepspeed_config
+from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
-from orpo_ray.training.loop import Line, State, run
+from orpo_ray.training.loop import Line, Sink, State, run
 from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.training.saving import Saver, load
 
 
 def config(*overrides: str) -> TrainConfig:
@@ -106,7 +110,7 @@ class TestDeepSpeedConfig:
 
     def test_offload_needs_zero(self) -> None:
         with pytest.raises(UserError, match="zero_stage"):
-            deepspeed_config(config("train.zero_stage=0", "train.offload_optimizer=true"))
+            config("train.zero_stage=0", "train.offload_optimizer=true")
 
 
 class TestLoading:
@@ -167,7 +171,7 @@ class TestLoading:
         assert shuffled < likely - 3
 
 
-class Collect:
+class Collect(Sink):
     """A sink that keeps the lines and the best model's step."""
 
     def __init__(self) -> None:
@@ -226,15 +230,21 @@ class TestLoop:
             model = ModelConfig(name_or_path="toy", dtype="float32", keep_dropout=True)
             return TorchEngine(load_policy(model, seed=0), settings.optim)
 
+        checkpoints = Checkpoints(str(tmp_path))
+
         class Save(Collect):
             def checkpoint(self, engine: Any, state: State, line: Line) -> None:
-                engine.save(tmp_path / str(state.step), {"step": state.step})
+                saver = Saver(checkpoints, engine, newest=9, best=0, warn=pytest.fail)
+                saver.begin(Manifest(state.step, asdict(state), engine.updates, "", "", None, {}))
+                saver.finish()
 
         whole, resumed, saved = engine(), engine(), Save()
         run(whole, settings, small_data(), small_data(), saved, State())
         torch.rand(7)  # whatever else was drawn since
-        again = Collect()
-        run(resumed, settings, small_data(), small_data(), again, State(**resumed.load(tmp_path / "3")))
+        again, middle = Collect(), checkpoints.manifest(3)
+        assert middle is not None
+        load(resumed, checkpoints, middle)
+        run(resumed, settings, small_data(), small_data(), again, State(**middle.state))
         assert [line["step"] for line in again.lines if "loss" in line] == [4, 5, 6]
         for left, right in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
             assert torch.equal(left, right)
@@ -242,8 +252,13 @@ class TestLoop:
     def test_a_diverged_run_stops_with_one_line(self) -> None:
         settings = config("model.dtype=float32", "optim.lr=1e30", "optim.warmup_steps=0", "train.epochs=9")
         engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
-        with pytest.raises(UserError, match=r"step \d: the loss is (nan|inf).*optim\.lr"):
-            run(engine, settings, small_data(), small_data(), Collect(), State())
+        sink = Collect()
+        with pytest.raises(
+            UserError, match=r"step \d: the loss is (nan|inf).*3 such steps that were skipped.*optim\.lr"
+        ):
+            run(engine, settings, small_data(), small_data(), sink, State())
+        skipped = [line["skipped"] for line in sink.lines if "skipped" in line]
+        assert skipped == [list(range(12))] * 4, "each step is all 12 records"
 
 
 def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
@@ -268,15 +283,17 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
 
 
 def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:
-    metrics, out = tmp_path / "metrics.jsonl", io.StringIO()
+    folder, out = RunFolder(tmp_path), io.StringIO()
     evaluation = {
         "eval_loss": 1.25, "eval_logps_chosen": -1.0, "eval_logps_rejected": -2.0, "eval_log_odds_ratio": 1.5,
         "eval_reward_accuracy": 0.75,
     }  # fmt: skip
-    with progress_bar(metrics, "unit", 2, Console(file=out, width=200)), metrics.open("a") as file:
+    with progress_bar(folder, "unit", 2, Console(file=out, width=200)), folder.metrics.open("a") as file:
+        folder.note("the disk is full")
         file.write(json.dumps({"step": 1, "loss": 2.5, "log_odds_ratio": 0.5, "pairs_per_second": 9.0}) + "\n")
         file.write(json.dumps({"step": 2, "loss": None, "pairs_per_second": 9.0}) + "\n")
         file.write(json.dumps({"step": 2, **evaluation}) + '\n{"step": 3, "los')
+    assert "unit: the disk is full" in out.getvalue()
     assert "step 1/2 loss 2.5000 margin +0.500 9.0 pairs/s" in out.getvalue()
     assert "step 2/2 loss not finite" in out.getvalue()
     assert "step 2: held-out loss 1.25  chosen -1" in out.getvalue()

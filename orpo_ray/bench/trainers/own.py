@@ -38,7 +38,7 @@ class Own:
             watched = Watched(self.engine) if turn(parts=parts) else None
             started = time.perf_counter()
             engine: Engine = cast(Engine, watched) if watched else self.engine
-            train_step(engine, config, self.objective, schedule, feed, step, meter)
+            train_step(engine, config, self.objective, schedule, feed, step, meter, signals={})
             parts = watched.parts(time.perf_counter() - started) if watched else None
         turn(parts=parts)
 

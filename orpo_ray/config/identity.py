@@ -1,0 +1,41 @@
+"""Which settings make a run the run it is: two configurations that differ in these may not continue each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+# What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
+_FREE_SECTIONS = ("eval", "scaling", "storage", "resume")
+_FREE_KEYS = {
+    "train": (
+        "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep_checkpoints",
+        "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",
+    )
+}  # fmt: skip
+
+
+def identity(mapping: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a training configuration, as it is dumped, that decide its trajectory, by dotted key."""
+    settings: dict[str, Any] = {}
+    for section, value in mapping.items():
+        if section in _FREE_SECTIONS:
+            continue
+        if not isinstance(value, dict):
+            settings[section] = value
+            continue
+        free = _FREE_KEYS.get(section, ())
+        settings |= {f"{section}.{key}": inner for key, inner in value.items() if key not in free}
+    return settings
+
+
+def differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Dotted keys in which two dumped configurations describe different runs."""
+    before, after = identity(held), identity(wanted)
+    return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+
+
+def digest(mapping: dict[str, Any]) -> str:
+    """Of `identity`."""
+    return hashlib.sha256(json.dumps(identity(mapping), sort_keys=True).encode()).hexdigest()

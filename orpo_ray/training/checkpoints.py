@@ -1,0 +1,158 @@
+"""The folder of a run's checkpoints, on any filesystem: which there are, which are whole, which are kept.
+
+`step-00000100/` holds one file of each rank and `manifest.json`, written last: a folder without a manifest was never
+finished, and one whose files differ from it in size or SHA-256 is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from orpo_ray.errors import UserError
+from orpo_ray.training.checkpoint_files import FileSum, sum_up
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a folder or URL, and the path in it. Raises `UserError` where nothing serves it."""
+    if "://" not in location:
+        return pafs.LocalFileSystem(), location
+    try:
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(location)
+        return found
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # not one of pyarrow's own
+        pass
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"storage.checkpoints: {location}: {error}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is."""
+
+    step: int
+    state: dict[str, Any]
+    """The loop's."""
+    updates: int
+    """AdamW's count."""
+    config: str
+    """Digest of the settings that decide the run."""
+    data: str
+    """Digest of the pairs."""
+    eval_loss: float | None
+    """Where the run was evaluated at this step."""
+    files: dict[str, FileSum]
+
+    def to_json(self) -> str:
+        files = {name: total._asdict() for name, total in self.files.items()}
+        return json.dumps({"format": _FORMAT, **vars(self), "files": files}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        """Raises `ValueError` for anything else than what `to_json` writes."""
+        try:
+            found = json.loads(text)
+            if found.pop("format") != _FORMAT:
+                raise ValueError("written by another version")
+            files = {name: FileSum(**total) for name, total in found.pop("files").items()}
+            return cls(**found, files=files)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a manifest: {error!r}") from None
+
+
+class Checkpoints:
+    """A run's checkpoints. Storage errors are `OSError`, as pyarrow raises them."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.filesystem, self._path = open_filesystem(location)
+
+    def folder(self, step: int) -> str:
+        return f"{self._path}/step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Of all folders, finished or not, newest first."""
+        entries = self.filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
+        found = (_FOLDER.fullmatch(entry.base_name) for entry in entries if entry.type == pafs.FileType.Directory)
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def manifest(self, step: int) -> Manifest | None:
+        """None: never finished. Raises `ValueError` where there is one that says nothing."""
+        path = f"{self.folder(step)}/{_MANIFEST}"
+        try:
+            with self.filesystem.open_input_stream(path) as file:
+                return Manifest.from_json(file.read())
+        except FileNotFoundError:
+            return None
+
+    def finished(self) -> list[Manifest]:
+        """Newest first; those whose manifest is not readable left out."""
+        manifests = []
+        for step in self.steps():
+            try:
+                manifest = self.manifest(step)
+            except ValueError:
+                continue
+            if manifest is not None:
+                manifests.append(manifest)
+        return manifests
+
+    def open(self, step: int) -> None:
+        """Begin the folder of a step anew."""
+        self.discard(step)
+        self.filesystem.create_dir(self.folder(step), recursive=True)
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a checkpoint whose files are all written one to continue from."""
+        path = f"{self.folder(manifest.step)}/{_MANIFEST}"
+        with self.filesystem.open_output_stream(f"{path}.part") as file:
+            file.write(manifest.to_json().encode())
+        self.filesystem.move(f"{path}.part", path)
+
+    def discard(self, step: int) -> None:
+        """Remove a checkpoint, its manifest first: what is left of it, if this is interrupted, is no checkpoint."""
+        folder = self.folder(step)
+        for path, remove in (
+            (f"{folder}/{_MANIFEST}", self.filesystem.delete_file),
+            (folder, self.filesystem.delete_dir),
+        ):
+            if self.filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                remove(path)
+
+    def retain(self, newest: int, best: int) -> None:
+        """Keep the `newest` checkpoints, and the `best` of lowest eval loss; remove the others, unfinished ones too."""
+        finished = self.finished()
+        evaluated = sorted((m for m in finished if m.eval_loss is not None), key=lambda m: (m.eval_loss, m.step))
+        kept = {manifest.step for manifest in [*finished[:newest], *evaluated[:best]]}
+        for step in self.steps():
+            if step not in kept:
+                self.discard(step)
+
+    def damage(self, manifest: Manifest, names: Iterable[str]) -> str | None:
+        """The first of these files that is not as the manifest says, and why; None: all are."""
+        for name in names:
+            path = f"{self.folder(manifest.step)}/{name}"
+            try:
+                with self.filesystem.open_input_stream(path) as file:
+                    found = sum_up(file)
+            except OSError as error:
+                return f"{name} cannot be read ({error})"
+            if found != manifest.files[name]:
+                wrong = "size" if found.size != manifest.files[name].size else "content"
+                return f"{name} has another {wrong} than its manifest says"
+        return None

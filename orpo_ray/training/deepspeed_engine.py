@@ -1,0 +1,173 @@
+"""The engine of ZeRO stages 1 to 3: DeepSpeed, over the ranks of an initialised `torch.distributed` process group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.data.packing import PackedBatch
+from orpo_ray.modeling.reward import StateDict
+from orpo_ray.modeling.scorer import Scorer
+from orpo_ray.training.engine import Engine, Piece, TorchEngine, adam_state, adam_updates, gather, parameter_groups
+
+
+class _Run(NamedTuple):
+    """Where a run of a parameter's elements lies in one of DeepSpeed's flat float32 partitions."""
+
+    name: str
+    start: int
+    elements: int
+    flat: Tensor
+    offset: int
+
+
+class DeepSpeedEngine:
+    """ZeRO over the ranks of an initialised process group."""
+
+    replicated = False
+
+    def __init__(self, policy: Scorer, config: TrainConfig, device: torch.device) -> None:
+        import deepspeed
+
+        deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
+        self._adam = torch.optim.AdamW(
+            parameter_groups(policy, config.optim.weight_decay),
+            lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps, fused=True,
+        )  # fmt: skip
+        self._engine = deepspeed.initialize(model=policy, optimizer=self._adam, config=deepspeed_config(config))[0]
+        self._stage = config.train.zero_stage
+        self.policy = policy
+        self.device = device
+        self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        sums: Tensor = self._engine(batch.to(self.device))
+        return sums
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; shares of the global totals have to be added.
+        self._engine.backward(share * self.ranks, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        skipped = self._engine.optimizer.overflow  # the norm is then that of the step before
+        return math.inf if skipped else float(self._engine.get_global_grad_norm())
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return gather(value)
+
+    def weights(self) -> StateDict | None:
+        if self._stage == 3:
+            gathered: StateDict | None = self._engine._zero3_consolidated_16bit_state_dict()
+            return None if self.rank else {k.removeprefix("model."): v for k, v in (gathered or {}).items()}
+        return None if self.rank else dict(self.policy.model.state_dict())
+
+    def pieces(self) -> list[Piece]:
+        pieces = []
+        for name, start, elements, flat, offset in self._runs():
+            state = adam_state(self._adam, flat)
+            parts = (flat, state["exp_avg"], state["exp_avg_sq"])
+            pieces.append(Piece(name, start, *(part.detach().narrow(0, offset, elements) for part in parts)))
+        return pieces
+
+    def _runs(self) -> Iterator[_Run]:
+        zero, flats = self._engine.optimizer, self._flats()
+        trained = {p: name for name, p in self.policy.named_parameters() if p.requires_grad}
+        if self._stage == 3:
+            for parameter, name in trained.items():
+                group, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
+                start = self.rank * padded
+                elements = min(padded, parameter.ds_numel - start)  # type: ignore[attr-defined]
+                if elements > 0:
+                    yield _Run(name, start, elements, flats[group], offset)
+            return
+        for group, flat in zip(zero.bit16_groups, flats, strict=True):
+            for parameter in group:
+                if parameter._hp_mapping is not None:  # some of it is in this rank's partition
+                    here, there = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+                    yield _Run(trained[parameter], here.start, here.numel, flat, there.start)
+
+    def _flats(self) -> list[Tensor]:
+        """DeepSpeed's float32 partitions of this rank."""
+        zero = self._engine.optimizer
+        flats: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return flats
+
+    @property
+    def updates(self) -> int:
+        return adam_updates(adam_state(self._adam, flat) for flat in self._flats())
+
+    def filled(self, updates: int) -> None:
+        zero = self._engine.optimizer
+        for flat in self._flats():
+            adam_state(self._adam, flat)["step"].fill_(updates)
+        if self._stage < 3:
+            zero.update_lp_params()
+            return
+        for group in range(len(self._flats())):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        kept_whole = zero.persistent_parameters
+        if kept_whole:  # small ones that every rank has gathered already
+            kept_whole[0].partition(kept_whole)
+            kept_whole[0].all_gather(kept_whole)
+
+
+def engine_for(policy: Scorer, config: TrainConfig, device: torch.device) -> Engine:
+    """The engine that a run's settings ask for, on the ranks there are.
+
+    ZeRO divides states among ranks. With one rank stages 1 and 2 have nothing to divide, and the plain engine computes
+    the same without DeepSpeed's copies (benchmarks/NOTES.md); offloading and DeepSpeed settings of one's own need it.
+    """
+    alone = torch.distributed.get_world_size() == 1
+    plain = config.train.zero_stage < 3 and not config.train.offload_optimizer and not config.train.deepspeed
+    if config.train.zero_stage == 0 or (alone and plain):
+        return TorchEngine(policy, config.optim, device)
+    return DeepSpeedEngine(policy, config, device)
+
+
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's own configuration for a run."""
+    stage, half = config.train.zero_stage, config.model.dtype == "bfloat16"
+    zero: dict[str, Any] = {"stage": stage}
+    if torch.cuda.is_available():  # reduce gradients on a stream of their own, beside backward
+        zero |= {"overlap_comm": True}
+    if stage == 3:
+        zero |= {"stage3_gather_16bit_weights_on_model_save": True}
+    if config.train.offload_optimizer:
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+    settings = {
+        # Micro-batches are cut by the schedule; DeepSpeed is told nothing of them but their boundary.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.max_grad_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": half, "check_grad_overflow": True},  # a gradient that is not finite updates nothing
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**12,
+    }
+    return _merged(settings, config.train.deepspeed)
+
+
+def _merged(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with the user's `own` laid over, mapping by mapping."""
+    merged = dict(settings)
+    for key, value in own.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

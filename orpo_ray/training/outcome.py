@@ -1,0 +1,18 @@
+"""What a worker tells the driver at the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a run that came to its end, or of one that a person's mistake stopped."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_eval_loss: float = math.inf
+    workers: int = 0
+    mistake: str = ""
+    """Said in one line; Ray Train would retry an exception."""

@@ -1,0 +1,201 @@
+"""Checkpoints of a run: a copy of the state is taken between two steps, and written while training goes on.
+
+Each rank writes what it holds, as runs of parameters' elements; so any number of ranks, and any engine, continues from
+any checkpoint, reading the elements it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orpo_ray.errors import UserError
+from orpo_ray.training.checkpoint_files import FileSum, Vector, read_header, read_into, write_vectors
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.training.engine import Engine, Piece
+
+_PARTS = ("weight", "exp_avg", "exp_avg_sq")
+
+Warn = Callable[[str], None]
+
+
+def snapshot(engine: Engine) -> dict[str, Tensor]:
+    """A copy, in host memory, of what this rank writes: `{name@start/part: (elements,) float32}`."""
+    pieces = engine.pieces()
+    own = pieces[engine.rank :: engine.ranks] if engine.replicated else pieces
+    return {
+        f"{piece.name}@{piece.start}/{part}": getattr(piece, part).to("cpu", torch.float32, copy=True)
+        for piece in own
+        for part in _PARTS
+    }
+
+
+def file_of(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+@dataclass
+class _Pending:
+    manifest: Manifest
+    """Without its files."""
+    written: Future[FileSum]
+
+
+class Saver:
+    """Saves the run of `engine`. Its methods, but for `signals`, are to be called by all ranks together."""
+
+    def __init__(self, checkpoints: Checkpoints, engine: Engine, newest: int, best: int, warn: Warn) -> None:
+        self._checkpoints = checkpoints
+        self._engine = engine
+        self._keep = {"newest": newest, "best": best}
+        self._warn = warn
+        """Called on rank 0 where a checkpoint could not be saved; training goes on."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-checkpoint")
+        self._pending: _Pending | None = None
+
+    def begin(self, manifest: Manifest) -> None:
+        """Copy the state and begin to write it. Waits for the checkpoint before, where that is not written yet."""
+        self.finish()
+        problem = self._refused(lambda: self._checkpoints.open(manifest.step)) if self._engine.rank == 0 else None
+        if self._engine.gather(problem)[0] is None:
+            written = self._thread.submit(self._write, manifest.step, snapshot(self._engine))
+            self._pending = _Pending(manifest, written)
+        else:
+            self._lose(manifest.step, problem)
+
+    def _write(self, step: int, vectors: dict[str, Tensor]) -> FileSum:
+        path = f"{self._checkpoints.folder(step)}/{file_of(self._engine.rank)}"
+        with self._checkpoints.filesystem.open_output_stream(path) as file:
+            return write_vectors(file, vectors)
+
+    def signals(self) -> dict[str, float]:
+        """What this rank has to say at the end of a step; for `heard`, added up over ranks."""
+        return {"written": float(self._pending is not None and self._pending.written.done())}
+
+    def heard(self, signals: dict[str, float]) -> None:
+        """Where all ranks have written, commit."""
+        if signals["written"] == self._engine.ranks:
+            self._settle()
+
+    def finish(self) -> None:
+        """Wait until nothing is being written, and commit it."""
+        if self._pending is not None:
+            self._pending.written.exception()
+            self._settle()
+
+    def _settle(self) -> None:
+        assert self._pending is not None
+        manifest, written = self._pending.manifest, self._pending.written
+        self._pending = None
+        error = written.exception()
+        parts: list[FileSum | str] = self._engine.gather(repr(error) if error else written.result())
+        if self._engine.rank > 0:
+            return
+        problem = next((f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, str)), None)
+        if problem is None:
+            files = {file_of(rank): part for rank, part in enumerate(parts)}
+            whole = Manifest(**{**vars(manifest), "files": files})
+            problem = self._refused(lambda: self._checkpoints.commit(whole))
+        if problem is not None:
+            self._lose(manifest.step, problem)
+        elif problem := self._refused(lambda: self._checkpoints.retain(**self._keep)):
+            self._warn(f"checkpoints that are to go are still there: {problem}")
+
+    def _lose(self, step: int, problem: str | None) -> None:
+        """Training goes on without this checkpoint."""
+        if self._engine.rank == 0:
+            self._warn(f"the checkpoint of step {step} was not saved: {problem}")
+            # It has no manifest, so it is none; where this fails too, the next one removes it.
+            self._refused(lambda: self._checkpoints.discard(step))
+
+    @staticmethod
+    def _refused(work: Callable[[], None]) -> str | None:
+        """What storage says against it, whatever kind of error a filesystem raises; None: it is done."""
+        try:
+            work()
+        except Exception as error:
+            return str(error) or repr(error)
+        return None
+
+
+def choose(checkpoints: Checkpoints, engine: Engine, warn: Warn) -> Manifest | None:
+    """The newest checkpoint that is whole, on all ranks; None: the run has not saved any.
+
+    `warn` is told, on rank 0, of each that is passed over. Raises `UserError` where there are some and none is whole.
+    """
+    finished = False
+    manifest: Manifest | None
+    for step in engine.gather(checkpoints.steps() if engine.rank == 0 else [])[0]:
+        manifest, problem = engine.gather(_manifest(checkpoints, step) if engine.rank == 0 else (None, ""))[0]
+        finished = finished or problem != _UNFINISHED
+        if manifest is not None:
+            share = sorted(manifest.files)[engine.rank :: engine.ranks]
+            problem = next(filter(None, engine.gather(checkpoints.damage(manifest, share))), "")
+            if not problem:
+                return manifest
+        if engine.rank == 0:
+            warn(f"the checkpoint of step {step} is passed over: {problem}")
+    if finished:
+        raise UserError(
+            f"{checkpoints.location}: none of the checkpoints is whole; restore one, or remove the folder to train "
+            "from the start"
+        )
+    return None
+
+
+_UNFINISHED = "it was never finished"
+
+
+def _manifest(checkpoints: Checkpoints, step: int) -> tuple[Manifest | None, str]:
+    try:
+        manifest = checkpoints.manifest(step)
+    except (OSError, ValueError) as error:
+        return None, f"manifest.json: {error}"
+    return manifest, "" if manifest else _UNFINISHED
+
+
+def load(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> None:
+    """Fill the engine with a checkpoint. Raises `UserError` where it is one of another network."""
+    folder = checkpoints.folder(manifest.step)
+    files = {name: checkpoints.filesystem.open_input_file(f"{folder}/{name}") for name in manifest.files}
+    try:
+        stored = _Stored(files)
+        for piece in engine.pieces():
+            if not stored.fill(piece):
+                end = piece.start + len(piece.weight)
+                raise UserError(f"{folder}: does not hold elements {piece.start} to {end} of {piece.name}")
+    finally:
+        for file in files.values():
+            file.close()
+    engine.filled(manifest.updates)
+
+
+class _Stored:
+    """All runs in the files of a checkpoint, by parameter."""
+
+    def __init__(self, files: dict[str, Any]) -> None:
+        self._runs: dict[str, dict[int, dict[str, tuple[Any, Vector]]]] = {}
+        for file in files.values():
+            for key, vector in read_header(file).items():
+                where, _, part = key.rpartition("/")
+                name, _, start = where.rpartition("@")
+                self._runs.setdefault(name, {}).setdefault(int(start), {})[part] = (file, vector)
+
+    def fill(self, piece: Piece) -> bool:
+        """Whether all of the piece was there."""
+        end = piece.start + len(piece.weight)
+        filled = 0
+        for start, parts in self._runs.get(piece.name, {}).items():
+            first, last = max(start, piece.start), min(start + parts["weight"][1].elements, end)
+            if first >= last:
+                continue
+            filled += last - first
+            for part in _PARTS:
+                file, vector = parts[part]
+                read_into(getattr(piece, part)[first - piece.start : last - piece.start], file, vector, first - start)
+        return filled == len(piece.weight)

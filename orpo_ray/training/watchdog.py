@@ -1,0 +1,135 @@
+"""Notices when training hangs, and says which rank is at fault.
+
+A collective that one rank never joins leaves all others waiting without a word. So each rank's watchdog, a thread,
+publishes a pulse and how many calls of the engine it has seen; a rank without progress for too long looks at the
+others' and ends its process, and Ray Train starts the group again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from orpo_ray.training.engine import Engine
+
+EXIT_CODE = 75  # of a process that its watchdog ended
+_WATCHED = ("forward", "backward", "step", "all_sum", "gather", "weights")
+_PULSES = 20  # in the time that counts as a hang
+_LONGEST_PULSE = 10.0  # seconds
+_SIGNS = 3  # pulses in which a rank that lives gives another sign
+
+
+class Pulse(NamedTuple):
+    """What a rank tells of itself."""
+
+    beats: int
+    calls: int
+    """Of the engine that have begun or ended."""
+    place: str
+    """Where in this package its training thread is."""
+    process: str
+
+
+class Watchdog:
+    """Watches the training thread, which is the one that makes it."""
+
+    def __init__(self, engine: Engine, timeout: float, tell: Callable[[str], None]) -> None:
+        """`timeout`: seconds without a call of the engine. `tell` is called on one rank, before processes end."""
+        self._rank, self._ranks = engine.rank, engine.ranks
+        self._timeout, self._tell = timeout, tell
+        self._calls = self._beats = 0
+        self._thread = threading.get_ident()
+        self._stopped = threading.Event()
+        store: Any = torch.distributed.distributed_c10d._get_default_store()
+        self._store = store.clone()
+        self._store.set_timeout(timedelta(seconds=max(1.0, self._pulse)))
+        for name in _WATCHED:
+            setattr(engine, name, self._counted(getattr(engine, name)))
+        threading.Thread(target=self._watch, daemon=True, name="orpo_ray-watchdog").start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @property
+    def _pulse(self) -> float:
+        return min(self._timeout / _PULSES, _LONGEST_PULSE)
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self._calls += 1
+            result = call(*arguments, **options)
+            self._calls += 1
+            return result
+
+        return counted
+
+    def _watch(self) -> None:
+        seen, since = -1, time.monotonic()
+        while not self._stopped.wait(self._pulse):
+            self._publish()
+            if self._calls != seen:
+                seen, since = self._calls, time.monotonic()
+            elif time.monotonic() - since > self._timeout:
+                self._give_up()
+
+    def _publish(self) -> None:
+        self._beats += 1
+        pulse = Pulse(self._beats, self._calls, self._place(), f"{socket.gethostname()}, process {os.getpid()}")
+        self._asked(lambda: self._store.set(f"orpo_ray/{self._rank}", json.dumps(pulse)))
+
+    def _place(self) -> str:
+        frame = sys._current_frames().get(self._thread)
+        while frame is not None:
+            if "orpo_ray" in frame.f_code.co_filename:
+                return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
+            frame = frame.f_back
+        return "outside of orpo_ray"
+
+    def _give_up(self) -> None:
+        first = self._pulses()
+        for _ in range(_SIGNS):
+            time.sleep(self._pulse)
+            self._publish()
+        second = self._pulses()
+        alive = [rank for rank in range(self._ranks) if second[rank] != first[rank] or rank == self._rank]
+        if self._rank == alive[0]:
+            self._tell(f"no progress for {self._timeout:g} s: {diagnosis(first, second, alive)}")
+        os._exit(EXIT_CODE)
+
+    def _pulses(self) -> list[Pulse | None]:
+        return [self._asked(partial(self._pulse_of, rank)) for rank in range(self._ranks)]
+
+    def _pulse_of(self, rank: int) -> Pulse:
+        return Pulse(*json.loads(self._store.get(f"orpo_ray/{rank}")))
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        """None where the store does not answer: it is in rank 0's process."""
+        try:
+            return ask()
+        except (RuntimeError, ValueError):  # torch.distributed's errors are RuntimeErrors
+            return None
+
+
+def diagnosis(first: list[Pulse | None], second: list[Pulse | None], alive: list[int]) -> str:
+    """Who is at fault, from the pulses of all ranks at two times; `alive`: those that gave a sign between them."""
+    silent = [rank for rank in range(len(second)) if rank not in alive]
+    if silent:
+        last = [(rank, second[rank] or first[rank]) for rank in silent]
+        return "; ".join(
+            f"rank {rank} gives no sign of life" + (f" ({pulse.process}), last seen in {pulse.place}" if pulse else "")
+            for rank, pulse in last
+        )
+    known = {rank: pulse for rank, pulse in enumerate(second) if pulse is not None}
+    behind = min(pulse.calls for pulse in known.values())
+    late = {rank: pulse for rank, pulse in known.items() if pulse.calls == behind}
+    return "; ".join(f"rank {rank} is stuck in {pulse.place} ({pulse.process})" for rank, pulse in late.items())
