@@ -59,13 +59,23 @@ def _row(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def remarks(result: Result) -> list[str]:
-    """A line for each contestant whose step was taken apart, or whose pairs are longer than the first's."""
+    """A line for each contestant whose step was taken apart, that saves, or whose pairs are longer than the first's."""
     lines = []
+    first = next(iter(result["contestants"].values()))
     for name, entry in result["contestants"].items():
         if entry.get("parts"):
             whole = sum(entry["parts"].values())
             shares = ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in entry["parts"].items())
             lines.append(f"{name}: {shares}")
+        saves_every = (
+            result["configuration"]["contestants"][name].get("overrides", {}).get("train.checkpoint_every_steps")
+        )
+        if saves_every and "rounds" in entry and "rounds" in first:
+            seconds, others = sum(entry["rounds"]["seconds"]), sum(first["rounds"]["seconds"])
+            lines.append(
+                f"{name}: a checkpoint every {saves_every} steps; {seconds / others:.3f} of the first's seconds over "
+                f"{len(entry['rounds']['seconds'])} steps in all"
+            )
         if result["configuration"]["contestants"][name]["stretch"] and "tokens_to_first" in entry:
             lines.append(
                 f"{name}: {entry['tokens_to_first']['median']:.2f} times the tokens in "

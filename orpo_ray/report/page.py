@@ -154,11 +154,15 @@ def _planned(run: Run) -> str:
 
 def _diverged(run: Run) -> str:
     """A warning where training met a loss that is not a number."""
-    steps, values = run.series("loss")
-    bad = steps[values != values]
-    if not bad.size:
+    skipped = [line for line in run.lines if "skipped" in line]
+    if not skipped:
         return ""
-    return f"The loss was not a finite number at {number(len(bad))} steps, first at step {number(int(bad[0]))}."
+    first = skipped[0]
+    records = ", ".join(map(str, first["skipped"][:8])) + (", …" if len(first["skipped"]) > 8 else "")
+    return (
+        f"The loss or the gradient was not finite at {number(len(skipped))} steps, which were skipped: first at step "
+        f"{number(first['step'])}, with the records {records}."
+    )
 
 
 def _log_prob_caption(run: Run) -> str:

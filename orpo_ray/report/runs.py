@@ -26,6 +26,8 @@ class Run:
     config: dict[str, Any]
     lines: list[dict[str, Any]]
     summary: dict[str, Any] | None
+    events: list[tuple[str, str]]
+    """When, and what happened that a person should know of."""
 
     @property
     def name(self) -> str:
@@ -77,21 +79,30 @@ def read_run(folder: Path) -> Run:
     summary = None
     if summary_file.is_file():
         summary = _parse_object(_read_text(summary_file), str(summary_file))
-    return Run(folder, config, lines, summary)
+    return Run(folder, config, lines, summary, _read_events(folder / "events.jsonl"))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    text = _read_text(path)
-    lines = []
-    rows = text.split("\n")
-    for number, row in enumerate(rows, start=1):
-        # Training may be in the middle of writing the last line: it counts once its newline is there.
-        if not row.strip() or number == len(rows):
-            continue
-        line = _parse_object(row, f"{path}, line {number}")
+    lines = _read_objects(path)
+    for number, line in lines.items():
         if type(line.get("step")) is not int:
             raise UserError(f"{path}, line {number}: has no step number")
-        lines.append(line)
+    return list(lines.values())
+
+
+def _read_events(path: Path) -> list[tuple[str, str]]:
+    found = _read_objects(path).values() if path.is_file() else ()
+    return [(str(line.get("time", "")), str(line.get("event", ""))) for line in found]
+
+
+def _read_objects(path: Path) -> dict[int, dict[str, Any]]:
+    """Of a file of JSON lines, by line number."""
+    lines = {}
+    rows = _read_text(path).split("\n")
+    for number, row in enumerate(rows, start=1):
+        # Training may be in the middle of writing the last line: it counts once its newline is there.
+        if row.strip() and number < len(rows):
+            lines[number] = _parse_object(row, f"{path}, line {number}")
     return lines
 
 

@@ -156,9 +156,20 @@ def test_a_run_before_its_first_evaluation(tmp_path):
 def test_a_diverged_run_is_drawn_and_said(tmp_path):
     run = make_run(tmp_path / "run", steps=40)
     with (run / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps({"step": step, "loss": None, "logps_chosen": None}) + "\n" for step in (41, 42))
+        lost = {"loss": None, "logps_chosen": None, "grad_norm": None, "skipped": [7, 90]}
+        file.writelines(json.dumps({"step": step, **lost}) + "\n" for step in (41, 42))
         file.write(json.dumps({"step": 42, "eval_loss": None}) + "\n")
-    assert "not a finite number at 2 steps, first at step 41" in Page(write_report(run)).text
+    text = Page(write_report(run)).text
+    assert "not finite at 2 steps, which were skipped: first at step 41, with the records 7, 90." in text
+
+
+def test_events_are_listed(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "Events" not in Page(write_report(run)).text
+    (run / "events.jsonl").write_text(json.dumps({"time": "2026-01-01T00:00:00+00:00", "event": ATTACK}) + '\n{"ti')
+    page = write_report(run)
+    assert "Events (1)" in Page(page).text and ATTACK in Page(page).text
+    assert "<script" not in page.read_text()
 
 
 def test_text_is_escaped_everywhere(tmp_path):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, cast
 
 from orpo_ray.bench.measure import synchroniser
 from orpo_ray.bench.task import Parts, Task, Turn
+from orpo_ray.config import TrainConfig
 from orpo_ray.modeling.flops import StepFlops
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import Engine, TorchEngine
-from orpo_ray.training.loop import Meter, train_step, training_batches
+from orpo_ray.training.loop import Meter, State, train_step, training_batches
 from orpo_ray.training.room import choose_recomputation
+from orpo_ray.training.saving import Saver
 
 _PARTS = {"forward": "forward", "backward": "backward", "step": "optimizer"}
 
@@ -33,14 +37,33 @@ class Own:
         config, schedule = self.task.config, self.task.schedule
         feed = training_batches(self.engine, config, self.objective, schedule, self.task.data, start=0)
         meter = Meter(StepFlops.of(self.engine.policy), peak=1.0)
+        saving = Saving(self.engine, config)
         parts: Parts | None = None
         for step in range(self.task.steps):
             watched = Watched(self.engine) if turn(parts=parts) else None
             started = time.perf_counter()
             engine: Engine = cast(Engine, watched) if watched else self.engine
-            train_step(engine, config, self.objective, schedule, feed, step, meter, signals={})
+            _, signals = train_step(
+                engine, config, self.objective, schedule, feed, step, meter, saving.saver.signals()
+            )  # fmt: skip
+            saving.after(step + 1, signals)
             parts = watched.parts(time.perf_counter() - started) if watched else None
         turn(parts=parts)
+        saving.saver.finish()
+
+
+class Saving:
+    """Checkpoints as a run takes them, where `train.checkpoint_every_steps` asks for any."""
+
+    def __init__(self, engine: TorchEngine, config: TrainConfig) -> None:
+        self._engine, self._every = engine, config.train.checkpoint_every_steps
+        keep = config.train.keep_checkpoints
+        self.saver = Saver(Checkpoints(config.checkpoints_location), engine, newest=keep, best=0, warn=print)
+
+    def after(self, step: int, signals: dict[str, float]) -> None:
+        self.saver.heard(signals)
+        if self._every and step % self._every == 0:
+            self.saver.begin(Manifest(step, asdict(State(step)), self._engine.updates, "", "", None, {}))
 
 
 class Watched:
