@@ -50,11 +50,13 @@ class Sink:
     def metrics(self, line: Line) -> None:
         """A training line or an evaluation line."""
 
-    def best_model(self, engine: Engine, evaluation: Line, table: Tensor) -> None:
-        """The eval loss of `evaluation` is the lowest so far: keep these weights.
+    def best_model(self, engine: Engine, evaluation: Line, table: Tensor) -> bool:
+        """The eval loss of `evaluation` is the lowest so far: keep these weights; returns whether they were, alike on
+        all ranks.
 
         `table (pairs, 3)`: what the model gave each held-out pair (see `scores`).
         """
+        return True
 
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
         """Make the run resumable from here."""
@@ -111,9 +113,9 @@ def run(
             evaluation = {"step": state.step, **means}
             sink.metrics(evaluation)
             line = {**line, **evaluation}
-            if evaluation["eval_loss"] < state.best_eval_loss:
+            better = evaluation["eval_loss"] < state.best_eval_loss
+            if better and sink.best_model(engine, evaluation, table):
                 state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
-                sink.best_model(engine, evaluation, table)
         if state.step % checkpoint_every == 0 or state.step == total_steps or checkpoint_wanted:
             sink.checkpoint(engine, state, line)
     return state

@@ -12,6 +12,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint
 from ray.train.v2.api.validation_config import ValidationTaskConfig
+from safetensors import SafetensorError
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import RewardConfig
@@ -21,7 +22,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.memory import set_recomputation
-from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
+from orpo_ray.modeling.reward import PackedRewardModel, StateDict, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.training.alarm import Alarm
@@ -86,18 +87,28 @@ def _train(config: TrainConfig, digest: str) -> Outcome:
             if recorder:
                 recorder.write(line)
 
-        def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
+        def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> bool:
             centred = isinstance(config.objective, RewardConfig) and config.objective.centre
-            mean = float(scores(engine, config, objective, train_pairs)[0][:, 1:].mean()) if centred else 0.0
+            mean = float(scores(engine, config, objective, train_pairs)[0][:, 1:].mean()) if centred else None
             weights = engine.weights()
+            kept = True
             if weights is not None:
-                exported = merged_weights(policy.model, weights)
-                if isinstance(policy, PackedRewardModel) and centred:
-                    centre(policy, mean, exported)
-                write_eval_scores(folder.eval_scores, held_out, table)
-                export_model(folder.model, policy.model, exported, tokenizer, config, evaluation, total_steps)
-                if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it on
-                    export_adapter(folder.adapter, policy.model, weights, exported, tokenizer, config)
+                try:
+                    self._export(weights, mean, evaluation, table)
+                except (OSError, SafetensorError) as error:
+                    folder.note(f"the model of step {evaluation['step']} was not kept: {error}")
+                    kept = False
+            return bool(engine.gather(kept)[0])
+
+        def _export(self, weights: StateDict, mean: float | None, evaluation: Line, table: torch.Tensor) -> None:
+            """On rank 0. `mean`: the reward that is to become zero."""
+            exported = merged_weights(policy.model, weights)
+            if isinstance(policy, PackedRewardModel) and mean is not None:
+                centre(policy, mean, exported)
+            write_eval_scores(folder.eval_scores, held_out, table)
+            export_model(folder.model, policy.model, exported, tokenizer, config, evaluation, total_steps)
+            if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it on
+                export_adapter(folder.adapter, policy.model, weights, exported, tokenizer, config)
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
             eval_loss = line.get("eval_loss")

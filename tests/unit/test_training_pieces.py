@@ -182,9 +182,10 @@ class Collect(Sink):
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
 
-    def best_model(self, engine: Any, evaluation: Line, table: torch.Tensor) -> None:
+    def best_model(self, engine: Any, evaluation: Line, table: torch.Tensor) -> bool:
         self.best.append(evaluation["step"])
         assert table.shape == (12, 3)
+        return True
 
     def checkpoint(self, engine: Any, state: State, line: Line) -> None:
         self.checkpoints.append(state.step)
