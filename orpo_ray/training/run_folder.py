@@ -65,12 +65,16 @@ class RunFolder:
         write_atomically(self.config, config.to_yaml())
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short."""
+        """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short.
+
+        One that begins anew, at step 0, repeats the evaluation of step 0 too.
+        """
         if not self.metrics.is_file():
             return
+        last = step or -1
         with self.metrics.open(encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n")]
-        write_atomically(self.metrics, "".join(line for line in lines if json.loads(line)["step"] <= step))
+        write_atomically(self.metrics, "".join(line for line in lines if json.loads(line)["step"] <= last))
 
     def note(self, text: str) -> None:
         """Add to `events.jsonl` what a person should know of: what was passed over, and what could not be done."""
