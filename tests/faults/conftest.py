@@ -74,8 +74,11 @@ def undisturbed(cluster: Nodes, base: Path) -> Callable[[tuple[str, ...]], Run]:
         if settings not in runs:
             cluster.replenish()
             run = Run(cluster, base, f"undisturbed-{len(runs)}", settings)
-            run.type_command()
-            assert run.ends() == 0, run.said()[-4000:]
+            try:
+                run.type_command()
+                assert run.ends() == 0, run.said()[-4000:]
+            finally:
+                run.stop()
             runs[settings] = run
         return runs[settings]
 

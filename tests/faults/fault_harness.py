@@ -39,7 +39,7 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+        head = {"num_cpus": 0, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         self.workers: list[Any] = []
@@ -47,7 +47,7 @@ class Nodes:
             self.add()
 
     def add(self) -> Any:
-        node = self._cluster.add_node(num_cpus=NODE_CPUS, node_ip_address="127.0.0.1")
+        node = self._cluster.add_node(num_cpus=NODE_CPUS)
         self.workers.append(node)
         return node
 
