@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _source(name: str) -> str:
         # Found without importing it: the package itself imports sentence-transformers.
         package = importlib.util.find_spec(_PACKAGE)
         return str(Path(package.origin).parent / "model") if package and package.origin else _HUB_ID
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"{name}: no such folder (an embedding model is {DEFAULT}, a folder or a Hub id)")
     return str(folder) if folder.is_dir() else name

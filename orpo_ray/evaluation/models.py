@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ class Answer(NamedTuple):
 
 def _folder(key: str, name: str) -> Path:
     """The local folder of a run, a folder or a Hub id."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if (path / "model" / "config.json").is_file():
             path = path / "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def require_packable(network: PreTrainedModel) -> None:
 
 def locate(name: str) -> str:
     """The folder that `name` stands for (of a run: its `model/`), absolute; or `name`, a Hub id."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if (path / "model" / "config.json").is_file():
         path = path / "model"
     return str(path.resolve()) if path.is_dir() else name
