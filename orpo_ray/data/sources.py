@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import fsspec
 
-from orpo_ray.data.readers import COMPRESSIONS, EXTENSIONS, base_extension, one_line, read_file, table_rows
-from orpo_ray.data.records import BadRecord, Record
+from orpo_ray.data.readers import COMPRESSIONS, EXTENSIONS, base_extension, read_file, table_rows
+from orpo_ray.data.records import BadRecord, Record, one_line
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<subset>[\w./-]+))?")
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
@@ -161,8 +162,9 @@ class HubSource:
 
 
 def _file_source(source: str, split: str) -> FileSource:
+    url, source = source, masked(source)  # locations and messages are written down, credentials are not
     try:
-        filesystem, root = fsspec.core.url_to_fs(source if "://" in source else os.path.expanduser(source))
+        filesystem, root = fsspec.core.url_to_fs(url if "://" in url else os.path.expanduser(url))
     except ImportError as error:  # its message names the package: "Install s3fs to access S3"
         raise UserError(f"{source}: a package for this kind of URL is missing: {one_line(error)}") from None
     except ValueError as error:
@@ -234,8 +236,10 @@ def _reading(filesystem: fsspec.AbstractFileSystem, path: str, name: str) -> Ite
         reason = f"cannot be read: {one_line(error.__cause__)}" if error.__cause__ else "no such file"
         raise UserError(f"{name}: {reason}") from error
     except Exception as error:
-        # Locally anything but an OSError is a bug of ours; a remote driver may raise its library's own.
-        if isinstance(error, UserError) or (_is_local(filesystem) and not isinstance(error, OSError)):
+        # Locally anything but an OSError (or what Python says of a NUL in a path) is a bug of ours; a remote driver may
+        # raise its library's own.
+        is_ours = _is_local(filesystem) and not isinstance(error, OSError) and "\0" not in path
+        if isinstance(error, UserError) or is_ours:
             raise
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise UserError(f"{name}: cannot be read: {reason}") from error

@@ -122,6 +122,11 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
     try:
         return load(location, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "contains custom code" in str(error):
+            raise UserError(
+                f"{name}: the {what} comes with Python code of its own, which is not run; set "
+                "model.trust_remote_code=true (in an evaluation: trust_remote_code=true) if you trust its source"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: the {what} cannot be loaded: {reason}") from error
 
