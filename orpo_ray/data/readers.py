@@ -186,8 +186,9 @@ def table_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[tuple[dict[str, Any
                 yield row.to_pylist()[0], None
             except (ValueError, OverflowError) as error:
                 cells = {name: _cell(row.column(name)[0]) for name in row.column_names}
-                is_text = isinstance(error, UnicodeDecodeError)
-                found = BadRecord("invalid UTF-8", error.reason) if is_text else BadRecord("no value", one_line(error))
+                found = BadRecord("no value", one_line(error))
+                if isinstance(error, UnicodeDecodeError):
+                    found = BadRecord("invalid UTF-8", error.reason)
                 yield found, as_json(cells)
     else:
         yield from ((value, None) for value in values)

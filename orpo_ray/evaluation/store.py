@@ -66,9 +66,8 @@ class Pieces:
         try:
             rows: list[dict[str, Any]] = pq.read_table(self.path(block), schema=self._schema).to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(
-                f"{self.path(block)}: cannot be read: {one_line(error)}; remove it to have it made again"
-            ) from None
+            hint = "remove it, and it is made again"
+            raise UserError(f"{self.path(block)}: cannot be read: {one_line(error)}; {hint}") from None
         return rows
 
     def write(self, block: int, rows: list[dict[str, Any]]) -> None:
