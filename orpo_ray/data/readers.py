@@ -231,10 +231,13 @@ def _json_entries(chunks: Iterator[bytes], name: str, extension: str) -> Iterato
     is_document = _is_one_document(first.strip(), extension)
     if is_document and first.rstrip().endswith((b"]", b"}")):
         # Perhaps the first of many lines: then one that is no record must not take the others with it.
-        following = list(itertools.takewhile(lambda line: not line.strip(), lines))
-        more = next(lines, None)
-        rest = itertools.chain([first, *following], [] if more is None else [more], lines)
-        is_document = more is None or not _is_whole(first)
+        following = []
+        for line in lines:
+            following.append(line)
+            if line.strip():
+                is_document = not _is_whole(first)
+                break
+        rest = itertools.chain([first, *following], lines)
     if is_document:
         yield from _document_entries(b"\n" * skipped + b"\n".join(rest), name)
     else:

@@ -54,6 +54,8 @@ def open_source(source: str, split: str) -> Source:
     """Decide what `source` names. An existing path wins over a Hub id of the same name."""
     from orpo_ray.data import toyworld
 
+    if "\0" in source:
+        raise UserError(f"{source!r}: no file and no address has NUL in its name")
     if source in toyworld.SOURCES:
         return ToySource(source)
     if "://" in source or os.path.exists(os.path.expanduser(source)):
@@ -236,10 +238,8 @@ def _reading(filesystem: fsspec.AbstractFileSystem, path: str, name: str) -> Ite
         reason = f"cannot be read: {one_line(error.__cause__)}" if error.__cause__ else "no such file"
         raise UserError(f"{name}: {reason}") from error
     except Exception as error:
-        # Locally anything but an OSError (or what Python says of a NUL in a path) is a bug of ours; a remote driver may
-        # raise its library's own.
-        is_ours = _is_local(filesystem) and not isinstance(error, OSError) and "\0" not in path
-        if isinstance(error, UserError) or is_ours:
+        # Locally anything but an OSError is a bug of ours; a remote driver may raise its library's own.
+        if isinstance(error, UserError) or (_is_local(filesystem) and not isinstance(error, OSError)):
             raise
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise UserError(f"{name}: cannot be read: {reason}") from error

@@ -10,8 +10,8 @@ from types import FrameType
 from typing import NoReturn
 
 
-class TimeOut(Exception):
-    """The time is over."""
+class TimeOut(BaseException):
+    """The time is over. No `Exception`: the code that takes too long may catch those, as jinja2's compiler does."""
 
 
 @contextmanager
