@@ -147,7 +147,7 @@ def parse_as(schema: type[Root], mapping: dict[str, Any], overrides: list[str], 
         mapping = _with_override(mapping, override)
     for key, text in _texts(mapping):
         if holds_mask(text):
-            raise UserError(f"{origin}: {key}: its secret was masked when this was written; give it again")
+            raise UserError(f"{origin}: {_printable(key)}: its secret was masked when this was written; give it again")
     try:
         return schema.model_validate(mapping)
     except ValidationError as error:
@@ -192,7 +192,7 @@ def _describe(error: ValidationError, schema: type[Section]) -> str:
     objective = None
     if location[:1] == ["objective"] and len(location) > 1:  # pydantic puts the objective's name in between
         objective = location.pop(1)
-    key = ".".join(location)
+    key = _printable(".".join(location))
     if kind == "extra_forbidden" and objective and key in _valid_keys(schema):
         message = f"{key} is no key of the objective {objective}"
     elif kind == "extra_forbidden":
@@ -234,6 +234,11 @@ def _nearest_key(location: list[str], schema: type[Section]) -> str:
         if close:
             return f"did you mean {next(key for key, last in keys.items() if last == close[0])}?"
     return f"{'.'.join(above) or 'the top level'} has {', '.join(beside.values())}"
+
+
+def _printable(key: str) -> str:
+    """A dotted key, cut to fit a line, with what cannot be printed written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in key[:200])
 
 
 def _shown(value: Any) -> str:
