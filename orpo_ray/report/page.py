@@ -190,10 +190,10 @@ def _pairs(run: Run) -> str:
 
 
 def _seconds(run: Run) -> str:
-    seconds = (run.summary or {}).get("seconds")
-    if not isinstance(seconds, (int, float)):
+    summary = run.summary or {}
+    if not _is_number(summary, "seconds"):
         return ""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(summary["seconds"]), 60)
     hours, minutes = divmod(minutes, 60)
     return "in all " + (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s")
 
@@ -203,7 +203,8 @@ def _present_columns(run: Run) -> dict[str, str]:
 
 
 def _is_number(section: dict[str, Any], key: str) -> bool:
-    return isinstance(section.get(key), (int, float))
+    value = section.get(key)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 @cache
