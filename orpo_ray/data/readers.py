@@ -28,8 +28,8 @@ COMPRESSIONS: dict[str, tuple[bytes, Callable[[], Any]]] = {
     ".zst": (b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
 }
 """Extension: (first bytes, new decompressor of one frame)."""
-_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
 class Unreadable(Exception):
@@ -169,7 +169,7 @@ def _table_entries(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[Ent
         with _content_errors("readable"):
             names = batch.schema.names
         if len(set(names)) < len(names):
-            raise Unreadable(f"the column {max(names, key=names.count)} occurs twice")
+            raise Unreadable(f"the column {max(names, key=names.count)!r:.80} occurs twice")
         for value, raw in table_rows(batch):
             yield f"{name}[record {row}]", value, raw
             row += 1
@@ -212,7 +212,7 @@ def _object(fields: list[tuple[str, Any]]) -> dict[str, Any] | BadRecord:
     if len(value) == len(fields):
         return value
     names = [name for name, _ in fields]
-    return BadRecord("malformed JSON", f"the key {max(names, key=names.count)} occurs twice")
+    return BadRecord("malformed JSON", f"the key {max(names, key=names.count)!r:.80} occurs twice")
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_object)

@@ -117,8 +117,9 @@ def test_a_key_that_stands_twice_is_told() -> None:
     twice = b'{"prompt": "p", "chosen": "c", "chosen": "d"}'
     whole, in_array = read(twice + b"\n", "x.jsonl"), read(b"[" + twice + b', {"a": 1}]', "x.json")
     for record in (whole[0], in_array[0]):
-        assert str(record.error) == "malformed JSON: the key chosen occurs twice"
+        assert str(record.error) == "malformed JSON: the key 'chosen' occurs twice"
     assert in_array[1].value == {"a": 1}
+    read(b'{"a\\nb": 1, "a\\nb": 2}\n{"\\ud800": 1, "\\ud800": 2}', "x.jsonl")  # keys that are no one line
 
 
 def test_a_column_that_stands_twice_and_dates_that_python_lacks() -> None:
@@ -129,7 +130,7 @@ def test_a_column_that_stands_twice_and_dates_that_python_lacks() -> None:
         return sink.getvalue().to_pybytes()
 
     (record,) = read(content(pa.table([pa.array([1]), pa.array([2])], names=["chosen", "chosen"])), "x.arrow")
-    assert "the column chosen occurs twice" in str(record.error)
+    assert "the column 'chosen' occurs twice" in str(record.error)
     times = pa.array([0, 2**62], pa.int64()).view(pa.timestamp("s"))
     sound, odd = read(content(pa.table({"chosen": ["a", "b"], "at": times})), "x.arrow")
     assert sound.value is not None

@@ -96,7 +96,7 @@ def test_a_run_with_odd_values(
 
 
 @given(st.dictionaries(st.sampled_from(METRICS[1:-1]), st.lists(odd_values, min_size=1, max_size=3), min_size=1))
-@cases(20)
+@cases(8)
 def test_figures_of_odd_values(run: Path, metrics: dict[str, list[Any]]) -> None:
     folder = copy(run)
     with (folder / "metrics.jsonl").open("a") as file:
