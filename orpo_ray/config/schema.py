@@ -174,7 +174,7 @@ def _home(name: str) -> Path:
 def _absolute(name: str) -> str:
     """A path that exists, made absolute; anything else (a Hub id, a URL) as it is."""
     path = _home(name)
-    return str(path.resolve()) if path.exists() else name
+    return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
 
 class TrainConfig(Section):

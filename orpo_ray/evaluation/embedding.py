@@ -98,6 +98,6 @@ def _source(name: str) -> str:
         package = importlib.util.find_spec(_PACKAGE)
         return str(Path(package.origin).parent / "model") if package and package.origin else _HUB_ID
     folder = Path(os.path.expanduser(name))
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not os.path.isdir(folder) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"{name}: no such folder (an embedding model is {DEFAULT}, a folder or a Hub id)")
-    return str(folder) if folder.is_dir() else name
+    return str(folder) if os.path.isdir(folder) else name

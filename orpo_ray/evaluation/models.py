@@ -159,7 +159,7 @@ class Answer(NamedTuple):
 def _folder(key: str, name: str) -> Path:
     """The local folder of a run, a folder or a Hub id."""
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long
         if (path / "model" / "config.json").is_file():
             path = path / "model"
         elif not (path / "config.json").is_file() and not (path / _ADAPTER).is_file():

@@ -107,15 +107,15 @@ def require_packable(network: PreTrainedModel) -> None:
 def locate(name: str) -> str:
     """The folder that `name` stands for (of a run: its `model/`), absolute; or `name`, a Hub id."""
     path = Path(os.path.expanduser(name))
-    if (path / "model" / "config.json").is_file():
+    if os.path.isfile(path / "model" / "config.json"):  # `Path.is_file` raises where a name is too long
         path = path / "model"
-    return str(path.resolve()) if path.is_dir() else name
+    return str(path.resolve()) if os.path.isdir(path) else name
 
 
 def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
     """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
     location = locate(name)
-    if not Path(location).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not os.path.isdir(location) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )

@@ -118,6 +118,7 @@ yaml_texts = st.text(st.sampled_from("aetru {}[]:,&*!<|>-?'\"\\#%@~.0189_=\n\t")
 @example("storage.path=~nobody-of-this-name/runs")
 @example('storage.path="a\\0b"')
 @example('data.train="\\ud800"')
+@example("model.name_or_path=" + "a" * 3000)  # too long for any file system
 @cases(700)
 def test_overrides(override: str) -> None:
     try:

@@ -91,6 +91,12 @@ def refused(load: Callable[[], object], marker: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("name", ["a" * 3000, "~nobody-of-this-name/x", "./" + "a/" * 3000])
+def test_a_name_that_no_file_can_have_is_told(kind: str, name: str, tmp_path: Path, marker: Path) -> None:
+    refused(lambda: LOADERS[kind](name, tmp_path / "cache"), marker)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
 def test_code_that_comes_with_a_model_is_not_run(kind: str, tmp_path: Path, marker: Path) -> None:
     folder = with_code(tmp_path / "model", marker, labels=1 if "reward" in kind else None)
     told = refused(lambda: LOADERS[kind](str(folder), tmp_path / "cache"), marker)
