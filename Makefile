@@ -28,7 +28,7 @@ export DS_ACCELERATOR := cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench lint types lock clean
+.PHONY: help venv demo test fuzz bench lint types lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ demo: $(STAMP)  ## train and compare SFT, DPO and ORPO in the embedded world, on
 
 test: $(STAMP)  ## run the unit tests, then the integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+
+fuzz: $(STAMP)  ## damage data, configurations and reports in 20 times as many ways, drawn anew (about 20 minutes)
+	FUZZ=20 $(BIN)/python -m pytest tests/unit -k fuzz --timeout 3600 $(PYTEST_ARGS)
 
 # Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none.
 bench: $(STAMP) $(PEERS)  ## measure trainers side by side and rewrite README's table (about 40 minutes)

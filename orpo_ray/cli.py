@@ -15,6 +15,7 @@ import typer
 
 from orpo_ray import __version__
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 
 EXIT_CODES = """\
 \b
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _complain(message: str) -> int:
-    typer.echo(f"orpo-ray: {' '.join(message.split())}", err=True)
+    typer.echo(f"orpo-ray: {masked(' '.join(message.split()))}", err=True)
     return 2
 
 

@@ -111,7 +111,7 @@ def result(
         "versions": {"python": platform.python_version(), **_versions()},
         "peak_flops": dict(peaks),
         "contestants": contestants,
-        "configuration": config.model_dump(mode="json"),
+        "configuration": config.for_a_file(),
     }
 
 

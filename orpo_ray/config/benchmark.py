@@ -11,7 +11,7 @@ from orpo_ray.config.evaluation import Label
 from orpo_ray.config.loading import parse_as
 from orpo_ray.config.objectives import OrpoConfig
 from orpo_ray.config.schema import StorageConfig, TrainConfig
-from orpo_ray.config.section import Count, Integer, Section
+from orpo_ray.config.section import Count, FreeForm, Integer, Section
 from orpo_ray.errors import UserError
 
 TrainerName = Literal["orpo_ray", "ray", "trl", "padded", "liger"]
@@ -23,7 +23,7 @@ class ContestantConfig(Section):
     """`orpo_ray`: this package's loop in a plain process; `ray`: the same run through Ray Train and DeepSpeed; `trl`:
     TRL's ORPOTrainer; `padded`: two padded forwards, as in the authors' code; `liger`: one padded forward and Liger's
     fused ORPO head."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: FreeForm = Field(default_factory=dict)
     """What differs from `run`: dotted keys and their values, such as `model.lora: {rank: 16}`."""
     stretch: Annotated[Integer, Field(ge=2, le=1000)] | None = None
     """The first pair of each step gets a prompt, chosen and rejected so many times longer (trainer `orpo_ray`)."""
@@ -35,7 +35,7 @@ class BenchmarkConfig(Section):
     name: Label
     needs: Literal["cuda"] | None = None
     """Where such a device is missing, nothing is measured."""
-    run: dict[str, Any]
+    run: FreeForm
     """What every contestant trains: the sections of a training configuration, without `name` and `storage`."""
     contestants: Annotated[dict[Label, ContestantConfig], Field(min_length=1)]
     """Name: its trainer, and what differs. The first is compared with each other one."""

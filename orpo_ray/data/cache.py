@@ -78,7 +78,7 @@ class CacheWriter:
     def quarantine(self, record: Record, error: BadRecord) -> None:
         """Append a record that cannot be used: where it is, why, and its text (its beginning, if long)."""
         line = {"location": record.location, "reason": str(error), "raw": record.raw_text()}
-        self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
     def _append(self, name: str, values: Any) -> None:
         data = np.ascontiguousarray(values, dtype=ARRAYS[name]).tobytes()

@@ -87,11 +87,12 @@ class Generator:
             else {"enforce_eager": True, "enable_chunked_prefill": False}
             | {"max_num_batched_tokens": max(_TOKENS_IN_BATCH, options.max_length)}
         )
-        # The model folder's own sampling defaults are not read: `sampling` is what the evaluation says.
+        # The model folder's own sampling defaults are not read: `sampling` is what the evaluation says. Without
+        # `load_format` vLLM would take pickled weights where there are no others.
         self._engine: Any = LLM(
             model=options.model, dtype=options.dtype, max_model_len=options.max_length, generation_config="vllm",
             tensor_parallel_size=options.tensor_parallel, enable_prefix_caching=True, seed=sampling.seed,
-            trust_remote_code=options.trust_remote_code, **where,
+            trust_remote_code=options.trust_remote_code, load_format="safetensors", **where,
         ).llm_engine  # fmt: skip
         self._waiting: dict[str, tuple[int, int]] = {}
 

@@ -64,7 +64,7 @@ class VllmJudge:
         self._checked = False
         self._engine: Any = LLM(
             model=str(model.folder), runner="pooling", dtype=model.dtype, enforce_eager=device.type == "cpu",
-            max_model_len=model.context, trust_remote_code=model.trust_remote_code,
+            max_model_len=model.context, trust_remote_code=model.trust_remote_code, load_format="safetensors",
         )  # fmt: skip
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
