@@ -285,7 +285,7 @@ CONFIGURATION: dict[str, Any] = {
 
 
 def test_a_run_folder_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that a run writes without Ray: configuration, tokens, quarantine, model and card, events, report, failure."""
+    """All that a run writes without Ray: configuration, tokens, quarantine, model and card, events, report."""
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, SECRETS[name])
     config = parse_config({**CONFIGURATION, "storage": {"path": str(tmp_path)}}, [], "test")
@@ -294,7 +294,7 @@ def test_a_run_folder_holds_no_secret(tmp_path: Path, monkeypatch: pytest.Monkey
     folder.open_for(config)
     with pytest.raises(UserError) as caught:
         prepare(config, toyworld.tokenizer())
-    folder.failure.write_text(str(caught.value))
+    folder.note(f"{URL}: {caught.value}")
     assert f"me:{MASK}@" in str(caught.value)
     _prepare_from_memory(config)
     policy = load_policy(config.model, seed=0)
