@@ -33,7 +33,6 @@ class ScoringBenchmarkConfig(_Stages):
 
     measures: Literal["scoring"]
     judge: str
-    scoring: ScoringConfig = ScoringConfig()
     batches: tuple[Count, ...] = (24, 6)
     """Texts in a padded batch; each size is measured with the texts in order and sorted by length."""
 

@@ -17,7 +17,7 @@ SAMPLING = {"max_tokens": 8, "rounds": 2}
 
 def bench(folder: Path, measures: str, **settings: Any) -> dict[str, Any]:
     mapping = {
-        "name": measures, "measures": measures, "tokenizer": "toy", "rounds": 2,
+        "name": measures, "measures": measures, "tokenizer": "toy", "rounds": 1,
         "prompts": {"source": "toy-test", "limit": 36}, **settings,
     }  # fmt: skip
     (folder / "bench.yaml").write_text(yaml.safe_dump(mapping))
@@ -36,11 +36,11 @@ def made(result: dict[str, Any]) -> dict[str, list[int]]:
 def test_generation_beside_a_bare_engine(tmp_path: Path) -> None:
     ours, bare, default = made(bench(tmp_path, "generation", policy="toy", sampling=SAMPLING)).values()
     assert ours == bare == default  # the same requests and seeds, so the same tokens
-    assert 36 * 2 < ours[0] == ours[1] <= 36 * 2 * 8
+    assert 36 * 2 < ours[0] <= 36 * 2 * 8
 
 
 def test_scoring_beside_padded_batches(tmp_path: Path) -> None:
-    result = bench(tmp_path, "scoring", judge="toy", batches=[5])
+    result = bench(tmp_path, "scoring", judge="toy", batches=[5], rounds=2)
     assert made(result) == {way: [72, 72] for way in ("orpo_ray", "padded, 5", "padded, 5, sorted")}
     packed, padded, by_length = (entry["computed_tokens"] for entry in result["contestants"].values())
     assert packed < by_length <= padded
@@ -49,5 +49,5 @@ def test_scoring_beside_padded_batches(tmp_path: Path) -> None:
 
 def test_the_pipeline_beside_its_stages(tmp_path: Path) -> None:
     result = bench(tmp_path, "pipeline", policy="toy", judge="toy", sampling=SAMPLING)
-    assert made(result) == {way: [72, 72] for way in ("at once", "generation", "scoring")}
+    assert made(result) == {"at once": [72], "generation": [72], "scoring": [72]}
     assert 0 < result["to_the_slower"]["min"] <= result["to_the_slower"]["max"]

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from orpo_ray.bench.stages.models import random_judge
 from orpo_ray.bench.stages.way import Way
 from orpo_ray.config import ModelConfig
+from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.config.evaluation_benchmark import ScoringBenchmarkConfig
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.evaluation.models import Completion, Speaker, find_reward_model
@@ -35,7 +36,7 @@ def scoring(config: ScoringBenchmarkConfig, folder: Path) -> Iterator[dict[str, 
     ours = load_reward_model(ModelConfig(name_or_path=str(judge), dtype="float32"), seed=0).eval()
     plain = AutoModelForSequenceClassification.from_pretrained(judge, dtype=torch.float32).eval()
     packed = sum(len(ids) for row in rows for ids in row)
-    budget = config.scoring.tokens_per_microbatch
+    budget = ScoringConfig().tokens_per_microbatch
     ways = {"orpo_ray": Way(lambda: sum(map(len, packed_scores(ours, rows, budget))), "responses", packed)}
     for size in config.batches:
         for name, ordered in ((f"padded, {size}", texts), (f"padded, {size}, sorted", sorted(texts, key=len))):
@@ -55,11 +56,13 @@ def _rows(config: ScoringBenchmarkConfig, judge: Path) -> list[Rows]:
     ]
 
 
-def _padded(model: torch.nn.Module, batches: list[Texts]) -> Callable[[], int]:
+def _padded(model: PreTrainedModel, batches: list[Texts]) -> Callable[[], int]:
+    pad = model.config.pad_token_id
+
     def run() -> int:
         for batch in batches:
             longest = max(map(len, batch))
-            ids = torch.tensor([text + [0] * (longest - len(text)) for text in batch])
+            ids = torch.tensor([text + [pad] * (longest - len(text)) for text in batch])
             mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in batch])
             with torch.inference_mode():
                 model(input_ids=ids, attention_mask=mask)
