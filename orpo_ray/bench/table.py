@@ -24,7 +24,7 @@ _HEADERS = {
     TRAINERS: (
         "contestant", "seconds a step", "of the first's", "pairs/s", "tokens/s", "MFU", "peak GiB", "in all",
     ),
-    STAGES: ("contestant", "seconds", "of the first's", "a second", "tokens computed", "of the first's"),
+    STAGES: ("contestant", "seconds", "of the first's", "a second", "tokens computed", "times the first's"),
 }  # fmt: skip
 _NOT_MEASURED = "not measured: "
 

@@ -237,7 +237,7 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         "| `b` | orpo_ray, padded | not measured: no GPU here |  |  |  |  |  |  |",
         "| `c` | orpo_ray, padded | not measured: not yet run |  |  |  |  |  |  |",
         "",
-        "| benchmark | contestant | seconds | of the first's | a second | tokens computed | of the first's |",
+        "| benchmark | contestant | seconds | of the first's | a second | tokens computed | times the first's |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| `p` | at once | 12.00 (11.00–30.00) |  | 5.0 responses | 700 |  |",
         "|  | generation | 10.00 (5.00–12.00) | 0.455 (0.333–1.00) | 6.0 responses | 700 | 1.00 |",
