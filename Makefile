@@ -44,11 +44,14 @@ test: $(STAMP)  ## run the unit tests, then the integration tests
 fuzz: $(STAMP)  ## damage data, configurations and reports in 20 times as many ways, drawn anew (about 20 minutes)
 	FUZZ=20 $(BIN)/python -m pytest tests/unit -k fuzz --timeout 3600 $(PYTEST_ARGS)
 
-# Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none.
-bench: $(STAMP) $(PEERS)  ## measure trainers side by side and rewrite README's table (about 40 minutes)
+# Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none, and
+# the stages of an evaluation where there is one: they are measured on a CPU each, which vLLM for GPUs does not run on.
+bench: $(STAMP) $(PEERS)  ## measure trainers and the evaluation side by side, rewrite README's tables (about an hour)
 	@for config in configs/bench/*.yaml; do \
 	  if grep -q '^needs: cuda' $$config && ! command -v nvidia-smi >/dev/null; then \
 	    echo "==> $$config: no GPU here"; continue; fi; \
+	  if grep -q '^measures:' $$config && command -v nvidia-smi >/dev/null; then \
+	    echo "==> $$config: measured without a GPU"; continue; fi; \
 	  echo "==> $$config"; PYTHONPATH=$(abspath $(PEERS_DIR)) $(BIN)/orpo-ray bench $$config || exit 1; \
 	done
 	$(BIN)/python -m orpo_ray.bench.table README.md

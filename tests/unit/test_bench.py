@@ -17,13 +17,16 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from orpo_ray.bench import table
 from orpo_ray.bench.contestant_process import ContestantProcess, Lost
 from orpo_ray.bench.process import StepReport
 from orpo_ray.bench.results import Record, Work, statistics_of
+from orpo_ray.bench.stages.run import result as stage_result
+from orpo_ray.bench.stages.way import Way
 from orpo_ray.bench.task import Task
-from orpo_ray.config import BenchmarkConfig, load_as, parse_as
+from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig, load_as, load_benchmark, parse_as
 from orpo_ray.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +57,14 @@ def parsed(folder: Path, **settings: Any) -> BenchmarkConfig:
 # The configuration
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_benchmark_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STAGES = sorted(CONFIGS.glob("evaluation-*.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - set(STAGES)), ids=lambda path: path.stem)
+def test_a_shipped_benchmark_of_trainers_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_as(BenchmarkConfig, path)
+    config = load_benchmark(path)
+    assert isinstance(config, BenchmarkConfig)
     assert config.name == path.stem
     assert config.steps >= 5 and config.warm_up >= 2
     assert config.contestants[next(iter(config.contestants))].trainer == "orpo_ray"
@@ -68,6 +75,29 @@ def test_a_shipped_benchmark_is_valid(path: Path, monkeypatch: pytest.MonkeyPatc
         assert training.train.global_batch_size <= 16
     assert (config.needs == "cuda") == path.stem.endswith("-gpu")
     assert config.needs is None or config.turns == "runs"  # a GPU has room for one contestant
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
+def test_a_shipped_benchmark_of_a_stage_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_benchmark(path)
+    assert not isinstance(config, BenchmarkConfig)
+    assert config.name == path.stem == f"evaluation-{config.measures}"
+    assert config.rounds >= 3 and config.prompts.limit is not None
+    for shape in {"policy", "judge"} & set(type(config).model_fields):
+        assert (Path(getattr(config, shape)) / "config.json").is_file()
+
+
+def test_what_a_benchmark_measures_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "bench.yaml"
+    path.write_text("{name: a, measures: speed}")
+    with pytest.raises(UserError) as error:
+        load_benchmark(path)
+    expected = "measures: should be one of generation, scoring, pipeline, training (got 'speed')"
+    assert str(error.value) == f"{path}: {expected}"
+    path.write_text("{name: a, measures: scoring, tokenizer: t, prompts: {source: s}, judge: j, policy: p}")
+    with pytest.raises(UserError, match=r"unknown key policy"):
+        load_benchmark(path)
 
 
 def test_the_other_trainers_are_pinned_once() -> None:
@@ -144,6 +174,26 @@ def test_what_cannot_be_told_is_none() -> None:
     assert "seconds_to_first" not in summary
 
 
+def pipeline() -> dict[str, Any]:
+    """A made-up result of three rounds."""
+    settings = {"name": "p", "measures": "pipeline", "tokenizer": "t", "prompts": {"source": "s"}, "policy": "p"}
+    config = TypeAdapter(EvaluationBenchmarkConfig).validate_python({**settings, "judge": "j"})
+    ways = {"at once": (11, 12, 30), "generation": (5, 12, 10), "scoring": (10, 6, 20)}
+    return stage_result(
+        config, {name: Way(lambda: 0, "responses", 700, [*s], [60, 60, 60]) for name, s in ways.items()}
+    )
+
+
+def test_statistics_of_a_stage() -> None:
+    result = pipeline()
+    assert result["to_the_slower"] == {"median": 1.1, "min": 1, "max": 1.5}  # of each round: 11/10, 12/12, 30/20
+    both, alone, _ = result["contestants"].values()
+    assert "seconds_to_first" not in both
+    assert both["per_second"] == {"median": 5, "min": 2, "max": 60 / 11}
+    assert alone["seconds_to_first"] == {"median": 5 / 11, "min": 1 / 3, "max": 1}
+    assert alone["rounds"] == {"seconds": [5, 12, 10], "made": [60, 60, 60]}
+
+
 # The tables
 
 
@@ -167,6 +217,8 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     results.mkdir()
     configs.mkdir()
     (results / "a.json").write_text(json.dumps(made_up("a")))
+    stage = pipeline() | {"machine": made_up("")["machine"], "versions": made_up("")["versions"]}
+    (results / "p.json").write_text(json.dumps(stage))
     (results / "other.json").write_text(json.dumps({"rounds": []}))
     (configs / "a.yaml").write_text(yaml.safe_dump(toy(tmp_path, name="a")))
     (configs / "b.yaml").write_text(yaml.safe_dump(toy(tmp_path, name="b", needs="cuda")))
@@ -185,8 +237,15 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         "| `b` | orpo_ray, padded | not measured: no GPU here |  |  |  |  |  |  |",
         "| `c` | orpo_ray, padded | not measured: not yet run |  |  |  |  |  |  |",
         "",
+        "| benchmark | contestant | seconds | of the first's | a second | tokens computed | times the first's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| `p` | at once | 12.00 (11.00–30.00) |  | 5.0 responses | 700 |  |",
+        "|  | generation | 10.00 (5.00–12.00) | 0.455 (0.333–1.00) | 6.0 responses | 700 | 1.00 |",
+        "|  | scoring | 10.00 (6.00–20.00) | 0.667 (0.5–0.909) | 6.0 responses | 700 | 1.00 |",
+        "",
         "- `a`, ours: data 25.0%, forward 75.0%",
         "- `a`, long: 2.00 times the tokens in 3.00 times the seconds, so 1.50 (1.50–1.50) of the cost per token",
+        "- `p`, both at once take 1.10 (1.00–1.50) of the slower one's seconds",
         "- measured on Some CPU, 2 cores, 16 GiB, with python 3.11.7, torch 2.13.0",
         table.END,
         "after",
