@@ -27,7 +27,7 @@ RANKS = 512
 BUDGET = 8192
 PAIRS_A_RANK = 8
 SIZES = (100_000, 1_000_000, 10_000_000)
-GRID = [(ranks, PAIRS_A_RANK * ranks) for ranks in (8, 64, 512, 4096)] + [(64, 512), (512, 512)]
+GRID = [(ranks, PAIRS_A_RANK * ranks) for ranks in (8, 64, 512, 4096)] + [(8, 512), (512, 512)]
 """(ranks, pairs in a step): eight pairs a rank, and 512 pairs in all."""
 _STEPS = {512: 60, 4096: 60, 32768: 10}
 _CHUNK = 1_000_000
