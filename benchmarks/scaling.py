@@ -15,20 +15,12 @@ Four parts, each a minute or two of two CPU cores; `--parts` picks some, the oth
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
-import scaling_fit
-import scaling_input
-import scaling_traffic
-from scaling_model import FAMILIES, Network, Node, Sent, StepTime, memory, network, step_time, steps_of
+from scaling_model import FAMILIES, Node, network, step_time, steps_of
 
 PARTS = ("input", "fit", "traffic", "predict")
 BUDGETS = {"OPT-1.3B": 16384, "Mistral-7B": 8192}
