@@ -1,27 +1,60 @@
-"""Ranks as plain processes over gloo, started without Ray, that run the trainer's own loop on made-up pairs."""
+"""Ranks as plain processes of one thread over gloo, without Ray, that run the trainer's own loop on made-up pairs."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 PAIR = (96, 80, 80)
 """Tokens of prompt, chosen and rejected in every pair."""
+Rows = list[dict[str, Any]]
+
+
+def on_ranks(work: Callable[..., Rows], ranks: int, *arguments: Any) -> Rows:
+    """What `work(*arguments)` returns on rank 0 of `ranks`."""
+    from torch.multiprocessing.spawn import spawn
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "rows.json"
+        spawn(_rank, (work, arguments, environment, result), nprocs=ranks)  # type: ignore[no-untyped-call]
+        rows: Rows = json.loads(result.read_text())
+    return rows
+
+
+def _rank(rank: int, work: Callable[..., Rows], arguments: Any, environment: dict[str, str], result: Path) -> None:
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    import torch
+
+    torch.set_num_threads(1)
+    if environment["WORLD_SIZE"] != "1":
+        torch.distributed.init_process_group("gloo")
+    rows = work(*arguments)
+    if rank == 0:
+        result.write_text(json.dumps(rows))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Lines:
     """The loop's sink: keeps the training lines, and what `look` saw at each."""
 
     def __init__(self, look: Callable[[], Any] = lambda: None) -> None:
-        self.training: list[dict[str, Any]] = []
+        self.training: Rows = []
         self.seen: list[Any] = []
         self._look = look
 
@@ -35,14 +68,6 @@ class Lines:
 
     def checkpoint(self, *_: Any) -> None:
         pass
-
-
-def pairs_of(number: int, vocabulary: int) -> Any:
-    from orpo_ray.data.dataset import PairDataset
-
-    ends = np.tile(PAIR, number).cumsum().reshape(-1, 3)
-    tokens = np.random.default_rng(0).integers(3, vocabulary, ends[-1, 2]).astype(np.int32)
-    return PairDataset(tokens, np.c_[np.r_[0, ends[:-1, 2]], ends], np.arange(number))
 
 
 def config_of(batch: int, budget: int, steps: int, stage: int, dtype: str, thresholds: dict[str, int]) -> Any:
@@ -64,30 +89,23 @@ def config_of(batch: int, budget: int, steps: int, stage: int, dtype: str, thres
 
 
 def run_steps(engine: Any, config: Any, vocabulary: int, look: Callable[[], Any] = lambda: None) -> Lines:
+    from orpo_ray.data.dataset import PairDataset
     from orpo_ray.training.loop import State, run
 
+    pairs = config.train.global_batch_size * config.train.max_steps
+    ends = np.tile(PAIR, pairs).cumsum().reshape(-1, 3)
+    tokens = np.random.default_rng(0).integers(3, vocabulary, ends[-1, 2]).astype(np.int32)
+    data = PairDataset(tokens, np.c_[np.r_[0, ends[:-1, 2]], ends], np.arange(pairs))
     lines = Lines(look)
-    data = pairs_of(config.train.global_batch_size * config.train.max_steps, vocabulary)
     run(engine, config, data, data.subset(np.arange(1)), lines, State())
     return lines
 
 
-def engine_of(policy: Any, config: Any, stage: int | None) -> Any:
-    import torch
-
-    from orpo_ray.training.engine import DeepSpeedEngine, TorchEngine
-
-    return TorchEngine(policy, config.optim) if stage is None else DeepSpeedEngine(policy, config, torch.device("cpu"))
-
-
 @contextmanager
-def counting(stage: int | None) -> Iterator[Callable[[], tuple[float, float, int, int]]]:
+def counting() -> Iterator[Callable[[], tuple[float, float, int, int]]]:
     """Counts what DeepSpeed sends: yields a function that tells (bytes all-reduced, bytes gathered or reduce-scattered,
     all-reduces, other collectives) so far.
     """
-    if stage is None:
-        yield lambda: (0.0, 0.0, 0, 0)
-        return
     import deepspeed.comm
     from deepspeed.comm.comm import comms_logger
 
@@ -110,43 +128,3 @@ def counting(stage: int | None) -> Iterator[Callable[[], tuple[float, float, int
         yield counts
     finally:
         comms_logger.enabled = False
-
-
-def on_ranks(script: str, ranks: int, *arguments: str) -> list[dict[str, Any]]:
-    """`script` in `ranks` processes of one thread; the rows of rank 0 (see `as_rank`)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
-        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, *arguments], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL, text=True,
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    try:
-        output = processes[0].communicate(timeout=600)[0]
-        if any(process.wait(timeout=60) for process in processes):
-            raise RuntimeError(f"{script} on {ranks} ranks failed")
-    finally:
-        for process in processes:
-            process.kill()
-    rows: list[dict[str, Any]] = json.loads(output.splitlines()[-1])
-    return rows
-
-
-def as_rank(work: Callable[[], list[dict[str, Any]]]) -> None:
-    """Do `work` as one of the processes of `on_ranks`."""
-    import torch
-
-    torch.set_num_threads(1)
-    many = int(os.environ["WORLD_SIZE"]) > 1
-    if many:
-        torch.distributed.init_process_group("gloo")
-    print(json.dumps(work()))
-    if many:
-        torch.distributed.destroy_process_group()
