@@ -258,16 +258,14 @@ def held_bytes(stage: int, parameters: int, ranks: int) -> dict[str, float]:
     }
 
 
-def activation_bytes(family: str, tokens: int) -> dict[Recomputation, float]:
+def activation_bytes(family: str, tokens: int) -> dict[Recomputation, int]:
     """Bytes that forward and backward of a micro-batch hold, by level of `train.memory`: the trainer's own estimate,
-    with which `memory: auto` decides, of networks of one and two layers of full width, carried on to all layers.
+    with which `memory: auto` decides, from a probe of the real network with weights that were never written.
     """
     import torch
 
-    from orpo_ray.modeling.memory import LEVELS
     from orpo_ray.modeling.memory import activation_bytes as estimate
 
-    torch.manual_seed(0)
-    one, two = (estimate(build(family, num_hidden_layers=layers).to(torch.bfloat16), tokens) for layers in (1, 2))
-    further = network(family).layers - 1
-    return {level: one[level] + further * (two[level] - one[level]) for level in LEVELS}
+    with torch.device("meta"):
+        policy = build(family).to(torch.bfloat16)
+    return estimate(policy.to_empty(device="cpu"), tokens)
