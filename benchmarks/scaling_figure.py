@@ -57,7 +57,7 @@ def _rates(axes: Axes, rows: list[dict[str, Any]], family: str) -> None:
             axes.plot(gpus, low, style, color=colour, label=f"ZeRO-{stage}" if weak else None, marker="o", markersize=4)
             if weak:
                 axes.fill_between(gpus, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot([], [], "-", color=NEUTRAL, label="8 pairs a GPU (to all overlapped)")
+    axes.plot([], [], "-", color=NEUTRAL, label="8 pairs a GPU (band: up to all overlapped)")
     axes.plot([], [], "--", color=NEUTRAL, label="512 pairs a step")
     axes.set(
         xscale="log", xlabel="GPUs (predicted: H100, 8 a node)", ylabel="computation's share of a step", ylim=(0, 1.02)
@@ -78,13 +78,20 @@ def _schedule(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.plot(pairs, plans, "o-", color="#0072b2", label="schedule of a step, 512 ranks x 8 pairs: median")
     axes.plot(pairs, worst, "o:", color="#0072b2", markersize=4, label="slowest of 60")
     axes.axhline(5, color=NEUTRAL, linewidth=1)
-    axes.annotate("wanted: below 5 ms", (pairs[0], 5), (0, 4), textcoords="offset points", fontsize=8, color=NEUTRAL)
-    axes.set(xscale="log", xlabel="pairs in the data set (measured on one core)", ylabel="ms", ylim=(0, None))
+    axes.annotate("wanted: below 5 ms", (pairs[0], 5), (0, 3), textcoords="offset points", fontsize=8, color=NEUTRAL)
+    axes.set(xscale="log", xlabel="pairs in the data set (measured on one core)", ylabel="ms", ylim=(0, 6))
     memory = axes.twinx()
     memory.spines[["top"]].set_visible(False)
-    private = [row["private_bytes"] / 2**20 for row in found]
+    private = [step["private_bytes"] / 2**20 for step in at_512]
     memory.plot(pairs, private, "s-", color="#d55e00", label="private memory it takes (right)")
-    memory.set(ylabel="MiB", ylim=(0, max(10, 2 * max(private))))
+    memory.set(ylabel="MiB", ylim=(0, 6))
     lines = [*axes.get_lines()[:2], *memory.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="lower right")
+    axes.legend(
+        lines,
+        [str(line.get_label()) for line in lines],
+        frameon=False,
+        fontsize=8,
+        loc="center right",
+        bbox_to_anchor=(1, 0.3),
+    )
     axes.set_title("Input of a rank of 512", loc="left", fontsize=11)

@@ -22,8 +22,9 @@ from scaling_model import Lengths
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 RANKS, PAIRS_A_RANK, BUDGET = 512, 8, 8192
-GRID = [(ranks, PAIRS_A_RANK * ranks) for ranks in (1, 8, 64, 512, 4096)] + [(8, 512), (512, 512)]
-"""(ranks, pairs in a step), over the largest data set: eight pairs a rank, and 512 pairs in all."""
+GRID = [(ranks, PAIRS_A_RANK * ranks) for ranks in (512, 1, 8, 64)] + [(8, 512), (512, 512), (4096, 8 * 4096)]
+"""(ranks, pairs in a step), over the largest data set: eight pairs a rank, and 512 pairs in all. The first is that of
+the smaller data sets, so that memory can be compared."""
 _STEPS = 60  # of each; ten of the largest
 _CHUNK = 1_000_000
 _KEY = "synthetic"
@@ -120,11 +121,12 @@ def in_this_process(folder: Path, grid: list[tuple[int, int]]) -> dict[str, Any]
         row = {
             "ranks": ranks, "batch": batch, "first_plan_seconds": plans[0], "plan_seconds": statistics.median(plans),
             "slowest_plan_seconds": max(plans[1:]), "pack_seconds": statistics.median(packs),
+            "private_bytes": private,
         }  # fmt: skip
         rows.append(row)
     memory = _memory()
     return {
-        "pairs": len(source.pairs), **result, "steps": rows, "private_bytes": private,
+        "pairs": len(source.pairs), **result, "steps": rows,
         "mapped_bytes": memory["RssFile"] - before["RssFile"], "process_peak_bytes": memory["VmHWM"],
     }  # fmt: skip
 
@@ -169,16 +171,16 @@ def _own_process(folder: Path, grid: list[tuple[int, int]]) -> dict[str, Any]:
 
 
 def _tell(result: dict[str, Any]) -> None:
-    private, mapped, peak = (result[f"{name}_bytes"] / 2**20 for name in ("private", "mapped", "process_peak"))
+    mapped, peak = (result[f"{name}_bytes"] / 2**20 for name in ("mapped", "process_peak"))
     print(
-        f"{result['pairs']:,} pairs, {result['state']}: private {private:.1f} MiB, mapped {mapped:.0f} MiB, "
+        f"{result['pairs']:,} pairs, {result['state']}: mapped {mapped:.0f} MiB, "
         f"the process in all {peak:.0f} MiB; split {result['split_seconds']:.3f} s"
     )
     for step in result["steps"]:
         print(
             f"  {step['batch']} pairs over {step['ranks']} ranks: plan {step['plan_seconds'] * 1e3:.2f} ms "
             f"(first {step['first_plan_seconds'] * 1e3:.2f}, slowest {step['slowest_plan_seconds'] * 1e3:.2f}), "
-            f"pack {step['pack_seconds'] * 1e3:.2f} ms"
+            f"pack {step['pack_seconds'] * 1e3:.2f} ms; private so far {step['private_bytes'] / 2**20:.1f} MiB"
         )
 
 

@@ -149,7 +149,9 @@ def bytes_sent(
 
 
 class Collectives(NamedTuple):
-    """How many collectives a step takes whatever its micro-batches, and each micro-batch."""
+    """How many collectives a step takes whatever its micro-batches (small ones: biases and norms, one by one), and how
+    many each micro-batch.
+    """
 
     of_step: float
     of_micro_batch: float
@@ -170,7 +172,9 @@ class Cluster:
     gpus_a_node: int = 8
     nvlink_hop: float = 3.4e-6
     network_hop: float = 14.0e-6
-    """Seconds; NCCL's own tuning model (src/graph/tuning.cc: ring, protocol Simple)."""
+    nvlink_small_hop: float = 0.6e-6
+    network_small_hop: float = 2.7e-6
+    """Seconds; NCCL's own tuning model (src/graph/tuning.cc): ring, protocol Simple, and LL for small messages."""
     utilisation: float = 0.35
     """ASSUMED: of the peak, in all that is computed. Torchtitan reports 33 % and 39 % (torch.compile) for Llama 3.1 8B
     under FSDP on 8 and 128 H100s limited to 500 W (benchmarks/llama3_h100_202412_torchtitan.md)."""
@@ -182,10 +186,13 @@ class Cluster:
         inside = ranks <= self.gpus_a_node
         return self.link_efficiency * (self.nvlink if inside else min(self.nvlink, self.gpus_a_node * self.network))
 
-    def latency(self, ranks: int) -> float:
-        """Seconds of a collective that has nothing to send: once round the ring."""
+    def latency(self, ranks: int, small: bool = False) -> float:
+        """Seconds of a collective beside what its bytes take: once round the ring."""
         nodes = math.ceil(ranks / self.gpus_a_node)
-        return (ranks - nodes) * self.nvlink_hop + (nodes * self.network_hop if nodes > 1 else 0.0)
+        inside, between = (
+            (self.nvlink_small_hop, self.network_small_hop) if small else (self.nvlink_hop, self.network_hop)
+        )
+        return (ranks - nodes) * inside + (nodes * between if nodes > 1 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -233,7 +240,7 @@ def step_time(
     return StepTime(
         compute=float(np.mean(compute)) / (cluster.peak * cluster.utilisation),
         beside=beside + collectives.of_micro_batch * micro_batches * cluster.latency(ranks),
-        in_turn=in_turn + collectives.of_step * cluster.latency(ranks),
+        in_turn=in_turn + collectives.of_step * cluster.latency(ranks, small=True),
         optimizer=owned * OPTIMIZER_BYTES / cluster.memory_bandwidth,
         input=input_seconds,
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -50,11 +48,10 @@ def counted(stage: int) -> Rows:
         engine = DeepSpeedEngine(policy, configs[0], torch.device("cpu"))
         row: dict[str, Any] = {"network": family, "stage": stage, "layers": net.layers, "parameters": net.parameters}
         if not rows:  # a second engine would stand beside the remains of the first
-            with _at_step(engine, _tensor_bytes) as seen:
-                run_steps(engine, configs[0], net.vocabulary)
+            held = _held(engine, configs[0], net) - before
             model = held_bytes(stage, net.parameters, RANKS)
             row["held"] = {
-                "counted": (seen[-1] - before) / net.parameters,
+                "counted": held / net.parameters,
                 "model": (sum(model.values()) - model["buffers"]) / net.parameters,
             }
         sent = []
@@ -75,22 +72,20 @@ def counted(stage: int) -> Rows:
     return rows
 
 
-@contextmanager
-def _at_step(engine: Any, look: Callable[[], int]) -> Iterator[list[int]]:
-    """What `look` sees whenever backward is done."""
+def _held(engine: Any, config: Any, net: Network) -> int:
+    """Bytes of all tensors when the backward of the last step is done."""
     seen: list[int] = []
     step = engine.step
 
     def looking(lr: float) -> float:
-        seen.append(look())
+        seen.append(_tensor_bytes())
         norm: float = step(lr)
         return norm
 
     engine.step = looking
-    try:
-        yield seen
-    finally:
-        engine.step = step
+    run_steps(engine, config, net.vocabulary)
+    engine.step = step
+    return seen[-1]
 
 
 def _tensor_bytes() -> int:
