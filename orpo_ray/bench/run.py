@@ -84,9 +84,10 @@ def _by_steps(
     processes: dict[str, ContestantProcess] = {}
     try:
         for name, task in tasks.items():
+            processes[name] = ContestantProcess(task)
+        for name, process in processes.items():
             with _not_lost(records[name]):
-                processes[name] = ContestantProcess(task)
-                processes[name].load()
+                process.load()
         for phase in _phases(config, parts=PARTS_STEPS):
             peaks.measure()
             for name, process in processes.items():

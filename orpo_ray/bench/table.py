@@ -75,8 +75,9 @@ def _stage_row(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def remarks(result: Result) -> list[str]:
-    """A line for each trainer whose step was taken apart, that saves, or whose pairs are longer than the first's; what a
-    stage's benchmark comes to."""
+    """A line for each trainer whose step was taken apart, that saves, or whose pairs are longer than the first's; what
+    a stage's benchmark comes to.
+    """
     if result["kind"] == STAGES:
         slower = result.get("to_the_slower")
         return [f"both at once take {_spread(slower)} of the slower one's seconds"] if slower else []

@@ -51,6 +51,8 @@ class TokenizedSource:
     """`quarantine.jsonl`, where it holds any record."""
     digest: str
     """Of the pairs."""
+    folder: Path
+    """Where it lies; what follows from it may be kept there too."""
 
 
 class CacheWriter:
@@ -158,15 +160,16 @@ def _read(entry: Path) -> TokenizedSource | None:
         return None
     if not whole:
         return None
-    tokens, bounds, record_ids, hashes = (_map(entry / name, dtype) for name, dtype in ARRAYS.items())
+    tokens, bounds, record_ids, hashes = (mapped(entry / name, dtype) for name, dtype in ARRAYS.items())
     account["dropped"], account["quarantined"] = Counter(account["dropped"]), Counter(account["quarantined"])
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
     return TokenizedSource(
-        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine, digest
+        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine, digest, entry
     )
 
 
-def _map(path: Path, dtype: DTypeLike) -> NDArray[Any]:
+def mapped(path: Path, dtype: DTypeLike) -> NDArray[Any]:
+    """A file's numbers, memory-mapped for reading."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
     with path.open("rb") as file:

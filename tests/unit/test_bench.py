@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from pydantic import TypeAdapter
 
@@ -26,11 +29,18 @@ from orpo_ray.bench.results import Record, Work, statistics_of
 from orpo_ray.bench.stages.run import result as stage_result
 from orpo_ray.bench.stages.way import Way
 from orpo_ray.bench.task import Task
+from orpo_ray.cli import main
 from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig, load_as, load_benchmark, parse_as
 from orpo_ray.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/bench"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In contestants: a toy's steps are too small for more, which would only wait for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def toy(folder: Path, **settings: Any) -> dict[str, Any]:
@@ -303,32 +313,23 @@ def test_a_contestant_that_fails_is_lost_with_its_last_line(tmp_path: Path) -> N
         process.stop()
 
 
-PARENT = """
-import sys
-from pathlib import Path
-from test_bench import parsed
-from orpo_ray.bench.contestant_process import ContestantProcess
-from orpo_ray.bench.task import Task
-
-process = ContestantProcess(Task("padded", parsed(Path(sys.argv[1])).training("padded"), None, 1, 10**6))
-process.load()
-print(process.pid, flush=True)
-while True:
-    process.step("warm_up")
-"""
+def parent(folder: Path, told: multiprocessing.connection.Connection) -> None:
+    process = ContestantProcess(Task("padded", parsed(folder).training("padded"), None, 1, 10**6))
+    process.load()
+    told.send(process.pid)
+    while True:
+        process.step("warm_up")
 
 
 def test_no_contestant_outlives_a_killed_parent(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests/unit")])}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
+    context = multiprocessing.get_context("fork")
+    mine, its = context.Pipe()
+    process = context.Process(target=parent, args=(tmp_path, its))
+    process.start()
+    child = psutil.Process(mine.recv())
     assert child.is_running()
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    process.kill()
+    process.join()
     wait_for([child])
 
 
@@ -343,15 +344,12 @@ def wait_for(processes: list[psutil.Process]) -> None:
 # The command
 
 
-def command(config: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "orpo_ray.cli", "bench", str(config), *arguments]
-
-
-def bench(config: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+def bench(config: Path, *arguments: str) -> int:
+    """The command in this process, which has imported what it needs; returns its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(config), *arguments])
+    assert ended.value.code is None or isinstance(ended.value.code, int)
+    return ended.value.code or 0
 
 
 def write(folder: Path, **settings: Any) -> Path:
@@ -360,19 +358,23 @@ def write(folder: Path, **settings: Any) -> Path:
     return path
 
 
-def test_a_benchmark_from_the_command_line(tmp_path: Path) -> None:
+def test_a_benchmark_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A package that cannot be imported, whether or not the real one is installed here.
     (tmp_path / "trl").mkdir()
     (tmp_path / "trl/__init__.py").write_text("raise ImportError(\"No module named 'trl'\")\n")
     path = write(tmp_path)
     arguments = ("contestants.trl={trainer: trl}", "run.train.global_batch_size=3", "--out", str(tmp_path / "out"))
-    done = bench(path, *arguments, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "out/toy.json")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    code = bench(path, *arguments)
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert told.out.splitlines()[-1] == str(tmp_path / "out/toy.json")
     result = json.loads((tmp_path / "out/toy.json").read_text())
     ours, padded, trl = (result["contestants"][name] for name in ("orpo_ray", "padded", "trl"))
     assert trl == {"trainer": "trl", "not_measured": "No module named 'trl' (pip install orpo_ray[bench])"}
-    assert f"trl: not measured: {trl['not_measured']}\n" in done.stdout
+    assert f"trl: not measured: {trl['not_measured']}\n" in told.out
     config = load_as(BenchmarkConfig, path, list(arguments[:2]))
     assert result["configuration"] == config.model_dump(mode="json")
     task = Task("padded", config.training("padded"), None, 1, 3)
@@ -402,20 +404,27 @@ def test_a_benchmark_from_the_command_line(tmp_path: Path) -> None:
          "contestants.long.stretch: 10 times data.max_length=60 is more than the 128 positions of toy"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_plain_line_and_exit_2(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    done = bench(write(tmp_path, **settings))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert message in done.stderr
+def test_a_mistake_is_one_plain_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], message: str
+) -> None:
+    code = bench(write(tmp_path, **settings))
+    told = capsys.readouterr().err
+    assert (code, told.count("\n")) == (2, 1), told
+    assert message in told
 
 
-def test_a_benchmark_of_gpus_is_refused_without_one(tmp_path: Path) -> None:
-    done = bench(write(tmp_path, needs="cuda"), CUDA_VISIBLE_DEVICES="")
-    assert (done.returncode, done.stderr) == (2, "orpo-ray: toy: needs a CUDA device, and there is none here\n")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_benchmark_of_gpus_is_refused_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = bench(write(tmp_path, needs="cuda"))
+    assert (code, capsys.readouterr().err) == (2, "orpo-ray: toy: needs a CUDA device, and there is none here\n")
 
 
 def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     running = subprocess.Popen(
-        command(write(tmp_path), "run.train.epochs=1000", "steps=10000", "--out", str(tmp_path)),
+        [
+            sys.executable, "-m", "orpo_ray.cli", "bench", str(write(tmp_path)), "run.train.epochs=50", "steps=500",
+            "--out", str(tmp_path),
+        ],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert running.stderr is not None
