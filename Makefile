@@ -28,7 +28,7 @@ export DS_ACCELERATOR := cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test faults bench lint types lock clean
+.PHONY: help venv demo test faults fuzz bench lint types lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,11 +47,17 @@ faults: $(STAMP)  ## disturb runs in every way of docs/reliability.md, and rewri
 	$(BIN)/python -m pytest tests/faults/test_matrix.py --results benchmarks/results/faults.json $(PYTEST_ARGS)
 	$(BIN)/python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
 
-# Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none.
-bench: $(STAMP) $(PEERS)  ## measure trainers side by side and rewrite README's table (about 40 minutes)
+fuzz: $(STAMP)  ## damage data, configurations and reports in 20 times as many ways, drawn anew (about 20 minutes)
+	FUZZ=20 $(BIN)/python -m pytest tests/unit -k fuzz --timeout 3600 $(PYTEST_ARGS)
+
+# Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none, and
+# the stages of an evaluation where there is one: they are measured on a CPU each, which vLLM for GPUs does not run on.
+bench: $(STAMP) $(PEERS)  ## measure trainers and the evaluation side by side, rewrite README's tables (about an hour)
 	@for config in configs/bench/*.yaml; do \
 	  if grep -q '^needs: cuda' $$config && ! command -v nvidia-smi >/dev/null; then \
 	    echo "==> $$config: no GPU here"; continue; fi; \
+	  if grep -q '^measures:' $$config && command -v nvidia-smi >/dev/null; then \
+	    echo "==> $$config: measured without a GPU"; continue; fi; \
 	  echo "==> $$config"; PYTHONPATH=$(abspath $(PEERS_DIR)) $(BIN)/orpo-ray bench $$config || exit 1; \
 	done
 	$(BIN)/python -m orpo_ray.bench.table README.md

@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from scaling_model import Lengths
 
-Lengths = npt.NDArray[np.int64]
-"""(pairs, 3): tokens of prompt, chosen and rejected."""
-
-RANKS = 512
-BUDGET = 8192
-PAIRS_A_RANK = 8
 SIZES = (100_000, 1_000_000, 10_000_000)
-GRID = [(ranks, PAIRS_A_RANK * ranks) for ranks in (8, 64, 512, 4096)] + [(64, 512), (512, 512)]
-"""(ranks, pairs in a step): eight pairs a rank, and 512 pairs in all."""
-_STEPS = {512: 60, 4096: 60, 32768: 10}
+RANKS, PAIRS_A_RANK, BUDGET = 512, 8, 8192
+GRID = [(ranks, PAIRS_A_RANK * ranks) for ranks in (512, 1, 8, 64)] + [(8, 512), (512, 512), (4096, 8 * 4096)]
+"""(ranks, pairs in a step), over the largest data set: eight pairs a rank, and 512 pairs in all. The first is that of
+the smaller data sets, so that memory can be compared."""
+_STEPS = 60  # of each; ten of the largest
 _CHUNK = 1_000_000
 _KEY = "synthetic"
 
@@ -88,36 +84,29 @@ def write_cache(folder: Path, drawn_from: Lengths, pairs: int) -> None:
     (entry / MANIFEST).write_text(json.dumps({"sizes": sizes, "account": vars(account)}))
 
 
-def in_this_process(folder: Path, grid: list[tuple[int, int]], held_out: bool, cold: bool) -> dict[str, Any]:
-    """Seconds of a step's schedule and of packing it, and this process's memory in bytes.
-
-    `held_out`: first hold out 5 % of the prompts, as `data.eval: null` does. `cold`: bounds not in the page cache.
+def in_this_process(folder: Path, grid: list[tuple[int, int]]) -> dict[str, Any]:
+    """Seconds of a step's schedule and of packing it, and this process's memory in bytes. First 5 % of the prompts are
+    held out, as `data.eval: null` does, if no process has done it yet.
     """
     from orpo_ray.data.cache import read_or_build
     from orpo_ray.data.packing import pack
-    from orpo_ray.data.prepare import split_by_prompt
     from orpo_ray.data.schedule import StepSchedule
+    from orpo_ray.data.split import split_by_prompt
     from orpo_ray.training.batches import plan
 
-    if cold:
-        with (folder / _KEY / "bounds.bin").open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before = _memory()
     source = read_or_build(folder, _KEY, _never)
-    data = source.pairs
-    result: dict[str, Any] = {"pairs": len(data), "held_out": held_out, "cold": cold, "steps": []}
-    if held_out:
-        start = time.perf_counter()
-        held_in, _ = split_by_prompt(source.prompt_hashes, 0.05, 0, "synthetic")
-        data = data.subset(held_in)
-        result["split_seconds"] = time.perf_counter() - start
-        result["split_peak_bytes"] = _memory()["VmHWM"]
-        _forget_peak()
-    private = 0
+    start = time.perf_counter()
+    held_in, _ = split_by_prompt(source.prompt_hashes, 0.05, 0, "synthetic", source.folder)
+    result: dict[str, Any] = {
+        "split_seconds": time.perf_counter() - start, "split_private_bytes": _memory()["RssAnon"] - before["RssAnon"],
+    }  # fmt: skip
+    data = source.pairs.subset(held_in)
+    private, rows = 0, []
     for ranks, batch in grid:
         schedule = StepSchedule(len(data), batch, epochs=1000, max_steps=None, seed=0)
-        plans, packs, spread, cuts = [], [], [], []
-        for step in range(_STEPS.get(batch, 60)):
+        plans, packs = [], []
+        for step in range(_STEPS if batch <= PAIRS_A_RANK * RANKS else 10):
             start = time.perf_counter()
             work = plan(
                 data, schedule.indices(step), continuations=2, score_prompts=True,
@@ -128,27 +117,18 @@ def in_this_process(folder: Path, grid: list[tuple[int, int]], held_out: bool, c
                 pack([data.pair(pair) for pair in cut.pairs.tolist()], score_prompts=True)
             packs.append(time.perf_counter() - planned)
             plans.append(planned - start)
-            cuts.append(len(work.cuts))
-            spread.append(_spread(data.lengths(schedule.indices(step)).sum(axis=1), ranks))
             private = max(private, _memory()["RssAnon"] - before["RssAnon"])
-        result["steps"].append(
-            {
-                "ranks": ranks, "batch": batch, "first_plan_seconds": plans[0],
-                "plan_seconds": statistics.median(plans), "slowest_plan_seconds": max(plans[1:]),
-                "pack_seconds": statistics.median(packs), "micro_batches": statistics.mean(cuts),
-                "busiest_rank_to_mean": statistics.mean(spread),
-            }
-        )  # fmt: skip
+        row = {
+            "ranks": ranks, "batch": batch, "first_plan_seconds": plans[0], "plan_seconds": statistics.median(plans),
+            "slowest_plan_seconds": max(plans[1:]), "pack_seconds": statistics.median(packs),
+            "private_bytes": private,
+        }  # fmt: skip
+        rows.append(row)
     memory = _memory()
-    mapped = memory["RssFile"] - before["RssFile"]
-    return {**result, "private_bytes": private, "mapped_bytes": mapped, "process_peak_bytes": memory["VmHWM"]}
-
-
-def _spread(tokens: npt.NDArray[np.int64], ranks: int) -> float:
-    from orpo_ray.data.schedule import deal
-
-    loads = [sum(int(tokens[cut].sum()) for cut in cuts) for cuts in deal(tokens, ranks, BUDGET)]
-    return max(loads) * ranks / sum(loads)
+    return {
+        "pairs": len(source.pairs), **result, "steps": rows,
+        "mapped_bytes": memory["RssFile"] - before["RssFile"], "process_peak_bytes": memory["VmHWM"],
+    }  # fmt: skip
 
 
 def _never(writer: object) -> Any:
@@ -161,52 +141,49 @@ def _memory() -> dict[str, int]:
     return {name: int(value.split()[0]) * 1024 for name, value in lines if name in ("RssAnon", "RssFile", "VmHWM")}
 
 
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def measure(drawn_from: Lengths, work: Path) -> list[dict[str, Any]]:
-    """One process for each size of the data set; for the largest also a held-out part, and a cold page cache."""
+    """For each size of the data set a process that splits it, and one that finds it split, as a run's ranks do; for the
+    largest one more, with nothing of it in the page cache.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=work))
-    bar = [(RANKS, PAIRS_A_RANK * RANKS), (RANKS, RANKS)]
-    try:
-        results = []
-        for pairs in SIZES:
-            write_cache(folder / str(pairs), drawn_from, pairs)
-            largest = pairs == SIZES[-1]
-            variants = [(GRID if largest else bar, False, False), (bar, True, False)]
-            for grid, held_out, cold in variants + ([(bar, False, True)] if largest else []):
-                results.append(_own_process(folder / str(pairs), grid, held_out, cold))
+    results = []
+    for pairs in SIZES:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            write_cache(Path(folder), drawn_from, pairs)
+            grid = GRID if pairs == SIZES[-1] else [(RANKS, PAIRS_A_RANK * RANKS), (RANKS, RANKS)]
+            for state in ("split here", "found split", "cold")[: 3 if pairs == SIZES[-1] else 2]:
+                if state == "cold":
+                    for file in Path(folder).rglob("*.bin"):
+                        with file.open("rb") as opened:
+                            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                steps = grid if state == "found split" else [(RANKS, PAIRS_A_RANK * RANKS)]
+                results.append({"state": state, **_own_process(Path(folder), steps)})
                 _tell(results[-1])
-            shutil.rmtree(folder / str(pairs))
-    finally:
-        shutil.rmtree(folder)
+    shutil.rmtree(work)
     return results
 
 
-def _own_process(folder: Path, grid: list[tuple[int, int]], held_out: bool, cold: bool) -> dict[str, Any]:
-    arguments = json.dumps([str(folder), grid, held_out, cold])
+def _own_process(folder: Path, grid: list[tuple[int, int]]) -> dict[str, Any]:
+    arguments = json.dumps([str(folder), grid])
     done = subprocess.run([sys.executable, __file__, arguments], stdout=subprocess.PIPE, text=True, check=True)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
 def _tell(result: dict[str, Any]) -> None:
-    kind = ", 5 % held out" * result["held_out"] + ", cold" * result["cold"]
+    mapped, peak = (result[f"{name}_bytes"] / 2**20 for name in ("mapped", "process_peak"))
     print(
-        f"{result['pairs']:,} pairs{kind}: private {result['private_bytes'] / 2**20:.1f} MiB, "
-        f"mapped {result['mapped_bytes'] / 2**20:.0f} MiB; "
-        f"the process in all {result['process_peak_bytes'] / 2**20:.0f} MiB"
+        f"{result['pairs']:,} pairs, {result['state']}: mapped {mapped:.0f} MiB, "
+        f"the process in all {peak:.0f} MiB; split {result['split_seconds']:.3f} s"
     )
     for step in result["steps"]:
         print(
             f"  {step['batch']} pairs over {step['ranks']} ranks: plan {step['plan_seconds'] * 1e3:.2f} ms "
             f"(first {step['first_plan_seconds'] * 1e3:.2f}, slowest {step['slowest_plan_seconds'] * 1e3:.2f}), "
-            f"pack {step['pack_seconds'] * 1e3:.2f} ms, busiest / mean {step['busiest_rank_to_mean']:.3f}"
+            f"pack {step['pack_seconds'] * 1e3:.2f} ms; private so far {step['private_bytes'] / 2**20:.1f} MiB"
         )
 
 
 if __name__ == "__main__":
-    where, steps, is_held_out, is_cold = json.loads(sys.argv[1])
-    print(json.dumps(in_this_process(Path(where), [tuple(step) for step in steps], is_held_out, is_cold)))
+    where, steps = json.loads(sys.argv[1])
+    print(json.dumps(in_this_process(Path(where), [tuple(step) for step in steps])))

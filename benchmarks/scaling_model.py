@@ -1,7 +1,7 @@
-"""The cost model of a training step: what a network and a global step cost, in the units a machine is sold by.
+"""The cost model of a training step; docs/scaling.md tells it in formulas.
 
-See docs/scaling.md for the formula. Parameters and floating-point operations are the trainer's own counts, of the
-network built without memory; what DeepSpeed sends and holds comes from `scaling_fit.traffic`.
+Parameters and floating-point operations are the trainer's own counts (`modeling/flops.py`), of the network built
+without memory. What DeepSpeed sends and holds is written here and counted in `scaling_traffic.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from orpo_ray.data.schedule import deal
+from orpo_ray.modeling.head import LogprobHead
+from orpo_ray.modeling.memory import Recomputation
 
-BF16 = 2  # bytes
-GIB = 2**30
+Lengths = npt.NDArray[np.int64]
+"""(pairs, 3): tokens of prompt, chosen and rejected."""
+
+FAMILIES = ("OPT-1.3B", "Mistral-7B")
+BF16, FP32 = 2, 4  # bytes
+OPTIMIZER_BYTES = 30
+"""A parameter's memory traffic in AdamW: weight, m and v read and written, gradient read in float32; bfloat16 weight
+written."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +45,9 @@ class Network:
 
         flops, config = StepFlops.of(policy), policy.model.config
         return cls(
-            parameters=sum(p.numel() for p in policy.parameters()),
-            layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            vocabulary=config.vocab_size,
-            per_token=flops.per_token,
-            per_prediction=flops.per_prediction,
-            per_visible_pair=flops.per_visible_pair,
-        )
+            sum(p.numel() for p in policy.parameters()), config.num_hidden_layers, config.hidden_size,
+            config.vocab_size, flops.per_token, flops.per_prediction, flops.per_visible_pair,
+        )  # fmt: skip
 
 
 def build(family: str, **sizes: int) -> Any:
@@ -66,9 +69,6 @@ def build(family: str, **sizes: int) -> Any:
     return PackedPolicy(AutoModelForCausalLM.from_config(config, attn_implementation=NAME)).train()
 
 
-FAMILIES = ("OPT-1.3B", "Mistral-7B")
-
-
 def network(family: str) -> Network:
     """The real network, built on torch's meta device."""
     import torch
@@ -77,8 +77,11 @@ def network(family: str) -> Network:
         return Network.of(build(family))
 
 
+# Compute
+
+
 class Load(NamedTuple):
-    """What a micro-batch, or several, asks of one rank."""
+    """What a micro-batch asks of one rank."""
 
     tokens: float
     predictions: float
@@ -86,25 +89,36 @@ class Load(NamedTuple):
     """Pairs of a query and a key that it sees."""
 
     @classmethod
-    def of(cls, lengths: npt.NDArray[np.int64]) -> Load:
-        """Of the pairs with these `lengths (pairs, 3)`, prompts scored too (ORPO as the paper has it)."""
-        if not len(lengths):
-            return cls(0.0, 0.0, 0.0)
+    def of(cls, lengths: Lengths) -> Load:
+        """Of these pairs, prompts scored too (ORPO as the paper has it)."""
         prompt, responses = lengths[:, 0], lengths[:, 1:]
         own = (lengths * (lengths + 1) // 2).sum()
         across = (prompt[:, None] * responses).sum()
         return cls(float(lengths.sum()), float(lengths.sum() - len(lengths)), float(own + across))
 
-    def flops(self, net: Network, checkpointing: bool = False) -> float:
-        """Operations of forward and backward; gradient checkpointing runs the trunk's forward twice."""
+    def flops(self, net: Network, recomputation: Recomputation = "none") -> float:
+        """Operations of forward and backward. Forward is a third of them and is what is computed again: the trunk's
+        under `full`, and the head's chunks but the last.
+        """
         trunk = net.per_token * self.tokens + net.per_visible_pair * self.visible
-        return trunk * (4 / 3 if checkpointing else 1) + net.per_prediction * self.predictions
+        chunks = max(1.0, BF16 * self.predictions * net.vocabulary / head_bytes(recomputation))
+        again = 1 / 3 if recomputation == "full" else 0.0
+        return trunk * (1 + again) + net.per_prediction * self.predictions * (1 + (1 - 1 / chunks) / 3)
 
 
-def steps_of(
-    lengths: npt.NDArray[np.int64], pairs: int, ranks: int, budget: int, samples: int
-) -> list[list[list[Load]]]:
-    """`samples` global steps of `pairs` pairs drawn from `lengths`, as the trainer deals them: `[step][cut][rank]`."""
+def head_bytes(recomputation: Recomputation) -> int:
+    """Logits that the head keeps at most."""
+    from orpo_ray.modeling.memory import _SMALL_CHUNK
+
+    return _SMALL_CHUNK if recomputation == "full" else LogprobHead.chunk_bytes
+
+
+Step = list[list[Load]]
+"""[micro-batch][rank]."""
+
+
+def steps_of(lengths: Lengths, pairs: int, ranks: int, budget: int, samples: int) -> list[Step]:
+    """`samples` global steps of `pairs` pairs drawn from `lengths`, dealt by the trainer's own code."""
     rng = np.random.default_rng(0)
     steps = []
     for _ in range(samples):
@@ -114,56 +128,71 @@ def steps_of(
     return steps
 
 
-class Sent(NamedTuple):
-    """What a rank of many sends to its neighbour in a ring (bytes a parameter), and how many collectives that takes."""
+# Communication
 
-    reduced: float
-    """Bytes a parameter that are all-reduced: each crosses twice."""
-    moved: float
-    """Bytes a parameter gathered or reduce-scattered: each crosses once."""
-    all_reduces: float
-    others: float
 
-    def plus(self, other: Sent, times: float) -> Sent:
-        return Sent(*(a + b * times for a, b in zip(self, other, strict=True)))
+def bytes_sent(
+    stage: int, parameters: int, micro_batches: float, ranks: int, element: int = BF16
+) -> tuple[float, float]:
+    """What a rank sends to its neighbour in a ring in a step: (beside computation, in turn with it), as DeepSpeed 0.19
+    has it.
+
+    A gather or a reduce-scatter sends (ranks - 1) / ranks of the parameters' bytes, an all-reduce twice that. ZeRO-1
+    all-reduces gradients after a step's last backward. ZeRO-2 all-reduces them in every micro-batch's backward
+    (of which a rank keeps its part). 1 and 2 gather the weights after the update. ZeRO-3 gathers weights in every
+    forward and again in backward, and reduce-scatters gradients.
+    """
+    beside = {1: 0.0, 2: 2 * micro_batches, 3: 3 * micro_batches}[stage]
+    in_turn = {1: 3.0, 2: 1.0, 3: 0.0}[stage]
+    once = element * parameters * (ranks - 1) / ranks
+    return beside * once, in_turn * once
+
+
+class Collectives(NamedTuple):
+    """How many collectives a step takes whatever its micro-batches (small ones: biases and norms, one by one), and how
+    many each micro-batch.
+    """
+
+    of_step: float
+    of_micro_batch: float
 
 
 @dataclass(frozen=True)
-class Node:
-    """A node of eight GPUs and its network, by published figures; fractions of them are assumptions."""
+class Cluster:
+    """Nodes of GPUs by published figures; what is ASSUMED is a fraction of them."""
 
     peak: float = 989e12
-    """FLOP/s in bfloat16, dense (H100 SXM data sheet)."""
+    """FLOP/s in bfloat16, dense (NVIDIA H100 SXM data sheet)."""
     memory_bandwidth: float = 3.35e12
+    """Bytes a second (the same)."""
     nvlink: float = 450e9
-    """Bytes a second and GPU, in each direction."""
+    """Bytes a second and GPU in each direction (the same)."""
     network: float = 50e9
-    """Bytes a second and GPU: 400 Gb/s. A ring enters a node by all eight ports together."""
-    gpus: int = 8
+    """Bytes a second and GPU: a port of 400 Gb/s each, as in a DGX H100. Rings enter a node by all eight together."""
+    gpus_a_node: int = 8
     nvlink_hop: float = 3.4e-6
     network_hop: float = 14.0e-6
-    """Seconds; NCCL's own tuning model (src/graph/tuning.cc), ring, protocol Simple."""
-    utilisation: float = 0.4
-    """ASSUMED: fraction of the peak that the trunk and the head reach, recomputation counted as work."""
+    nvlink_small_hop: float = 0.6e-6
+    network_small_hop: float = 2.7e-6
+    """Seconds; NCCL's own tuning model (src/graph/tuning.cc): ring, protocol Simple, and LL for small messages."""
+    utilisation: float = 0.35
+    """ASSUMED: of the peak, in all that is computed. Torchtitan reports 33 % and 39 % (torch.compile) for Llama 3.1 8B
+    under FSDP on 8 and 128 H100s limited to 500 W (benchmarks/llama3_h100_202412_torchtitan.md)."""
     link_efficiency: float = 0.8
-    """ASSUMED: fraction of the links' published rate that NCCL reaches with large messages."""
+    """ASSUMED: of the links' published rate, with large messages."""
 
-    def communication(self, sent: Sent, parameters: int, ranks: int) -> float:
-        """Seconds of collectives over `ranks` GPUs."""
-        if ranks == 1:
-            return 0.0
-        nodes = math.ceil(ranks / self.gpus)
-        rate = self.nvlink if nodes == 1 else min(self.nvlink, self.gpus * self.network)
-        crossing = (2 * sent.reduced + sent.moved) * parameters * (ranks - 1) / ranks
-        hops = (ranks - nodes) * self.nvlink_hop + (nodes > 1) * nodes * self.network_hop  # once round the ring
-        inside = min(ranks, self.gpus) - 1
-        tree = 2 * (inside * self.nvlink_hop + math.log2(nodes) * self.network_hop)
-        return crossing / (rate * self.link_efficiency) + sent.others * hops + sent.all_reduces * tree
+    def rate(self, ranks: int) -> float:
+        """Bytes a second that a rank sends round a ring: NVLink inside a node, else the slower of it and the ports."""
+        inside = ranks <= self.gpus_a_node
+        return self.link_efficiency * (self.nvlink if inside else min(self.nvlink, self.gpus_a_node * self.network))
 
-
-OPTIMIZER_BYTES = 30
-"""A parameter's share of memory traffic in AdamW: weight, m and v read and written, gradient read in float32, bfloat16
-weight written."""
+    def latency(self, ranks: int, small: bool = False) -> float:
+        """Seconds of a collective beside what its bytes take: once round the ring."""
+        nodes = math.ceil(ranks / self.gpus_a_node)
+        inside, between = (
+            (self.nvlink_small_hop, self.network_small_hop) if small else (self.nvlink_hop, self.network_hop)
+        )
+        return (ranks - nodes) * inside + (nodes * between if nodes > 1 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -171,16 +200,26 @@ class StepTime:
     """Seconds of a step on the busiest rank."""
 
     compute: float
-    communication: float
+    beside: float
+    """Communication that can run beside computation."""
+    in_turn: float
+    """Communication that cannot."""
     optimizer: float
     input: float
-    overlapped: bool
-    """Whether communication runs beside compute (ZeRO-3) or in turn with it (ZeRO-1 and 2 as DeepSpeed has them)."""
 
     @property
-    def total(self) -> float:
-        device = max(self.compute, self.communication) if self.overlapped else self.compute + self.communication
-        return max(device + self.optimizer, self.input)
+    def communication(self) -> float:
+        return self.beside + self.in_turn
+
+    @property
+    def best(self) -> float:
+        """All that can overlap does."""
+        return max(max(self.compute, self.beside) + self.in_turn + self.optimizer, self.input)
+
+    @property
+    def worst(self) -> float:
+        """Nothing overlaps but the preparation of input, which has a thread of its own."""
+        return max(self.compute + self.communication + self.optimizer, self.input)
 
     @property
     def limit(self) -> str:
@@ -189,46 +228,51 @@ class StepTime:
 
 
 def step_time(
-    net: Network, steps: list[list[list[Load]]], sent: tuple[Sent, Sent], node: Node, input_seconds: float, stage: int
-) -> StepTime:
-    """Mean over `steps`. `sent`: of a step whatever its micro-batches, and of each micro-batch.
-
-    Ranks meet at every micro-batch's collectives, so each micro-batch lasts as long as its longest share.
-    """
+    net: Network, steps: list[Step], collectives: Collectives, cluster: Cluster, input_seconds: float, stage: int,
+    recomputation: Recomputation,
+) -> StepTime:  # fmt: skip
+    """Mean over `steps`. Ranks meet at every micro-batch's collectives, so it lasts as long as its longest share."""
     ranks = len(steps[0][0])
-    compute = [sum(max(load.flops(net, True) for load in cut) for cut in step) for step in steps]
-    of_step, of_micro_batch = sent
+    compute = [sum(max(load.flops(net, recomputation) for load in cut) for cut in step) for step in steps]
     micro_batches = float(np.mean([len(step) for step in steps]))
-    owned = net.parameters / ranks if stage else net.parameters
+    beside, in_turn = (size / cluster.rate(ranks) for size in bytes_sent(stage, net.parameters, micro_batches, ranks))
+    owned = net.parameters / ranks
     return StepTime(
-        compute=float(np.mean(compute)) / (node.peak * node.utilisation),
-        communication=node.communication(of_step.plus(of_micro_batch, micro_batches), net.parameters, ranks),
-        optimizer=owned * OPTIMIZER_BYTES / node.memory_bandwidth,
+        compute=float(np.mean(compute)) / (cluster.peak * cluster.utilisation),
+        beside=beside + collectives.of_micro_batch * micro_batches * cluster.latency(ranks),
+        in_turn=in_turn + collectives.of_step * cluster.latency(ranks, small=True),
+        optimizer=owned * OPTIMIZER_BYTES / cluster.memory_bandwidth,
         input=input_seconds,
-        overlapped=stage == 3,
     )
 
 
-def memory(
-    net: Network, stage: int, ranks: int, tokens: int, saved: float, checkpointing: bool, chunk: int
-) -> dict[str, float]:
-    """GiB on each GPU while backward runs; `saved`: bytes that a layer keeps for backward, a token and unit of width.
+# Memory
 
-    Counts of `scaling_fit.held` beside DeepSpeed's buffers at their defaults: a bucket of 5e8 gradients in bfloat16
-    and, for ZeRO-3, up to 1e9 gathered weights.
+
+def held_bytes(stage: int, parameters: int, ranks: int) -> dict[str, float]:
+    """Bytes on each GPU when backward is done, in bfloat16 with float32 masters, DeepSpeed's buffers at their defaults.
+
+    Gradients add up in float32; ZeRO-1 keeps whole bfloat16 ones beside them. A bucket holds 5e8 gradients,
+    and ZeRO-2 has two, since reduction overlaps. ZeRO-3 holds up to 1e9 gathered weights.
     """
-    p, n = net.parameters, ranks
-    weights = BF16 * p / (n if stage == 3 else 1)
-    gradients = {0: 2 * p, 1: 6 * p, 2: 4 * p / n, 3: 4 * p / n}[stage]
-    buffers = {0: 0.0, 1: 0.0, 2: 1e9, 3: 1e9 + BF16 * min(p, 1e9)}[stage]
-    layer = saved * net.width * tokens
-    kept = net.layers * (BF16 * net.width * tokens if checkpointing else layer)
-    logits = min(BF16 * tokens * net.vocabulary, chunk)
-    parts = {
-        "weights": weights,
-        "gradients": gradients,
-        "optimizer": 12 * p / (n if stage else 1),
-        "buffers": buffers,
-        "activations": kept + layer + logits,
+    p, n = parameters, ranks
+    bucket = BF16 * min(p, 5e8)
+    return {
+        "weights": BF16 * p / (n if stage == 3 else 1),
+        "gradients": {1: (BF16 + FP32) * p, 2: FP32 * p / n, 3: FP32 * p / n}[stage],
+        "optimizer": 3 * FP32 * p / n,
+        "buffers": {1: 0.0, 2: 2 * bucket, 3: bucket + BF16 * min(p, 1e9)}[stage],
     }
-    return {name: size / GIB for name, size in parts.items()}
+
+
+def activation_bytes(family: str, tokens: int) -> dict[Recomputation, int]:
+    """Bytes that forward and backward of a micro-batch hold, by level of `train.memory`: the trainer's own estimate,
+    with which `memory: auto` decides, from a probe of the real network with weights that were never written.
+    """
+    import torch
+
+    from orpo_ray.modeling.memory import activation_bytes as estimate
+
+    with torch.device("meta"):
+        policy = build(family).to(torch.bfloat16)
+    return estimate(policy.to_empty(device="cpu"), tokens)

@@ -15,6 +15,7 @@ import typer
 
 from orpo_ray import __version__
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 
 EXIT_CODES = """\
 \b
@@ -146,20 +147,22 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
 
 @app.command(
-    short_help="Measure trainers side by side.",
+    short_help="Measure this package beside others.",
     epilog=EXIT_CODES,
     help=f"""\
-Measure trainers side by side, as CONFIG says: this package, TRL, and padded baselines, on the same pairs.
+Measure what CONFIG says: trainers side by side (this package, TRL, padded baselines, on the same pairs), or a stage of
+an evaluation beside the plain way (generation, scoring, both at once).
 
-Each contestant has a process of its own; they take turns, one optimizer step each, so that only one computes at a
-time. Seconds, pairs and tokens a second, memory, MFU and the ratio of the first contestant to each other go to
-DIR/name.json. A contestant that cannot run here is told as not measured, with the reason.
+Trainers have a process each; they take turns, one optimizer step each, so that only one computes at a time. Seconds,
+rates, memory, MFU and the ratio of the first contestant to each other go to DIR/name.json, with every round. A trainer
+that cannot run here is told as not measured, with the reason.
 
 {OVERRIDES}
 \b
 Examples:
   orpo-ray bench configs/bench/hh-opt-52m.yaml
   orpo-ray bench configs/bench/hh-opt-52m.yaml steps=10 run.train.global_batch_size=16
+  orpo-ray bench configs/bench/evaluation-scoring.yaml
 """,
 )
 def bench(
@@ -167,9 +170,9 @@ def bench(
     overrides: OverridesArgument = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the result goes.")] = Path("benchmarks/results"),
 ) -> None:
-    from orpo_ray.config import BenchmarkConfig, load_as
+    from orpo_ray.config import load_benchmark
 
-    resolved = load_as(BenchmarkConfig, config, overrides)
+    resolved = load_benchmark(config, overrides)
     from rich.console import Console
 
     from orpo_ray.bench.results import write
@@ -246,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _complain(message: str) -> int:
-    typer.echo(f"orpo-ray: {' '.join(message.split())}", err=True)
+    typer.echo(f"orpo-ray: {masked(' '.join(message.split()))}", err=True)
     return 2
 
 

@@ -1,9 +1,15 @@
 """The one error that is the user's to mend."""
 
+from orpo_ray.masking import masked
+
 
 class UserError(Exception):
     """A mistake in a configuration, a data file or a command, said in one plain line.
 
     The message names the file, the key or the record, and the next step where there is one. The command
-    line prints it without a traceback and exits with 2; anything else that escapes exits with 1.
+    line prints it without a traceback and exits with 2; anything else that escapes exits with 1. Credentials
+    of URLs are masked in it: messages end up in logs and in run folders.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))

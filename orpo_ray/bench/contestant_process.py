@@ -27,7 +27,9 @@ class Lost(Exception):
 
 
 class ContestantProcess:
-    """One contestant at work. It computes only while `load` or `step` waits, and does not outlive this process."""
+    """One contestant at work. It computes only while `load` or `step` waits (it imports before), and does not outlive
+    this process.
+    """
 
     def __init__(self, task: Task) -> None:
         self._task = task

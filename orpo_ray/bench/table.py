@@ -13,16 +13,19 @@ from typing import Any
 
 from rich.console import Console
 
-from orpo_ray.bench.results import KIND
-from orpo_ray.config import BenchmarkConfig, load_as
+from orpo_ray.bench.results import STAGES, TRAINERS
+from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig, load_benchmark
 from orpo_ray.errors import UserError
 from orpo_ray.training.run_folder import write_atomically
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 RESULTS, CONFIGS = Path("benchmarks/results"), Path("configs/bench")
-_HEADER = (
-    "contestant", "seconds a step", "of the first's", "pairs/s", "tokens/s", "MFU", "peak GiB", "in all",
-)  # fmt: skip
+_HEADERS = {
+    TRAINERS: (
+        "contestant", "seconds a step", "of the first's", "pairs/s", "tokens/s", "MFU", "peak GiB", "in all",
+    ),
+    STAGES: ("contestant", "seconds", "of the first's", "a second", "tokens computed", "times the first's"),
+}  # fmt: skip
 _NOT_MEASURED = "not measured: "
 
 Result = dict[str, Any]
@@ -30,7 +33,7 @@ Result = dict[str, Any]
 
 def print_result(result: Result, console: Console) -> None:
     """The result's tables on a terminal."""
-    measured = [_HEADER, *(row for row in rows(result) if not row[1].startswith(_NOT_MEASURED))]
+    measured = [_HEADERS[result["kind"]], *(row for row in rows(result) if not row[1].startswith(_NOT_MEASURED))]
     widths = [max(map(len, column)) for column in zip(*measured, strict=True)]
     aligned = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in measured]
     unmeasured = [f"{name}: {why}" for name, why, *_ in rows(result) if why.startswith(_NOT_MEASURED)]
@@ -40,12 +43,13 @@ def print_result(result: Result, console: Console) -> None:
 
 def rows(result: Result) -> list[tuple[str, ...]]:
     """A row of cells, as in the header, for every contestant."""
-    return [_row(name, entry) for name, entry in result["contestants"].items()]
+    row = _row if result["kind"] == TRAINERS else _stage_row
+    return [row(name, entry) for name, entry in result["contestants"].items()]
 
 
 def _row(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
     if "not_measured" in entry:
-        return (name, f"{_NOT_MEASURED}{entry['not_measured']}", *[""] * (len(_HEADER) - 2))
+        return (name, f"{_NOT_MEASURED}{entry['not_measured']}", *[""] * (len(_HEADERS[TRAINERS]) - 2))
     return (
         name,
         _spread(entry["seconds"]),
@@ -58,8 +62,25 @@ def _row(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _stage_row(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
+    computed = entry["computed_tokens"]
+    return (
+        name,
+        _spread(entry["seconds"]),
+        _spread(entry["seconds_to_first"]) if "seconds_to_first" in entry else "",
+        f"{_rate(entry['per_second']['median'])} {entry['makes']}",
+        "" if computed is None else f"{computed:,}",
+        f"{entry['tokens_to_first']:.2f}" if "tokens_to_first" in entry else "",
+    )
+
+
 def remarks(result: Result) -> list[str]:
-    """A line for each contestant whose step was taken apart, that saves, or whose pairs are longer than the first's."""
+    """A line for each trainer whose step was taken apart, that saves, or whose pairs are longer than the first's; what
+    a stage's benchmark comes to.
+    """
+    if result["kind"] == STAGES:
+        slower = result.get("to_the_slower")
+        return [f"both at once take {_spread(slower)} of the slower one's seconds"] if slower else []
     lines = []
     first = next(iter(result["contestants"].values()))
     for name, entry in result["contestants"].items():
@@ -93,38 +114,56 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if value < 1 else f"{value:.2f}"
 
 
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
 def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.2f}"
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The results of this kind in a folder, by name."""
+    """The results in a folder that holds other files too, by name."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in _files(folder, "*.json")]
-    return [result for result in found if isinstance(result, dict) and result.get("kind") == KIND]
+    return [result for result in found if isinstance(result, dict) and result.get("kind") in _HEADERS]
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern), key=lambda path: path.stem)
 
 
-def markdown(results: list[Result], configured: list[BenchmarkConfig]) -> str:
-    """All results, and what is configured but was not measured, as Markdown."""
-    header = ("benchmark", *_HEADER)
-    lines = [_line(header), _line(["---"] * len(header))]
+def markdown(results: list[Result], configured: list[BenchmarkConfig | EvaluationBenchmarkConfig]) -> str:
+    """All results, and what is configured but was not measured, as Markdown: a table for each kind."""
     measured = {result["name"] for result in results}
-    for result in results:
-        names = [f"`{result['name']}`", *[""] * (len(result["contestants"]) - 1)]
-        lines += [_line((name, *row)) for name, row in zip(names, rows(result), strict=True)]
-    for config in configured:
-        if config.name not in measured:
-            reason = "no GPU here" if config.needs == "cuda" else "not yet run"
-            contestants = ", ".join(config.contestants)
-            lines.append(
-                _line((f"`{config.name}`", contestants, f"{_NOT_MEASURED}{reason}", *[""] * (len(header) - 3)))
-            )
+    missing = [config for config in configured if config.name not in measured]
+    tables = []
+    for kind in _HEADERS:
+        lines = [line for result in results if result["kind"] == kind for line in _lines(result)]
+        lines += [_missing(config, kind) for config in missing if kind == _kind(config)]
+        if lines:
+            header = ("benchmark", *_HEADERS[kind])
+            tables.append("\n".join([_line(header), _line(["---"] * len(header)), *lines]))
     said = [f"- `{result['name']}`, {remark}" for result in results for remark in remarks(result)]
     where = dict.fromkeys(_where(result) for result in results)
-    return "\n".join([*lines, "", *said, *where])
+    return "\n\n".join([*tables, "\n".join([*said, *where])])
+
+
+def _lines(result: Result) -> list[str]:
+    names = [f"`{result['name']}`", *[""] * (len(result["contestants"]) - 1)]
+    return [_line((name, *row)) for name, row in zip(names, rows(result), strict=True)]
+
+
+def _kind(config: BenchmarkConfig | EvaluationBenchmarkConfig) -> str:
+    return TRAINERS if isinstance(config, BenchmarkConfig) else STAGES
+
+
+def _missing(config: BenchmarkConfig | EvaluationBenchmarkConfig, kind: str) -> str:
+    reason, contestants = "not yet run", "orpo_ray"
+    if isinstance(config, BenchmarkConfig):
+        contestants = ", ".join(config.contestants)
+        reason = "no GPU here" if config.needs == "cuda" else reason
+    cells = (f"`{config.name}`", contestants, f"{_NOT_MEASURED}{reason}")
+    return _line((*cells, *[""] * (len(_HEADERS[kind]) - 2)))
 
 
 def _line(cells: tuple[str, ...] | list[str]) -> str:
@@ -146,7 +185,7 @@ def rewrite(page: Path, results: Path, configs: Path) -> None:
     text = page.read_text(encoding="utf-8")
     if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
         raise UserError(f"{page}: has no {BEGIN} ... {END} to put the tables between")
-    configured = [load_as(BenchmarkConfig, path) for path in _files(configs, "*.yaml")]
+    configured = [load_benchmark(path) for path in _files(configs, "*.yaml")]
     block = f"{BEGIN}\n{markdown(read_results(results), configured)}\n{END}"
     write_atomically(page, re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL))
 

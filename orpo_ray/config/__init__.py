@@ -4,8 +4,9 @@ An unknown key, a value of the wrong type or out of range is a `UserError` of on
 the key.
 """
 
-from orpo_ray.config.benchmark import BenchmarkConfig
+from orpo_ray.config.benchmark import BenchmarkConfig, load_benchmark
 from orpo_ray.config.evaluation import EvaluationConfig
+from orpo_ray.config.evaluation_benchmark import EvaluationBenchmarkConfig
 from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config, read_yaml
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
 from orpo_ray.config.schema import (
@@ -22,6 +23,7 @@ from orpo_ray.config.schema import (
 __all__ = [
     "BenchmarkConfig",
     "DataConfig",
+    "EvaluationBenchmarkConfig",
     "EvaluationConfig",
     "LoopConfig",
     "LoraConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "StorageConfig",
     "TrainConfig",
     "load_as",
+    "load_benchmark",
     "load_config",
     "parse_as",
     "parse_config",

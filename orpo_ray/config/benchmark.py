@@ -1,17 +1,26 @@
-"""The configuration of a benchmark: which trainers take turns at the same steps of the same run."""
+"""The configuration of a benchmark: which trainers take turns at the same steps of the same run, or which stage of an
+evaluation is measured.
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from orpo_ray.config.evaluation import Label
-from orpo_ray.config.loading import parse_as
+from orpo_ray.config.evaluation_benchmark import (
+    EvaluationBenchmarkConfig,
+    GenerationBenchmarkConfig,
+    PipelineBenchmarkConfig,
+    ScoringBenchmarkConfig,
+)
+from orpo_ray.config.loading import parse_as, read_yaml
 from orpo_ray.config.objectives import OrpoConfig
 from orpo_ray.config.schema import StorageConfig, TrainConfig
-from orpo_ray.config.section import Count, Integer, Section
+from orpo_ray.config.section import Count, FreeForm, Integer, Section
 from orpo_ray.errors import UserError
 
 TrainerName = Literal["orpo_ray", "ray", "trl", "padded", "liger"]
@@ -23,19 +32,20 @@ class ContestantConfig(Section):
     """`orpo_ray`: this package's loop in a plain process; `ray`: the same run through Ray Train and DeepSpeed; `trl`:
     TRL's ORPOTrainer; `padded`: two padded forwards, as in the authors' code; `liger`: one padded forward and Liger's
     fused ORPO head."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: FreeForm = Field(default_factory=dict)
     """What differs from `run`: dotted keys and their values, such as `model.lora: {rank: 16}`."""
     stretch: Annotated[Integer, Field(ge=2, le=1000)] | None = None
     """The first pair of each step gets a prompt, chosen and rejected so many times longer (trainer `orpo_ray`)."""
 
 
 class BenchmarkConfig(Section):
-    """A benchmark. Its result is `<name>.json`."""
+    """A benchmark of trainers. Its result is `<name>.json`."""
 
+    measures: Literal["training"] = "training"
     name: Label
     needs: Literal["cuda"] | None = None
     """Where such a device is missing, nothing is measured."""
-    run: dict[str, Any]
+    run: FreeForm
     """What every contestant trains: the sections of a training configuration, without `name` and `storage`."""
     contestants: Annotated[dict[Label, ContestantConfig], Field(min_length=1)]
     """Name: its trainer, and what differs. The first is compared with each other one."""
@@ -84,3 +94,21 @@ class BenchmarkConfig(Section):
         mapping = {**self.run, "name": self.name, "storage": self.storage.model_dump()}
         texts = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
         return parse_as(TrainConfig, mapping, texts, origin)
+
+
+_SCHEMAS: dict[Any, type[BenchmarkConfig] | type[EvaluationBenchmarkConfig]] = {
+    "generation": GenerationBenchmarkConfig, "scoring": ScoringBenchmarkConfig, "pipeline": PipelineBenchmarkConfig,
+    "training": BenchmarkConfig,
+}  # fmt: skip
+
+
+def load_benchmark(path: str | Path, overrides: list[str] | None = None) -> BenchmarkConfig | EvaluationBenchmarkConfig:
+    """A benchmark of any kind from a file; its key `measures` says of which (default: training).
+
+    Raises `UserError`, naming the file and the key, for anything that is not a valid configuration.
+    """
+    mapping = read_yaml(path)
+    measures = mapping.get("measures", "training")
+    if not isinstance(measures, str) or measures not in _SCHEMAS:
+        raise UserError(f"{path}: measures: should be one of {', '.join(_SCHEMAS)} (got {measures!r:.40})")
+    return parse_as(_SCHEMAS[measures], mapping, overrides or [], str(path))

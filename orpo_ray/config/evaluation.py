@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, field_validator
 
 from orpo_ray.config.schema import StorageConfig
-from orpo_ray.config.section import Count, Integer, Number, Section
+from orpo_ray.config.section import Count, Integer, Number, RunName, Section
 
 
 def _count_or_auto(value: Any) -> Any:
@@ -17,7 +17,7 @@ def _count_or_auto(value: Any) -> Any:
 
 
 CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Label = RunName
 
 DATA_LABELS = ("chosen", "rejected")
 """The data set's own responses stand beside the models' under these names."""

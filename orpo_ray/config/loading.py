@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -15,6 +15,12 @@ from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.config.schema import TrainConfig
 from orpo_ray.config.section import Section
 from orpo_ray.errors import UserError
+from orpo_ray.masking import holds_mask
+
+MAX_CHARACTERS = 1 << 20
+MAX_VALUES = 100_000
+"""Of a configuration with every alias written out."""
+MAX_DEPTH = 50
 
 Root = TypeVar("Root", bound=Section)
 
@@ -36,7 +42,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """One YAML mapping from a file. Raises `UserError`, naming the file and the line, where there is none."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_near_file(path)}") from None
     except IsADirectoryError:
@@ -45,6 +52,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{path}: longer than {MAX_CHARACTERS:,} characters, so it is no configuration")
     mapping = _parse_yaml(text, origin=str(path))
     if not isinstance(mapping, dict):
         raise UserError(f"{path}: expected a mapping of keys at the top, found {type(mapping).__name__}")
@@ -76,7 +85,12 @@ class _Loader(yaml.SafeLoader):
 
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _require_small(node, 1, {})
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}, line {mark.line + 1}" if mark else origin
@@ -84,6 +98,42 @@ def _parse_yaml(text: str, origin: str) -> Any:
         raise UserError(f"{where}: not valid YAML: {problem}") from None
     except Exception as error:  # a date such as 2024-13-45, deep nesting, `!!bool x`: each leaks its own kind
         raise UserError(f"{origin}: not valid YAML: {error or type(error).__name__}") from None
+
+
+def _require_small(node: yaml.Node, depth: int, met: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """How many values `node` stands for, and in how many levels, every alias written out.
+
+    Raises `ConstructorError` where it is endless or enormous. `met`: the same of nodes that were met before; None of
+    those that hold this one.
+    """
+
+    def refuse(problem: str) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    if id(node) in met:
+        known = met[id(node)]
+        if known is None:
+            refuse("an alias stands for what holds it")
+        size, levels = known
+    else:
+        met[id(node)] = None
+        size, levels = 1, 1
+        if isinstance(node, yaml.ScalarNode):
+            if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
+                refuse("a text holds NUL or half of a surrogate pair")
+        elif depth < MAX_DEPTH:
+            for child in node.value:
+                for part in child if isinstance(child, tuple) else (child,):
+                    inner, below = _require_small(part, depth + 1, met)
+                    size, levels = size + inner, max(levels, below + 1)
+        elif node.value:
+            levels = MAX_DEPTH
+    if depth + levels > MAX_DEPTH + 1:
+        refuse(f"nested deeper than {MAX_DEPTH} levels")
+    if size > MAX_VALUES:
+        refuse(f"holds more than {MAX_VALUES:,} values")
+    met[id(node)] = size, levels
+    return size, levels
 
 
 def parse_config(mapping: dict[str, Any], overrides: list[str], origin: str) -> TrainConfig:
@@ -95,10 +145,25 @@ def parse_as(schema: type[Root], mapping: dict[str, Any], overrides: list[str], 
     """As `parse_config`, of any kind of configuration."""
     for override in overrides:
         mapping = _with_override(mapping, override)
+    for key, text in _texts(mapping):
+        if holds_mask(text):
+            raise UserError(f"{origin}: {_printable(key)}: its secret was masked when this was written; give it again")
     try:
         return schema.model_validate(mapping)
     except ValidationError as error:
         raise UserError(f"{origin}: {_describe(error, schema)}") from None
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a mapping with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}" if key else f"{name}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, key)
 
 
 def _with_override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
@@ -127,7 +192,7 @@ def _describe(error: ValidationError, schema: type[Section]) -> str:
     objective = None
     if location[:1] == ["objective"] and len(location) > 1:  # pydantic puts the objective's name in between
         objective = location.pop(1)
-    key = ".".join(location)
+    key = _printable(".".join(location))
     if kind == "extra_forbidden" and objective and key in _valid_keys(schema):
         message = f"{key} is no key of the objective {objective}"
     elif kind == "extra_forbidden":
@@ -169,6 +234,11 @@ def _nearest_key(location: list[str], schema: type[Section]) -> str:
         if close:
             return f"did you mean {next(key for key, last in keys.items() if last == close[0])}?"
     return f"{'.'.join(above) or 'the top level'} has {', '.join(beside.values())}"
+
+
+def _printable(key: str) -> str:
+    """A dotted key, cut to fit a line, with what cannot be printed written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in key[:200])
 
 
 def _shown(value: Any) -> str:

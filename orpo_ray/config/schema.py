@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.identity import digest
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
-from orpo_ray.config.section import Count, Fraction, Integer, Number, Section
+from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 
 class LoraConfig(Section):
@@ -108,7 +109,7 @@ class LoopConfig(Section):
     tokens_per_microbatch: Count = 8192
     """Packed tokens that one worker computes at once; changes memory and speed, not the result."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: FreeForm = Field(default_factory=dict)
     """DeepSpeed settings of your own, merged over those made from this file (bucket sizes, overlap, …)."""
     offload_optimizer: bool = False
     """Keep optimizer states in host memory (ZeRO 1 to 3)."""
@@ -199,24 +200,29 @@ class StorageConfig(Section):
     its name; default: in the run's folder."""
 
     def run_dir(self, name: str) -> Path:
-        return Path(self.path).expanduser().resolve() / name
+        return _home(self.path).resolve() / name
 
     @property
     def cache_dir(self) -> Path:
-        folder = Path(self.path) / ".cache" if self.cache is None else Path(self.cache)
-        return folder.expanduser().resolve()
+        folder = _home(self.path) / ".cache" if self.cache is None else _home(self.cache)
+        return folder.resolve()
+
+
+def _home(name: str) -> Path:
+    """A path with `~` replaced; one of a user who is not there stays as it is."""
+    return Path(os.path.expanduser(name))
 
 
 def _absolute(name: str) -> str:
     """A path that exists, made absolute; anything else (a Hub id, a URL) as it is."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    path = _home(name)
+    return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
 
 class TrainConfig(Section):
     """A training run. Its folder is `storage.path/name`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: RunName
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     model: ModelConfig
     data: DataConfig
@@ -259,7 +265,7 @@ class TrainConfig(Section):
 
     def digest(self) -> str:
         """Of the settings that decide the trajectory (see `identity`)."""
-        return digest(self.model_dump(mode="json", by_alias=True))
+        return digest(self.for_a_file())
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same run for a process that stands in another folder: existing local paths made absolute."""

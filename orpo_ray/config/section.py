@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SerializationInfo
+
+from orpo_ray.masking import masked_tree
+
+_FOR_A_FILE = "for a file"
 
 
 def _no_boolean(value: Any) -> Any:
@@ -15,10 +20,33 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """What YAML writes and reads back as it was."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"keys should be texts (got {key!r:.40})")
+            _plain(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _plain(inner)
+    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+        raise ValueError(f"holds what is no text, finite number, true, false, null, list or mapping ({value!r:.40})")
+    return value
+
+
+def _without_secrets(value: dict[str, Any], info: SerializationInfo) -> dict[str, Any]:
+    return masked_tree(value, by_name=True) if info.context == _FOR_A_FILE else value
+
+
 Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]
 Count = Annotated[Integer, Field(ge=1, le=10**12)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+"""A name that is a folder's: it leads nowhere else."""
+FreeForm = Annotated[dict[str, Any], AfterValidator(_plain), PlainSerializer(_without_secrets)]
+"""Settings that others define. In a file, texts whose key names a secret are masked."""
 
 
 class Section(BaseModel):
@@ -29,6 +57,9 @@ class Section(BaseModel):
     )
 
     def to_yaml(self) -> str:
-        """Every key, defaults included, in the order of its declaration."""
-        mapping = self.model_dump(mode="json", by_alias=True)
-        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
+        """Every key, defaults included, in the order of its declaration; secrets are masked (see `masking`)."""
+        return yaml.safe_dump(self.for_a_file(), sort_keys=False, allow_unicode=True)
+
+    def for_a_file(self) -> dict[str, Any]:
+        """Plain values, as `to_yaml` writes them."""
+        return masked_tree(self.model_dump(mode="json", by_alias=True, context=_FOR_A_FILE))

@@ -51,6 +51,8 @@ class TokenizedSource:
     """`quarantine.jsonl`, where it holds any record."""
     digest: str
     """Of the pairs."""
+    folder: Path
+    """Where it lies; what follows from it may be kept there too."""
 
 
 class CacheWriter:
@@ -78,7 +80,7 @@ class CacheWriter:
     def quarantine(self, record: Record, error: BadRecord) -> None:
         """Append a record that cannot be used: where it is, why, and its text (its beginning, if long)."""
         line = {"location": record.location, "reason": str(error), "raw": record.raw_text()}
-        self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
     def _append(self, name: str, values: Any) -> None:
         data = np.ascontiguousarray(values, dtype=ARRAYS[name]).tobytes()
@@ -158,15 +160,16 @@ def _read(entry: Path) -> TokenizedSource | None:
         return None
     if not whole:
         return None
-    tokens, bounds, record_ids, hashes = (_map(entry / name, dtype) for name, dtype in ARRAYS.items())
+    tokens, bounds, record_ids, hashes = (mapped(entry / name, dtype) for name, dtype in ARRAYS.items())
     account["dropped"], account["quarantined"] = Counter(account["dropped"]), Counter(account["quarantined"])
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
     return TokenizedSource(
-        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine, digest
+        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine, digest, entry
     )
 
 
-def _map(path: Path, dtype: DTypeLike) -> NDArray[Any]:
+def mapped(path: Path, dtype: DTypeLike) -> NDArray[Any]:
+    """A file's numbers, memory-mapped for reading."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
     with path.open("rb") as file:

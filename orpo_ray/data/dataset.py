@@ -27,7 +27,8 @@ class PairDataset:
     reference: NDArray[np.float32] | None = None
     """(pairs, 2): summed log-probs of chosen and rejected under a reference model, where one was asked."""
     rows: NDArray[np.int64] | None = None
-    """(pairs,): the source's pairs that this view holds, in its order; None: all. Their bounds stay on disk."""
+    """(pairs,): the source's pairs that this view holds, in its order, memory-mapped where they are a run's; None: all.
+    Their bounds stay on disk."""
 
     def __len__(self) -> int:
         return len(self.source_bounds if self.rows is None else self.rows)

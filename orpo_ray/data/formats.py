@@ -134,10 +134,11 @@ def text_field(value: dict[str, Any], field: str) -> str:
     """A field that must be text. Raises `BadRecord` where it is not."""
     if field not in value:
         raise BadRecord("missing field", field)
-    return _checked(value[field], field)
+    return checked_text(value[field], field)
 
 
-def _checked(text: Any, where: str) -> str:
+def checked_text(text: Any, where: str) -> str:
+    """`text`, which must be text that UTF-8 can hold. Raises `BadRecord`, naming the field `where`, where it is not."""
     if not isinstance(text, str):
         raise BadRecord("not text", f"{where} is {'null' if text is None else type(text).__name__}")
     if not text.isascii():
@@ -160,6 +161,6 @@ def message_list(value: dict[str, Any], field: str) -> list[Message]:
     for i, item in enumerate(items):
         if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
             raise BadRecord("not messages", f"{field}[{i}] has no role and content")
-        role = _checked(item["role"], f"{field}[{i}].role")
-        messages.append(Message(role=role, content=_checked(item["content"], f"{field}[{i}].content")))
+        role = checked_text(item["role"], f"{field}[{i}].role")
+        messages.append(Message(role=role, content=checked_text(item["content"], f"{field}[{i}].content")))
     return messages

@@ -8,16 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from orpo_ray.config import DataConfig, TrainConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import Format, Message, parse, recognise
 from orpo_ray.data.records import Account, BadRecord, Record
-from orpo_ray.data.schedule import mix64
 from orpo_ray.data.sources import Source, open_source
+from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import RenderedPair, Renderer
 from orpo_ray.data.tokenization import PairTokenizer, tokenizer_digest
 from orpo_ray.errors import UserError
@@ -60,7 +57,9 @@ def prepare(
     data = config.data
     train = _tokenized(config, data.train, data.train_split, data.limit, tokenizer, progress)
     if data.eval is None:
-        held_in, held_out = split_by_prompt(train.prompt_hashes, data.eval_fraction, config.seed, data.train)
+        held_in, held_out = split_by_prompt(
+            train.prompt_hashes, data.eval_fraction, config.seed, data.train, train.folder
+        )
         quarantine = (train.quarantine,)
         return PreparedData(
             train.pairs.subset(held_in),
@@ -75,29 +74,6 @@ def prepare(
         train.pairs, held.pairs, train.account, held.account, _present(train.quarantine, held.quarantine),
         f"{train.digest}-{held.digest}",
     )  # fmt: skip
-
-
-def split_by_prompt(
-    hashes: NDArray[np.uint64], fraction: float, seed: int, name: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices `(train, eval)` of pairs with these prompt hashes, each in its order.
-
-    Whole prompts are held out, in an order drawn by `seed` and the hash alone, until they make up at least
-    `fraction` of the pairs; so pairs of one prompt never part, and adding data moves few of them. Raises
-    `UserError`, about the source `name`, where no prompt would be left to train on.
-    """
-    prompts, of_pair, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    key = mix64(np.array([seed % 2**64], np.uint64))
-    order = np.argsort(mix64(prompts ^ key), kind="stable")
-    held = 1 + int(np.searchsorted(np.cumsum(counts[order]), fraction * len(hashes)))
-    if held >= len(prompts):
-        raise UserError(
-            f"{name}: {len(hashes)} pairs have {len(prompts)} different prompts, too few to hold out "
-            f"{fraction:.0%} of the pairs; set data.eval to a source of its own, or lower data.eval_fraction"
-        )
-    is_held = np.zeros(len(prompts), bool)
-    is_held[order[:held]] = True
-    return np.flatnonzero(~is_held[of_pair]), np.flatnonzero(is_held[of_pair])
 
 
 def _present(*paths: Path | None) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from orpo_ray.config.evaluation import PromptsConfig
-from orpo_ray.data.formats import Format, Message, message_list, parse, recognise, text_field
+from orpo_ray.data.formats import Format, Message, checked_text, message_list, parse, recognise, text_field
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import open_source
 from orpo_ray.data.templates import Turns
@@ -112,5 +112,5 @@ def _only_prompt(value: dict[str, Any], as_messages: bool) -> Turns:
     if "instruction" in value:  # AlpacaEval
         return [Message(role="user", content=text_field(value, "instruction"))]
     if isinstance(value.get("turns"), list) and value["turns"] and isinstance(value["turns"][0], str):  # MT-Bench
-        return [Message(role="user", content=value["turns"][0])]
+        return [Message(role="user", content=checked_text(value["turns"][0], "turns[0]"))]
     raise BadRecord("no prompt", "none of the fields prompt, instruction, turns")

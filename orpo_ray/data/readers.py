@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from orpo_ray.data.records import RAW_LIMIT, BadRecord, Record
+from orpo_ray.data.records import RAW_LIMIT, BadRecord, Record, as_json, one_line
 
 CHUNK_BYTES = 1 << 16
 ROWS_PER_BATCH = 1000
@@ -29,6 +29,7 @@ COMPRESSIONS: dict[str, tuple[bytes, Callable[[], Any]]] = {
 }
 """Extension: (first bytes, new decompressor of one frame)."""
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
 class Unreadable(Exception):
@@ -51,7 +52,7 @@ def read_file(handle: BinaryIO, name: str, numbers: Iterator[int]) -> Iterator[R
                 yield Record(number, location, None, value, raw)
             elif not isinstance(value, dict):
                 found = BadRecord("not a record", f"expected an object with fields, found {_kind(value)}")
-                yield Record(number, location, None, found, json.dumps(value))
+                yield Record(number, location, None, found, as_json(value))
             else:
                 yield Record(number, location, value)
     except Unreadable as error:
@@ -130,9 +131,24 @@ def _arrow_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     with _content_errors("Arrow"):
         if is_file:
             reader = pa.ipc.open_file(file)
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         else:
-            yield from pa.ipc.open_stream(file)
+            batches = iter(pa.ipc.open_stream(file))
+        for batch in batches:
+            _require_sound(batch)
+            yield batch
+
+
+def _require_sound(batch: pa.RecordBatch) -> None:
+    """Raises pyarrow's error where offsets or lengths are damaged: it would follow them out of its memory and die."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        for column in batch.columns:  # text that is not UTF-8 is a row's own affair, but may hide worse
+            as_bytes = _BYTES.get(column.type)
+            (column.view(as_bytes) if as_bytes else column).validate(full=True)
 
 
 @contextmanager
@@ -140,7 +156,7 @@ def _content_errors(kind: str) -> Iterator[None]:
     """Turns pyarrow's errors about the content into `Unreadable`; those of the disk pass through."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a column's name
         # pyarrow reports damaged pages as an OSError without errno; an error of the system carries one.
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -150,23 +166,30 @@ def _content_errors(kind: str) -> Iterator[None]:
 def _table_entries(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[Entry]:
     row = 0
     for batch in batches:
+        with _content_errors("readable"):
+            names = batch.schema.names
+        if len(set(names)) < len(names):
+            raise Unreadable(f"the column {max(names, key=names.count)!r:.80} occurs twice")
         for value, raw in table_rows(batch):
             yield f"{name}[record {row}]", value, raw
             row += 1
 
 
 def table_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[tuple[dict[str, Any] | BadRecord, str | None]]:
-    """(value, None) of each row, or (error, raw text) of a row whose text is not UTF-8."""
+    """(value, None) of each row, or (error, raw text): its text is not UTF-8, or Python cannot hold its date."""
     try:
         values = batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for i in range(batch.num_rows):
             row = batch.slice(i, 1)
             try:
                 yield row.to_pylist()[0], None
-            except UnicodeDecodeError as error:
+            except (ValueError, OverflowError) as error:
                 cells = {name: _cell(row.column(name)[0]) for name in row.column_names}
-                yield BadRecord("invalid UTF-8", str(error.reason)), json.dumps(cells, default=str)
+                found = BadRecord("no value", one_line(error))
+                if isinstance(error, UnicodeDecodeError):
+                    found = BadRecord("invalid UTF-8", error.reason)
+                yield found, as_json(cells)
     else:
         yield from ((value, None) for value in values)
 
@@ -179,6 +202,20 @@ def _cell(cell: Any) -> Any:
         if as_buffer is None:  # text nested in a list or a struct
             return "(not UTF-8)"
         return as_buffer().to_pybytes()[:RAW_LIMIT].decode("utf-8", "backslashreplace")
+    except (ValueError, OverflowError) as error:  # such as a date of the year 300,000
+        return f"({one_line(error)})"
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any] | BadRecord:
+    """A JSON object; one that has a key twice says two things, and neither is taken."""
+    value = dict(fields)
+    if len(value) == len(fields):
+        return value
+    names = [name for name, _ in fields]
+    return BadRecord("malformed JSON", f"the key {max(names, key=names.count)!r:.80} occurs twice")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _json_entries(chunks: Iterator[bytes], name: str, extension: str) -> Iterator[Entry]:
@@ -190,10 +227,29 @@ def _json_entries(chunks: Iterator[bytes], name: str, extension: str) -> Iterato
         if first.strip():
             break
         skipped += 1
-    if _is_one_document(first.strip(), extension):
-        yield from _document_entries(b"\n".join([b"\n" * skipped + first, *lines]), name)
+    rest = itertools.chain([first], lines)
+    is_document = _is_one_document(first.strip(), extension)
+    if is_document and first.rstrip().endswith((b"]", b"}")):
+        # Perhaps the first of many lines: then one that is no record must not take the others with it.
+        following = []
+        for line in lines:
+            following.append(line)
+            if line.strip():
+                is_document = not _is_whole(first)
+                break
+        rest = itertools.chain([first, *following], lines)
+    if is_document:
+        yield from _document_entries(b"\n" * skipped + b"\n".join(rest), name)
     else:
-        yield from _line_entries(itertools.chain([first], lines), name, skipped + 1)
+        yield from _line_entries(rest, name, skipped + 1)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_one_document(first: bytes, extension: str) -> bool:
@@ -211,7 +267,7 @@ def _is_one_document(first: bytes, extension: str) -> bool:
 
 def _document_entries(content: bytes, name: str) -> Iterator[Entry]:
     try:
-        document = json.loads(content.decode("utf-8"))
+        document = _JSON.decode(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise Unreadable(f"invalid UTF-8 in line {line}") from None
@@ -219,11 +275,13 @@ def _document_entries(content: bytes, name: str) -> Iterator[Entry]:
         raise Unreadable(f"not valid JSON in line {error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"not usable JSON: {one_line(error)}") from None
+    if isinstance(document, BadRecord):
+        raise Unreadable(str(document))
     values = document.get("data") if isinstance(document, dict) else document
     if not isinstance(values, list):
         raise Unreadable('expected an array of records, or an object with an array "data"')
     for i, value in enumerate(values):
-        yield f"{name}[record {i}]", value, None
+        yield f"{name}[record {i}]", value, "" if isinstance(value, BadRecord) else None
 
 
 def _line_entries(lines: Iterator[bytes], name: str, first_number: int) -> Iterator[Entry]:
@@ -233,7 +291,7 @@ def _line_entries(lines: Iterator[bytes], name: str, first_number: int) -> Itera
             continue
         value: Any
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = _JSON.decode(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             value = BadRecord("invalid UTF-8", f"byte {error.start + 1} of the line")
         except json.JSONDecodeError as error:
@@ -254,12 +312,6 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield from rest[:-1]
             parts = [rest[-1]]
     yield b"".join(parts)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
 
 
 def _kind(value: Any) -> str:

@@ -36,8 +36,22 @@ class Record:
         """The record as text, at most `RAW_LIMIT` characters, encodable as UTF-8."""
         text = self.raw
         if text is None:
-            text = json.dumps(self.value, ensure_ascii=False, default=str)
+            text = as_json(self.value)
         return text[:RAW_LIMIT].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def as_json(value: Any) -> str:
+    """`value` as JSON for a reader's eyes, whatever is in it."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError) as error:  # read one level of brackets before the limit, say
+        return f"(cannot be shown: {error})"
 
 
 @dataclass

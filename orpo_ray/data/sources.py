@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import fsspec
 
-from orpo_ray.data.readers import COMPRESSIONS, EXTENSIONS, base_extension, one_line, read_file, table_rows
-from orpo_ray.data.records import BadRecord, Record
+from orpo_ray.data.readers import COMPRESSIONS, EXTENSIONS, base_extension, read_file, table_rows
+from orpo_ray.data.records import BadRecord, Record, one_line
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<subset>[\w./-]+))?")
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
@@ -53,6 +54,8 @@ def open_source(source: str, split: str) -> Source:
     """Decide what `source` names. An existing path wins over a Hub id of the same name."""
     from orpo_ray.data import toyworld
 
+    if "\0" in source:
+        raise UserError(f"{source!r}: no file and no address has NUL in its name")
     if source in toyworld.SOURCES:
         return ToySource(source)
     if "://" in source or os.path.exists(os.path.expanduser(source)):
@@ -161,8 +164,9 @@ class HubSource:
 
 
 def _file_source(source: str, split: str) -> FileSource:
+    url, source = source, masked(source)  # locations and messages are written down, credentials are not
     try:
-        filesystem, root = fsspec.core.url_to_fs(source if "://" in source else os.path.expanduser(source))
+        filesystem, root = fsspec.core.url_to_fs(url if "://" in url else os.path.expanduser(url))
     except ImportError as error:  # its message names the package: "Install s3fs to access S3"
         raise UserError(f"{source}: a package for this kind of URL is missing: {one_line(error)}") from None
     except ValueError as error:

@@ -18,6 +18,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.records import Account
+from orpo_ray.masking import masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,9 +71,9 @@ def summarize(
 ) -> Summary:
     """Prepare the data of a run and measure it. Raises `UserError` as `prepare` does."""
     prepared = prepare(config, tokenizer, progress)
-    accounts = {f"data.train: {config.data.train}": prepared.account}
+    accounts = {masked(f"data.train: {config.data.train}"): prepared.account}
     if prepared.eval_account is not None:
-        accounts[f"data.eval: {config.data.eval}"] = prepared.eval_account
+        accounts[masked(f"data.eval: {config.data.eval}")] = prepared.eval_account
     lengths = np.concatenate([prepared.train.lengths(), prepared.eval.lengths()])
     prompt, responses = lengths[:, 0], lengths[:, 1:].sum(axis=1)
     return Summary(

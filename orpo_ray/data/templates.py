@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from orpo_ray.data.formats import Message, PreferencePair
-from orpo_ray.data.records import BadRecord
+from orpo_ray.data.records import BadRecord, one_line
+from orpo_ray.data.time_limit import TimeOut, limited
 from orpo_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ Turns = str | list[Message]
 """A prompt or a completion: text, or messages."""
 
 TEXT_RULE = "orpo_ray.json"
+RENDER_SECONDS = 10
+"""Of computing, for one record: more is a template that does not end."""
 
 
 class Segment(NamedTuple):
@@ -154,8 +157,11 @@ class Renderer:
         """What the template writes after an answer's text and before its EOS: a response that a model gives ends so."""
         mark = "answer"
         question, answer = Message(role="user", content="question"), Message(role="assistant", content=mark)
-        opening = self._render([question], add_generation_prompt=True)
-        return self._completion(opening, [question, answer]).partition(mark)[2]
+        try:
+            opening = self._render([question], add_generation_prompt=True)
+            return self._completion(opening, [question, answer]).partition(mark)[2]
+        except BadRecord as error:
+            raise UserError(f"the chat template cannot write a question and an answer: {error}") from None
 
     def _completion(self, prompt: str, messages: list[Message]) -> str:
         """What rendering the whole adds to the rendered prompt, up to its last EOS (not included)."""
@@ -184,18 +190,22 @@ class Renderer:
                 f"one of {', '.join(NAMED_TEMPLATES)}, or to a Jinja text"
             )
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=self.template,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
+            # transformers renders in jinja2's ImmutableSandboxedEnvironment: no attribute leads out of it.
+            with limited(RENDER_SECONDS):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        messages,
+                        chat_template=self.template,
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
+                    )
                 )
-            )
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"data.chat_template, line {error.lineno}: {error.message}") from None
-        except (jinja2.TemplateError, TypeError, LookupError) as error:
-            raise BadRecord("refused by the chat template", str(error).split("\n")[0]) from None
+        except TimeOut:
+            raise UserError(f"data.chat_template: takes over {RENDER_SECONDS} seconds to write one record") from None
+        except Exception as error:  # a template is a program, and can fail in any way: 1 / 0, range(10**9), no end
+            raise BadRecord("refused by the chat template", one_line(error)) from None
 
     def _hold(self, messages: Turns, held: list[str]) -> list[Message]:
         """`messages` with every special token in their text replaced by a mark; the tokens join `held`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if "contains custom code" in str(error):
+            raise UserError(f"{name}: the model comes with Python code of its own, which is not run") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = f" (pip install {_PACKAGE} brings it; without that it is {_HUB_ID})" if name == DEFAULT else ""
         raise UserError(f"{name}: the embedding model cannot be loaded{hint}: {reason}") from error
@@ -94,7 +97,7 @@ def _source(name: str) -> str:
         # Found without importing it: the package itself imports sentence-transformers.
         package = importlib.util.find_spec(_PACKAGE)
         return str(Path(package.origin).parent / "model") if package and package.origin else _HUB_ID
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    folder = Path(os.path.expanduser(name))
+    if not os.path.isdir(folder) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"{name}: no such folder (an embedding model is {DEFAULT}, a folder or a Hub id)")
-    return str(folder) if folder.is_dir() else name
+    return str(folder) if os.path.isdir(folder) else name

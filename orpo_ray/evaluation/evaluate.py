@@ -69,7 +69,11 @@ def read_winrates(folder: EvaluationFolder) -> dict[str, Any]:
 
 
 def _is_finished(folder: EvaluationFolder, key: str) -> bool:
-    return folder.winrates.is_file() and folder.results.is_file() and read_winrates(folder).get("key") == key
+    """Whether the results are those of `key`; damaged ones are not, and are made again."""
+    try:
+        return folder.results.is_file() and read_winrates(folder)["key"] == key
+    except (OSError, ValueError, TypeError, LookupError):
+        return False
 
 
 def _all_there(plan: EvaluationPlan) -> bool:

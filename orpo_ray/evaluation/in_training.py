@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import EvaluationConfig, TrainConfig
+from orpo_ray.masking import masked
 from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def validate_checkpoint(checkpoint: Checkpoint, *, config: dict[str, Any], step:
         with checkpoint.as_directory() as files:
             metrics = _win_rate(run, folder, Path(files) / MODEL_IN_CHECKPOINT)
     except Exception as error:
-        folder.append_metrics({"step": step, "eval_win_rate": None, "eval_win_rate_failure": str(error)[:2000]})
+        folder.append_metrics({"step": step, "eval_win_rate": None, "eval_win_rate_failure": masked(str(error)[:2000])})
         raise
     folder.append_metrics({"step": step, **metrics})
     return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
     key = f"models.{label}"
     folder = _folder(key, name)
     if (folder / _ADAPTER).is_file():
-        folder = _merged(key, folder, cache)
+        folder = _merged(key, folder, cache, trust_remote_code)
     model = _describe(key, label, name, folder, "auto", trust_remote_code)
     architectures = load_config(model.settings).architectures or []
     if any("ForSequenceClassification" in architecture for architecture in architectures):
@@ -157,8 +158,8 @@ class Answer(NamedTuple):
 
 def _folder(key: str, name: str) -> Path:
     """The local folder of a run, a folder or a Hub id."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long
         if (path / "model" / "config.json").is_file():
             path = path / "model"
         elif not (path / "config.json").is_file() and not (path / _ADAPTER).is_file():
@@ -183,7 +184,7 @@ def _describe(
 ) -> EvaluatedModel:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"{key}: {folder} holds no weights (no *.safetensors file)")
+        raise UserError(f"{key}: {folder} holds no weights in safetensors (no *.safetensors file)")
     if not any((folder / name).is_file() for name in _TOKENIZER):  # transformers would make an empty one up
         raise UserError(f"{key}: {folder} holds no tokenizer (no tokenizer.json)")
     settings = ModelConfig(name_or_path=str(folder), trust_remote_code=trust)
@@ -215,25 +216,26 @@ def _update(digest: hashlib.blake2b, file: Path) -> None:
             digest.update(content.read(_STRETCH))
 
 
-def _merged(key: str, adapter: Path, cache: Path) -> Path:
+def _merged(key: str, adapter: Path, cache: Path, trust: bool) -> Path:
     """A LoRA adapter merged into its base, kept in `cache` by the adapter's content."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     digest = hashlib.blake2b((adapter / _ADAPTER).read_bytes(), digest_size=16)
-    weights = sorted(adapter.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"{key}: the adapter {adapter} holds no weights (no *.safetensors file)")
-    for file in weights:
-        _update(digest, file)
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():  # peft would take pickled ones, which can hold any program
+        raise UserError(f"{key}: the adapter {adapter} holds no weights in safetensors (no {weights.name})")
+    _update(digest, weights)
     target = cache / "merged" / digest.hexdigest()
     if (target / "config.json").is_file():
         return target
     base = str(json.loads((adapter / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path"))
     try:
-        model = AutoPeftModelForCausalLM.from_pretrained(str(adapter), dtype="auto").merge_and_unload()
+        model = AutoPeftModelForCausalLM.from_pretrained(
+            str(adapter), dtype="auto", use_safetensors=True, trust_remote_code=trust
+        ).merge_and_unload()
         own = (adapter / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(str(adapter) if own else base)
+        tokenizer = AutoTokenizer.from_pretrained(str(adapter) if own else base, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error

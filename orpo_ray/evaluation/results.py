@@ -204,22 +204,24 @@ def _reward_model(tables: Tables, judge: JudgeWork) -> Row:
 
 
 def _pairs(tables: Tables, name: str) -> list[Row]:
-    """Every ordered pair of policies under one reward model; Holm's correction counts each pair once."""
+    """Every ordered pair of policies under one reward model, each two compared once; so Holm's correction counts."""
     scores = _of_policies(tables, name)
     rows: dict[tuple[str, str], Row] = {}
-    for model, against in permutations(scores, 2):
+    for model, against in combinations(scores, 2):
         won = outcomes(scores[model], scores[against])
         if np.isnan(won).all():
             continue
-        rows[model, against] = {
-            "model": model, "against": against, "reward_model": name,
-            **asdict(win_rate(scores[model], scores[against])),
-            "length_controlled": length_controlled(won, tables.tokens(model), tables.tokens(against)),
-        }  # fmt: skip
+        rate = win_rate(scores[model], scores[against])
+        even = length_controlled(won, tables.tokens(model), tables.tokens(against))
+        rows[model, against] = {**asdict(rate), "length_controlled": even}
+        rows[against, model] = {**asdict(rate.reverse()), "length_controlled": None if even is None else 1 - even}
     once = [pair for pair in combinations(scores, 2) if pair in rows]
     for (model, against), p in zip(once, holm([rows[pair]["p_value"] for pair in once]), strict=True):
         rows[model, against]["p_holm"] = rows[against, model]["p_holm"] = p
-    return list(rows.values())
+    return [
+        {"model": model, "against": against, "reward_model": name, **rows[model, against]}
+        for model, against in permutations(scores, 2) if (model, against) in rows
+    ]  # fmt: skip
 
 
 def _of_policies(tables: Tables, name: str) -> dict[str, Floats]:

@@ -17,6 +17,7 @@ from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speak
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.modeling.scorer import packed_scores
+from orpo_ray.training.allocator import keep_freed_memory
 
 Rows = list[list[int]]
 """Token ids of a prompt and of each of its completions."""
@@ -64,7 +65,7 @@ class VllmJudge:
         self._checked = False
         self._engine: Any = LLM(
             model=str(model.folder), runner="pooling", dtype=model.dtype, enforce_eager=device.type == "cpu",
-            max_model_len=model.context, trust_remote_code=model.trust_remote_code,
+            max_model_len=model.context, trust_remote_code=model.trust_remote_code, load_format="safetensors",
         )  # fmt: skip
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
@@ -122,6 +123,8 @@ class Scorer:
         self._chat_template = chat_template
         self._budget = scoring.tokens_per_microbatch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._policy: tuple[str, Speaker, nn.Module] | None = None
         judge = VllmJudge if scoring.engine == "vllm" else PackedJudge
         self._judges: dict[str, Judge] = {

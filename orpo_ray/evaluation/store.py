@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orpo_ray.data.records import one_line
+from orpo_ray.errors import UserError
 from orpo_ray.training.run_folder import write_table
 
 VERSION = 1
@@ -61,7 +63,11 @@ class Pieces:
         return self.path(block).is_file()
 
     def read(self, block: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(self.path(block), schema=self._schema).to_pylist()
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(self.path(block), schema=self._schema).to_pylist()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            hint = "remove it, and it is made again"
+            raise UserError(f"{self.path(block)}: cannot be read: {one_line(error)}; {hint}") from None
         return rows
 
     def write(self, block: int, rows: list[dict[str, Any]]) -> None:

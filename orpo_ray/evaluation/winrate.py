@@ -8,7 +8,7 @@ are not independent, so the unit of all that is said about certainty is the prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,6 +50,14 @@ class WinRate:
     def n(self) -> int:
         """Comparisons."""
         return self.wins + self.ties + self.losses
+
+    def reverse(self) -> WinRate:
+        """B against A: the same comparisons and resamples, seen from the other side."""
+        low, high = self.ci95
+        return replace(
+            self, wins=self.losses, losses=self.wins, win_rate=1 - self.win_rate, ci95=(1 - high, 1 - low),
+            rounds=tuple(1 - rate for rate in self.rounds),
+        )  # fmt: skip
 
 
 def outcomes(scores_a: ArrayLike, scores_b: ArrayLike, *, tie: float = TIE) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,22 +106,27 @@ def require_packable(network: PreTrainedModel) -> None:
 
 def locate(name: str) -> str:
     """The folder that `name` stands for (of a run: its `model/`), absolute; or `name`, a Hub id."""
-    path = Path(name).expanduser()
-    if (path / "model" / "config.json").is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path / "model" / "config.json"):  # `Path.is_file` raises where a name is too long
         path = path / "model"
-    return str(path.resolve()) if path.is_dir() else name
+    return str(path.resolve()) if os.path.isdir(path) else name
 
 
 def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
     """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
     location = locate(name)
-    if not Path(location).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not os.path.isdir(location) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
     try:
         return load(location, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "contains custom code" in str(error):
+            raise UserError(
+                f"{name}: the {what} comes with Python code of its own, which is not run; set "
+                "model.trust_remote_code=true (in an evaluation: trust_remote_code=true) if you trust its source"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: the {what} cannot be loaded: {reason}") from error
 

@@ -36,7 +36,7 @@ def ratings(rated: Sequence[Rating], colour: Mapping[str, str], reward_model: st
     """Bradley-Terry ratings with their 95% intervals, best first."""
 
     def draw(axes: Axes) -> None:
-        axes.axvline(0, color=NEUTRAL, linewidth=0.8)
+        _even(axes, 0, len(rated))
         for y, entry in enumerate(rated):
             _estimate(axes, y, entry.rating, entry.ci95, colour.get(entry.model, INK))
             _name(axes, y, entry.model, f"{entry.rating:+.0f}".replace("-", "−"))
@@ -50,7 +50,7 @@ def forest(pairs: Sequence[Pair]) -> Markup:
     """The win-rate of each pair with its 95% interval against an even 50%, and the length-controlled one."""
 
     def draw(axes: Axes) -> None:
-        axes.axvline(0.5, color=NEUTRAL, linewidth=1.0, linestyle=(0, (4, 3)))
+        _even(axes, 0.5, len(pairs))
         for y, pair in enumerate(pairs):
             _estimate(axes, y, pair.win_rate, pair.ci95, INK, "win-rate" if y == 0 else None)
             _name(axes, y, f"{pair.model} over {pair.against}", f"{pair.win_rate:.1%}")
@@ -163,6 +163,11 @@ def _densities(
         )  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.set_ylabel("density")
+
+
+def _even(axes: Axes, x: float, rows: int) -> None:
+    """Where neither side is ahead: a mark in each row and not a line through all, which would cross their names."""
+    axes.vlines([x] * rows, [y - 0.22 for y in range(rows)], [y + 0.36 for y in range(rows)], NEUTRAL, linewidth=1.2)
 
 
 def _estimate(

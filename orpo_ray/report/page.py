@@ -17,6 +17,8 @@ from orpo_ray.report import figures
 from orpo_ray.report.reward_figures import reward_figures
 from orpo_ray.report.runs import Run, read_run
 
+Drawn = tuple[str, Markup | None, str]
+"""A figure: its title, the figure if there is any, its caption."""
 OBJECTIVES = {
     "orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto_pair": "KTO on pairs", "simpo": "SimPO",
     "cpo": "CPO", "probability_ratio": "probability ratio", "reward": "reward model",
@@ -38,7 +40,11 @@ def write_report(run_dir: Path) -> Path:
     Raises `UserError` where the folder holds no readable run, or the page cannot be written.
     """
     run = read_run(run_dir)
-    drawn: list[tuple[str, Markup | None, str]] = [
+    return write_page(run_dir / "report.html", run_page(run, _figures(run)))
+
+
+def _figures(run: Run) -> list[Drawn]:
+    drawn: list[Drawn] = [
         ("Loss", figures.loss(run), "The kept model is the one with the lowest evaluation loss."),
         ("Log-probs of chosen and rejected", figures.log_probs(run), _log_prob_caption(run)),
         ("Log odds ratio", figures.log_odds_ratio(run), "How much likelier, in odds, chosen is than rejected."),
@@ -50,7 +56,12 @@ def write_report(run_dir: Path) -> Path:
     scores = run.folder / "eval_scores.parquet"
     if run.section("objective").get("name") == "reward" and scores.is_file():
         drawn += reward_figures(scores)
-    html = render(
+    return drawn
+
+
+def run_page(run: Run, drawn: list[Drawn]) -> str:
+    """The page of a run, with these figures on it."""
+    return render(
         "run.html",
         run=run,
         title=run.name,
@@ -62,7 +73,6 @@ def write_report(run_dir: Path) -> Path:
         evaluations=[line for line in run.lines if "eval_loss" in line],
         configuration=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
-    return write_page(run_dir / "report.html", html)
 
 
 def render(template: str, **values: Any) -> str:
@@ -184,10 +194,10 @@ def _pairs(run: Run) -> str:
 
 
 def _seconds(run: Run) -> str:
-    seconds = (run.summary or {}).get("seconds")
-    if not isinstance(seconds, (int, float)):
+    summary = run.summary or {}
+    if not _is_number(summary, "seconds"):
         return ""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(summary["seconds"]), 60)
     hours, minutes = divmod(minutes, 60)
     return "in all " + (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s")
 
@@ -197,7 +207,8 @@ def _present_columns(run: Run) -> dict[str, str]:
 
 
 def _is_number(section: dict[str, Any], key: str) -> bool:
-    return isinstance(section.get(key), (int, float))
+    value = section.get(key)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 @cache

@@ -85,7 +85,7 @@ def read_run(folder: Path) -> Run:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = _read_objects(path)
     for number, line in lines.items():
-        if type(line.get("step")) is not int:
+        if type(line.get("step")) is not int or not 0 <= line["step"] < 2**63:
             raise UserError(f"{path}, line {number}: has no step number")
     return list(lines.values())
 
@@ -125,6 +125,7 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
 
 def _finite(value: Any) -> float:
     """A number as it is; null (how a diverged value is written) and anything else as NaN."""
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    return math.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        return math.nan

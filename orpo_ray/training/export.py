@@ -75,6 +75,7 @@ def export_model(
     new = _begin(target)
     model.save_pretrained(new, state_dict=weights, safe_serialization=True)
     _save_manner(new, tokenizer, config)
+    config = TrainConfig.model_validate(config.for_a_file())  # without secrets: cards are published
     settings = config.objective.model_dump(by_alias=True, exclude={"name"}, exclude_none=True)
     described = [f"{'λ' if name == 'lambda' else name} = {value}" for name, value in settings.items()]
     template, lora = config.data.chat_template, config.model.lora

@@ -12,13 +12,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from torch import Tensor
 
-from orpo_ray.config import TrainConfig
+from orpo_ray.config import TrainConfig, read_yaml
 from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
+
+_ANY_STEP = 2**63
 
 MODEL_IN_CHECKPOINT = "model"
 """The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
@@ -54,31 +56,38 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.is_file():
-            held = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            differing = differences(held, yaml.safe_load(config.to_yaml()))
+            differing = differences(read_yaml(self.config), config.for_a_file())
             refused = [key for key in differing if key not in config.resume.allow_changes]
             if refused:
                 raise UserError(
                     f"{self.path}: holds a run with other settings ({', '.join(refused)}); choose another name=..., "
                     f"remove the folder, or continue it with 'resume.allow_changes=[{', '.join(refused)}]'"
                 )
+        self.forget_after(_ANY_STEP)  # mistakes are told here, before workers start
         write_atomically(self.config, config.to_yaml())
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short.
 
-        One that begins anew, at step 0, repeats the evaluation of step 0 too.
+        One that begins anew, at step 0, repeats the evaluation of step 0 too. Raises `UserError` where a line before is
+        no metrics line.
         """
         if not self.metrics.is_file():
             return
         last = step or -1
         with self.metrics.open(encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n")]
-        write_atomically(self.metrics, "".join(line for line in lines if json.loads(line)["step"] <= last))
+        try:
+            kept = [line for line in lines if json.loads(line)["step"] <= last]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.metrics}: was changed by something else; remove what is no line of metrics"
+            ) from None
+        write_atomically(self.metrics, "".join(kept))
 
     def note(self, text: str) -> None:
         """Add to `events.jsonl` what a person should know of: what was passed over, and what could not be done."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": text}
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": masked(text)}
         try:
             with self.events.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

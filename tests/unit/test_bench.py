@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -17,17 +19,27 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from orpo_ray.bench import table
 from orpo_ray.bench.contestant_process import ContestantProcess, Lost
 from orpo_ray.bench.process import StepReport
 from orpo_ray.bench.results import Record, Work, statistics_of
+from orpo_ray.bench.stages.run import result as stage_result
+from orpo_ray.bench.stages.way import Way
 from orpo_ray.bench.task import Task
-from orpo_ray.config import BenchmarkConfig, load_as, parse_as
+from orpo_ray.cli import main
+from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig, load_as, load_benchmark, parse_as
 from orpo_ray.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/bench"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In contestants: a toy's steps are too small for more, which would only wait for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def toy(folder: Path, **settings: Any) -> dict[str, Any]:
@@ -54,10 +66,14 @@ def parsed(folder: Path, **settings: Any) -> BenchmarkConfig:
 # The configuration
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_benchmark_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STAGES = sorted(CONFIGS.glob("evaluation-*.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - set(STAGES)), ids=lambda path: path.stem)
+def test_a_shipped_benchmark_of_trainers_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_as(BenchmarkConfig, path)
+    config = load_benchmark(path)
+    assert isinstance(config, BenchmarkConfig)
     assert config.name == path.stem
     assert config.steps >= 5 and config.warm_up >= 2
     assert config.contestants[next(iter(config.contestants))].trainer == "orpo_ray"
@@ -68,6 +84,29 @@ def test_a_shipped_benchmark_is_valid(path: Path, monkeypatch: pytest.MonkeyPatc
         assert training.train.global_batch_size <= 16
     assert (config.needs == "cuda") == path.stem.endswith("-gpu")
     assert config.needs is None or config.turns == "runs"  # a GPU has room for one contestant
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
+def test_a_shipped_benchmark_of_a_stage_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_benchmark(path)
+    assert not isinstance(config, BenchmarkConfig)
+    assert config.name == path.stem == f"evaluation-{config.measures}"
+    assert config.rounds >= 3 and config.prompts.limit is not None
+    for shape in {"policy", "judge"} & set(type(config).model_fields):
+        assert (Path(getattr(config, shape)) / "config.json").is_file()
+
+
+def test_what_a_benchmark_measures_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "bench.yaml"
+    path.write_text("{name: a, measures: speed}")
+    with pytest.raises(UserError) as error:
+        load_benchmark(path)
+    expected = "measures: should be one of generation, scoring, pipeline, training (got 'speed')"
+    assert str(error.value) == f"{path}: {expected}"
+    path.write_text("{name: a, measures: scoring, tokenizer: t, prompts: {source: s}, judge: j, policy: p}")
+    with pytest.raises(UserError, match=r"unknown key policy"):
+        load_benchmark(path)
 
 
 def test_the_other_trainers_are_pinned_once() -> None:
@@ -144,6 +183,26 @@ def test_what_cannot_be_told_is_none() -> None:
     assert "seconds_to_first" not in summary
 
 
+def pipeline() -> dict[str, Any]:
+    """A made-up result of three rounds."""
+    settings = {"name": "p", "measures": "pipeline", "tokenizer": "t", "prompts": {"source": "s"}, "policy": "p"}
+    config = TypeAdapter(EvaluationBenchmarkConfig).validate_python({**settings, "judge": "j"})
+    ways = {"at once": (11, 12, 30), "generation": (5, 12, 10), "scoring": (10, 6, 20)}
+    return stage_result(
+        config, {name: Way(lambda: 0, "responses", 700, [*s], [60, 60, 60]) for name, s in ways.items()}
+    )
+
+
+def test_statistics_of_a_stage() -> None:
+    result = pipeline()
+    assert result["to_the_slower"] == {"median": 1.1, "min": 1, "max": 1.5}  # of each round: 11/10, 12/12, 30/20
+    both, alone, _ = result["contestants"].values()
+    assert "seconds_to_first" not in both
+    assert both["per_second"] == {"median": 5, "min": 2, "max": 60 / 11}
+    assert alone["seconds_to_first"] == {"median": 5 / 11, "min": 1 / 3, "max": 1}
+    assert alone["rounds"] == {"seconds": [5, 12, 10], "made": [60, 60, 60]}
+
+
 # The tables
 
 
@@ -167,6 +226,8 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     results.mkdir()
     configs.mkdir()
     (results / "a.json").write_text(json.dumps(made_up("a")))
+    stage = pipeline() | {"machine": made_up("")["machine"], "versions": made_up("")["versions"]}
+    (results / "p.json").write_text(json.dumps(stage))
     (results / "other.json").write_text(json.dumps({"rounds": []}))
     (configs / "a.yaml").write_text(yaml.safe_dump(toy(tmp_path, name="a")))
     (configs / "b.yaml").write_text(yaml.safe_dump(toy(tmp_path, name="b", needs="cuda")))
@@ -185,8 +246,15 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         "| `b` | orpo_ray, padded | not measured: no GPU here |  |  |  |  |  |  |",
         "| `c` | orpo_ray, padded | not measured: not yet run |  |  |  |  |  |  |",
         "",
+        "| benchmark | contestant | seconds | of the first's | a second | tokens computed | times the first's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| `p` | at once | 12.00 (11.00–30.00) |  | 5.0 responses | 700 |  |",
+        "|  | generation | 10.00 (5.00–12.00) | 0.455 (0.333–1.00) | 6.0 responses | 700 | 1.00 |",
+        "|  | scoring | 10.00 (6.00–20.00) | 0.667 (0.5–0.909) | 6.0 responses | 700 | 1.00 |",
+        "",
         "- `a`, ours: data 25.0%, forward 75.0%",
         "- `a`, long: 2.00 times the tokens in 3.00 times the seconds, so 1.50 (1.50–1.50) of the cost per token",
+        "- `p`, both at once take 1.10 (1.00–1.50) of the slower one's seconds",
         "- measured on Some CPU, 2 cores, 16 GiB, with python 3.11.7, torch 2.13.0",
         table.END,
         "after",
@@ -244,32 +312,24 @@ def test_a_contestant_that_fails_is_lost_with_its_last_line(tmp_path: Path) -> N
         process.stop()
 
 
-PARENT = """
-import sys
-from pathlib import Path
-from test_bench import parsed
-from orpo_ray.bench.contestant_process import ContestantProcess
-from orpo_ray.bench.task import Task
-
-process = ContestantProcess(Task("padded", parsed(Path(sys.argv[1])).training("padded"), None, 1, 10**6))
-process.load()
-print(process.pid, flush=True)
-while True:
-    process.step("warm_up")
-"""
+def parent(folder: Path, told: multiprocessing.connection.Connection) -> None:
+    process = ContestantProcess(Task("padded", parsed(folder).training("padded"), None, 1, 10**6))
+    process.load()
+    told.send(process.pid)
+    while True:
+        process.step("warm_up")
 
 
 def test_no_contestant_outlives_a_killed_parent(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests/unit")])}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
+    context = multiprocessing.get_context("fork")
+    mine, its = context.Pipe()
+    process = context.Process(target=parent, args=(tmp_path, its))
+    process.start()
+    its.close()
+    child = psutil.Process(mine.recv())
     assert child.is_running()
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    process.kill()
+    process.join()
     wait_for([child])
 
 
@@ -288,11 +348,12 @@ def command(config: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "orpo_ray.cli", "bench", str(config), *arguments]
 
 
-def bench(config: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+def bench(config: Path, *arguments: str) -> int:
+    """The command in this process, which has imported what it needs; returns its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(config), *arguments])
+    assert ended.value.code is None or isinstance(ended.value.code, int)
+    return ended.value.code or 0
 
 
 def write(folder: Path, **settings: Any) -> Path:
@@ -301,19 +362,23 @@ def write(folder: Path, **settings: Any) -> Path:
     return path
 
 
-def test_a_benchmark_from_the_command_line(tmp_path: Path) -> None:
+def test_a_benchmark_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A package that cannot be imported, whether or not the real one is installed here.
     (tmp_path / "trl").mkdir()
     (tmp_path / "trl/__init__.py").write_text("raise ImportError(\"No module named 'trl'\")\n")
     path = write(tmp_path)
     arguments = ("contestants.trl={trainer: trl}", "run.train.global_batch_size=3", "--out", str(tmp_path / "out"))
-    done = bench(path, *arguments, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "out/toy.json")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    code = bench(path, *arguments)
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert told.out.splitlines()[-1] == str(tmp_path / "out/toy.json")
     result = json.loads((tmp_path / "out/toy.json").read_text())
     ours, padded, trl = (result["contestants"][name] for name in ("orpo_ray", "padded", "trl"))
     assert trl == {"trainer": "trl", "not_measured": "No module named 'trl' (pip install orpo_ray[bench])"}
-    assert f"trl: not measured: {trl['not_measured']}\n" in done.stdout
+    assert f"trl: not measured: {trl['not_measured']}\n" in told.out
     config = load_as(BenchmarkConfig, path, list(arguments[:2]))
     assert result["configuration"] == config.model_dump(mode="json")
     task = Task("padded", config.training("padded"), None, 1, 3)
@@ -343,20 +408,27 @@ def test_a_benchmark_from_the_command_line(tmp_path: Path) -> None:
          "contestants.long.stretch: 10 times data.max_length=60 is more than the 128 positions of toy"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_plain_line_and_exit_2(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    done = bench(write(tmp_path, **settings))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert message in done.stderr
+def test_a_mistake_is_one_plain_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], message: str
+) -> None:
+    code = bench(write(tmp_path, **settings))
+    told = capsys.readouterr().err
+    assert (code, told.count("\n")) == (2, 1), told
+    assert message in told
 
 
 def test_a_benchmark_of_gpus_is_refused_without_one(tmp_path: Path) -> None:
-    done = bench(write(tmp_path, needs="cuda"), CUDA_VISIBLE_DEVICES="")
+    """In a process of its own: what it imports must not add to the one line either."""
+    done = subprocess.run(
+        command(write(tmp_path, needs="cuda")), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (2, "orpo-ray: toy: needs a CUDA device, and there is none here\n")
 
 
 def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     running = subprocess.Popen(
-        command(write(tmp_path), "run.train.epochs=1000", "steps=10000", "--out", str(tmp_path)),
+        command(write(tmp_path), "run.train.epochs=50", "steps=500", "--out", str(tmp_path)),
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert running.stderr is not None

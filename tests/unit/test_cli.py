@@ -140,3 +140,27 @@ def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("orpo-ray: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_damaged_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    """Through the whole command: a bad record, a damaged container, a bomb of a configuration, a broken run folder."""
+    (tmp_path / "pairs.jsonl").write_bytes(b'{"prompt": "a", "chosen": "b", "rejected": "\xff"}\n')
+    (tmp_path / "pairs.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "bomb.yaml").write_text("a: &a [*a]\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b'{"step": 1}\n\x00\xff\n')
+    (tmp_path / "run" / "config.yaml").write_text("name: run\n")
+    toy = ["data", str(ROOT / "configs" / "toy-orpo.yaml"), "model.name_or_path=toy", f"storage.path={tmp_path}"]
+    cases = [
+        ([*toy, "data.train=pairs.jsonl"], "pairs.jsonl:1: invalid UTF-8"),
+        ([*toy, "data.train=pairs.parquet"], "pairs.parquet: unreadable file: not a whole Parquet file"),
+        ([*toy, "data.train=http://me:secret@127.0.0.1:9/x"], "http://me:***@127.0.0.1:9/x: cannot be read"),
+        (["train", "bomb.yaml"], "bomb.yaml, line 1: not valid YAML: an alias stands for what holds it"),
+        (["report", "run"], "metrics.jsonl: cannot be read"),
+    ]
+    for arguments, told in cases:
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("orpo-ray: ")
+        assert done.stderr.count("\n") == 1
+        assert told in done.stderr

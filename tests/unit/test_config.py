@@ -288,3 +288,15 @@ def test_any_text_is_a_configuration_or_one_plain_line(
         assert load_config(path) == config
     assert "\n" not in message
     assert len(message) < 1000
+
+
+class TestWorkers:
+    @pytest.mark.parametrize(("value", "fewest", "most"), [("3", 3, 3), ("[2, 8]", 2, 8), ("[4, 4]", 4, 4)])
+    def test_a_number_or_a_range(self, value: str, fewest: int, most: int) -> None:
+        scaling = parse_config(yaml.safe_load(MINIMAL), [f"scaling.num_workers={value}"], "test").scaling
+        assert (scaling.fewest_workers, scaling.most_workers) == (fewest, most)
+
+    @pytest.mark.parametrize("value", ["[8, 2]", "[0, 2]", "[1]", "true", "0"])
+    def test_no_range(self, value: str) -> None:
+        with pytest.raises(UserError, match=r"scaling(\.num_workers)?"):
+            parse_config(yaml.safe_load(MINIMAL), [f"scaling.num_workers={value}"], "test")

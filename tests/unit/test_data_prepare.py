@@ -7,17 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from test_data_tokenization import bytes_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data import toyworld
-from orpo_ray.data.prepare import prepare, split_by_prompt
+from orpo_ray.data.prepare import prepare
 from orpo_ray.data.summary import print_summary, summarize
 from orpo_ray.errors import UserError
 
@@ -137,27 +134,6 @@ def test_an_eval_source_of_its_own(tmp_path: Path) -> None:
 
 
 # Held-out pairs -----------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 12), min_size=2, max_size=60), st.floats(0.01, 0.6), st.integers(0, 2**70))
-def test_held_out_prompts(prompts: list[int], fraction: float, seed: int) -> None:
-    hashes = np.array(prompts, np.uint64) * np.uint64(0x1234567890ABCDEF)
-    try:
-        train, held = split_by_prompt(hashes, fraction, seed, "pairs")
-    except UserError:
-        # Refused only where some single prompt is needed to reach the fraction and none would be left.
-        assert min(len(prompts) - prompts.count(prompt) for prompt in prompts) < fraction * len(prompts)
-        return
-    assert sorted([*train, *held]) == list(range(len(prompts)))
-    assert (np.diff(train) > 0).all()
-    assert (np.diff(held) > 0).all()
-    assert not set(hashes[train]) & set(hashes[held])  # pairs of one prompt never part
-    assert len(train) > 0
-    assert len(held) >= fraction * len(prompts) - 1e-9
-    # No prompt more than needed: without the one held out last the fraction is not reached.
-    assert min(len(held) - (hashes[held] == prompt).sum() for prompt in hashes[held]) < fraction * len(prompts)
-    again = split_by_prompt(hashes, fraction, seed, "pairs")
-    assert (again[0] == train).all()
 
 
 def test_the_seed_draws_the_held_out_prompts(tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ from orpo_ray.data.prompts import read_prompts, readable
 from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import share_out
+from orpo_ray.evaluation.evaluate import _is_finished
 from orpo_ray.evaluation.generation import request_seed
 from orpo_ray.evaluation.models import Answer, Speaker, find_policy, find_reward_model
 from orpo_ray.evaluation.plan import make_plan
 from orpo_ray.evaluation.scoring import Judged, Scorer, judged_rows
+from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
 
 
 def save_toy(folder: Path, *, labels: int | None = None, template: str | None = None) -> Path:
@@ -366,3 +368,20 @@ def test_no_more_engines_than_there_is_work_and_no_more_actors_than_room() -> No
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"^scaling"):
             share_out(EvaluationScaling(**scaling), cpus, gpus, most=100)
+
+
+def test_a_damaged_piece_is_named_and_damaged_results_are_made_again(tmp_path: Path) -> None:
+    pieces = Pieces(tmp_path, "a", "0123456789ab", RESPONSES)
+    pieces.write(0, [{"prompt": 0, "round": 0, "text": "x", "tokens": 1, "ended": "stop"}])
+    whole = pieces.path(0).read_bytes()
+    for content in (b"", b"PAR1", whole[:-9], whole[:20] + b"\xff" * 40 + whole[60:]):
+        pieces.path(0).write_bytes(content)
+        with pytest.raises(UserError, match=r"00000\.parquet: cannot be read: .*; remove it, and it is made again"):
+            pieces.read(0)
+    folder = EvaluationFolder(tmp_path)
+    folder.results.touch()
+    for content in (b"", b"[]", b"{}", b'{"key": "other"}', b"\xff", b'{"key": "k"'):
+        folder.winrates.write_bytes(content)
+        assert not _is_finished(folder, "k")
+    folder.winrates.write_text('{"key": "k"}')
+    assert _is_finished(folder, "k")

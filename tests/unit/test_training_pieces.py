@@ -30,6 +30,7 @@ from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import Line, Sink, State, run
 from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
+from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import Saver, load
 
@@ -91,6 +92,32 @@ class TestRunFolder:
         folder.open_for(config())
         with pytest.raises(UserError, match=r"objective\.lambda, optim\.lr, seed|seed, objective\.lambda, optim\.lr"):
             folder.open_for(config("objective.lambda=0.7", "optim.lr=1", "seed=3"))
+
+    def test_changes_that_are_allowed_are_taken_over(self, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path / "unit")
+        folder.open_for(config())
+        with pytest.raises(UserError, match=r"other settings \(optim\.lr\).*'resume\.allow_changes=\[optim\.lr\]'"):
+            folder.open_for(config("optim.lr=1e-4", "resume.allow_changes=[seed]"))
+        changed = config("optim.lr=1e-4", "resume.allow_changes=[optim.lr]")
+        folder.open_for(changed)
+        folder.open_for(config("optim.lr=1e-4"))
+        assert changed.digest() == config("optim.lr=1e-4").digest() != config().digest()
+
+    def test_metrics_that_a_full_disk_refused_are_written_with_the_next(self, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path)
+        recorder = Recorder(folder, resumed_at=0)
+        recorder.write({"step": 1, "loss": 2.0})
+        folder.metrics.rename(tmp_path / "held")
+        folder.metrics.mkdir()  # nothing can be appended to it
+        recorder.write({"step": 2, "loss": 1.5})
+        recorder.write({"step": 3, "loss": 1.0})
+        folder.metrics.rmdir()
+        (tmp_path / "held").rename(folder.metrics)
+        recorder.write({"step": 4, "loss": 0.5})
+        recorder.close()
+        assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3, 4]
+        events = folder.events.read_text().splitlines()
+        assert len(events) == 1 and "metrics.jsonl cannot be written" in json.loads(events[0])["event"]
 
     def test_metrics_after_the_checkpoint_are_forgotten(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path)

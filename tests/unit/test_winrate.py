@@ -1,5 +1,7 @@
 """Win-rates: counts, interval, test and control for length, against known answers and simulated judges."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,6 +81,8 @@ def test_the_two_directions_mirror_each_other(rows):
     assert (forward.wins, forward.ties, forward.losses) == (backward.losses, backward.ties, backward.wins)
     assert forward.win_rate == pytest.approx(1 - backward.win_rate, abs=1e-12)
     assert forward.rounds == pytest.approx([1 - rate for rate in backward.rounds], abs=1e-12)
+    for name, value in asdict(forward.reverse()).items():
+        assert value == pytest.approx(getattr(backward, name), abs=1e-12), name
     assert forward.sd == pytest.approx(backward.sd, abs=1e-12)
     assert forward.p_value == backward.p_value
     low, high = forward.ci95

@@ -1,0 +1,50 @@
+"""The configuration of benchmarks of `orpo-ray evaluate`: what its stages cost beside the plain way."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from orpo_ray.config.evaluation import Label, PromptsConfig, SamplingConfig, ScoringConfig
+from orpo_ray.config.section import Count, Section
+
+
+class _Stages(Section):
+    """Models are folders with a shape: their weights are random, since speed does not depend on them."""
+
+    name: Label
+    tokenizer: str
+    """Of policy and judge: Hub id or folder."""
+    prompts: PromptsConfig
+    """Pairs; `limit` says how many."""
+    rounds: Count = 3
+    """Of measuring; in each, every contestant has a turn."""
+
+
+class GenerationBenchmarkConfig(_Stages):
+    """The engine that an evaluation's pipeline feeds, against one bare `LLM.generate`; an actor and a CPU each."""
+
+    measures: Literal["generation"]
+    policy: str
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class ScoringBenchmarkConfig(_Stages):
+    """The packed scorer against Hugging Face's forward over padded batches, six real responses to a prompt."""
+
+    measures: Literal["scoring"]
+    judge: str
+    batches: tuple[Count, ...] = (24, 6)
+    """Texts in a padded batch; each size is measured with the texts in order and sorted by length."""
+
+
+class PipelineBenchmarkConfig(_Stages):
+    """Generation and scoring at once, a CPU each, against each of them alone."""
+
+    measures: Literal["pipeline"]
+    policy: str
+    judge: str
+    sampling: SamplingConfig = SamplingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+
+
+EvaluationBenchmarkConfig = GenerationBenchmarkConfig | ScoringBenchmarkConfig | PipelineBenchmarkConfig

@@ -1,0 +1,95 @@
+"""Which pairs are held out for evaluation: whole prompts, drawn by their hashes, listed on the disk.
+
+Neither drawing nor using the lists takes memory that grows with the data set: prompts are drawn in passes over chunks,
+and the lists are memory-mapped, so a node's ranks share their pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orpo_ray.data.cache import mapped
+from orpo_ray.data.schedule import Indices, mix64
+from orpo_ray.errors import UserError
+
+_CHUNK = 1 << 18  # pairs at once
+_FILES = ("train.bin", "eval.bin")
+
+
+def split_by_prompt(
+    hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path
+) -> tuple[Indices, Indices]:
+    """Indices `(train, eval)` of pairs with these prompt hashes, each in its order; found in `folder` or written there.
+
+    Whole prompts are held out, in an order drawn by `seed` and the hash alone, until they make up at least
+    `fraction` of the pairs; so pairs of one prompt never part, and adding data moves few of them. Raises
+    `UserError`, about the source `name`, where no prompt would be left to train on, or `folder` cannot be written.
+    """
+    digest = hashlib.blake2b(f"{fraction} {seed}".encode(), digest_size=8).hexdigest()
+    place = folder / f"split-{digest}"
+    if not place.is_dir():
+        # Any process may be the first. All write the same, each beside; one's folder then gets the place.
+        beside = place.with_name(f"{place.name}.partial-{socket.gethostname()}-{os.getpid()}")
+        try:
+            shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
+            beside.mkdir()
+            _write(hashes, fraction, seed, name, beside)
+            with contextlib.suppress(OSError):  # it is taken
+                beside.rename(place)
+        except OSError as error:
+            message = f"{folder}: cannot hold the split: {error.strerror or error}; set storage.cache to another folder"
+            raise UserError(message) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    train, held = (mapped(place / file, np.int64) for file in _FILES)
+    return train, held
+
+
+def _write(hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path) -> None:
+    last = _smallest(hashes, seed, max(1, math.ceil(fraction * len(hashes))))
+    start = held = 0
+    with (folder / _FILES[0]).open("wb") as train, (folder / _FILES[1]).open("wb") as evaluation:
+        for numbers in _drawn(hashes, seed):
+            out = numbers <= last
+            (np.flatnonzero(~out) + start).tofile(train)
+            (np.flatnonzero(out) + start).tofile(evaluation)
+            start, held = start + len(numbers), held + int(out.sum())
+        for file in (train, evaluation):
+            file.flush()
+            os.fsync(file.fileno())
+    if held == len(hashes):
+        raise UserError(
+            f"{name}: {len(hashes)} pairs have {len(np.unique(hashes))} different prompts, too few to hold out "
+            f"{fraction:.0%} of the pairs; set data.eval to a source of its own, or lower data.eval_fraction"
+        )
+
+
+def _drawn(hashes: NDArray[np.uint64], seed: int) -> Iterator[NDArray[np.uint64]]:
+    """A number for each pair, the same for equal prompts and another for others, in chunks: their order is the draw."""
+    key = mix64(np.array([seed % 2**64], np.uint64))
+    for start in range(0, len(hashes), _CHUNK):
+        yield mix64(hashes[start : start + _CHUNK] ^ key)
+
+
+def _smallest(hashes: NDArray[np.uint64], seed: int, rank: int) -> np.uint64:
+    """The number at `rank` (from 1) of all that are drawn, in ascending order: 16 bits of it in each pass."""
+    found = np.uint64(0)
+    for shift in map(np.uint64, (48, 32, 16, 0)):
+        counts = np.zeros(1 << 16, np.int64)
+        for numbers in _drawn(hashes, seed):
+            tail = (numbers >> shift) - (found << np.uint64(16))  # below 2^16 where the bits above are those found
+            counts += np.bincount(tail[tail < 1 << 16].astype(np.int64), minlength=1 << 16)
+        digit = int(np.searchsorted(np.cumsum(counts), rank))
+        rank -= int(counts[:digit].sum())
+        found = found << np.uint64(16) | np.uint64(digit)
+    return found

@@ -1,0 +1,174 @@
+"""Reports of folders whose files are damaged: drawn from what can be read, or one plain line that names the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from evaluation_run import make_evaluation
+from fuzzing import assert_one_line, cases, damaged, damages, odd_values
+from hypothesis import example, given
+from hypothesis import strategies as st
+from test_report import make_run
+
+from orpo_ray.errors import UserError
+from orpo_ray.report import write_evaluation_report, write_report
+from orpo_ray.report.evaluation_folder import read_evaluation
+from orpo_ray.report.page import run_page
+from orpo_ray.report.runs import read_run
+
+RUN_FILES = ["config.yaml", "metrics.jsonl", "summary.json"]
+EVALUATION_FILES = ["config.yaml", "winrates.json", "prompts.parquet", "results.parquet"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "sound", steps=6)
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_evaluation(tmp_path_factory.mktemp("evaluation") / "sound", ("sft", "orpo"), prompts=5, rounds=1)
+
+
+def copy(sound: Path) -> Path:
+    folder = sound.with_name("damaged")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sound, folder)
+    return folder
+
+
+@given(st.sampled_from(RUN_FILES), damages)
+@cases(500)
+def test_a_run_with_a_damaged_file(run: Path, file: str, damage: list[tuple[str, int, int]]) -> None:
+    folder = copy(run)
+    (folder / file).write_bytes(damaged((folder / file).read_bytes(), damage))
+    try:
+        read = read_run(folder)
+    except UserError as error:
+        assert_one_line(error, str(folder))
+    else:
+        run_page(read, [])
+
+
+METRICS = ["step", "epoch", "loss", "eval_loss", "eval_win_rate", "pairs_per_second", "logps_chosen", "lr", "note"]
+SECTIONS = ["name", "model", "data", "objective", "train", "eval", "note"]
+
+
+@given(
+    st.dictionaries(st.sampled_from(METRICS), odd_values, max_size=4),
+    st.dictionaries(
+        st.sampled_from(SECTIONS),
+        odd_values
+        | st.dictionaries(
+            st.sampled_from(["name", "lambda", "max_steps", "epochs", "win_rate", "train", "dtype"]), odd_values
+        ),
+        max_size=3,
+    ),
+    st.none() | st.dictionaries(st.sampled_from(["best_step", "seconds", "pairs", "steps"]), odd_values),
+)
+@example({"step": 2**70}, {}, None)
+@example({"step": 1, "loss": 10**400}, {}, None)
+@example({}, {}, {"seconds": float("inf")})
+@example({}, {"objective": {"lambda": 10**400}}, None)
+@cases(500)
+def test_a_run_with_odd_values(
+    run: Path, metrics: dict[str, Any], sections: dict[str, Any], summary: dict[str, Any] | None
+) -> None:
+    folder = copy(run)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 6, **metrics}) + "\n")
+    (folder / "config.yaml").write_text(json.dumps({"name": "r", **sections}))
+    (folder / "summary.json").unlink()
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    try:
+        read = read_run(folder)
+    except UserError as error:
+        assert_one_line(error, str(folder))
+    else:
+        run_page(read, [])
+
+
+@given(st.dictionaries(st.sampled_from(METRICS[1:-1]), st.lists(odd_values, min_size=1, max_size=3), min_size=1))
+@cases(8)
+def test_figures_of_odd_values(run: Path, metrics: dict[str, list[Any]]) -> None:
+    folder = copy(run)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for name, values in metrics.items():
+            file.writelines(json.dumps({"step": 7 + i, name: value}) + "\n" for i, value in enumerate(values))
+    write_report(folder)
+
+
+@given(st.sampled_from(EVALUATION_FILES), damages.filter(bool))
+@cases(400)
+def test_an_evaluation_with_a_damaged_file(evaluation: Path, file: str, damage: list[tuple[str, int, int]]) -> None:
+    folder = copy(evaluation)
+    (folder / file).write_bytes(damaged((folder / file).read_bytes(), damage))
+    try:
+        read_evaluation(folder)
+    except UserError as error:
+        assert_one_line(error, str(folder))
+
+
+PLACES = [
+    "models.sft", "models", "reward_models", "reward_models.truth", "pairs", "pairs.0", "pairs.0.model", "pairs.0.ci95",
+    "pairs.0.win_rate", "pairs.0.reward_model", "ratings", "ratings.truth", "ratings.truth.0.model", "rewards", "name",
+    "rewards.truth", "agreement", "agreement.0.reward_models", "notes", "sampling.max_tokens", "models.sft.path", "tie",
+    "models.sft.diversity", "models.sft.odds", "models.sft.not_generated", "rounds", "prompts",
+]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), st.booleans(), odd_values), min_size=1, max_size=2))
+@example([("ratings.truth.0.model", True, "nobody")])
+@example([("pairs.0.reward_model", True, "nobody")])
+@cases(25)
+def test_an_evaluation_with_odd_numbers(evaluation: Path, changes: list[tuple[str, bool, Any]]) -> None:
+    folder = copy(evaluation)
+    numbers = json.loads((folder / "winrates.json").read_text())
+    for place, is_set, value in changes:
+        *path, last = (int(part) if part.isdigit() else part for part in place.split("."))
+        holder: Any = numbers
+        for part in path:
+            holder = (
+                holder[part] if part in (range(len(holder)) if isinstance(holder, list) else holder or ()) else None
+            )
+        if isinstance(holder, list | dict) and (isinstance(holder, dict) or holder):
+            if is_set:
+                holder[last] = value
+            elif isinstance(holder, dict):
+                holder.pop(last, None)
+    (folder / "winrates.json").write_text(json.dumps(numbers))
+    try:
+        write_evaluation_report(folder)
+    except UserError as error:
+        assert_one_line(error, str(folder))
+
+
+COLUMNS = ["prompt", "model", "round", "text", "tokens", "ended", "reward:truth"]
+ODD_COLUMNS = {
+    "null": lambda n: pa.nulls(n), "text": lambda n: pa.array(["x"] * n), "list": lambda n: pa.array([[1]] * n),
+    "huge": lambda n: pa.array([2**63 - 1] * n), "nan": lambda n: pa.array([float("nan")] * n),
+    "bytes": lambda n: pa.array([b"\xff"] * n), "some null": lambda n: pa.array([None] + ["1"] * (n - 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["results.parquet", "prompts.parquet"])
+@pytest.mark.parametrize("kind", ODD_COLUMNS)
+def test_an_evaluation_with_odd_columns(evaluation: Path, file: str, kind: str) -> None:
+    for column in COLUMNS:
+        folder = copy(evaluation)
+        table = pq.read_table(folder / file)
+        if column not in table.column_names:
+            continue
+        odd = ODD_COLUMNS[kind](len(table))
+        pq.write_table(table.set_column(table.column_names.index(column), column, odd), folder / file)
+        try:
+            read_evaluation(folder)
+        except UserError as error:
+            assert_one_line(error, str(folder))

@@ -1,0 +1,465 @@
+"""What docs/security.md promises: no stranger's code is run, no secret is written, no path leads out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from chromium import CHROMIUM, Chromium
+from evaluation_run import make_evaluation
+from secret_scan import leaks
+from test_data_prepare import GOOD
+from test_evaluation_models import save_toy
+from test_report import make_run
+from torch.utils.tensorboard import SummaryWriter
+
+from orpo_ray.config import EvaluationConfig, ModelConfig, TrainConfig, load_config, parse_as, parse_config
+from orpo_ray.data import toyworld
+from orpo_ray.data.prepare import prepare
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.embedding import load_embedder
+from orpo_ray.evaluation.models import find_policy, find_reward_model
+from orpo_ray.masking import MASK, holds_mask, is_secret, masked, masked_tree
+from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.modeling.reward import load_reward_model
+from orpo_ray.report import write_evaluation_report, write_report
+from orpo_ray.training.export import export_model
+from orpo_ray.training.run_folder import RunFolder
+
+# Code that comes with a model -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """What a stranger's code would write."""
+    return tmp_path / "the-code-ran"
+
+
+def with_code(folder: Path, marker: Path, *, labels: int | None = None) -> Path:
+    """A whole model whose configuration, model and tokenizer want Python code from its own folder."""
+    save_toy(folder, labels=labels)
+    (folder / "custom.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\n"
+        "from transformers import OPTConfig, OPTForCausalLM, OPTForSequenceClassification, PreTrainedTokenizerFast\n"
+        "class CustomConfig(OPTConfig):\n    model_type = 'custom'\n"
+        "class Custom(OPTForCausalLM):\n    config_class = CustomConfig\n"
+        "class CustomTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    names = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    config |= {
+        "model_type": "custom",
+        "auto_map": {"AutoConfig": "custom.CustomConfig", **dict.fromkeys(names, "custom.Custom")},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "CustomTokenizer",
+        "auto_map": {"AutoTokenizer": ["custom.CustomTokenizer", "custom.CustomTokenizer"]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+LOADERS: dict[str, Callable[[str, Path], object]] = {
+    "policy": lambda name, _: load_policy(ModelConfig(name_or_path=name), seed=0),
+    "random weights": lambda name, _: load_policy(ModelConfig(name_or_path=name, init="random"), seed=0),
+    "tokenizer": lambda name, _: load_tokenizer(ModelConfig(name_or_path="toy", tokenizer=name)),
+    "reward model": lambda name, _: load_reward_model(ModelConfig(name_or_path=name), seed=0),
+    "evaluated policy": lambda name, cache: find_policy("x", name, cache),
+    "evaluated reward model": lambda name, _: find_reward_model("x", name, "auto"),
+    "embedder": lambda name, _: load_embedder(name),
+}
+
+
+def refused(load: Callable[[], object], marker: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load()
+    assert not marker.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("name", ["a" * 3000, "~nobody-of-this-name/x", "./" + "a/" * 3000])
+def test_a_name_that_no_file_can_have_is_told(kind: str, name: str, tmp_path: Path, marker: Path) -> None:
+    refused(lambda: LOADERS[kind](name, tmp_path / "cache"), marker)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_code_that_comes_with_a_model_is_not_run(kind: str, tmp_path: Path, marker: Path) -> None:
+    folder = with_code(tmp_path / "model", marker, labels=1 if "reward" in kind else None)
+    told = refused(lambda: LOADERS[kind](str(folder), tmp_path / "cache"), marker)
+    assert str(folder) in told
+    assert "comes with Python code of its own, which is not run" in told
+    assert "trust_remote_code=true" in told or kind == "embedder"
+
+
+def test_the_code_runs_where_it_is_trusted(tmp_path: Path, marker: Path) -> None:
+    """The refusals above are for the reason they give."""
+    folder = with_code(tmp_path / "model", marker)
+    load_policy(ModelConfig(name_or_path=str(folder), trust_remote_code=True), seed=0)
+    assert marker.exists()
+
+
+# Pickles --------------------------------------------------------------------------------------------------------------
+
+
+class _Code:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.marker), "w")
+
+
+def pickled(folder: Path, marker: Path, name: str = "pytorch_model.bin") -> Path:
+    """`folder` with its weights replaced by a pickle."""
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    torch.save({"weight": _Code(marker)}, folder / name)
+    return folder
+
+
+def test_a_pickle_runs_code(tmp_path: Path, marker: Path) -> None:
+    """What the next tests rest on."""
+    folder = pickled(save_toy(tmp_path / "model"), marker)
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward model", "evaluated policy", "evaluated reward model"])
+def test_pickled_weights_are_refused(kind: str, tmp_path: Path, marker: Path) -> None:
+    folder = pickled(save_toy(tmp_path / "model", labels=1 if "reward" in kind else None), marker)
+    told = refused(lambda: LOADERS[kind](str(folder), tmp_path / "cache"), marker)
+    assert str(folder) in told
+    assert "safetensors" in told
+
+
+def test_pickled_weights_of_an_embedder_are_refused(tmp_path: Path, marker: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path / "embedder"
+    BertModel(BertConfig(vocab_size=200, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
+        folder
+    )
+    toyworld.tokenizer().save_pretrained(folder)
+    assert "safetensors" in refused(lambda: load_embedder(str(pickled(folder, marker))), marker)
+
+
+def adapter(folder: Path, base: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    model = load_policy(ModelConfig(name_or_path=str(base)), seed=0).model
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_pickled_adapters_are_refused(tmp_path: Path, marker: Path) -> None:
+    folder = adapter(tmp_path / "adapter", save_toy(tmp_path / "base"))
+    pickled(folder, marker, "adapter_model.bin")
+    # Another file in safetensors does not make up for it: peft would fall back to the pickle.
+    shutil.copy(tmp_path / "base" / "model.safetensors", folder / "other.safetensors")
+    told = refused(lambda: find_policy("x", str(folder), tmp_path / "cache"), marker)
+    assert told.endswith("holds no weights in safetensors (no adapter_model.safetensors)")
+
+
+def test_an_adapter_brings_in_neither_pickles_nor_code_by_its_base(tmp_path: Path, marker: Path) -> None:
+    base = save_toy(tmp_path / "base")
+    folder = adapter(tmp_path / "adapter", base)
+    pickled(base, marker)
+    assert "safetensors" in refused(lambda: find_policy("x", str(folder), tmp_path / "cache"), marker)
+    shutil.rmtree(base)
+    with_code(base, marker)
+    assert "custom code" in refused(lambda: find_policy("x", str(folder), tmp_path / "cache"), marker)
+
+
+@pytest.mark.parametrize("engine", ["generator", "judge"])
+def test_vllm_is_told_to_read_safetensors_alone(engine: str, tmp_path: Path, marker: Path) -> None:
+    """Past the check that comes before it: weights that are exchanged for pickles once a plan is made."""
+    folder = pickled(save_toy(tmp_path / "model", labels=1 if engine == "judge" else None), marker)
+    starts = {
+        "generator": "Generator(EngineOptions(folder, 'float32', 64), SamplingConfig())",
+        "judge": "VllmJudge(EvaluatedModel('x', folder, Path(folder), '', 'float32', 'float32', 64, False), None, 512, "
+        "torch.device('cpu'))",
+    }
+    code = f"""
+import os, sys, torch
+from pathlib import Path
+from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator
+os.environ |= ENVIRONMENT
+from orpo_ray.config.evaluation import SamplingConfig
+from orpo_ray.evaluation.models import EvaluatedModel
+from orpo_ray.evaluation.scoring import VllmJudge
+folder = sys.argv[1]
+{starts[engine]}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode != 0
+    assert "Cannot find any model weights" in done.stderr, done.stderr[-3000:]
+    assert not marker.exists()
+
+
+# Secrets --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("https://me:s3cret@host/x.jsonl", "https://me:***@host/x.jsonl"),
+        ("https://s3cret@host/x.jsonl", "https://***@host/x.jsonl"),
+        ("s3://AKIA:s3/c+ret@bucket/pairs.jsonl", "s3://AKIA:***@bucket/pairs.jsonl"),
+        ("https://me:p@s3cret@host/x", "https://me:***@host/x"),
+        ("https://host/x?token=s3cret&part=2", "https://host/x?token=***&part=2"),
+        ("https://b.s3.amazonaws.com/x?X-Amz-Date=1&X-Amz-Signature=s3cret", None),
+        ("https://account.blob.core.windows.net/c/x?sv=2024&se=9&sig=s3cret%3D", None),
+        ("filecache::https://me:s3cret@host/x", "filecache::https://me:***@host/x"),
+        ("zip://a.jsonl::s3://k:s3cret@b/x.zip", "zip://a.jsonl::s3://k:***@b/x.zip"),
+        ("404, message='Not Found', url='https://host/x?api_key=s3cret'", None),
+    ],
+)
+def test_credentials_are_masked(text: str, written: str | None) -> None:
+    assert written is None or masked(text) == written
+    assert "s3cret" not in masked(text)
+    assert holds_mask(masked(text))
+    assert masked(masked(text)) == masked(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/pairs@v1/x.jsonl", "http://127.0.0.1:8080/a@b/x", "hf://datasets/org/name@main/x.jsonl", "~/runs/x",
+     "abfs://container@account.dfs.core.windows.net/x", "https://host/x?max_tokens=3&versionId=7", "org/name:subset"],
+)  # fmt: skip
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert masked(text) == text
+    assert not holds_mask(text)
+
+
+def test_names_of_secrets() -> None:
+    secret = [
+        "api_key",
+        "apiKey",
+        "HF_TOKEN",
+        "token",
+        "aws_secret_access_key",
+        "password",
+        "Authorization",
+        "X-Amz-Signature",
+    ]
+    assert [name for name in secret if not is_secret(name)] == []
+    plain = ["tokens_per_microbatch", "nll_tokens", "tokenizer", "monkey", "author", "overlap_comm", "max_tokens"]
+    assert [name for name in plain if is_secret(name)] == []
+    assert masked_tree({"comet": {"api_key": "x", "project": "y"}}, by_name=True) == {
+        "comet": {"api_key": MASK, "project": "y"}
+    }
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_AbCdEfGhIjKlMnOpQr", "WANDB_API_KEY": "0123wandb4567secret", "RAY_AUTH_TOKEN": "ray-token-7f3e",
+    "AWS_SECRET_ACCESS_KEY": "aws/Sec+ret/KeyXYZ0", "HUGGING_FACE_HUB_TOKEN": "hf_ZyXwVuTsRqPoNm",
+    "url password": "pa55w0rd-of-the-url", "url token": "query-token-9a8b", "deepspeed": "comet-key-5521",
+}  # fmt: skip
+URL = f"https://me:{SECRETS['url password']}@127.0.0.1:9/pairs.jsonl?token={SECRETS['url token']}&version=3"
+CONFIGURATION: dict[str, Any] = {
+    "name": "secretive",
+    "model": {"name_or_path": "toy", "dtype": "float32"},
+    "data": {"train": URL, "eval": URL},
+    "train": {"deepspeed": {"comet": {"api_key": SECRETS["deepspeed"], "project": "mine"}}},
+}
+
+
+def test_a_run_folder_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a run writes without Ray: configuration, tokens, quarantine, model and card, events, report."""
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, SECRETS[name])
+    config = parse_config({**CONFIGURATION, "storage": {"path": str(tmp_path)}}, [], "test")
+    folder = RunFolder(make_run(config.run_dir))
+    folder.config.unlink()
+    folder.open_for(config)
+    with pytest.raises(UserError) as caught:
+        prepare(config, toyworld.tokenizer())
+    folder.note(f"{URL}: {caught.value}")
+    assert f"me:{MASK}@" in str(caught.value)
+    _prepare_from_memory(config)
+    policy = load_policy(config.model, seed=0)
+    export_model(
+        folder.model,
+        policy.model,
+        policy.model.state_dict(),
+        toyworld.tokenizer(),
+        config,
+        {"step": 3, "eval_loss": 1.0},
+        9,
+    )
+    with SummaryWriter(str(folder.tensorboard)) as writer:
+        writer.add_scalar("train/loss", 1.0, 1)
+    write_report(folder.path)
+    assert f"https://me:{MASK}@127.0.0.1:9/pairs.jsonl" in (folder.model / "README.md").read_text()
+    assert len(list(tmp_path.rglob("*.*"))) > 15
+    assert leaks(tmp_path, SECRETS) == []
+
+
+def _prepare_from_memory(config: TrainConfig) -> None:
+    """Tokens and quarantined records of a source whose address holds a secret."""
+    import fsspec
+
+    address = f"memory://me:{SECRETS['url password']}@secretive"
+    fsspec.filesystem("memory").pipe(
+        f"/me:{SECRETS['url password']}@secretive/pairs.jsonl",
+        b"\n".join([*(json.dumps(pair).encode() for pair in GOOD), b"{"]),
+    )
+    data = config.data.model_copy(
+        update={"train": address, "eval": None, "on_bad_record": "quarantine", "eval_fraction": 0.3}
+    )
+    prepared = prepare(config.model_copy(update={"data": data}), toyworld.tokenizer())
+    assert prepared.account.quarantined == {"malformed JSON": 1}
+    (quarantine,) = prepared.quarantine
+    assert json.loads(quarantine.read_text())["location"] == f"memory://me:{MASK}@secretive/pairs.jsonl:4"
+
+
+def test_a_run_with_credentials_is_continued(tmp_path: Path) -> None:
+    """It is known as the same run, with other credentials too; another address is another run."""
+
+    def opened(url: str) -> None:
+        RunFolder(tmp_path).open_for(parse_config({**CONFIGURATION, "data": {"train": url}}, [], "test"))
+
+    opened(URL)
+    opened(URL)
+    opened(URL.replace(SECRETS["url password"], "changed"))
+    with pytest.raises(UserError, match=r"other settings \(data\.train\)"):
+        opened(URL.replace("version=3", "version=4"))
+    # What was written is not a configuration that could be used by mistake.
+    with pytest.raises(UserError, match=r"config\.yaml: data\.train: its secret was masked when this was written"):
+        load_config(tmp_path / "config.yaml")
+    restored = load_config(tmp_path / "config.yaml", [f"data.train={URL}", "train.deepspeed={}"])
+    assert restored.data.train == URL
+
+
+def test_evaluations_mask_too() -> None:
+    mapping = {"name": "e", "models": {"token": "runs/x"}, "prompts": {"source": URL}, "reward_models": {"r": "toy"}}
+    config = parse_as(EvaluationConfig, mapping, [], "test")
+    assert not any(secret in config.to_yaml() for secret in SECRETS.values())
+    assert "token: runs/x" in config.to_yaml()  # a label is no name of a secret
+
+
+def test_the_scan_finds_what_is_hidden(tmp_path: Path) -> None:
+    """In every kind of file that a run writes, or the test above would prove nothing."""
+    import gzip
+
+    import zstandard
+    from safetensors.torch import save_file
+
+    secret = SECRETS["AWS_SECRET_ACCESS_KEY"]
+    (tmp_path / "plain.yaml").write_text(f"a: {secret}")
+    (tmp_path / "url.txt").write_text("x=aws%2FSec%2Bret%2FKeyXYZ0")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(secret.encode()))
+    (tmp_path / "a.zst").write_bytes(zstandard.compress(secret.encode()))
+    pq.write_table(pa.table({"a": ["x", secret]}), tmp_path / "a.parquet", compression="zstd")
+    torch.save({"config": secret}, tmp_path / "a.pt")
+    np.savez_compressed(tmp_path / "a.npz", text=np.frombuffer(secret.encode(), np.uint8))
+    save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"note": secret})
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "headers").write_text("Basic bWU6YXdzL1NlYytyZXQvS2V5WFlaMA==")
+    (tmp_path / "sound").write_text("aws")
+    names = ["plain.yaml", "url.txt", "a.gz", "a.zst", "a.parquet", "a.pt", "a.npz", "a.safetensors", ".hidden/headers"]
+    assert leaks(tmp_path, {"key": secret, "other": "not there at all"}) == sorted(f"{name}: key" for name in names)
+
+
+# Paths ----------------------------------------------------------------------------------------------------------------
+
+
+def test_links_in_a_run_folder_are_not_written_through(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    victim = outside / "victim"
+    victim.write_text("mine")
+    config = parse_config(
+        {**CONFIGURATION, "data": {"train": "toy"}, "train": {}, "storage": {"path": str(tmp_path)}}, [], "test"
+    )
+    folder = RunFolder(make_run(config.run_dir))
+    policy = load_policy(config.model, seed=0)
+    for path in (folder.config, folder.report):
+        path.unlink(missing_ok=True)
+    folder.report.symlink_to(victim)
+    folder.model.symlink_to(outside)
+    folder.open_for(config)
+    write_report(folder.path)
+    export_model(folder.model, policy.model, policy.model.state_dict(), toyworld.tokenizer(), config, {"step": 3}, 9)
+    assert [path.name for path in outside.iterdir()] == ["victim"]
+    assert victim.read_text() == "mine"
+    assert not folder.report.is_symlink()
+    assert (folder.model / "model.safetensors").is_file()
+
+
+# Pages ----------------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "\"><img src=x onerror=alert(1)>",
+    "' onmouseover='alert(1)", "\" autofocus onfocus=\"alert(1)", "</title><svg onload=alert(1)>", "]]>",
+    "</style><script>alert(1)</script>", "<!--<script>", "{{ 7 * 7 }}", "</text></svg><script>alert(1)</script>",
+]  # fmt: skip
+
+
+BROUGHT_IN = """(element) => [...element.attributes].some((each) => each.name.startsWith("on"))
+    || ["IMG", "IFRAME", "OBJECT", "BASE", "FORM"].includes(element.tagName)"""
+
+
+def hostile(value: Any, text: str) -> Any:
+    """`value` with every text, and every key that is a label, made hostile."""
+    if isinstance(value, dict):
+        return {key: hostile(inner, text) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hostile(inner, text) for inner in value]
+    return f"{value}{text}" if isinstance(value, str) else value
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_no_text_of_a_folder_becomes_script(tmp_path: Path) -> None:
+    """A stranger's folder: labels, names, settings and responses that want to be markup, in a real browser."""
+    pages = []
+    for i, text in enumerate(HOSTILE):
+        run = make_run(tmp_path / f"run{i}", steps=4, name=text, model={"name_or_path": text, "dtype": text}, note=text)
+        (run / "metrics.jsonl").open("a").write(json.dumps({"step": 5, text: text, "eval_loss": text}) + "\n")
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(hostile(summary, text)))
+        pages.append(write_report(run))
+    for i, text in enumerate(HOSTILE[:6]):
+        folder = make_evaluation(tmp_path / f"evaluation{i}", ("sft", "orpo"), prompts=9, rounds=1)
+        raw = (folder / "winrates.json").read_text()
+        for label in ("sft", "truth", "opt-1.3b"):  # labels are keys, too
+            raw = raw.replace(json.dumps(label), json.dumps(label + text))
+        numbers = hostile(json.loads(raw)["models"], text)
+        (folder / "winrates.json").write_text(json.dumps({**json.loads(raw), "models": numbers, "name": text}))
+        results = pq.read_table(folder / "results.parquet")
+        names = [name + text if name.startswith("reward:") else name for name in results.column_names]
+        models = [model + text * (model == "sft") for model in results.column("model").to_pylist()]
+        results = results.rename_columns(names).set_column(names.index("model"), "model", pa.array(models))
+        pq.write_table(results, folder / "results.parquet")
+        pages.append(write_evaluation_report(folder, {text: tmp_path / f"run{i}"}))
+    browser = Chromium(tmp_path / "profile")
+    try:
+        for page in pages:
+            browser.open(page)  # a dialogue fails the test
+            assert browser.run("[...document.scripts].filter(s => s.type != 'application/json').length") == (
+                1 if "evaluation" in page.parent.name else 0
+            )
+            assert browser.run(f"[...document.querySelectorAll('*')].filter({BROUGHT_IN}).length") == 0
+            assert browser.complaints() == [], page
+    finally:
+        browser.close()
