@@ -16,6 +16,7 @@ from fault_harness import Nodes, Run, write_base
 # Ray reads this once, when it is imported: so these tests have a pytest process of their own.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+os.environ["HF_TOKEN"] = f"hf_{secrets.token_hex(16)}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

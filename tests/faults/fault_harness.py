@@ -21,6 +21,7 @@ import psutil
 import yaml
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from secret_scan import leaks
 
 from orpo_ray.data import toyworld
 
@@ -29,6 +30,7 @@ PATIENCE = 240.0  # seconds that anything may take; only a run that does not rec
 MOMENTS = 3  # in each disturbed run
 TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
 NODE_CPUS = 1
+SECRETS = ("HF_TOKEN", "RAY_AUTH_TOKEN")  # in the environment of everything here; they belong in no run folder
 
 Line = dict[str, Any]
 
@@ -200,14 +202,13 @@ class Run:
     def wait_for_step(self, step: int) -> None:
         self.wait(lambda: self.step() >= step, f"step {step}")
 
-    def mark(self) -> int | None:
-        """Of the metrics file as it is; a restarted run writes another (see `wait_for_restart`)."""
-        path = self.path / "metrics.jsonl"
-        return path.stat().st_ino if path.is_file() else None
+    def starts(self) -> int:
+        """How often workers have begun to record: each time a TensorBoard file, after metrics.jsonl was cut back."""
+        return len(list((self.path / "tensorboard").glob("events.*")))
 
-    def wait_for_restart(self, mark: int | None) -> int:
-        """Wait for the first step after a restart; the step that it goes on from."""
-        self.wait(lambda: self.mark() not in (mark, None), "restart")
+    def wait_for_restart(self, starts: int) -> int:
+        """Wait for the first step after one more than `starts`; the step that it goes on from."""
+        self.wait(lambda: self.starts() > starts, "restart")
         kept = self.step()
         self.wait(lambda: self.step() > kept, "the step after a restart")
         return kept
@@ -233,6 +234,7 @@ def final_state(run: Run) -> dict[str, NDArray[np.float32]]:
 
 def assert_same(run: Run, undisturbed: Run, *, tolerance: float = 0.0) -> None:
     """The verdict. `tolerance` of weights, where the number of workers was another for a while."""
+    assert leaks(run.path, {name: os.environ[name] for name in SECRETS}) == []
     ours, theirs = (
         [{k: v for k, v in line.items() if k not in TIMING} for line in one.lines()] for one in (run, undisturbed)
     )

@@ -41,12 +41,12 @@ class Scene:
         step, delay = moment
         self.run.wait_for_step(step)
         time.sleep(delay)
-        mark, at, since = self.run.mark(), self.run.step(), time.monotonic()
+        starts, at, since = self.run.starts(), self.run.step(), time.monotonic()
         bring(self)
         if restarts:
-            goes_on_from = self.run.wait_for_restart(mark)
+            goes_on_from = self.run.wait_for_restart(starts)
         else:
-            assert self.run.mark() == mark, "training was to go on"
+            assert self.run.starts() == starts, "training was to go on"
             goes_on_from = self.run.step()
             self.run.wait_for_step(goes_on_from + 1)
         seconds = round(time.monotonic() - since, 2)
@@ -167,9 +167,9 @@ def damage_newest(damage: Callable[[Scene, Path], None]) -> Bring:
         wait_for(lambda: not scene.nodes.train_workers(), "the workers to end")
         newest, told = run.finished_checkpoints()[-1], len(run.events())
         damage(scene, newest)
-        mark = run.mark()
+        starts = run.starts()
         run.type_command()
-        run.wait(lambda: run.mark() != mark, "the run to go on")
+        run.wait(lambda: run.starts() > starts, "the run to go on")
         step = int(newest.name.removeprefix("step-"))
         expected = f"the checkpoint of step {step} is passed over"
         assert any(expected in event for event in run.events()[told:]), run.events()
@@ -243,13 +243,12 @@ def _expect_refusal(run: Run, why: str, told: int) -> None:
 def lose_node_and_add_one_later(scene: Scene) -> None:
     """2 workers, 1 worker, 2 workers."""
     run, nodes = scene.run, scene.nodes
-    mark = run.mark()
+    starts = run.starts()
     nodes.lose(nodes.node_of(scene.rng.choice(run.workers())))
-    run.wait_for_restart(mark)
+    run.wait_for_restart(starts)
     assert len(nodes.train_workers()) == 1
-    mark = run.mark()
     nodes.add()
-    run.wait(lambda: run.mark() != mark, "the run to go on with two workers")
+    run.wait(lambda: run.starts() > starts + 1, "the run to go on with two workers")
     assert len(nodes.train_workers()) == 2
 
 
