@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +40,8 @@ class Pulse(NamedTuple):
     place: str
     """Where in this package its training thread is."""
     process: str
+    ending: bool = False
+    """Whether its watchdog is about to end its process."""
 
 
 class Watchdog:
@@ -48,11 +52,14 @@ class Watchdog:
         self._rank, self._ranks = engine.rank, engine.ranks
         self._timeout, self._tell = timeout, tell
         self._calls = self._beats = 0
+        self._ending = False
         self._thread = threading.get_ident()
         self._stopped = threading.Event()
         store: Any = torch.distributed.distributed_c10d._get_default_store()
         self._store = store.clone()
-        self._store.set_timeout(timedelta(seconds=max(1.0, self._pulse)))
+        self._patience = max(1.0, self._pulse)
+        self._store.set_timeout(timedelta(seconds=self._patience))
+        self._question: threading.Thread | None = None
         for name in _WATCHED:
             setattr(engine, name, self._counted(getattr(engine, name)))
         threading.Thread(target=self._watch, daemon=True, name="orpo_ray-watchdog").start()
@@ -84,7 +91,8 @@ class Watchdog:
 
     def _publish(self) -> None:
         self._beats += 1
-        pulse = Pulse(self._beats, self._calls, self._place(), f"{socket.gethostname()}, process {os.getpid()}")
+        process = f"{socket.gethostname()}, process {os.getpid()}"
+        pulse = Pulse(self._beats, self._calls, self._place(), process, self._ending)
         self._asked(lambda: self._store.set(f"orpo_ray/{self._rank}", json.dumps(pulse)))
 
     def _place(self) -> str:
@@ -96,28 +104,54 @@ class Watchdog:
         return "outside of orpo_ray"
 
     def _give_up(self) -> None:
+        self._ending = True
+        self._publish()
         first = self._pulses()
         for _ in range(_SIGNS):
             time.sleep(self._pulse)
             self._publish()
         second = self._pulses()
-        alive = [rank for rank in range(self._ranks) if second[rank] != first[rank] or rank == self._rank]
+        answers = any(pulse is not None for pulse in second)
+        alive = [rank for rank in range(self._ranks) if rank == self._rank or self._lives(rank, first, second, answers)]
         if self._rank == alive[0]:
             self._tell(f"no progress for {self._timeout:g} s: {diagnosis(first, second, alive)}")
+        if self._rank == 0:  # the others are asking its store
+            time.sleep(_SIGNS * self._pulse + self._patience)
         os._exit(EXIT_CODE)
 
     def _pulses(self) -> list[Pulse | None]:
         return [self._asked(partial(self._pulse_of, rank)) for rank in range(self._ranks)]
 
-    def _pulse_of(self, rank: int) -> Pulse:
-        return Pulse(*json.loads(self._store.get(f"orpo_ray/{rank}")))
+    def _pulse_of(self, rank: int) -> Pulse | None:
+        key = f"orpo_ray/{rank}"
+        return Pulse(*json.loads(self._store.get(key))) if self._store.check([key]) else None
+
+    @staticmethod
+    def _lives(rank: int, first: list[Pulse | None], second: list[Pulse | None], answers: bool) -> bool:
+        """Where the store does not answer, it is rank 0 that is known to be at fault, and nobody else."""
+        if not answers:
+            return rank > 0
+        pulse = second[rank]
+        return pulse != first[rank] or (pulse is not None and pulse.ending)
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
-        """None where the store does not answer: it is in rank 0's process."""
-        try:
-            return ask()
-        except (RuntimeError, ValueError):  # torch.distributed's errors are RuntimeErrors
+        """None where the store does not answer in time: it is in rank 0's process.
+
+        Where that process is stopped, c10d waits for ever whatever its time-out, so the question has a thread of its
+        own, and no other is asked before it has come back.
+        """
+        if self._question is not None and self._question.is_alive():
             return None
+        answers: SimpleQueue[Any] = SimpleQueue()
+
+        def wait() -> None:
+            with suppress(RuntimeError, ValueError):  # torch.distributed's errors are RuntimeErrors
+                answers.put(ask())
+
+        self._question = threading.Thread(target=wait, daemon=True, name="orpo_ray-watchdog-question")
+        self._question.start()
+        self._question.join(self._patience)
+        return None if answers.empty() else answers.get()
 
 
 def diagnosis(first: list[Pulse | None], second: list[Pulse | None], alive: list[int]) -> str:
