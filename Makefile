@@ -28,7 +28,7 @@ export DS_ACCELERATOR := cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz bench lint types lock clean
+.PHONY: help venv demo test faults fuzz bench lint types lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,14 @@ venv: $(STAMP)  ## create .venv and install the pinned packages (a second call i
 demo: $(STAMP)  ## train and compare SFT, DPO and ORPO in the embedded world, on two CPU cores
 	$(BIN)/orpo-ray demo --out $(OUT)
 
-test: $(STAMP)  ## run the unit tests, then the integration tests
+test: $(STAMP)  ## run the unit tests, the integration tests, and the quickest faults
 	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/faults/test_quick.py $(PYTEST_ARGS) || test $$? = 5  # 5: PYTEST_ARGS selects none
+
+# A cluster wants a pytest process of its own, since Ray reads its authentication mode when it is imported.
+faults: $(STAMP)  ## disturb runs in every way of docs/reliability.md, and rewrite its table (about 40 minutes)
+	$(BIN)/python -m pytest tests/faults/test_matrix.py --results benchmarks/results/faults.json $(PYTEST_ARGS)
+	$(BIN)/python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
 
 fuzz: $(STAMP)  ## damage data, configurations and reports in 20 times as many ways, drawn anew (about 20 minutes)
 	FUZZ=20 $(BIN)/python -m pytest tests/unit -k fuzz --timeout 3600 $(PYTEST_ARGS)

@@ -172,6 +172,8 @@ class ScalingConfig(Section):
     """Times the worker group is restarted from the last checkpoint after a worker is lost."""
     hang_timeout: Annotated[Number, Field(gt=0)] = 1800
     """Seconds without progress after which a worker group is given up and restarted, the worker at fault named."""
+    resize_interval: Annotated[Number, Field(gt=0)] = 60
+    """With [fewest, most] workers: seconds between looks at whether the cluster has room for more."""
 
     @property
     def fewest_workers(self) -> int:

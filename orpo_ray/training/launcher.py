@@ -93,6 +93,7 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
         train_loop_config={**payload, "digest": config.digest(), "fingerprints": data.fingerprints},
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
+            elastic_resize_monitor_interval_s=config.scaling.resize_interval,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),

@@ -69,14 +69,16 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short.
 
-        Raises `UserError` where a line before is no metrics line.
+        One that begins anew, at step 0, repeats the evaluation of step 0 too. Raises `UserError` where a line before is
+        no metrics line.
         """
         if not self.metrics.is_file():
             return
+        last = step or -1
         with self.metrics.open(encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n")]
         try:
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = [line for line in lines if json.loads(line)["step"] <= last]
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{self.metrics}: was changed by something else; remove what is no line of metrics"

@@ -126,6 +126,8 @@ class TestRunFolder:
         folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in written) + '{"step": 2, "lo')
         folder.forget_after(2)  # the win-rate of step 2 came late, and stays
         assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [*written[:4], written[5]]
+        folder.forget_after(0)  # begun anew, it evaluates step 0 again
+        assert folder.metrics.read_text() == ""
 
 
 class TestDeepSpeedConfig:
