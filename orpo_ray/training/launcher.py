@@ -77,8 +77,8 @@ def _workers(config: TrainConfig) -> str:
 
 def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation: Validation | None) -> Outcome:
     """Run Ray Train's controller to the end of training."""
-    # The controller polls workers this often; its default paces every checkpoint to two seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
