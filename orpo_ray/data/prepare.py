@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,61 +41,67 @@ class PreparedData:
     """Files of quarantined records, where there are any."""
     digest: str
     """Of all pairs, those of training and those held out."""
+    fingerprints: tuple[str, ...]
+    """Of the content of `data.train` and, where it is set, of `data.eval`."""
 
 
 def prepare(
     config: TrainConfig,
     tokenizer: PreTrainedTokenizerBase,
     progress: Callable[[int], None] | None = None,
+    fingerprints: Sequence[str] = (),
 ) -> PreparedData:
     """Read, check, tokenise (or find in the cache) and split the data of a run.
 
+    `fingerprints`: those that another process found a moment ago; the sources are then not read to know their content.
     `progress` is called with the number of records of the present source read so far; not at all where the
     cache has them. Raises `UserError`: a source that cannot be read; a bad record, unless
     `data.on_bad_record` is `quarantine`; a template that does not fit; nothing left to train on or evaluate.
     """
     data = config.data
-    train = _tokenized(config, data.train, data.train_split, data.limit, tokenizer, progress)
-    if data.eval is None:
+    names = [(data.train, data.train_split, data.limit)]
+    if data.eval is not None:
+        names.append((data.eval, data.eval_split, None))
+    sources = [open_source(name, split) for name, split, _ in names]
+    fingerprints = tuple(fingerprints) or tuple(source.fingerprint() for source in sources)
+    train, *others = [
+        _tokenized(config, name, source, fingerprint, limit, tokenizer, progress)
+        for (name, _, limit), source, fingerprint in zip(names, sources, fingerprints, strict=True)
+    ]
+    if others:
+        [held] = others
+        pairs, eval_account = (train.pairs, held.pairs), held.account
+    else:
         held_in, held_out = split_by_prompt(
             train.prompt_hashes, data.eval_fraction, config.seed, data.train, train.folder
         )
-        quarantine = (train.quarantine,)
-        return PreparedData(
-            train.pairs.subset(held_in),
-            train.pairs.subset(held_out),
-            train.account,
-            None,
-            _present(*quarantine),
-            train.digest,
-        )
-    held = _tokenized(config, data.eval, data.eval_split, None, tokenizer, progress)
+        pairs, eval_account = (train.pairs.subset(held_in), train.pairs.subset(held_out)), None
     return PreparedData(
-        train.pairs, held.pairs, train.account, held.account, _present(train.quarantine, held.quarantine),
-        f"{train.digest}-{held.digest}",
-    )  # fmt: skip
-
-
-def _present(*paths: Path | None) -> tuple[Path, ...]:
-    return tuple(path for path in paths if path is not None)
+        *pairs,
+        train.account,
+        eval_account,
+        quarantine=tuple(source.quarantine for source in [train, *others] if source.quarantine is not None),
+        digest="-".join(source.digest for source in [train, *others]),
+        fingerprints=fingerprints,
+    )
 
 
 def _tokenized(
     config: TrainConfig,
     name: str,
-    split: str,
+    source: Source,
+    fingerprint: str,
     limit: int | None,
     tokenizer: PreTrainedTokenizerBase,
     progress: Callable[[int], None] | None,
 ) -> TokenizedSource:
     """One source, from the cache or tokenised into it."""
     data = config.data
-    source = open_source(name, split)
     renderer = Renderer(tokenizer, data.chat_template)
     key = cache_key(
         {
             "version": CODE_VERSION,
-            "source": source.fingerprint(),
+            "source": fingerprint,
             "limit": limit,
             "tokenizer": tokenizer_digest(tokenizer),
             "template": [renderer.template, renderer.overrides_text],

@@ -32,6 +32,7 @@ def connect(cpus: int = 1) -> None:
         except ConnectionError as error:
             raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default (15) the cluster's own daemons go before training
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),

@@ -55,7 +55,7 @@ def train(config: TrainConfig, console: Console | None = None, validation: Valid
     connect(cpus=round(config.scaling.most_workers * config.scaling.cpus_per_worker) + (3 if validation else 1))
     started = time.monotonic()
     with progress_bar(folder, config.name, schedule.total_steps, console):
-        outcome = _fit(config, folder, validation)
+        outcome = _fit(config, folder, data, validation)
     _finish(config, folder, data, outcome, time.monotonic() - started)
     console.print(f"{config.name}: done; the model is in {folder.model}", soft_wrap=True)
     return folder
@@ -75,10 +75,10 @@ def _workers(config: TrainConfig) -> str:
     return str(most) if fewest == most else f"{fewest} to {most}"
 
 
-def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) -> Outcome:
+def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation: Validation | None) -> Outcome:
     """Run Ray Train's controller to the end of training."""
-    # The controller polls workers this often; its default paces every checkpoint to two seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -90,7 +90,7 @@ def _fit(config: TrainConfig, folder: RunFolder, validation: Validation | None) 
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={**payload, "digest": config.digest()},
+        train_loop_config={**payload, "digest": config.digest(), "fingerprints": data.fingerprints},
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
             elastic_resize_monitor_interval_s=config.scaling.resize_interval,

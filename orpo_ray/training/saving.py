@@ -6,7 +6,7 @@ any checkpoint, reading the elements it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +24,27 @@ _PARTS = ("weight", "exp_avg", "exp_avg_sq")
 Warn = Callable[[str], None]
 
 
-def snapshot(engine: Engine) -> dict[str, Tensor]:
-    """A copy, in host memory, of what this rank writes: `{name@start/part: (elements,) float32}`."""
+class Copy:
+    """Host memory for what this rank writes: `{name@start/part: (elements,) float32}`.
+
+    It is taken once and written to at once, so that no checkpoint finds too little of it or pays for new pages.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        pinned = engine.device.type == "cuda"
+        self.vectors = {name: torch.empty(len(v), pin_memory=pinned).copy_(v) for name, v in _live(engine)}
+
+    def update(self, engine: Engine) -> None:
+        """The state of now."""
+        for name, vector in _live(engine):
+            self.vectors[name].copy_(vector)
+
+
+def _live(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     pieces = engine.pieces()
-    own = pieces[engine.rank :: engine.ranks] if engine.replicated else pieces
-    return {
-        f"{piece.name}@{piece.start}/{part}": getattr(piece, part).to("cpu", torch.float32, copy=True)
-        for piece in own
-        for part in _PARTS
-    }
+    for piece in pieces[engine.rank :: engine.ranks] if engine.replicated else pieces:
+        for part in _PARTS:
+            yield f"{piece.name}@{piece.start}/{part}", getattr(piece, part)
 
 
 def file_of(rank: int) -> str:
@@ -55,6 +67,7 @@ class Saver:
         self._keep = {"newest": newest, "best": best}
         self._warn = warn
         """Called on rank 0 where a checkpoint could not be saved; training goes on."""
+        self._copy = Copy(engine)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-checkpoint")
         self._pending: _Pending | None = None
 
@@ -63,15 +76,15 @@ class Saver:
         self.finish()
         problem = self._refused(lambda: self._checkpoints.open(manifest.step)) if self._engine.rank == 0 else None
         if self._engine.gather(problem)[0] is None:
-            written = self._thread.submit(self._write, manifest.step, snapshot(self._engine))
-            self._pending = _Pending(manifest, written)
+            self._copy.update(self._engine)
+            self._pending = _Pending(manifest, self._thread.submit(self._write, manifest.step))
         else:
             self._lose(manifest.step, problem)
 
-    def _write(self, step: int, vectors: dict[str, Tensor]) -> FileSum:
+    def _write(self, step: int) -> FileSum:
         path = f"{self._checkpoints.folder(step)}/{file_of(self._engine.rank)}"
         with self._checkpoints.filesystem.open_output_stream(path) as file:
-            return write_vectors(file, vectors)
+            return write_vectors(file, self._copy.vectors)
 
     def signals(self) -> dict[str, float]:
         """What this rank has to say at the end of a step; for `heard`, added up over ranks."""

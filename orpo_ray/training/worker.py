@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,23 +43,23 @@ from orpo_ray.training.watchdog import Watchdog
 
 def train_worker(payload: dict[str, Any]) -> Outcome:
     """The function that Ray Train runs on every worker. `payload`: the dumped `TrainConfig`, paths made absolute, as
-    `config`, and as `digest` that of the run's own.
+    `config`; as `digest` that of the run's own; as `fingerprints` those of its data.
 
     What the user has to mend is the same on every rank and on every try, so it is the outcome; any error is Ray
     Train's to retry.
     """
     try:
-        return _train(TrainConfig.model_validate(payload["config"]), payload["digest"])
+        return _train(TrainConfig.model_validate(payload["config"]), payload["digest"], payload["fingerprints"])
     except UserError as error:
         return Outcome(mistake=str(error))
 
 
-def _train(config: TrainConfig, digest: str) -> Outcome:
+def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Outcome:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
     tokenizer = load_tokenizer(config.model)
-    data = prepare(config, tokenizer)
+    data = prepare(config, tokenizer, fingerprints=fingerprints)
     objective = build_objective(config.objective)
     if objective.model == "reward":
         ensure_pad_token(tokenizer)

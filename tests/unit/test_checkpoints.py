@@ -29,7 +29,7 @@ from orpo_ray.training.checkpoint_files import FileSum, read_header, read_into, 
 from orpo_ray.training.checkpoints import Checkpoints, Manifest, open_filesystem
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, run
-from orpo_ray.training.saving import Saver, choose, load, snapshot
+from orpo_ray.training.saving import Copy, Saver, choose, load
 from orpo_ray.training.watchdog import Pulse, diagnosis
 
 
@@ -193,7 +193,7 @@ class TestSaver:
         trained, storage = engine(), SlowStorage(tmp_path)
         storage.seconds = 0.5
         saver = Saver(storage.checkpoints, trained, newest=2, best=0, warn=pytest.fail)
-        before = snapshot(trained)
+        before = Copy(trained).vectors
         saver.begin(manifest(1))
         with torch.no_grad():
             for piece in trained.pieces():
@@ -261,7 +261,7 @@ class TestSaver:
         assert [line["step"] for line in second.lines if "loss" in line] == list(range(7, 13))
         losses = [line["loss"] for line in first.lines if "loss" in line]
         assert [line["loss"] for line in second.lines if "loss" in line] == losses[6:]
-        for left, right in zip(snapshot(whole).items(), snapshot(again).items(), strict=True):
+        for left, right in zip(Copy(whole).vectors.items(), Copy(again).vectors.items(), strict=True):
             assert left[0] == right[0] and torch.equal(left[1], right[1])
 
 

@@ -136,6 +136,20 @@ def test_an_eval_source_of_its_own(tmp_path: Path) -> None:
 # Held-out pairs -----------------------------------------------------------------------------------------
 
 
+def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
+    """A worker that the driver has told the fingerprints finds the cache, whatever has become of the files."""
+    train, held = (write(tmp_path / name, GOOD) for name in ("train.jsonl", "held.jsonl"))
+    settings = config(tmp_path / "cache", train, eval=str(held))
+    first = prepare(settings, toyworld.tokenizer())
+    train.write_text("no record\n")
+    again = prepare(settings, toyworld.tokenizer(), fingerprints=first.fingerprints)
+    assert again.digest == first.digest and len(again.train) == len(GOOD)
+    with pytest.raises(UserError, match="train"):
+        prepare(settings, toyworld.tokenizer())
+    write(train, GOOD[:2])
+    assert prepare(settings, toyworld.tokenizer()).digest != first.digest
+
+
 def test_the_seed_draws_the_held_out_prompts(tmp_path: Path) -> None:
     sides = [prepare(config(tmp_path, "toy", seed=seed, limit=2000), TOY) for seed in (0, 0, 1)]
     for prepared in sides:

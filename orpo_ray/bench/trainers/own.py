@@ -37,32 +37,34 @@ class Own:
         config, schedule = self.task.config, self.task.schedule
         feed = training_batches(self.engine, config, self.objective, schedule, self.task.data, start=0)
         meter = Meter(StepFlops.of(self.engine.policy), peak=1.0)
-        saving = Saving(self.engine, config)
+        saving = Saving(self.engine, config) if config.train.checkpoint_every_steps else None
         parts: Parts | None = None
         for step in range(self.task.steps):
             watched = Watched(self.engine) if turn(parts=parts) else None
             started = time.perf_counter()
             engine: Engine = cast(Engine, watched) if watched else self.engine
-            _, signals = train_step(
-                engine, config, self.objective, schedule, feed, step, meter, saving.saver.signals()
-            )  # fmt: skip
-            saving.after(step + 1, signals)
+            told = saving.saver.signals() if saving else {}
+            _, signals = train_step(engine, config, self.objective, schedule, feed, step, meter, told)
+            if saving:
+                saving.after(step + 1, signals)
             parts = watched.parts(time.perf_counter() - started) if watched else None
         turn(parts=parts)
-        saving.saver.finish()
+        if saving:
+            saving.saver.finish()
 
 
 class Saving:
-    """Checkpoints as a run takes them, where `train.checkpoint_every_steps` asks for any."""
+    """Checkpoints as a run takes them."""
 
     def __init__(self, engine: TorchEngine, config: TrainConfig) -> None:
+        assert config.train.checkpoint_every_steps is not None
         self._engine, self._every = engine, config.train.checkpoint_every_steps
         keep = config.train.keep_checkpoints
         self.saver = Saver(Checkpoints(config.checkpoints_location), engine, newest=keep, best=0, warn=print)
 
     def after(self, step: int, signals: dict[str, float]) -> None:
         self.saver.heard(signals)
-        if self._every and step % self._every == 0:
+        if step % self._every == 0:
             self.saver.begin(Manifest(step, asdict(State(step)), self._engine.updates, "", "", None, {}))
 
 
