@@ -26,7 +26,7 @@ from secret_scan import leaks
 from orpo_ray.data import toyworld
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 240.0  # seconds that anything may take; only a run that does not recover at all takes so long
+PATIENCE = 180.0  # seconds that anything may take; only a run that does not recover at all takes so long
 MOMENTS = 3  # in each disturbed run
 TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
 NODE_CPUS = 1

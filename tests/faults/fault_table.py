@@ -68,7 +68,8 @@ class Fault:
     more: tuple[str, ...] = ()
     """Settings that change no result."""
     first: int = 1
-    """Earliest step."""
+    last: int = 30
+    """Steps between which the moments are."""
     restarts: bool = True
     """Whether training goes on from a checkpoint rather than from where it was."""
     small_storage: bool = False
@@ -217,13 +218,12 @@ def change_data(scene: Scene) -> None:
     line = scene.rng.randrange(len(lines))
     lines[line] = lines[line].replace(" ", " so ", 1)
     scene.data.write_text("".join(lines))
-    if scene.rng.random() < 0.5:  # training goes on until a worker is lost
-        told = len(run.said())
+    if scene.rng.random() < 0.5:  # a lost worker takes up the tokens that the run began with
+        starts = run.starts()
         kill(scene.rng.choice(run.workers()))
-        _expect_refusal(run, "data.train or data.eval", told)
-    else:
-        run.interrupt(signal.SIGKILL)
-        _refused(run, "data.train or data.eval")
+        run.wait_for_restart(starts)
+    run.interrupt(signal.SIGKILL)
+    _refused(run, "data.train or data.eval")
     scene.data.write_text(held)
     run.type_command()
 
@@ -231,10 +231,6 @@ def change_data(scene: Scene) -> None:
 def _refused(run: Run, why: str) -> None:
     told = len(run.said())
     run.type_command()
-    _expect_refusal(run, why, told)
-
-
-def _expect_refusal(run: Run, why: str, told: int) -> None:
     assert run.ends() == 2, run.said()[told:][-4000:]
     said = run.said()[told:]
     assert "orpo-ray: " in said and why in said and "Traceback" not in said, said
@@ -269,9 +265,9 @@ FAULTS = (
     Fault("node lost", "SIGKILL to all its processes; another joins", lose_node),
     Fault(
         "preemption notice", f"node drained through GCS, gone {NOTICE:g} s later; periodic checkpoints every 60 steps",
-        preempt, LONG, ("train.checkpoint_every_steps=60",),
+        preempt, LONG, ("train.checkpoint_every_steps=60",), last=100,
     ),
-    Fault("out of memory", "a worker's address space may not grow (RLIMIT_AS)", limit_memory),
+    Fault("out of memory", "a worker's address space may not grow (RLIMIT_AS)", limit_memory, last=13),
     Fault(
         "storage full", "the checkpoints' filesystem filled until a save has failed", fill_storage,
         restarts=False, small_storage=True,
@@ -288,12 +284,13 @@ FAULTS = (
         damage_all, first=6,
     ),
     Fault(
-        "data changed under a run", "a word added to a record, a worker or the driver killed: refused (exit 2); then "
-        "restored", change_data, first=5,
+        "data changed under a run", "a word added to a record, in half of the moments a worker killed, then the driver: "
+        "refused (exit 2); then restored", change_data, first=5,
     ),
     Fault(
         "2, 1, 2 workers in one run", "num_workers [1, 2]: a node lost, another added when one worker trains",
-        lose_node_and_add_one_later, LONG, ("scaling.num_workers=[1, 2]", "scaling.resize_interval=5"), tolerance=1e-5,
+        lose_node_and_add_one_later, LONG, ("scaling.num_workers=[1, 2]", "scaling.resize_interval=5"), last=100,
+        tolerance=1e-5,
     ),
     Fault(
         "continued by hand on 1 and 2 workers", "driver stopped, scaling.num_workers changed", other_number_of_workers,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fault_harness import Nodes, Run, assert_same, moments
-from fault_table import FAULTS, LONG, Fault, Scene
+from fault_table import FAULTS, Fault, Scene
 
 SMALL = 96  # MiB; a checkpoint has twelve
 
@@ -47,8 +47,8 @@ def test_run_ends_as_if_nothing_had_been(
     scene = Scene(run, nodes, rng, storage, data)
     try:
         run.type_command()
-        last = 100 if fault.settings == LONG else 30
-        met = [scene.meet(fault.bring, m, restarts=fault.restarts) for m in moments(rng, fault.first, last)]
+        drawn = moments(rng, fault.first, fault.last)
+        met = [scene.meet(fault.bring, moment, restarts=fault.restarts) for moment in drawn]
         assert run.ends() == 0, run.said()[-4000:]
     finally:
         run.stop()
