@@ -284,7 +284,7 @@ FAULTS = (
         damage_all, first=6,
     ),
     Fault(
-        "data changed under a run", "a word added to a record, in half of the moments a worker killed, then the driver: "
+        "data changed under a run", "a word added to a record, half of the time a worker killed, then the driver: "
         "refused (exit 2); then restored", change_data, first=5,
     ),
     Fault(
