@@ -149,7 +149,10 @@ class Watchdog:
                 answers.put(ask())
 
         self._question = threading.Thread(target=wait, daemon=True, name="orpo_ray-watchdog-question")
-        self._question.start()
+        try:
+            self._question.start()
+        except RuntimeError:  # memory is so short that there is none for a thread
+            return None
         self._question.join(self._patience)
         return None if answers.empty() else answers.get()
 

@@ -267,7 +267,10 @@ FAULTS = (
         "preemption notice", f"node drained through GCS, gone {NOTICE:g} s later; periodic checkpoints every 60 steps",
         preempt, LONG, ("train.checkpoint_every_steps=60",), last=100,
     ),
-    Fault("out of memory", "a worker's address space may not grow (RLIMIT_AS)", limit_memory, last=13),
+    Fault(
+        "out of memory", "a worker's address space may not grow (RLIMIT_AS): it fails, or hangs; hang_timeout 20 s",
+        limit_memory, more=("scaling.hang_timeout=20",), last=13,
+    ),
     Fault(
         "storage full", "the checkpoints' filesystem filled until a save has failed", fill_storage,
         restarts=False, small_storage=True,
