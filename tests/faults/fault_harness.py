@@ -180,12 +180,13 @@ class Run:
         return [path for path in self.checkpoints.glob("step-*") if not (path / "manifest.json").is_file()]
 
     def workers(self) -> list[psutil.Process]:
-        """By rank. Rank 0 is the one that holds the TensorBoard file open."""
-        workers = self.nodes.train_workers()
-        return sorted(workers, key=lambda worker: not self._records(worker))
+        """By rank. TensorBoard names files by the time and the process that writes them, which is rank 0's."""
+        newest = max(self._recordings(), key=lambda path: float(path.name.split(".")[3]))
+        leader = int(newest.name.split(".")[-2])
+        return sorted(self.nodes.train_workers(), key=lambda worker: worker.pid != leader)
 
-    def _records(self, worker: psutil.Process) -> bool:
-        return any(str(self.path / "tensorboard") in file.path for file in worker.open_files())
+    def _recordings(self) -> list[Path]:
+        return list((self.path / "tensorboard").glob("events.*"))
 
     # Waiting.
 
@@ -204,7 +205,7 @@ class Run:
 
     def starts(self) -> int:
         """How often workers have begun to record: each time a TensorBoard file, after metrics.jsonl was cut back."""
-        return len(list((self.path / "tensorboard").glob("events.*")))
+        return len(self._recordings())
 
     def wait_for_restart(self, starts: int) -> int:
         """Wait for the first step after one more than `starts`; the step that it goes on from."""
