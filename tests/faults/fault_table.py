@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fault_harness import Nodes, Run, kill, wait_for
+from fault_harness import Nodes, Run, kill, step_of, wait_for
 
 NOTICE = 30.0  # seconds between a preemption notice and the end of the machine
 LONG = ("train.max_steps=120",)
+SLOW = ("train.max_steps=48", "train.global_batch_size=256")
 ZERO3 = (
     "train.zero_stage=3", "model.dtype=bfloat16",
     "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}",
@@ -124,8 +125,8 @@ def preempt(scene: Scene) -> None:
     nodes.drain(node, NOTICE)
     run.wait(lambda: run.finished_checkpoints() != before, "a checkpoint after the notice")
     assert time.monotonic() < end, "the checkpoint came too late"
-    assert int(run.finished_checkpoints()[-1].name.removeprefix("step-")) > since
-    time.sleep(max(0.0, end - time.monotonic()))
+    assert step_of(run.finished_checkpoints()[-1]) >= since
+    run.wait_for_step(run.step() + 2)
     nodes.lose(node)
 
 
@@ -171,7 +172,7 @@ def damage_newest(damage: Callable[[Scene, Path], None]) -> Bring:
         starts = run.starts()
         run.type_command()
         run.wait(lambda: run.starts() > starts, "the run to go on")
-        step = int(newest.name.removeprefix("step-"))
+        step = step_of(newest)
         expected = f"the checkpoint of step {step} is passed over"
         assert any(expected in event for event in run.events()[told:]), run.events()
 
@@ -264,8 +265,9 @@ FAULTS = (
     Fault("worker hangs", "SIGSTOP to a worker; hang_timeout 10 s", stop_worker, more=("scaling.hang_timeout=10",)),
     Fault("node lost", "SIGKILL to all its processes; another joins", lose_node),
     Fault(
-        "preemption notice", f"node drained through GCS, gone {NOTICE:g} s later; periodic checkpoints every 60 steps",
-        preempt, LONG, ("train.checkpoint_every_steps=60",), last=100,
+        "preemption notice",
+        f"node drained through GCS with {NOTICE:g} s to go, gone two steps after the checkpoint; no other checkpoints",
+        preempt, SLOW, ("train.checkpoint_every_steps=1000",), last=26,
     ),
     Fault(
         "out of memory", "a worker's address space may not grow (RLIMIT_AS): it fails, or hangs; hang_timeout 20 s",
@@ -292,7 +294,7 @@ FAULTS = (
     ),
     Fault(
         "2, 1, 2 workers in one run", "num_workers [1, 2]: a node lost, another added when one worker trains",
-        lose_node_and_add_one_later, LONG, ("scaling.num_workers=[1, 2]", "scaling.resize_interval=5"), last=100,
+        lose_node_and_add_one_later, LONG, ("scaling.num_workers=[1, 2]", "scaling.resize_interval=5"), last=70,
         tolerance=1e-5,
     ),
     Fault(
