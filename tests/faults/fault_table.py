@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,13 @@ def kill_all(scene: Scene) -> None:
 
 def kill_while_saving(scene: Scene) -> None:
     run, began = scene.run, time.time()
-    run.wait(lambda: any(path.stat().st_ctime > began for path in run.unfinished_checkpoints()), "a checkpoint")
+
+    def writing() -> bool:
+        with suppress(FileNotFoundError):  # one that an earlier moment has left, on its way out
+            return any(path.stat().st_ctime > began for path in run.unfinished_checkpoints())
+        return False
+
+    run.wait(writing, "a checkpoint to be written")
     kill(scene.rng.choice(run.workers()))
     assert run.unfinished_checkpoints(), "it was killed too late"
 
