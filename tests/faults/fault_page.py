@@ -1,6 +1,6 @@
 """The table of faults in docs/reliability.md, from what the harness has measured.
 
-python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
+PYTHONPATH=tests python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ def table(result: dict[str, Any]) -> str:
         "| fault | how | at steps | goes on from | verdict | seconds to the next step |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [_row(result["faults"][fault.name]) for fault in FAULTS if fault.name in result["faults"]]
+    found = result["faults"]
+    lines += [
+        _row(found[fault.name]) if fault.name in found else f"| {fault.name} | {fault.how} | | | not measured yet | |"
+        for fault in FAULTS
+    ]
     machine = result["machine"]
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
     return "\n".join([*lines, "", f"Measured on {machine['cpu']}, {machine['cores']} cores, {memory}."])
