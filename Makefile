@@ -45,7 +45,7 @@ test: $(STAMP)  ## run the unit tests, the integration tests, and the quickest f
 # A cluster wants a pytest process of its own, since Ray reads its authentication mode when it is imported.
 faults: $(STAMP)  ## disturb runs in every way of docs/reliability.md, and rewrite its table (about 40 minutes)
 	$(BIN)/python -m pytest tests/faults/test_matrix.py --results benchmarks/results/faults.json $(PYTEST_ARGS)
-	$(BIN)/python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
+	PYTHONPATH=tests $(BIN)/python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
 
 fuzz: $(STAMP)  ## damage data, configurations and reports in 20 times as many ways, drawn anew (about 20 minutes)
 	FUZZ=20 $(BIN)/python -m pytest tests/unit -k fuzz --timeout 3600 $(PYTEST_ARGS)

@@ -1,6 +1,6 @@
 """The table of faults in docs/reliability.md, from what the harness has measured.
 
-python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
+PYTHONPATH=tests python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
 """
 
 from __future__ import annotations
