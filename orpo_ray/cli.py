@@ -147,6 +147,34 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
 
 @app.command(
+    short_help="Search for the best settings of a run.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Search for the best settings of a training run, such as λ and the learning rate, as CONFIG says.
+
+Each trial is a whole training run; several run at a time, and the worse ones stop early. The folder,
+storage.path/name, receives results.csv and results.parquet (every evaluation of every trial), best.yaml (what to
+train with), the best trials' run folders in trials/, and report.html. The same command continues a sweep that was
+interrupted.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray sweep configs/toy-sweep.yaml
+  orpo-ray sweep configs/opt-125m-hh-sweep.yaml trials=48 train.train.epochs=3 hours=12
+""",
+)
+def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    from orpo_ray.config import load_sweep
+
+    resolved = load_sweep(config, overrides)
+    from orpo_ray.report import write_sweep_report
+    from orpo_ray.tuning.sweep import sweep as run
+
+    typer.echo(write_sweep_report(run(resolved).path))
+
+
+@app.command(
     short_help="Measure this package beside others.",
     epilog=EXIT_CODES,
     help=f"""\
@@ -188,20 +216,25 @@ def bench(
     short_help="Draw a run's report anew.",
     epilog=EXIT_CODES,
     help="""\
-Draw report.html anew from what the folder RUN of a run or an evaluation holds, and print its path.
+Draw report.html anew from what the folder RUN of a run, an evaluation or a sweep holds, and print its path.
 
 The page is one self-contained file: loss, log-probs of chosen and rejected, log odds ratio; or win-rates and
-responses. Training and evaluation write it by themselves; this is for a run that is still going or was interrupted.
+responses; or a sweep's landscape. Each writes it by itself; this is for a run that is still going or was interrupted.
 
 \b
 Example:
   orpo-ray report runs/opt-125m-hh-orpo
 """,
 )
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or an evaluation.")]) -> None:
-    from orpo_ray.report import write_evaluation_report, write_report
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, evaluation or sweep.")],
+) -> None:
+    from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
 
-    typer.echo(write_evaluation_report(run) if (run / "winrates.json").is_file() else write_report(run))
+    if (run / "sweep.json").is_file():
+        typer.echo(write_sweep_report(run))
+    else:
+        typer.echo(write_evaluation_report(run) if (run / "winrates.json").is_file() else write_report(run))
 
 
 @app.command(

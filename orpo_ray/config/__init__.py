@@ -1,4 +1,4 @@
-"""The typed configuration of a training run, an evaluation or a benchmark: YAML plus dotted `key=value` overrides.
+"""The typed configuration of a run, an evaluation, a sweep or a benchmark: YAML plus dotted `key=value` overrides.
 
 An unknown key, a value of the wrong type or out of range is a `UserError` of one line that names the file and
 the key.
@@ -19,6 +19,7 @@ from orpo_ray.config.schema import (
     StorageConfig,
     TrainConfig,
 )
+from orpo_ray.config.sweep import SweepConfig, load_sweep
 
 __all__ = [
     "BenchmarkConfig",
@@ -34,10 +35,12 @@ __all__ = [
     "ScalingConfig",
     "SftConfig",
     "StorageConfig",
+    "SweepConfig",
     "TrainConfig",
     "load_as",
     "load_benchmark",
     "load_config",
+    "load_sweep",
     "parse_as",
     "parse_config",
     "read_yaml",

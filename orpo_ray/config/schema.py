@@ -168,6 +168,8 @@ class ScalingConfig(Section):
     use_gpu: Literal[True, False, "auto"] = "auto"
     """`auto`: GPUs where the cluster has enough of them."""
     cpus_per_worker: Annotated[Number, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[Number, Field(gt=0, le=1)] = 1
+    """Below 1, runs of one worker share a GPU: several trials of a sweep, where its memory holds them."""
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 3
     """Times the worker group is restarted from the last checkpoint after a worker is lost."""
     hang_timeout: Annotated[Number, Field(gt=0)] = 1800
@@ -185,6 +187,8 @@ class ScalingConfig(Section):
 
     @model_validator(mode="after")
     def _fewest_comes_first(self) -> ScalingConfig:
+        if self.gpus_per_worker < 1 and self.most_workers > 1:
+            raise ValueError("gpus_per_worker: below 1 it is for runs of one worker, for NCCL needs a GPU for each")
         if self.fewest_workers > self.most_workers:
             raise ValueError(f"num_workers: [fewest, most] should be in that order (got {list(self.num_workers)})")  # type: ignore[arg-type]
         return self

@@ -23,6 +23,8 @@ from orpo_ray.evaluation.scoring import Judged, Scorer
 AT_WORK = 512
 """Requests that an engine has at a time: twice what vLLM computes at once by default."""
 TOO_LONG = "too long"
+_ANYWHERE = "DEFAULT"
+"""Not within the resources of the trial of a sweep that evaluates its checkpoints, which hold none."""
 
 Answers = dict[int, list[tuple[str, int, Answer]]]
 """By prompt: policy, round and answer."""
@@ -327,7 +329,10 @@ class Pipeline:
             self._plan.config.scaling.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code,
         )  # fmt: skip
         actor = ray.remote(Generator).options(
-            num_cpus=resources.cpus, num_gpus=resources.generator_gpus, runtime_env={"env_vars": ENVIRONMENT}
+            num_cpus=resources.cpus,
+            num_gpus=resources.generator_gpus,
+            runtime_env={"env_vars": ENVIRONMENT},
+            scheduling_strategy=_ANYWHERE,
         )
         return actor.remote(options, self._plan.config.sampling)
 
@@ -336,7 +341,10 @@ class Pipeline:
 
         plan, resources = self._plan, self._resources
         actor = ray.remote(Scorer).options(
-            num_cpus=resources.cpus, num_gpus=resources.scorer_gpus, runtime_env={"env_vars": ENVIRONMENT}
+            num_cpus=resources.cpus,
+            num_gpus=resources.scorer_gpus,
+            runtime_env={"env_vars": ENVIRONMENT},
+            scheduling_strategy=_ANYWHERE,
         )
         models = {label: judge.model for label, judge in plan.judges.items()}
         return actor.remote(models, plan.config.prompts.chat_template, plan.config.scoring)

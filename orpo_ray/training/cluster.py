@@ -44,7 +44,7 @@ def connect(cpus: int = 1) -> None:
 
 
 def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
-    """Whether the workers of a training run take a GPU each on a cluster that has `gpus` of them."""
+    """Whether the workers of a training run take GPUs on a cluster that has `gpus` of them."""
     if scaling.use_gpu == "auto":
-        return gpus >= scaling.fewest_workers
+        return gpus >= scaling.fewest_workers * scaling.gpus_per_worker
     return scaling.use_gpu

@@ -37,7 +37,7 @@ def train(config: TrainConfig, console: Console | None = None, validation: Valid
         validation = None
     console = console or Console(stderr=True)
     folder = RunFolder(config.run_dir)
-    data = _prepare(config, console)
+    data = prepare_data(config, console)
     folder.open_for(config)
     if folder.finished:
         console.print(f"{folder.path}: already finished", soft_wrap=True)
@@ -61,7 +61,8 @@ def train(config: TrainConfig, console: Console | None = None, validation: Valid
     return folder
 
 
-def _prepare(config: TrainConfig, console: Console) -> PreparedData:
+def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
+    """Read and tokenise the pairs, or find them in the cache."""
     tokenizer = load_tokenizer(config.model)
     check_fit(config.model, tokenizer, config.data.max_length)
     columns = (SpinnerColumn(), TextColumn("reading and tokenising: {task.completed} records"))
@@ -95,7 +96,10 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
             num_workers=config.scaling.num_workers,
             elastic_resize_monitor_interval_s=config.scaling.resize_interval,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={
+                "CPU": config.scaling.cpus_per_worker,
+                **({"GPU": config.scaling.gpus_per_worker} if use_gpu else {}),
+            },
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(

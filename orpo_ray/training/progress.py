@@ -35,8 +35,8 @@ def progress_bar(folder: RunFolder, name: str, total_steps: int, console: Consol
     watch = _bar if console.is_terminal else _lines
     files = (folder.metrics, folder.events)
     held = {file: file.stat().st_size if file.is_file() else 0 for file in files}  # is no news
-    news = _news(held, stop)
-    thread = threading.Thread(target=watch, args=(news, name, total_steps, console), daemon=True)
+    found = news(held, stop)
+    thread = threading.Thread(target=watch, args=(found, name, total_steps, console), daemon=True)
     thread.start()
     try:
         yield
@@ -93,7 +93,7 @@ def _evaluation(line: Line) -> str:
     return f"step {line['step']}: held-out " + "  ".join(figures)
 
 
-def _news(offsets: dict[Path, int], stop: threading.Event) -> Iterator[list[Line]]:
+def news(offsets: dict[Path, int], stop: threading.Event) -> Iterator[list[Line]]:
     """Whole lines appended to files behind their `offsets` since the last look, until `stop`."""
     while True:
         stopping = stop.wait(_POLL_SECONDS)

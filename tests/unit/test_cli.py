@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "data", "evaluate", "report", "demo")
+COMMANDS = ("train", "data", "evaluate", "sweep", "report", "demo")
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "vllm", "numpy", "matplotlib", "rich"}
 
 
@@ -85,6 +85,8 @@ def test_a_mistake_is_one_plain_line_and_exit_2(arguments: list[str], message: s
      ("evaluate", "toy-winrate", "sampling.rounds=0", "sampling.rounds: should be greater than or equal"),
      ("evaluate", "toy-winrate", "scaling.generators=none", "scaling.generators: should be a whole number of at"),
      ("evaluate", "toy-winrate", "models.chosen=x", "models: the label chosen stands for the data set's own"),
+     ("sweep", "toy-sweep", "space={optim.lr: 'unifrom(0, 1)'}", "space: optim.lr: expected loguniform(low, high)"),
+     ("sweep", "toy-sweep", "metric=eval_loss", "metric: eval_loss holds the objective's own weights"),
      ("evaluate", "toy-winrate", "models={a: ./nowhere}", "models.a: ./nowhere: no such folder")],
 )  # fmt: skip
 def test_a_job_is_its_command(job: str, config: str, override: str, told: str) -> None:

@@ -39,6 +39,7 @@ PAPER = {
         ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
 }  # fmt: skip
 LORA = "opt-1.3b-hh-orpo-lora"
+SWEEPS = {"toy-sweep", "opt-125m-hh-sweep"}
 SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "hh-small-orpo"}
 # size, data, stage: what the paper says of it: objective, lr, epochs
 STAGES = {
@@ -60,7 +61,7 @@ def config(name: str) -> TrainConfig:
 
 
 def test_these_are_all_files() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL | {LORA, "toy-winrate"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL | {LORA, "toy-winrate", *SWEEPS}
 
 
 @pytest.mark.parametrize("name", sorted(PAPER.keys() | SMALL | {LORA}))

@@ -1,0 +1,145 @@
+"""The configuration of a sweep: which keys of a training run vary, how far, what counts, and how much it may cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from orpo_ray.config.evaluation import CountOrAuto, Label
+from orpo_ray.config.loading import parse_as, read_yaml
+from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
+from orpo_ray.config.section import Count, FreeForm, Integer, Number, Section
+from orpo_ray.config.space import Dimension, parse_dimension
+from orpo_ray.errors import UserError
+
+_TRIALS = 16
+
+
+class FinalistsConfig(WinRateConfig):
+    """The best trials by `metric`, compared once more by win-rate."""
+
+    count: Annotated[Integer, Field(ge=2, le=100)] = 3
+    prompts: Count = 400
+    """The first so many of the run's `data.eval`."""
+    rounds: Annotated[Integer, Field(ge=1, le=1000)] = 3
+
+
+class SweepConfig(Section):
+    """A sweep. Its folder is `storage.path/name`."""
+
+    name: Label
+    train: FreeForm
+    """The run to vary: a training configuration's file, or the mapping itself. Its name and storage are not used."""
+    overrides: list[str] = Field(default_factory=list)
+    """What all trials change in it, as on the command line: [scaling.num_workers=1]."""
+    space: Annotated[dict[str, str], Field(min_length=1)]
+    """Dotted key to `loguniform(a, b)`, `uniform(a, b)`, `choice(a, b, …)` or, with searcher: grid, `grid(a, b, …)`."""
+    metric: Annotated[str, Field(pattern=r"^eval_[a-z_]+$")] = "eval_reward_accuracy"
+    """What trials are compared by: a key of their evaluations. `eval_win_rate` needs `train.eval.win_rate`."""
+    mode: Literal["min", "max"] = "max"
+    trials: Count | None = None
+    """Default: 16; of a grid, all its points."""
+    steps: Count | None = None
+    """Begin no further trial once the trials have run so many optimizer steps together."""
+    hours: Annotated[Number, Field(gt=0)] | None = None
+    """Stop after so long; the trials that are done by then are compared."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """When trials stop early: unless among the best `1 / reduction` at a rung (arXiv 1810.05934); where worse than the
+    median of those before; never."""
+    grace_steps: Count | None = None
+    """No trial stops before this step; default: a tenth of a trial's steps."""
+    reduction: Annotated[Number, Field(gt=1)] = 3
+    """Each rung is so many times further than the one before."""
+    searcher: Literal["random", "grid", "optuna"] = "random"
+    """Where trials come from: drawn at random, all of a grid, or by TPE from the trials before (arXiv 2304.11127)."""
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    """Of the searcher; the trials' own is `train.seed`."""
+    concurrency: CountOrAuto = "auto"
+    """Trials at a time; `auto`: as many as the cluster has room for."""
+    keep: Count = 3
+    """Of so many of the best trials models and checkpoints are kept."""
+    finalists: FinalistsConfig | None = None
+    """null: the best by `metric` is the winner."""
+    storage: StorageConfig = StorageConfig()
+
+    @field_validator("space")
+    @classmethod
+    def _expressions_parse(cls, space: dict[str, str]) -> dict[str, str]:
+        for key, text in space.items():
+            try:
+                parse_dimension(text)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+        return space
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SweepConfig:
+        kinds = {key: dimension.kind for key, dimension in self.dimensions.items()}
+        for key, kind in kinds.items():
+            if (kind == "grid") != (self.searcher == "grid"):
+                wanted = "grid(…)" if self.searcher == "grid" else "choice(…) or a range"
+                raise ValueError(f"space.{key}: {kind}(…) is not for searcher: {self.searcher}, which takes {wanted}")
+        if self.searcher == "grid" and self.trials is not None:
+            raise ValueError("trials: a grid has as many as it has points; leave it out")
+        if self.metric == "eval_loss" and any(key.split(".")[0] in ("objective", "data") for key in self.space):
+            raise ValueError(
+                "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
+                "cannot be compared by it; use eval_reward_accuracy or eval_nll"
+            )
+        base = self._checked(self.first_point)
+        for key, dimension in self.dimensions.items():
+            for value in dimension.values:
+                self._checked({**self.first_point, key: value})
+        if self.finalists is not None:
+            if base.data.eval is None:
+                raise ValueError("finalists: asks the prompts of the run's data.eval, which is not set")
+            if self.keep < self.finalists.count:
+                raise ValueError(f"keep: {self.keep} is fewer than the {self.finalists.count} finalists")
+        if self.metric.startswith("eval_win_rate") and base.eval.win_rate is None:
+            raise ValueError("metric: eval_win_rate needs train.eval.win_rate, which says against whom")
+        return self
+
+    @property
+    def dimensions(self) -> dict[str, Dimension]:
+        return {key: parse_dimension(text) for key, text in self.space.items()}
+
+    @property
+    def number_of_trials(self) -> int:
+        points = 1
+        for dimension in self.dimensions.values():
+            points *= len(dimension.values)
+        return points if self.searcher == "grid" else self.trials or _TRIALS
+
+    @property
+    def run_dir(self) -> Path:
+        return self.storage.run_dir(self.name)
+
+    def training(self, settings: dict[str, Any], name: str, storage: StorageConfig) -> TrainConfig:
+        """The run with these `settings` of dotted keys. Raises `UserError`, naming the key that does not fit."""
+        mapping = {**self.train, "name": name, "storage": storage.model_dump()}
+        texts = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        return parse_as(TrainConfig, mapping, [*self.overrides, *texts], "train")
+
+    @property
+    def first_point(self) -> dict[str, Any]:
+        """A point of the space, for what all trials share."""
+        return {key: dimension.values[0] for key, dimension in self.dimensions.items()}
+
+    def _checked(self, settings: dict[str, Any]) -> TrainConfig:
+        if taken := {"name", "storage"} & {key.split(".")[0] for key in settings}:
+            raise ValueError(f"space.{min(taken)}: is each trial's own")
+        try:
+            return self.training(settings, self.name, self.storage)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepConfig:
+    """As `load_config`; where `train` names a file, that file's mapping takes its place before overrides."""
+    mapping = read_yaml(path)
+    if isinstance(mapping.get("train"), str):
+        mapping["train"] = read_yaml(mapping["train"])
+    return parse_as(SweepConfig, mapping, overrides or [], origin=str(path))

@@ -1,0 +1,143 @@
+"""The report of a sweep: `report.html`, one file that needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from orpo_ray.errors import UserError
+from orpo_ray.report import sweep_figures as figures
+from orpo_ray.report.page import number, percent, render, write_page, write_report
+from orpo_ray.report.sweep_folder import Finalist, Rate, Sweep, Trial, read_sweep
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Draw `report.html` in a sweep's folder from the files there, finished or not, and return its path.
+
+    Each trial that has metrics gets the report of a run, too.
+    Raises `UserError`, naming the file, where one is missing or unreadable, or the page cannot be written.
+    """
+    sweep = read_sweep(folder)
+    for run in sorted((folder / "trials").glob("*/")):
+        with suppress(UserError):  # one that failed may have left nothing to draw
+            write_report(run)
+    numbers = sweep.numbers
+    html = render(
+        "sweep.html",
+        title=numbers.name,
+        headline=_headline(sweep),
+        verdict=_verdict(sweep),
+        status="" if numbers.finished else "Not finished when this page was drawn.",
+        facts=_facts(sweep),
+        figures=_figures(sweep),
+        keys=list(numbers.space),
+        metric=numbers.metric,
+        trials=_ranked(sweep),
+        finalists=[_finalist(finalist) for finalist in numbers.finalists],
+        configuration=yaml.safe_dump(sweep.config, sort_keys=False, allow_unicode=True),
+    )
+    return write_page(folder / "report.html", html)
+
+
+def _headline(sweep: Sweep) -> str:
+    best = _trial(sweep, sweep.numbers.winner)
+    if best is None:
+        return ""
+    settings = ", ".join(f"{figures.short(key)} = {_setting(value)}" for key, value in best.settings.items())
+    return f"Trial {best.label} is the best: {settings}."
+
+
+def _verdict(sweep: Sweep) -> str:
+    """How sure that is."""
+    finalists = sweep.numbers.finalists
+    if len(finalists) < 2:
+        return (
+            f"Chosen by {sweep.numbers.metric} alone: no finalists were compared by win-rate."
+            if sweep.numbers.winner is not None
+            else ""
+        )
+    best, second = finalists[:2]
+    assert second.behind is not None
+    word = "is told apart from" if second.behind.told_apart else "is not told apart from"
+    return (
+        f"Win-rate {_rate(best)}. It {word} the runner-up, trial {second.trial:03d}: "
+        f"win-rate over it {_rate(second.behind)}."
+    )
+
+
+def _rate(rate: Rate) -> str:
+    low, high = rate.ci95
+    return f"{percent(rate.win_rate, 1)} (95% interval {percent(low, 1)} to {percent(high, 1)})"
+
+
+def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
+    numbers = sweep.numbers
+    count = Counter(trial.status for trial in numbers.trials)
+    best = _trial(sweep, numbers.winner)
+    share = numbers.steps_run / numbers.steps_of_all if numbers.steps_of_all else None
+    minutes = numbers.seconds / 60
+    words = ", ".join(
+        f"{count[status]} {status}" for status in ("finished", "stopped", "failed", "unfinished") if count[status]
+    )
+    return [
+        ("Trials", number(len(numbers.trials)), words),
+        (
+            f"Best {numbers.metric}",
+            number(best.value if best else None),
+            "lower is better" if numbers.mode == "min" else "higher is better",
+        ),
+        ("Steps run", number(numbers.steps_run), f"{percent(share)} of running every trial to its end"),
+        ("Time", f"{minutes:.0f} min" if minutes >= 1 else f"{numbers.seconds:.0f} s", "over all tries"),
+    ]
+
+
+def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
+    """Title, figure and caption of each that there is something for."""
+    numbers = sweep.numbers
+    landscape = figures.landscape(sweep)
+    important = figures.importance(sweep)
+    rungs = "Dashed: the rungs at which the worse trials stop." if numbers.rungs else ""
+    parting = "The larger λ, the further rejected parts from chosen (the paper's Figure 9)."
+    stopped = "Where a trial stopped counts; the paler end was computed before that was known." if numbers.rungs else ""
+    drawn: list[tuple[str, Markup | None, str]] = [
+        (landscape[0] if landscape else "", landscape and landscape[1], "Each trial at its last evaluation."),
+        ("Learning curves", figures.learning_curves(sweep), rungs),
+        ("Rungs", figures.lengths(sweep), stopped),
+        ("Parallel coordinates", figures.parallel(sweep), "A line is a trial; dashed ones were stopped early."),
+        ("What matters", important and important[0], important[1] if important else ""),
+        ("λ and the log-probs", figures.log_probs(sweep), parting),
+    ]  # fmt: skip
+    return [(title, svg, caption) for title, svg, caption in drawn if svg is not None]
+
+
+def _ranked(sweep: Sweep) -> list[dict[str, Any]]:
+    """All trials, best first, those without a value last."""
+    places = {index: place for place, index in enumerate(sweep.numbers.ranking)}
+    ordered = sorted(sweep.numbers.trials, key=lambda trial: places.get(trial.trial, len(places)))
+    return [
+        {
+            "label": trial.label, "status": trial.status, "steps": trial.steps, "value": trial.value,
+            "settings": [_setting(value) for value in trial.settings.values()], "reason": trial.reason,
+            "best": trial.trial == sweep.numbers.winner,
+        }
+        for trial in ordered
+    ]  # fmt: skip
+
+
+def _finalist(finalist: Finalist) -> tuple[str, str, str, str]:
+    behind = finalist.behind
+    apart = "" if behind is None else "yes" if behind.told_apart else "no"
+    return f"{finalist.trial:03d}", _rate(finalist), _rate(behind) if behind else "", apart
+
+
+def _trial(sweep: Sweep, index: int | None) -> Trial | None:
+    return next((trial for trial in sweep.numbers.trials if trial.trial == index), None)
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

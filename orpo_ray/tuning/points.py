@@ -1,0 +1,86 @@
+"""Which settings the trials of a sweep have."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from orpo_ray.config import SweepConfig
+from orpo_ray.config.space import Dimension
+from orpo_ray.errors import UserError
+
+Settings = dict[str, Any]
+"""Dotted keys and their values."""
+
+_DIGITS = 4  # significant ones of a drawn number, so that a person can type it
+
+
+class Searcher(Protocol):
+    def settings(self, index: int, outcomes: Sequence[float | None]) -> Settings:
+        """Of trial `index`; to be asked in order. `outcomes`: of the first trials, None where one failed."""
+
+
+class Drawn:
+    """Points that follow from the seed alone: those of a grid, or random ones, each from its own stream."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._config = config
+
+    def settings(self, index: int, outcomes: Sequence[float | None]) -> Settings:
+        dimensions = self._config.dimensions
+        if self._config.searcher == "grid":
+            grid = itertools.product(*(dimension.values for dimension in dimensions.values()))
+            return dict(zip(dimensions, next(itertools.islice(grid, index, None)), strict=True))
+        generator = np.random.default_rng([self._config.seed, index])
+        return {key: _draw(dimension, generator) for key, dimension in dimensions.items()}
+
+
+class Suggested:
+    """Optuna's TPE through Ray Tune. The same outcomes in the same order give the same points."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        try:
+            import optuna
+            from ray.tune.search.optuna import OptunaSearch
+        except ImportError:
+            raise UserError("searcher: optuna is not installed here: pip install optuna") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        floats = optuna.distributions.FloatDistribution
+        space: dict[str, Any] = {
+            key: floats(*dimension.values, log=dimension.kind == "loguniform")
+            if dimension.is_range
+            else optuna.distributions.CategoricalDistribution(dimension.values)
+            for key, dimension in config.dimensions.items()
+        }
+        self._dimensions = config.dimensions
+        self._search = OptunaSearch(space, metric="value", mode=config.mode, seed=config.seed)
+        self._told = 0
+
+    def settings(self, index: int, outcomes: Sequence[float | None]) -> Settings:
+        for number, outcome in enumerate(outcomes[self._told :], start=self._told):
+            result = None if outcome is None else {"value": outcome}
+            self._search.on_trial_complete(str(number), result, error=outcome is None)
+        self._told = max(self._told, len(outcomes))
+        found: Settings = self._search.suggest(str(index))
+        return {key: _rounded(value) if self._dimensions[key].is_range else value for key, value in found.items()}
+
+
+def searcher_of(config: SweepConfig) -> Searcher:
+    return Suggested(config) if config.searcher == "optuna" else Drawn(config)
+
+
+def _draw(dimension: Dimension, generator: np.random.Generator) -> Any:
+    if not dimension.is_range:
+        return dimension.values[generator.integers(len(dimension.values))]
+    low, high = dimension.values
+    if dimension.kind == "loguniform":
+        return _rounded(math.exp(generator.uniform(math.log(low), math.log(high))))
+    return _rounded(generator.uniform(low, high))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

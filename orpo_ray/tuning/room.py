@@ -1,0 +1,35 @@
+"""How many trials a cluster has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orpo_ray.config import SweepConfig, TrainConfig
+from orpo_ray.errors import UserError
+from orpo_ray.training.cluster import uses_gpus
+
+CPUS_OF_A_TRIAL = 0.01
+"""What a trial takes beside its workers: it waits for them. A whole CPU would be missing to them."""
+_CPUS_OF_A_WIN_RATE = 2  # an engine and a scorer, beside training
+
+
+def cpus_of(run: TrainConfig) -> float:
+    """All that a trial takes."""
+    workers = run.scaling.most_workers * run.scaling.cpus_per_worker
+    return workers + CPUS_OF_A_TRIAL + (_CPUS_OF_A_WIN_RATE if run.eval.win_rate else 0)
+
+
+def concurrency(config: SweepConfig, run: TrainConfig, cluster: Mapping[str, float]) -> int:
+    """Trials like `run` at a time on a cluster of so many `CPU` and `GPU`.
+
+    Raises `UserError` where it has no room for one.
+    """
+    cpus, all_cpus, all_gpus = cpus_of(run), cluster.get("CPU", 0), cluster.get("GPU", 0)
+    gpus = run.scaling.most_workers * run.scaling.gpus_per_worker if uses_gpus(run.scaling, int(all_gpus)) else 0
+    room = min(int(all_cpus / cpus), int(all_gpus / gpus) if gpus else config.number_of_trials)
+    if room < 1:
+        raise UserError(
+            f"train.scaling: a trial takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {all_cpus:g} and "
+            f"{all_gpus:g}"
+        )
+    return room if config.concurrency == "auto" else min(room, config.concurrency)

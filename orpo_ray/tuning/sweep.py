@@ -1,0 +1,125 @@
+"""`orpo-ray sweep`: from a configuration to a finished sweep folder, through Ray Tune."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from typing import Any
+
+from rich.console import Console
+
+from orpo_ray.config import SweepConfig
+from orpo_ray.errors import UserError
+from orpo_ray.training.cluster import connect
+from orpo_ray.training.launcher import prepare_data
+from orpo_ray.training.loop import build_schedule
+from orpo_ray.tuning.board import board
+from orpo_ray.tuning.finalists import compare
+from orpo_ray.tuning.folder import SweepFolder
+from orpo_ray.tuning.ledger import Ledger, Trial
+from orpo_ray.tuning.points import searcher_of
+from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
+from orpo_ray.tuning.room import concurrency, cpus_of
+
+
+def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
+    """Run the trials of `config`, or go on where an earlier try stopped, and choose the best; returns the folder.
+
+    Raises `UserError` for what the user has to mend: data, model, a folder that holds another sweep, no trial that
+    came to its end.
+    """
+    console = console or Console(stderr=True)
+    folder = SweepFolder(config)
+    folder.open_for(config)
+    held = folder.held
+    if held.get("finished") == config.to_yaml():
+        console.print(f"{folder.path}: already finished", soft_wrap=True)
+        return folder
+    first = folder.training(0, config.first_point)
+    pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
+    total_steps = build_schedule(first, pairs).total_steps
+    connect(cpus=max(int(cpus_of(first)), os.cpu_count() or 1) + 1)  # a slot for what waits beside workers
+    import ray
+
+    from orpo_ray.tuning.search import search
+
+    at_a_time = concurrency(config, first, ray.cluster_resources())
+    lag = held.get("lag", at_a_time)
+    spent = held.get("seconds", 0.0)
+    console.print(
+        f"{config.name}: {config.number_of_trials} trials of {total_steps} steps, {at_a_time} at a time, by "
+        f"{config.searcher} search and {config.scheduler}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    ledger = Ledger(config, folder, total_steps)
+    started = time.monotonic()
+
+    def save(winner: Trial | None = None, rates: list[dict[str, Any]] | None = None, finished: str = "") -> None:
+        write_results(folder, ledger)
+        found = summary(config, ledger, total_steps, winner, rates or [])
+        own = {"lag": lag, "seconds": spent + time.monotonic() - started, "finished": finished}
+        write_summary(folder, found | own)
+
+    with board(config, ledger, console) as show:
+
+        def changed() -> None:
+            keep_the_best(config, folder, ledger)
+            save()
+            show()
+
+        seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)
+        try:
+            search(config, folder, ledger, searcher_of(config), at_a_time, lag, seconds, changed)
+        finally:
+            shutil.rmtree(folder.ray, ignore_errors=True)
+    for trial in ledger.trials:
+        ledger.refresh(trial.index)
+    keep_the_best(config, folder, ledger)
+    winner, rates = _winner(config, folder, ledger, console)
+    write_best(folder, config, winner)
+    save(winner, rates, finished=config.to_yaml())
+    console.print(_verdict(config, ledger, winner, rates), highlight=False, markup=False, soft_wrap=True)
+    return folder
+
+
+def keep_the_best(config: SweepConfig, folder: SweepFolder, ledger: Ledger) -> None:
+    """Free what the trials that are over take on disk, but for the models of the best `keep`.
+
+    A trial that has finished before an earlier one is over may yet turn out to have been stopped: it takes nobody's
+    place, and keeps its model until then.
+    """
+    settled = ledger.first_over()
+    finished = [trial for trial in ledger.ranking() if ledger.status(trial) == "finished"]
+    kept = [trial for trial in finished if trial.index < settled][: config.keep]
+    kept += [trial for trial in finished if trial.index >= settled]
+    for trial in ledger.trials:
+        if ledger.over(trial):
+            folder.strip(trial.index, trial.settings, model=trial not in kept)
+
+
+def _winner(
+    config: SweepConfig, folder: SweepFolder, ledger: Ledger, console: Console
+) -> tuple[Trial, list[dict[str, Any]]]:
+    finished = [trial for trial in ledger.ranking() if ledger.status(trial) == "finished"]
+    if not finished:
+        reason = next((trial.failure for trial in ledger.trials if trial.failure), "the budget ended before")
+        raise UserError(f"{folder.path}: no trial came to its end; the first reason: {reason}")
+    if config.finalists is None or len(finished) < 2:
+        return finished[0], []
+    indices = [trial.index for trial in finished[: config.finalists.count]]
+    rates = compare(config, folder, indices, console)
+    return ledger.trials[rates[0]["trial"]], rates
+
+
+def _verdict(config: SweepConfig, ledger: Ledger, winner: Trial, rates: list[dict[str, Any]]) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in winner.settings.items())
+    value = ledger.value(winner)
+    said = f"{config.name}: trial {winner.index:03d} wins with {settings}: {config.metric} {value:.4g}"
+    if rates:
+        low, high = rates[0]["ci95"]
+        apart = (
+            "told apart from the runner-up" if rates[1]["behind"]["told_apart"] else "not told apart from the runner-up"
+        )
+        said += f", win-rate {rates[0]['win_rate']:.1%} ({low:.1%} to {high:.1%}), {apart}"
+    return said

@@ -1,0 +1,72 @@
+"""One trial: a training run as `orpo-ray train` runs it, whose evaluations Ray Tune is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from rich.console import Console
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.in_training import validate_checkpoint
+from orpo_ray.training import launcher
+from orpo_ray.training.progress import news
+from orpo_ray.training.run_folder import RunFolder
+
+
+def run_trial(trial: dict[str, Any]) -> None:
+    """The function that Ray Tune runs in a process of its own. `trial`: the `metric` to report, its `run` as JSON.
+
+    A trial that fails reports why; it raises nothing, for Ray Train has retried what was the machine's fault already.
+    That the driver writes it down, not the trial, keeps a sweep that is being killed from blaming its trials.
+    """
+    config = TrainConfig.model_validate_json(trial["run"])
+    run = RunFolder(config.run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    failure = ""
+    with (run.path / "log.txt").open("a", encoding="utf-8") as log, told_to_tune(run.metrics, trial["metric"]):
+        try:
+            launcher.train(config, Console(file=log), validate_checkpoint)
+        except UserError as error:
+            failure = str(error)
+        except Exception as error:
+            log.write(f"{error}\n")
+            failure = crash(error)
+    if failure:
+        ray.tune.report({"failure": failure})
+
+
+def crash(error: BaseException) -> str:
+    """One line on what ended a run: the last of a traceback that came from a worker."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[-1] if lines else type(error).__name__
+    return f"crashed: {said}"[:500]
+
+
+@contextmanager
+def told_to_tune(metrics: Path, metric: str) -> Iterator[None]:
+    """While the body runs, report each evaluation in `metrics` to Ray Tune, those of an earlier try too.
+
+    Reports come from the run's own file rather than from its workers (`ray.train.report` is a barrier for all of
+    them), so a trial computes exactly what `orpo-ray train` does.
+    """
+    stop = threading.Event()
+
+    def follow() -> None:
+        for lines in news({metrics: 0}, stop):
+            for line in lines:
+                if line.get(metric) is not None and line["step"]:
+                    ray.tune.report({"step": line["step"]})
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,189 @@
+"""`orpo-ray sweep` through the real stack: Ray Tune over Ray Train, real processes, real faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from orpo_ray.config import SweepConfig, load_config, parse_as
+from orpo_ray.report import write_sweep_report
+from orpo_ray.training.launcher import train
+from orpo_ray.tuning.sweep import sweep
+
+RUN: dict[str, Any] = {
+    "name": "toy",
+    "model": {"name_or_path": "toy", "dtype": "float32"},
+    "data": {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64, "limit": 600},
+    "optim": {"warmup_steps": 5},
+    "train": {
+        "epochs": 2,
+        "max_steps": 48,
+        "global_batch_size": 24,
+        "eval_every_steps": 8,
+        "checkpoint_every_steps": 8,
+    },
+    "scaling": {"max_failures": 1},
+}
+
+
+def config(storage: Path, **keys: Any) -> SweepConfig:
+    mapping = {"train": RUN, "grace_steps": 8, "concurrency": 2, "storage": {"path": str(storage)}, **keys}
+    return parse_as(SweepConfig, mapping, [], "test")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder / "results.parquet").to_pylist()
+    return found
+
+
+def trials(folder: Path) -> list[dict[str, Any]]:
+    """What `sweep.json` says of them; it is written anew whenever more is known."""
+    summary = folder / "sweep.json"
+    found: list[dict[str, Any]] = json.loads(summary.read_text())["trials"] if summary.is_file() else []
+    return found
+
+
+def workers(trial: Path) -> list[int]:
+    """Processes that train a trial: its rank 0 keeps a file of TensorBoard's open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if not (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                continue
+            files = [os.readlink(file) for file in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(file.startswith(f"{trial}/tensorboard/") for file in files):
+            found.append(int(process.name))
+    return found
+
+
+def last_step(trial: Path) -> int:
+    metrics = trial / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+@contextmanager
+def meanwhile(look: Callable[[], None]) -> Iterator[None]:
+    """Call `look` again and again while the body runs."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(0.05):
+            look()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Path) -> None:
+    """Six trials: one loses a worker once, one each time, one diverges, two are stopped and leave nothing behind."""
+    rates = [3e-4, 2e-3, 1.5e-3, 1e30, 1e-6, 2e-6]
+    own = config(
+        tmp_path, name="faults", searcher="grid", space={"optim.lr": f"grid({', '.join(map(str, rates))})"},
+        metric="eval_loss", mode="min", keep=1,
+    )  # fmt: skip
+    folder = own.run_dir
+    cpus = ray.cluster_resources()["CPU"]
+    killed: dict[int, set[int]] = {1: set(), 2: set()}
+    gone: dict[int, float] = {}
+    stopped: dict[int, float] = {}
+
+    def look() -> None:
+        for index, times in ((1, 1), (2, 99)):
+            if len(killed[index]) < times and last_step(folder / f"trials/{index:03d}") >= 9:
+                for pid in workers(folder / f"trials/{index:03d}"):
+                    if pid not in killed[index]:
+                        killed[index].add(pid)
+                        os.kill(pid, signal.SIGKILL)
+        for trial in trials(folder):
+            index = trial["trial"]
+            if trial["status"] == "stopped":
+                stopped.setdefault(index, time.monotonic())
+                if not workers(folder / f"trials/{index:03d}"):
+                    gone.setdefault(index, time.monotonic())
+
+    with meanwhile(look):
+        sweep(own)
+        ended = time.monotonic()
+        while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() < ended + 30:
+            time.sleep(0.1)
+    freed = time.monotonic() - ended
+
+    found = trials(folder)
+    assert [trial["settings"]["optim.lr"] for trial in found] == rates
+    assert [trial["status"] for trial in found] == ["finished", "finished", "failed", "failed", "stopped", "stopped"]
+    assert len(killed[1]) == 1 and len(killed[2]) == 2  # the second loss is more than max_failures allows
+    assert "crashed: " in found[2]["reason"]
+    assert "the loss is nan" in found[3]["reason"]
+    assert {row["reason"] for row in rows(folder) if row["trial"] == 5} == {"by asha at step 8"}
+    assert json.loads((folder / "sweep.json").read_text())["winner"] == 1
+    for index in (4, 5):
+        took = gone[index] - stopped[index]
+        print(f"trial {index:03d}: its workers were gone {took:.1f} s after it was stopped")
+        assert took <= 10
+    print(f"all CPUs were free {freed:.1f} s after the sweep, whose last trials were stopped")
+    assert freed <= 10
+    assert (folder / "trials/001/model/model.safetensors").is_file()
+    for index in range(6):
+        left = {part.name for part in (folder / f"trials/{index:03d}").iterdir() if part.is_dir()}
+        assert left == ({"tensorboard", "model"} if index == 1 else {"tensorboard"})
+    assert write_sweep_report(folder).read_text().count("<svg") >= 3
+
+
+def test_a_killed_sweep_goes_on_to_the_same_table(ray_cluster: None, tmp_path: Path) -> None:
+    """And `best.yaml`, run, gives the winner's numbers."""
+    space = {"objective.lambda": "loguniform(0.1, 4)", "optim.lr": "loguniform(1e-4, 5e-3)"}
+    whole = config(tmp_path / "whole", name="sweep", space=space, trials=4)
+    sweep(whole)
+
+    own = config(tmp_path / "killed", name="sweep", space=space, trials=4)
+    folder, file = own.run_dir, tmp_path / "sweep.yaml"
+    file.write_text(own.to_yaml())
+    command = [sys.executable, "-m", "orpo_ray.cli", "sweep", str(file)]
+    with (tmp_path / "log.txt").open("wb") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not any(trial["status"] == "finished" for trial in trials(folder)) and time.monotonic() < deadline:
+            assert first.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+            time.sleep(0.05)
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    done = [trial["trial"] for trial in trials(folder) if trial["status"] == "finished"]
+    assert done and len(done) < 4
+    before = {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert before == {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}
+    assert (folder / "results.csv").read_text() == (whole.run_dir / "results.csv").read_text()
+    assert len({row["trial"] for row in rows(folder)}) == 4
+    assert (folder / "report.html").is_file()
+
+    best = load_config(folder / "best.yaml")
+    line = json.loads((train(best).path / "metrics.jsonl").read_text().splitlines()[-1])
+    winner = json.loads((folder / "sweep.json").read_text())["winner"]
+    table = [row for row in rows(folder) if row["trial"] == winner][-1]
+    assert line["step"] == table["step"] == 48
+    for key in ("eval_loss", "eval_reward_accuracy", "eval_logps_rejected"):
+        assert line[key] == pytest.approx(table[key], rel=1e-6)

@@ -1,0 +1,186 @@
+"""What a sweep makes of its trials' folders: who stops, who wins, the table, the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from test_sweep_search import TRAIN
+
+from orpo_ray.config import SweepConfig, load_config, parse_as
+from orpo_ray.errors import UserError
+from orpo_ray.report import write_sweep_report
+from orpo_ray.tuning.folder import SweepFolder
+from orpo_ray.tuning.ledger import Ledger
+from orpo_ray.tuning.points import searcher_of
+from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
+from orpo_ray.tuning.sweep import keep_the_best
+
+STEPS = 72
+
+
+def config(storage: Path, *overrides: str) -> SweepConfig:
+    mapping = {
+        "name": "made-up", "train": TRAIN, "trials": 9, "grace_steps": 8, "storage": {"path": str(storage)},
+        "space": {
+            "objective.lambda": "loguniform(0.05, 4)", "optim.lr": "loguniform(1e-5, 1e-2)",
+            "optim.schedule": "choice(cosine, linear)",
+        },
+    }  # fmt: skip
+    return parse_as(SweepConfig, mapping, list(overrides), "made-up.yaml")
+
+
+def write_run(folder: Path, settings: dict[str, Any], *, until: int = STEPS, diverges: bool = False) -> None:
+    """A run folder as training leaves it, best at λ = 1 and lr = 1e-3."""
+    weight, lr = settings["objective.lambda"], settings["optim.lr"]
+    worth = 1 - 0.05 * abs(math.log(weight)) - 0.05 * abs(math.log(lr / 1e-3))
+    folder.mkdir(parents=True)
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(0, until + 1, 8):
+            value = None if diverges and step > 8 else worth * (0.5 + step / STEPS / 2)
+            evaluation = {
+                "step": step, "eval_loss": 2.0, "eval_reward_accuracy": value, "eval_logps_chosen": -0.5 - weight / 10,
+                "eval_logps_rejected": -0.6 - weight,
+            }  # fmt: skip
+            file.write(json.dumps(evaluation) + "\n")
+            file.write(json.dumps({"step": step + 1, "loss": 1.0}) + "\n")
+    for part in ("model", "checkpoints/step-00000072", "ray"):
+        (folder / part).mkdir(parents=True)
+    if until == STEPS:
+        (folder / "summary.json").write_text("{}")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> tuple[SweepConfig, SweepFolder, Ledger]:
+    """Nine trials: the sixth diverged, the eighth crashed before its first evaluation."""
+    own = config(tmp_path)
+    folder = SweepFolder(own)
+    folder.open_for(own)
+    searcher, ledger = searcher_of(own), Ledger(own, folder, STEPS)
+    for index in range(9):
+        settings = searcher.settings(index, [])
+        if index == 5:
+            write_run(folder.trial(index).path, settings, until=16, diverges=True)
+            folder.fail(index, "step 17: the loss is nan")
+        elif index == 7:
+            folder.fail(index, "crashed: a worker\nwas lost")
+        else:
+            write_run(folder.trial(index).path, settings)
+        ledger.begin(settings)
+    return own, folder, ledger
+
+
+def test_trials_stop_fail_and_rank(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
+    _, _, ledger = sweep
+    statuses = [ledger.status(trial) for trial in ledger.trials]
+    assert (statuses[5], statuses[7]) == ("failed", "failed")
+    assert {"finished", "stopped"} < set(statuses)
+    ranking = ledger.ranking()
+    finished = [trial for trial in ranking if ledger.status(trial) == "finished"]
+    assert ranking[: len(finished)] == finished
+    values = [ledger.value(trial) for trial in finished]
+    assert values == sorted(values, reverse=True)
+    assert not {5, 7} & {trial.index for trial in ranking}
+    for trial in ledger.trials:
+        if statuses[trial.index] == "stopped":  # the folder holds more: it went on until that was decided
+            assert max(step for step, _ in ledger.curve(trial)) == ledger.steps(trial) < trial.steps_run
+
+
+def test_the_table_holds_every_evaluation_that_counts(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
+    _, folder, ledger = sweep
+    write_results(folder, ledger)
+    rows = pq.read_table(folder.results_parquet).to_pylist()
+    assert pyarrow.csv.read_csv(folder.results_csv).num_rows == len(rows)
+    for trial in ledger.trials:
+        own = [row for row in rows if row["trial"] == trial.index]
+        assert all({key: row[key] for key in trial.settings} == trial.settings for row in own)
+        if trial.index != 7:
+            assert [row["step"] for row in own] == [s for s in range(0, 80, 8) if s <= ledger.steps(trial)]
+    assert [(r["step"], r["reason"]) for r in rows if r["trial"] == 7] == [(None, "crashed: a worker was lost")]
+    assert [r["eval_reward_accuracy"] is None for r in rows if r["trial"] == 5] == [False, False, True]
+
+
+def test_best_yaml_is_the_winners_whole_run(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
+    own, folder, ledger = sweep
+    winner = ledger.ranking()[0]
+    write_best(folder, own, winner)
+    best = load_config(folder.best)
+    trial = folder.training(winner.index, winner.settings)
+    assert best.name == "made-up-best"
+    different = {"name", "storage"}
+    assert best.model_dump(exclude=different) == trial.model_dump(exclude=different)
+    assert best.run_dir != trial.run_dir and best.cache_dir == trial.cache_dir
+
+
+def test_losers_keep_their_numbers_and_lose_their_weight(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
+    _, folder, ledger = sweep
+    for trial, model in ((ledger.trials[0], True), (ledger.trials[1], False)):
+        folder.strip(trial.index, trial.settings, model=model)
+        run = folder.trial(trial.index)
+        assert run.metrics.is_file() and run.finished
+        assert not run.checkpoints.exists() and not run.ray.exists()
+        assert run.model.exists() != model
+
+
+def test_a_folder_holds_one_sweep_which_may_go_on(tmp_path: Path) -> None:
+    SweepFolder(config(tmp_path)).open_for(config(tmp_path))
+    more = config(tmp_path, "trials=20", "hours=3", "concurrency=2")
+    SweepFolder(more).open_for(more)
+    other = config(tmp_path, "seed=1", "train.seed=3")
+    with pytest.raises(UserError, match=r"other settings \(train, seed\)"):
+        SweepFolder(other).open_for(other)
+
+
+def test_the_page_says_who_won_and_how_sure_that_is(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
+    own, folder, ledger = sweep
+    write_results(folder, ledger)
+    best, second = ledger.ranking()[:2]
+    rate = {"win_rate": 0.62, "ci95": [0.58, 0.66], "p_holm": 1e-4, "told_apart": True}
+    behind = {"win_rate": 0.51, "ci95": [0.47, 0.55], "p_holm": 0.6, "told_apart": False}
+    rates = [{"trial": best.index, **rate}, {"trial": second.index, **rate, "behind": behind}]
+    found = summary(own, ledger, STEPS, best, rates)
+    write_summary(folder, found | {"seconds": 312.0, "finished": own.to_yaml()})
+    page = write_sweep_report(folder.path).read_text()
+    assert f"Trial {best.index:03d} is the best: λ = {best.settings['objective.lambda']:.4g}" in page
+    assert f"It is not told apart from the runner-up, trial {second.index:03d}" in page
+    for title in ("λ × learning rate", "Learning curves", "Rungs", "Parallel coordinates", "What matters"):
+        assert f"<h3>{title}</h3>" in page
+    assert "<h3>λ and the log-probs</h3>" in page
+    assert "crashed: a worker was lost" in page
+    share = 100 * found["steps_run"] / found["steps_of_all"]
+    assert f"{share:.0f}% of running every trial to its end" in page
+
+
+def test_the_page_of_a_sweep_under_way(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
+    own, folder, ledger = sweep
+    write_results(folder, ledger)
+    write_summary(folder, summary(own, ledger, STEPS, None, []) | {"seconds": 31.0, "finished": ""})
+    assert "Not finished when this page was drawn." in write_sweep_report(folder.path).read_text()
+
+
+def test_a_page_without_a_sweep_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a readable sweep"):
+        write_sweep_report(tmp_path)
+
+
+def test_a_trial_that_may_yet_be_stopped_takes_nobodys_place(tmp_path: Path) -> None:
+    """The last trial is the best that finished, and the first is not over: models of both it and the next best stay."""
+    own = config(tmp_path, "keep=1", "trials=4", "scheduler=none")
+    folder, searcher = SweepFolder(own), searcher_of(own)
+    ledger = Ledger(own, folder, STEPS)
+    worths = [0.1, 0.3, 0.2, 0.9]
+    for index, worth in enumerate(worths):
+        settings = searcher.settings(index, []) | {"objective.lambda": math.exp(worth - 1), "optim.lr": 1e-3}
+        write_run(folder.trial(index).path, settings, until=16 if index == 1 else STEPS)
+        ledger.begin(settings)
+    keep_the_best(own, folder, ledger)
+    assert [folder.trial(index).model.exists() for index in range(4)] == [True, True, True, True]
+    folder.fail(1, "lost")
+    ledger.refresh(1)
+    keep_the_best(own, folder, ledger)
+    assert [folder.trial(index).model.exists() for index in range(4)] == [False, False, False, True]
