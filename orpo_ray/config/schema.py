@@ -203,6 +203,13 @@ class StorageConfig(Section):
     """Folder or URL (s3://, gs://, any of pyarrow's or fsspec's) where runs keep their checkpoints, each in a folder of
     its name; default: in the run's folder."""
 
+    @field_validator("path", "cache")
+    @classmethod
+    def _a_folder(cls, folder: str | None) -> str | None:
+        if folder is not None and "://" in folder:
+            raise ValueError(f"is a folder that every node sees (got {folder}); for a URL there is storage.checkpoints")
+        return folder
+
     def run_dir(self, name: str) -> Path:
         return _home(self.path).resolve() / name
 
@@ -210,6 +217,15 @@ class StorageConfig(Section):
     def cache_dir(self) -> Path:
         folder = _home(self.path) / ".cache" if self.cache is None else _home(self.cache)
         return folder.resolve()
+
+
+def folder_in(location: str, name: str) -> str:
+    """The folder `name` in a folder or URL; options behind the URL (s3://bucket?region=…) stay behind it."""
+    place, options = location, ""
+    if "://" in location:
+        place, mark, options = location.partition("?")
+        options = mark + options
+    return f"{place.rstrip('/')}/{name}{options}"
 
 
 def _home(name: str) -> Path:
@@ -265,7 +281,7 @@ class TrainConfig(Section):
     def checkpoints_location(self) -> str:
         """Folder or URL of the run's checkpoints."""
         own = self.storage.checkpoints
-        return str(self.run_dir / "checkpoints") if own is None else f"{own.rstrip('/')}/{self.name}"
+        return str(self.run_dir / "checkpoints") if own is None else folder_in(own, self.name)
 
     def digest(self) -> str:
         """Of the settings that decide the trajectory (see `identity`)."""

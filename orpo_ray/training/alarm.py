@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 _SECONDS_BETWEEN_QUESTIONS = 5.0
+_SECONDS_BETWEEN_SAVES = 10.0  # at least, while a notice stands
 
 
 class Alarm:
@@ -15,7 +16,8 @@ class Alarm:
         self._seconds = None if minutes is None else 60 * minutes
         self._clock = clock
         self._saved = self._asked = clock()
-        self._noticed = False
+        self._end: float | None = None
+        """When a machine goes away, where there is a notice."""
         self.urgent = False
         """Whether the checkpoint that is wanted has to be whole before training goes on."""
 
@@ -26,13 +28,23 @@ class Alarm:
     def signals(self, *, leads: bool) -> dict[str, float]:
         """`leads`: on rank 0."""
         now = self._clock()
-        due = self._seconds is not None and now - self._saved >= self._seconds
-        return {"due": float(leads and due), "ask": float(leads and now - self._asked >= _SECONDS_BETWEEN_QUESTIONS)}
+        ask = now - self._asked >= _SECONDS_BETWEEN_QUESTIONS
+        return {"due": float(leads and now - self._saved >= self._patience()), "ask": float(leads and ask)}
 
-    def rings(self, signals: dict[str, float], preempted: Callable[[], bool]) -> bool:
-        """Whether to save now. `preempted` is a question to all ranks together; a notice is answered once."""
+    def _patience(self) -> float:
+        """Seconds from one checkpoint to the next. A notice halves what is left each time, so little is lost in the end
+        however long it stands."""
+        patience = float("inf") if self._seconds is None else self._seconds
+        if self._end is None:
+            return patience
+        return min(patience, max(_SECONDS_BETWEEN_SAVES, (self._end - self._saved) / 2))
+
+    def rings(self, signals: dict[str, float], seconds_left: Callable[[], float | None]) -> bool:
+        """Whether to save now. `seconds_left` is a question to all ranks together: until a machine goes away, None
+        where none does."""
         if signals["ask"]:
             self._asked = self._clock()
-            noticed = preempted()
-            self.urgent, self._noticed = noticed and not self._noticed, noticed
+            left, noticed_before = seconds_left(), self._end is not None
+            self._end = None if left is None else self._asked + left
+            self.urgent = left is not None and not noticed_before
         return self.urgent or signals["due"] > 0

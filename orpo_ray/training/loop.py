@@ -39,7 +39,7 @@ class State:
     step: int = 0
     """Optimizer steps done."""
     best_step: int | None = None
-    best_eval_loss: float = math.inf
+    best_eval_loss: float | None = None
     skipped: int = 0
     """Steps in a row, up to this one, whose loss or gradient was not finite."""
 
@@ -113,7 +113,8 @@ def run(
             evaluation = {"step": state.step, **means}
             sink.metrics(evaluation)
             line = {**line, **evaluation}
-            better = evaluation["eval_loss"] < state.best_eval_loss
+            best = math.inf if state.best_eval_loss is None else state.best_eval_loss
+            better = evaluation["eval_loss"] < best
             if better and sink.best_model(engine, evaluation, table):
                 state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
         if state.step % checkpoint_every == 0 or state.step == total_steps or checkpoint_wanted:

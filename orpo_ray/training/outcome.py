@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -12,7 +11,7 @@ class Outcome:
 
     step: int = 0
     best_step: int | None = None
-    best_eval_loss: float = math.inf
+    best_eval_loss: float | None = None
     workers: int = 0
     mistake: str = ""
     """Said in one line; Ray Train would retry an exception."""

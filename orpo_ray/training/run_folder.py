@@ -42,6 +42,7 @@ class RunFolder:
         self.report = path / "report.html"
         self.ray = path / "ray"
         self.events = path / "events.jsonl"
+        self._last_checkpoint = path / "last_checkpoint.json"
         self.quarantine = path / "quarantine.jsonl"
         self.win_rate = path / "win_rate"
 
@@ -93,6 +94,25 @@ class RunFolder:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
             print(f"{text} ({self.events} cannot be written: {error})", file=sys.stderr)
+
+    def note_checkpoint(self, step: int, location: str) -> None:
+        """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""
+        text = json.dumps({"step": step, "location": masked(location)}) + "\n"
+        try:
+            write_atomically(self._last_checkpoint, text)
+        except OSError as error:
+            self.note(f"{self._last_checkpoint} cannot be written: {error}")
+
+    @property
+    def last_checkpoint(self) -> dict[str, Any] | None:
+        """Its `step` and `location`; None: the run has not saved any. Raises `UserError` where the file is no such."""
+        if not self._last_checkpoint.is_file():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(self._last_checkpoint.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{self._last_checkpoint}: was changed by something else; remove it") from None
+        return found
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line that another process than rank 0 has found, in one write."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +41,8 @@ from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder, write_eval_scores
 from orpo_ray.training.saving import Saver, choose, load
 from orpo_ray.training.watchdog import Watchdog
+
+_NOTICE_SECONDS = 60.0  # where a notice does not say when
 
 
 def train_worker(payload: dict[str, Any]) -> Outcome:
@@ -78,7 +82,10 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     state = _resume(config, engine, checkpoints, digests, folder)
     recorder = Recorder(folder, resumed_at=state.step) if engine.rank == 0 else None
     total_steps = build_schedule(config, len(train_pairs)).total_steps
-    saver = Saver(checkpoints, engine, config.train.keep_checkpoints, config.train.keep_best_checkpoints, folder.note)
+    saver = Saver(
+        checkpoints, engine, config.train.keep_checkpoints, config.train.keep_best_checkpoints, folder.note,
+        committed=lambda step: folder.note_checkpoint(step, checkpoints.location),
+    )  # fmt: skip
     alarm = Alarm(config.train.checkpoint_every_minutes)
 
     class RunSink(Sink):
@@ -113,6 +120,8 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
             eval_loss = line.get("eval_loss")
+            if eval_loss is not None and not math.isfinite(eval_loss):
+                eval_loss = None
             saver.begin(Manifest(state.step, asdict(state), engine.updates, **digests, eval_loss=eval_loss, files={}))
             if alarm.urgent:
                 saver.finish()
@@ -138,7 +147,7 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
 
         def heard(self, signals: dict[str, float]) -> bool:
             saver.heard(signals)
-            return alarm.rings(signals, lambda: ray.train.get_preemption_info() is not None)
+            return alarm.rings(signals, _seconds_left)
 
     try:
         run(engine, config, train_pairs, held_out, RunSink(), state)
@@ -148,6 +157,14 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         if recorder:
             recorder.close()
     return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
+
+
+def _seconds_left() -> float | None:
+    """Until a node of the run is taken away, where the cluster has given notice. All ranks must ask together."""
+    notice = ray.train.get_preemption_info()
+    if notice is None:
+        return None
+    return notice.deadline_ms / 1000 - time.time() if notice.deadline_ms else _NOTICE_SECONDS
 
 
 def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> list[PairDataset]:
@@ -175,6 +192,11 @@ def _resume(
     """Continue from the newest checkpoint that is whole. Raises `UserError` where that is one of another run."""
     manifest = choose(checkpoints, engine, folder.note)
     if manifest is None:
+        if lost := folder.last_checkpoint:
+            raise UserError(
+                f"{checkpoints.location}: the run's checkpoints are gone, the last of which was that of step "
+                f"{lost['step']} in {lost['location']}; restore them, or remove {folder.path} to train from the start"
+            )
         return State()
     allowed = config.resume.allow_changes
     if manifest.config != digests["config"] and not allowed:  # the driver has compared config.yaml, key by key

@@ -205,19 +205,24 @@ def lose_manifest(scene: Scene, checkpoint: Path) -> None:
     (checkpoint / "manifest.json").unlink()
 
 
-def damage_all(scene: Scene) -> None:
-    run = scene.run
-    run.interrupt(signal.SIGKILL)
-    wait_for(lambda: not scene.nodes.train_workers(), "the workers to end")
-    whole, metrics = run.checkpoints.with_name("whole"), (run.path / "metrics.jsonl").read_bytes()
-    shutil.copytree(run.checkpoints, whole)
-    for checkpoint in run.finished_checkpoints():
-        flip_a_byte(scene, checkpoint)
-    _refused(run, "none of the checkpoints is whole")
-    assert (run.path / "metrics.jsonl").read_bytes() == metrics
-    shutil.rmtree(run.checkpoints)
-    whole.rename(run.checkpoints)
-    run.type_command()
+def spoil(how: Callable[[Scene, Path], None], why: str) -> Bring:
+    """Every checkpoint: nothing is left to go on from, and the run must not begin anew."""
+
+    def bring(scene: Scene) -> None:
+        run = scene.run
+        run.interrupt(signal.SIGKILL)
+        wait_for(lambda: not scene.nodes.train_workers(), "the workers to end")
+        whole, metrics = run.checkpoints.with_name("whole"), (run.path / "metrics.jsonl").read_bytes()
+        shutil.copytree(run.checkpoints, whole)
+        for checkpoint in run.finished_checkpoints():
+            how(scene, checkpoint)
+        _refused(run, why)
+        assert (run.path / "metrics.jsonl").read_bytes() == metrics
+        shutil.rmtree(run.checkpoints)
+        whole.rename(run.checkpoints)
+        run.type_command()
+
+    return bring
 
 
 def change_data(scene: Scene) -> None:
@@ -293,7 +298,11 @@ FAULTS = (
     Fault("newest checkpoint's manifest gone", "driver killed, file removed", damage_newest(lose_manifest), first=10),
     Fault(
         "all checkpoints damaged", "driver killed, a bit flipped in each: refused (exit 2); then restored",
-        damage_all, first=6,
+        spoil(flip_a_byte, "none of the checkpoints is whole"), first=6,
+    ),
+    Fault(
+        "all manifests gone", "driver killed, the file removed from each: refused (exit 2); then restored",
+        spoil(lose_manifest, "the run's checkpoints are gone"), first=6,
     ),
     Fault(
         "data changed under a run", "a word added to a record, half of the time a worker killed, then the driver: "

@@ -29,6 +29,7 @@ from orpo_ray.training.checkpoint_files import FileSum, read_header, read_into, 
 from orpo_ray.training.checkpoints import Checkpoints, Manifest, open_filesystem
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import Copy, Saver, choose, load
 from orpo_ray.training.watchdog import Pulse, diagnosis
 
@@ -300,22 +301,34 @@ class TestSkippedSteps:
         assert all(np.isfinite(line["loss"]) for i, line in enumerate(watch.lines) if "loss" in line and i != position)
 
 
-def test_the_clock_rings_once_and_a_notice_is_answered_once() -> None:
+def test_the_clock_rings_once_and_a_notice_until_it_is_over() -> None:
     now = 0.0
-    alarm = Alarm(minutes=1, clock=lambda: now)
+    alarm = Alarm(minutes=2, clock=lambda: now)
     rung, asked = [], []
 
-    def preempted() -> bool:
+    def seconds_left() -> float | None:
         asked.append(now)
-        return 20 < now < 40
+        return 120.0 - now if 20 < now < 110 else None
 
-    for now in np.arange(1.0, 130.0):
-        if alarm.rings(alarm.signals(leads=True), preempted):
+    for now in np.arange(1.0, 300.0):
+        if alarm.rings(alarm.signals(leads=True), seconds_left):
             rung.append((now, alarm.urgent))
             alarm.reset()
-    assert rung == [(25.0, True), (85.0, False)], "the clock starts anew with each checkpoint"
+    soon = [(25.0, True), (73.0, False), (97.0, False), (109.0, False)]
+    assert rung[:4] == soon, "training waits for the first; each next one comes when half of what was left has passed"
+    assert rung[4:] == [(229.0, False)], "the clock starts anew with each checkpoint"
     assert np.diff(asked).min() >= 5
     assert alarm.signals(leads=False) == {"due": 0.0, "ask": 0.0}
+
+
+def test_a_run_whose_checkpoints_are_gone_knows_of_them(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.last_checkpoint is None
+    folder.note_checkpoint(8, "s3://key:secret@bucket/run")
+    assert folder.last_checkpoint == {"step": 8, "location": "s3://key:***@bucket/run"}
+    next(tmp_path.glob("last_*")).write_text("{")
+    with pytest.raises(UserError, match="was changed by something else"):
+        assert folder.last_checkpoint
 
 
 class TestDiagnosis:

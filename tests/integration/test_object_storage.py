@@ -1,0 +1,103 @@
+"""Checkpoints on an S3-compatible server of which 5 % of the requests fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+import yaml
+
+from orpo_ray.training.checkpoints import Checkpoints
+
+SERVER = Path(__file__).with_name("s3_server.py")
+FAILING = 0.05
+RUN: dict[str, Any] = {
+    "name": "on-s3",
+    "model": {"name_or_path": "toy", "dtype": "float32"},
+    "data": {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64, "limit": 600},
+    "optim": {"lr": 1e-3, "warmup_steps": 5},
+    "train": {"epochs": 9, "max_steps": 24, "global_batch_size": 32, "eval_every_steps": 12, "checkpoint_every_steps": 2},
+    "scaling": {"num_workers": 2},
+}
+
+
+class Server:
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "server.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen([sys.executable, str(SERVER), str(FAILING), "0"], stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while not self._log.read_text().endswith("\n"):
+            assert self._process.poll() is None and time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.05)
+        self.port = int(self._log.read_text().split()[0])
+
+    @property
+    def failed(self) -> list[str]:
+        return [line for line in self._log.read_text().splitlines() if line.startswith("failed")]
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-someone")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    found = Server(tmp_path)
+    yield found
+    found.stop()
+
+
+def test_a_run_saves_and_goes_on_where_requests_fail(server: Server, tmp_path: Path) -> None:
+    """Interrupted once; every checkpoint that it leaves is whole, and it ends as one on a local disk does."""
+    options = f"scheme=http&endpoint_override=127.0.0.1:{server.port}&region=us-east-1"
+    buckets, _ = pafs.FileSystem.from_uri(f"s3://runs?{options}&allow_bucket_creation=true")
+    buckets.create_dir("runs")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(RUN))
+    command = [sys.executable, "-m", "orpo_ray.cli", "train", str(file)]
+    local = [*command, f"storage.path={tmp_path / 'local'}"]
+    remote = [*command, f"storage.path={tmp_path / 'remote'}", f"storage.checkpoints=s3://runs/ours?{options}"]
+    checkpoints = Checkpoints(f"s3://runs/ours/on-s3?{options}")
+
+    with (tmp_path / "log.txt").open("wb") as log:
+        first = subprocess.Popen(remote, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not checkpoints.finished() and time.monotonic() < deadline:
+            assert first.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+            time.sleep(0.2)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(timeout=120) == 130
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    before = checkpoints.steps()
+    again = subprocess.run(remote, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+
+    finished = checkpoints.finished()
+    assert [manifest.step for manifest in finished] == [24, 22] and before[0] < 24
+    for manifest in finished:
+        assert checkpoints.damage(manifest, manifest.files) is None
+    print(f"{len(server.failed)} requests failed")
+    assert len(server.failed) >= 5
+    assert {"GET", "PUT"} <= {line.split()[1] for line in server.failed}
+    assert "secret-of-someone" not in "".join(
+        path.read_text(errors="replace") for path in (tmp_path / "remote").rglob("*") if path.is_file()
+    )
+    done = subprocess.run(local, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = (tmp_path / place / "on-s3/model/model.safetensors" for place in ("remote", "local"))
+    assert ours.read_bytes() == theirs.read_bytes()
