@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, field_validator
 
-from orpo_ray.config.schema import StorageConfig
+from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.section import Count, Integer, Number, RunName, Section
 
 
@@ -95,3 +96,31 @@ class EvaluationConfig(Section):
         if taken:
             raise ValueError(f"the label {taken[0]} stands for the data set's own responses; choose another")
         return models
+
+
+AGAINST, JUDGE = "against", "judge"
+
+
+def on_held_out(
+    run: TrainConfig, asked: WinRateConfig, models: dict[str, str], name: str, folder: Path, seed: int
+) -> EvaluationConfig:
+    """`models` and `asked.against`, answering the prompts that `run` holds out (it must have `data.eval`), for one
+    judge. The evaluation is `name` in `folder`."""
+    assert run.data.eval is not None
+    return EvaluationConfig.model_validate(
+        {
+            "name": name,
+            "models": {**models, AGAINST: asked.against},
+            "prompts": {
+                "source": run.data.eval, "split": run.data.eval_split, "limit": asked.prompts,
+                "format": run.data.format, "on_bad_record": run.data.on_bad_record,
+            },
+            "reward_models": {JUDGE: asked.reward_model},
+            "sampling": {
+                "temperature": asked.temperature, "max_tokens": asked.max_tokens, "rounds": asked.rounds, "seed": seed,
+            },
+            "embedder": None,
+            "trust_remote_code": run.model.trust_remote_code,
+            "storage": {"path": str(folder), "cache": str(run.cache_dir)},
+        }
+    )  # fmt: skip

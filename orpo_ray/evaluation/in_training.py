@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_ray.config import EvaluationConfig, TrainConfig
+from orpo_ray.config import TrainConfig
+from orpo_ray.config.evaluation import on_held_out
 from orpo_ray.masking import masked
 from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder
 
@@ -38,25 +39,8 @@ def _win_rate(run: TrainConfig, folder: RunFolder, model: Path) -> dict[str, Any
     from orpo_ray.evaluation.evaluate import evaluate, read_winrates
 
     asked = run.eval.win_rate
-    assert asked is not None and run.data.eval is not None
-    evaluation = EvaluationConfig.model_validate(
-        {
-            "name": folder.win_rate.name,
-            "models": {"policy": str(model), "against": asked.against},
-            "prompts": {
-                "source": run.data.eval, "split": run.data.eval_split, "limit": asked.prompts,
-                "format": run.data.format, "on_bad_record": run.data.on_bad_record,
-            },
-            "reward_models": {"judge": asked.reward_model},
-            "sampling": {
-                "temperature": asked.temperature, "max_tokens": asked.max_tokens, "rounds": asked.rounds,
-                "seed": run.seed,
-            },
-            "embedder": None,
-            "trust_remote_code": run.model.trust_remote_code,
-            "storage": {"path": str(folder.path), "cache": str(run.cache_dir)},
-        }
-    )  # fmt: skip
+    assert asked is not None
+    evaluation = on_held_out(run, asked, {"policy": str(model)}, folder.win_rate.name, folder.path, run.seed)
     resources = beside(run.scaling, int(ray.cluster_resources().get("GPU", 0)))
     found = read_winrates(evaluate(evaluation, resources=resources))
     pair = next(pair for pair in found["pairs"] if pair["model"] == "policy")

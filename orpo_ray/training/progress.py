@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,18 @@ _SECONDS_BETWEEN_LINES = 10.0
 @contextmanager
 def progress_bar(folder: RunFolder, name: str, total_steps: int, console: Console) -> Iterator[None]:
     """Show loss, margin, pairs/s, time left and events while the body runs; plain lines where there is no terminal."""
-    stop = threading.Event()
     watch = _bar if console.is_terminal else _lines
     files = (folder.metrics, folder.events)
     held = {file: file.stat().st_size if file.is_file() else 0 for file in files}  # is no news
-    found = news(held, stop)
-    thread = threading.Thread(target=watch, args=(found, name, total_steps, console), daemon=True)
+    with following(held, lambda news: watch(news, name, total_steps, console)):
+        yield
+
+
+@contextmanager
+def following(offsets: dict[Path, int], receive: Callable[[Iterator[list[Line]]], None]) -> Iterator[None]:
+    """While the body runs, `receive` has, in a thread, the whole lines appended to files behind their `offsets`."""
+    stop = threading.Event()
+    thread = threading.Thread(target=receive, args=(_news(offsets, stop),), daemon=True)
     thread.start()
     try:
         yield
@@ -93,7 +99,7 @@ def _evaluation(line: Line) -> str:
     return f"step {line['step']}: held-out " + "  ".join(figures)
 
 
-def news(offsets: dict[Path, int], stop: threading.Event) -> Iterator[list[Line]]:
+def _news(offsets: dict[Path, int], stop: threading.Event) -> Iterator[list[Line]]:
     """Whole lines appended to files behind their `offsets` since the last look, until `stop`."""
     while True:
         stopping = stop.wait(_POLL_SECONDS)

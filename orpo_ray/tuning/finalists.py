@@ -7,12 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from orpo_ray.config import EvaluationConfig, SweepConfig
+from orpo_ray.config import SweepConfig
+from orpo_ray.config.evaluation import AGAINST, on_held_out
 from orpo_ray.evaluation.evaluate import evaluate, read_winrates
 from orpo_ray.tuning.folder import SweepFolder
 
-_AGAINST = "against"
-_JUDGE = "judge"
 SIGNIFICANCE = 0.05
 
 
@@ -28,30 +27,12 @@ def compare(config: SweepConfig, folder: SweepFolder, trials: Sequence[int], con
     """
     asked = config.finalists
     assert asked is not None
-    run = folder.training(trials[0], {})
-    assert run.data.eval is not None
     models = {label(index): str(folder.trial(index).path) for index in trials}
-    evaluation = EvaluationConfig.model_validate(
-        {
-            "name": "finalists",
-            "models": {**models, _AGAINST: asked.against},
-            "prompts": {
-                "source": run.data.eval, "split": run.data.eval_split, "limit": asked.prompts,
-                "format": run.data.format, "on_bad_record": run.data.on_bad_record,
-            },
-            "reward_models": {_JUDGE: asked.reward_model},
-            "sampling": {
-                "temperature": asked.temperature, "max_tokens": asked.max_tokens, "rounds": asked.rounds,
-                "seed": config.seed,
-            },
-            "embedder": None,
-            "trust_remote_code": run.model.trust_remote_code,
-            "storage": {"path": str(folder.path), "cache": str(run.cache_dir)},
-        }
-    )  # fmt: skip
+    run = folder.training(trials[0], {})
+    evaluation = on_held_out(run, asked, models, "finalists", folder.path, config.seed)
     found = read_winrates(evaluate(evaluation, console))
     pairs = {(pair["model"], pair["against"]): pair for pair in found["pairs"]}
-    rates = [{"trial": index, **_rate(pairs[label(index), _AGAINST])} for index in trials]
+    rates = [{"trial": index, **_rate(pairs[label(index), AGAINST])} for index in trials]
     rates.sort(key=lambda rate: (-rate["win_rate"], rate["trial"]))
     best = label(rates[0]["trial"])
     for rate in rates[1:]:

@@ -68,6 +68,7 @@ def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
             save()
             show()
 
+        folder.ray.mkdir(mode=0o700, exist_ok=True)  # Ray Tune writes its trials' configurations there as they are
         seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)
         try:
             search(config, folder, ledger, searcher_of(config), at_a_time, lag, seconds, changed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.training import launcher
-from orpo_ray.training.progress import news
+from orpo_ray.training.progress import following
 from orpo_ray.training.run_folder import RunFolder
 
 
@@ -55,18 +54,12 @@ def told_to_tune(metrics: Path, metric: str) -> Iterator[None]:
     Reports come from the run's own file rather than from its workers (`ray.train.report` is a barrier for all of
     them), so a trial computes exactly what `orpo-ray train` does.
     """
-    stop = threading.Event()
 
-    def follow() -> None:
-        for lines in news({metrics: 0}, stop):
+    def tell(news: Iterator[list[dict[str, Any]]]) -> None:
+        for lines in news:
             for line in lines:
                 if line.get(metric) is not None and line["step"]:
                     ray.tune.report({"step": line["step"]})
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with following({metrics: 0}, tell):
         yield
-    finally:
-        stop.set()
-        thread.join()
