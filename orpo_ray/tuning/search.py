@@ -105,6 +105,7 @@ def search(
 ) -> None:
     """Run trials until there are no more, or `seconds` have passed. `changed` is called whenever more is known."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep like any other command
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     training = folder.training(0, config.first_point)
     tune.Tuner(
         tune.with_resources(run_trial, {"CPU": CPUS_OF_A_TRIAL}),
