@@ -14,6 +14,7 @@ from ray.tune.search import Searcher as TuneSearcher
 from orpo_ray.config import SweepConfig
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
+from orpo_ray.tuning.leftovers import leftovers_removed
 from orpo_ray.tuning.points import Searcher
 from orpo_ray.tuning.room import CPUS_OF_A_TRIAL
 from orpo_ray.tuning.trial import crash, run_trial
@@ -107,7 +108,7 @@ def search(
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep like any other command
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     training = folder.training(0, config.first_point)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(run_trial, {"CPU": CPUS_OF_A_TRIAL}),
         tune_config=tune.TuneConfig(
             search_alg=Source(config, folder, ledger, searcher, lag),
@@ -124,4 +125,6 @@ def search(
             failure_config=tune.FailureConfig(max_failures=training.scaling.max_failures),
             verbose=0,
         ),
-    ).fit()
+    )
+    with leftovers_removed():
+        tuner.fit()

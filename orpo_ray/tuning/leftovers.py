@@ -1,0 +1,75 @@
+"""What Ray Train leaves of a run whose trial was stopped: its placement group, with the CPUs and GPUs in it.
+
+Ray takes a group back once the actor and the job that made it have both ended, and a sweep's job goes on. Ray Train has
+an actor that removes the group, but it asks the dashboard whether the run is alive: where there is none, or the run was
+still starting, group and actor stay for ever (Ray 2.60).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+from ray._private.state import actors, state  # what Ray's own `placement_group_table` leaves out is who made a group
+from ray._raylet import PlacementGroupID
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_PATIENCE = 10.0  # seconds that the last trials have to end
+_CLEANER = "PlacementGroupCleaner"
+
+
+@contextmanager
+def leftovers_removed() -> Iterator[None]:
+    """While the body runs, remove what stopped trials leave; after it, wait until nothing of them is left."""
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(_SECONDS_BETWEEN_LOOKS):
+            remove_leftovers()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        deadline = time.monotonic() + _PATIENCE
+        while remove_leftovers() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+
+def remove_leftovers() -> int:
+    """Remove the groups of this job whose makers have ended; how many groups of runs there were, ended or not."""
+    job = ray.get_runtime_context().get_job_id()
+    groups = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
+    of_runs = [group for group in groups if group.creator_job_id.hex() == job and _of_a_run(group)]
+    for group in of_runs:
+        if group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+    _end_cleaners(job)
+    return len(of_runs)
+
+
+def _of_a_run(group: PlacementGroupTableData) -> bool:
+    """Whether it is there, and was made by an actor, as Ray Train's are; Ray Tune's are the driver's."""
+    return group.state != PlacementGroupTableData.REMOVED and group.creator_actor_id.strip(b"\xff") != b""
+
+
+def _end_cleaners(job: str) -> None:
+    """End those actors on this machine, whose run has ended."""
+    alive = [actor for actor in actors(actor_state_name="ALIVE").values() if actor["JobID"] == job]
+    here = ray.get_runtime_context().get_node_id()
+    addresses = [actor["Address"] for actor in alive]
+    for actor in alive:
+        on_this_machine = actor["Address"]["NodeID"] == here
+        if actor["ActorClassName"] == _CLEANER and on_this_machine and actor["OwnerAddress"] not in addresses:
+            with suppress(ProcessLookupError):
+                os.kill(actor["Pid"], signal.SIGKILL)
