@@ -60,7 +60,8 @@ def remove_leftovers() -> int:
 
 def _of_a_run(group: PlacementGroupTableData) -> bool:
     """Whether it is there, and was made by an actor, as Ray Train's are; Ray Tune's are the driver's."""
-    return group.state != PlacementGroupTableData.REMOVED and group.creator_actor_id.strip(b"\xff") != b""
+    made_by_an_actor = group.creator_actor_id.strip(b"\xff") != b""
+    return bool(made_by_an_actor and group.state != PlacementGroupTableData.REMOVED)
 
 
 def _end_cleaners(job: str) -> None:
