@@ -24,7 +24,13 @@ RUN: dict[str, Any] = {
     "model": {"name_or_path": "toy", "dtype": "float32"},
     "data": {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64, "limit": 600},
     "optim": {"lr": 1e-3, "warmup_steps": 5},
-    "train": {"epochs": 9, "max_steps": 24, "global_batch_size": 32, "eval_every_steps": 12, "checkpoint_every_steps": 2},
+    "train": {
+        "epochs": 9,
+        "max_steps": 24,
+        "global_batch_size": 32,
+        "eval_every_steps": 12,
+        "checkpoint_every_steps": 2,
+    },
     "scaling": {"num_workers": 2},
 }
 
