@@ -10,6 +10,9 @@ import sys
 from orpo_ray.config import ScalingConfig
 from orpo_ray.errors import UserError
 
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+"""Where the workers of a cluster of this machine talk to each other."""
+
 
 def connect(cpus: int = 1) -> None:
     """Connect to the cluster of `RAY_ADDRESS` (set inside a Ray job), or start one on this machine.
@@ -18,9 +21,12 @@ def connect(cpus: int = 1) -> None:
     `cpus` CPU slots. Does nothing where this process is connected already.
     """
     address = os.environ.get("RAY_ADDRESS")
-    if not address and "ray" not in sys.modules:  # Ray reads its authentication mode once, when imported
+    if not address and "ray" not in sys.modules:  # Ray reads both modes once, when imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        # Asked for 127.0.0.1, Ray on Linux takes the machine's own address and listens on all, unless it is told that
+        # this is a system on which no other machine can join.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -32,6 +38,8 @@ def connect(cpus: int = 1) -> None:
         except ConnectionError as error:
             raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
         return
+    for name, value in _LOOPBACK.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default (15) the cluster's own daemons go before training
     ray.init(
         address="local",

@@ -229,7 +229,7 @@ def change_data(scene: Scene) -> None:
     run, held = scene.run, scene.data.read_text()
     lines = held.splitlines(keepends=True)
     line = scene.rng.randrange(len(lines))
-    lines[line] = lines[line].replace(" ", " so ", 1)
+    lines[line] = lines[line].replace('": "', '": "So ', 1)
     scene.data.write_text("".join(lines))
     if scene.rng.random() < 0.5:  # a lost worker takes up the tokens that the run began with
         starts = run.starts()
