@@ -57,18 +57,9 @@ def trials(folder: Path) -> list[dict[str, Any]]:
 
 
 def workers(trial: Path) -> list[int]:
-    """Processes that train a trial: its rank 0 keeps a file of TensorBoard's open."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if not (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                continue
-            files = [os.readlink(file) for file in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(file.startswith(f"{trial}/tensorboard/") for file in files):
-            found.append(int(process.name))
-    return found
+    """Processes that train a trial: its rank 0 names its TensorBoard files by the time and its own number."""
+    found = {int(file.name.split(".")[-2]) for file in (trial / "tensorboard").glob("events.*")}
+    return [pid for pid in found if Path(f"/proc/{pid}").is_dir()]
 
 
 def last_step(trial: Path) -> int:
