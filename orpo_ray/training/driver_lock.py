@@ -57,7 +57,7 @@ def only_driver(folder: Path, console: Console, *, wait: bool = False) -> Iterat
 
     Raises `UserError` where another driver holds it; with `wait`, waits until that one has gone. A dead one's lock does
     not count: at once where its process can be looked up, else after it has been still for a minute. A driver that
-    finds its folder taken by another, since it was itself stopped for so long, is interrupted as by Ctrl-C.
+    finds its folder taken by another, since it was itself stopped for so long, is told to end by SIGTERM.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
@@ -179,5 +179,5 @@ def _beat(lock: Path, own: str, over: threading.Event) -> None:
                     os.utime(file.fileno())
                     continue
             print(f"{lock.parent}: another driver has taken it over; this one ends", file=sys.stderr)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored where a shell runs it behind
             return
