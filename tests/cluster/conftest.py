@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -47,35 +45,6 @@ def free_ports(count: int) -> list[int]:
 def reachable(port: int) -> bool:
     with socket.socket() as tried:
         return tried.connect_ex(("127.0.0.1", port)) == 0
-
-
-class Node:
-    """`ray start` in the foreground, and all that it has started."""
-
-    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                ["ray", "start", "--block", *arguments], stdout=file, stderr=file, env={**os.environ, **environment},
-                start_new_session=True,
-            )  # fmt: skip
-        self._log = log
-
-    def check(self) -> None:
-        assert self._process.poll() is None, self._log.read_text(errors="replace")[-4000:]
-
-    def processes(self) -> list[psutil.Process]:
-        """Every process of the node: `ray start`, its children, and what those have started."""
-        return [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
-
-    def stop(self) -> None:
-        """End them all, whatever they are at."""
-        if self._process.poll() is None:
-            for process in self.processes():
-                try:
-                    process.kill()
-                except psutil.NoSuchProcess:
-                    continue
-        self._process.wait()
 
 
 def wait_for(met: Callable[[], Any], what: str, seconds: float = 120) -> Any:

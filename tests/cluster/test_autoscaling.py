@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from conftest import Node, free_ports, reachable, wait_for
+from conftest import free_ports, reachable, wait_for
 
 CLUSTER = yaml.safe_load((Path(__file__).resolve().parents[2] / "cluster.yaml").read_text())
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 FAKE_HEAD = "ray.head.default"  # what that provider calls it
+
+
+class Node:
+    """`ray start` in the foreground, and all that it has started."""
+
+    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                ["ray", "start", "--block", *arguments], stdout=file, stderr=file, env={**os.environ, **environment},
+                start_new_session=True,
+            )  # fmt: skip
+        self._log = log
+
+    def check(self) -> None:
+        assert self._process.poll() is None, self._log.read_text(errors="replace")[-4000:]
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the node: `ray start`, its children, and what those have started."""
+        return [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
+
+    def stop(self) -> None:
+        """End them all, whatever they are at."""
+        if self._process.poll() is None:
+            for process in self.processes():
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+        self._process.wait()
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
-from conftest import Node, free_ports, reachable, wait_for
+from conftest import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared"
@@ -28,32 +30,17 @@ class Jobs:
     """The cluster, as a person has it before them."""
 
     def __init__(self, folder: Path) -> None:
-        gcs, dashboard, client, *agents = free_ports(5)
-        self.url = f"http://127.0.0.1:{dashboard}"
-        own = ("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0")
-        self._head = Node(
-            folder / "head.log", "--head", f"--port={gcs}", "--num-cpus=1", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
-            f"--dashboard-agent-listen-port={agents[0]}", *own,
-        )  # fmt: skip
-        self.nodes = [self._head]
-        try:
-            wait_for(lambda: self._head.check() or (reachable(gcs) and reachable(dashboard)), "the head")
-            worker = (f"--address=127.0.0.1:{gcs}", "--num-cpus=2", f"--dashboard-agent-listen-port={agents[1]}", *own)
-            self.nodes.append(Node(folder / "worker.log", *worker))
-            wait_for(self._is_whole, "the second node")
-        except BaseException:
-            self.stop()
-            raise
+        from ray.cluster_utils import Cluster
 
-    def _is_whole(self) -> bool:
-        for node in self.nodes:
-            node.check()
-        return self.ray("list", "nodes", "--format=json").stdout.count('"ALIVE"') == len(self.nodes)
+        here = {"node_ip_address": "127.0.0.1"}
+        dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+        head = {"num_cpus": 1, "temp_dir": str(folder), **dashboard, **here}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, **here)]
+        self.url = f"http://{self._cluster.head_node.webui_url}"
 
     def stop(self) -> None:
-        for node in reversed(self.nodes):
-            node.stop()
+        self._cluster.shutdown()
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -95,12 +82,13 @@ class Jobs:
     def listens(self) -> set[str]:
         """The addresses that any process of the cluster listens on."""
         found = set()
-        for node in self.nodes:
-            for process in node.processes():
-                for connection in process.net_connections(kind="inet"):
-                    if connection.status == "LISTEN":
-                        found.add(connection.laddr.ip.removeprefix("::ffff:"))
-        return found
+        for node in self._nodes:
+            for service in (service for services in node.all_processes.values() for service in services):
+                process = psutil.Process(service.process.pid)
+                for each in (process, *process.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        found |= {c.laddr.ip for c in each.net_connections(kind="inet") if c.status == "LISTEN"}
+        return {address.removeprefix("::ffff:") for address in found}
 
 
 @pytest.fixture(scope="module")
