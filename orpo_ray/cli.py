@@ -175,6 +175,32 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 @app.command(
+    short_help="Train, evaluate and report as one.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Train the runs of CONFIG in their order, then evaluate what they made, as one command.
+
+Each stage has its own folder with its report, as if it had been run by itself. The same command continues a pipeline
+that was interrupted: stages that are finished are left as they are. A mistake in any stage's configuration is told
+before the first one starts.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray pipeline configs/toy-pipeline.yaml
+  orpo-ray pipeline configs/toy-pipeline.yaml train.orpo.objective.lambda=0.5 storage.path=/shared/runs
+""",
+)
+def pipeline(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    from orpo_ray.config import load_pipeline
+
+    resolved = load_pipeline(config, overrides)
+    from orpo_ray.pipeline import run_pipeline
+
+    typer.echo(run_pipeline(resolved))
+
+
+@app.command(
     short_help="Measure this package beside others.",
     epilog=EXIT_CODES,
     help=f"""\

@@ -1,4 +1,4 @@
-"""The typed configuration of a run, an evaluation, a sweep or a benchmark: YAML plus dotted `key=value` overrides.
+"""The typed configuration of a run, an evaluation, a sweep, a pipeline or a benchmark: YAML plus dotted overrides.
 
 An unknown key, a value of the wrong type or out of range is a `UserError` of one line that names the file and
 the key.
@@ -9,6 +9,7 @@ from orpo_ray.config.evaluation import EvaluationConfig
 from orpo_ray.config.evaluation_benchmark import EvaluationBenchmarkConfig
 from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config, read_yaml
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
+from orpo_ray.config.pipeline import Pipeline, load_pipeline
 from orpo_ray.config.schema import (
     DataConfig,
     LoopConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "OrpoConfig",
+    "Pipeline",
     "ScalingConfig",
     "SftConfig",
     "StorageConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "load_as",
     "load_benchmark",
     "load_config",
+    "load_pipeline",
     "load_sweep",
     "parse_as",
     "parse_config",

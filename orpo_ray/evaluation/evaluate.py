@@ -21,19 +21,24 @@ from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
 from orpo_ray.training.cluster import connect
+from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.run_folder import write_atomically, write_table
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluate(
-    config: EvaluationConfig, console: Console | None = None, *, resources: Resources | None = None
+    config: EvaluationConfig,
+    console: Console | None = None,
+    *,
+    resources: Resources | None = None,
+    wait: bool = False,
 ) -> EvaluationFolder:
     """Generate, judge and compare as `config` says, or go on where an earlier try stopped; returns the folder.
 
     `resources`: of its actors; default: what the cluster has. Pieces that are there are not made again; a finished
     evaluation is left as it is. Raises `UserError` for what the user has to mend: models, prompts, more actors than
-    the cluster has room for.
+    the cluster has room for, a folder that another driver is at work on (`wait`: until that one has gone).
     """
     console = console or Console(stderr=True)
     plan = make_plan(config)
@@ -46,7 +51,15 @@ def evaluate(
     if _is_finished(folder, key):
         console.print(f"{folder.path}: already finished", soft_wrap=True)
         return folder
-    folder.path.mkdir(parents=True, exist_ok=True)
+    with only_driver(folder.path, console, wait=wait):
+        _evaluate(config, plan, key, resources, console)
+    return folder
+
+
+def _evaluate(
+    config: EvaluationConfig, plan: EvaluationPlan, key: str, resources: Resources | None, console: Console
+) -> None:
+    folder = plan.folder
     write_atomically(folder.config, config.to_yaml())
     write_table(folder.prompts, prompts_table(plan))
     for note in plan.notes:
@@ -59,7 +72,6 @@ def evaluate(
     found = winrates(tables, embed, key)
     found["notes"] += unavailable
     write_atomically(folder.winrates, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return folder
 
 
 def read_winrates(folder: EvaluationFolder) -> dict[str, Any]:

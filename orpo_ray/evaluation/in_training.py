@@ -42,7 +42,7 @@ def _win_rate(run: TrainConfig, folder: RunFolder, model: Path) -> dict[str, Any
     assert asked is not None
     evaluation = on_held_out(run, asked, {"policy": str(model)}, folder.win_rate.name, folder.path, run.seed)
     resources = beside(run.scaling, int(ray.cluster_resources().get("GPU", 0)))
-    found = read_winrates(evaluate(evaluation, resources=resources))
+    found = read_winrates(evaluate(evaluation, resources=resources, wait=True))  # for a lost task that this one repeats
     pair = next(pair for pair in found["pairs"] if pair["model"] == "policy")
     low, high = pair["ci95"]
     return {"eval_win_rate": pair["win_rate"], "eval_win_rate_low": low, "eval_win_rate_high": high}

@@ -17,6 +17,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
 from orpo_ray.training.allocator import ENVIRONMENT
 from orpo_ray.training.cluster import connect, uses_gpus
+from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
@@ -26,22 +27,34 @@ Validation = Callable[..., dict[str, Any]]
 """Asks a checkpoint what it is worth: `(checkpoint, *, config, step)` to metrics. Ray Train runs it as a task."""
 
 
-def train(config: TrainConfig, console: Console | None = None, validation: Validation | None = None) -> RunFolder:
+def train(
+    config: TrainConfig,
+    console: Console | None = None,
+    validation: Validation | None = None,
+    *,
+    wait: bool = False,
+) -> RunFolder:
     """Train, or continue, the run of `config`; returns its folder.
 
     `validation` is called, beside training, with every checkpoint where `eval.win_rate` is set. A finished run is
-    left as it is. Raises `UserError` for what the user has to mend: data, model, a folder that holds another run, a
-    loss that stops being finite.
+    left as it is. Raises `UserError` for what the user has to mend: data, model, a folder that holds another run or
+    that another driver is at work on (`wait`: until that one has gone), a loss that stops being finite.
     """
-    if config.eval.win_rate is None:
-        validation = None
     console = console or Console(stderr=True)
     folder = RunFolder(config.run_dir)
     data = prepare_data(config, console)
+    with only_driver(folder.path, console, wait=wait):
+        _train(config, folder, data, console, validation if config.eval.win_rate is not None else None)
+    return folder
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, data: PreparedData, console: Console, validation: Validation | None
+) -> None:
     folder.open_for(config)
     if folder.finished:
         console.print(f"{folder.path}: already finished", soft_wrap=True)
-        return folder
+        return
     if data.quarantine:
         text = "".join(path.read_text(encoding="utf-8") for path in data.quarantine)
         write_atomically(folder.quarantine, text)
@@ -58,7 +71,6 @@ def train(config: TrainConfig, console: Console | None = None, validation: Valid
         outcome = _fit(config, folder, data, validation)
     _finish(config, folder, data, outcome, time.monotonic() - started)
     console.print(f"{config.name}: done; the model is in {folder.model}", soft_wrap=True)
-    return folder
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:

@@ -13,6 +13,7 @@ import yaml
 from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.training.checkpoints import Checkpoints
+from orpo_ray.training.driver_lock import LOCK
 from orpo_ray.training.run_folder import RunFolder, write_atomically
 from orpo_ray.tuning.points import Settings
 
@@ -88,3 +89,4 @@ class SweepFolder:
                     checkpoints.discard(step)
         for part in heavy:
             shutil.rmtree(part, ignore_errors=True)
+        (run.path / LOCK).unlink(missing_ok=True)  # a trial that is stopped is ended without a word

@@ -12,6 +12,7 @@ from rich.console import Console
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.training.cluster import connect
+from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.tuning.board import board
@@ -26,16 +27,22 @@ from orpo_ray.tuning.room import concurrency, cpus_of
 def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
     """Run the trials of `config`, or go on where an earlier try stopped, and choose the best; returns the folder.
 
-    Raises `UserError` for what the user has to mend: data, model, a folder that holds another sweep, no trial that
-    came to its end.
+    Raises `UserError` for what the user has to mend: data, model, a folder that holds another sweep or that another
+    driver is at work on, no trial that came to its end.
     """
     console = console or Console(stderr=True)
     folder = SweepFolder(config)
+    with only_driver(folder.path, console):
+        _sweep(config, folder, console)
+    return folder
+
+
+def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     folder.open_for(config)
     held = folder.held
     if held.get("finished") == config.to_yaml():
         console.print(f"{folder.path}: already finished", soft_wrap=True)
-        return folder
+        return
     first = folder.training(0, config.first_point)
     pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
     total_steps = build_schedule(first, pairs).total_steps
@@ -81,7 +88,6 @@ def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
     write_best(folder, config, winner)
     save(winner, rates, finished=config.to_yaml())
     console.print(_verdict(config, ledger, winner, rates), highlight=False, markup=False, soft_wrap=True)
-    return folder
 
 
 def keep_the_best(config: SweepConfig, folder: SweepFolder, ledger: Ledger) -> None:

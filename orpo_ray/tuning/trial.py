@@ -30,7 +30,8 @@ def run_trial(trial: dict[str, Any]) -> None:
     failure = ""
     with (run.path / "log.txt").open("a", encoding="utf-8") as log, told_to_tune(run.metrics, trial["metric"]):
         try:
-            launcher.train(config, Console(file=log), validate_checkpoint)
+            # The sweep holds its own folder: who holds a trial's is an earlier process of this trial, and goes.
+            launcher.train(config, Console(file=log), validate_checkpoint, wait=True)
         except UserError as error:
             failure = str(error)
         except Exception as error:

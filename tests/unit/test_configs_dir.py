@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from orpo_ray.config import EvaluationConfig, LoraConfig, OrpoConfig, SftConfig, TrainConfig, load_as, load_config
+from orpo_ray.config import (
+    EvaluationConfig,
+    LoraConfig,
+    OrpoConfig,
+    SftConfig,
+    TrainConfig,
+    load_as,
+    load_config,
+    load_pipeline,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 HH = "Anthropic/hh-rlhf"
@@ -39,7 +48,7 @@ PAPER = {
         ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
 }  # fmt: skip
 LORA = "opt-1.3b-hh-orpo-lora"
-SWEEPS = {"toy-sweep", "opt-125m-hh-sweep"}
+OTHERS = {LORA, "toy-winrate", "toy-pipeline", "toy-sweep", "opt-125m-hh-sweep"}
 SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "hh-small-orpo"}
 # size, data, stage: what the paper says of it: objective, lr, epochs
 STAGES = {
@@ -61,7 +70,7 @@ def config(name: str) -> TrainConfig:
 
 
 def test_these_are_all_files() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL | {LORA, "toy-winrate", *SWEEPS}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL | OTHERS
 
 
 @pytest.mark.parametrize("name", sorted(PAPER.keys() | SMALL | {LORA}))
@@ -166,6 +175,14 @@ def test_sft_and_orpo_of_the_toy_world_differ_in_the_objective_alone() -> None:
     assert (sft.objective, orpo.objective) == (SftConfig(), OrpoConfig(lambda_=1.0))
     assert sft.model_copy(update={"name": orpo.name, "objective": orpo.objective}) == orpo
     assert Path(sft.model.name_or_path) == Path("runs") / config("toy-base").name
+
+
+def test_the_pipeline_compares_the_runs_that_it_makes() -> None:
+    pipeline = load_pipeline(CONFIGS / "toy-pipeline.yaml")
+    assert pipeline.runs == {label: config(f"toy-{label}") for label in ("base", "sft", "orpo")}
+    assert {label: Path(run) for label, run in pipeline.evaluation.models.items()} == {
+        label: Path("runs") / run.name for label, run in pipeline.runs.items()
+    }
 
 
 def test_the_small_model_of_real_dialogues() -> None:

@@ -1,0 +1,183 @@
+"""One driver at a time on a folder, told by a file in it: between hosts too, and with no hand's work after a kill.
+
+Not `fcntl.flock`: on shared filesystems it may hold for one client only (NFS with `nolock`, Lustre with `localflock`),
+be missing (FUSE), or outlive its holder by a server's lease. A file that its holder touches every few seconds needs
+nothing but `O_EXCL`, `rename` and modification times, which all of them have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orpo_ray.errors import UserError
+
+LOCK = "driver.lock"
+
+_BEAT = 5.0  # seconds between two touches
+_STILL = 60.0  # seconds without one, after which a driver that cannot be seen from here is dead
+_LOOK = 1.0  # seconds between two looks at another's lock
+_SETTLE = 0.5  # seconds after which others that found the same dead driver's lock are done with it
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Another driver's lock, as it is found."""
+
+    text: str
+    beat: int
+    """Modification time in ns, by the filesystem's clock."""
+
+    @property
+    def holder(self) -> dict[str, Any]:
+        """Empty where its holder has not come to writing it."""
+        try:
+            found = json.loads(self.text)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def only_driver(folder: Path, console: Console, *, wait: bool = False) -> Iterator[None]:
+    """Hold `folder`, made where it is missing, while the body runs.
+
+    Raises `UserError` where another driver holds it; with `wait`, waits until that one has gone. A dead one's lock does
+    not count: at once where its process can be looked up, else after it has been still for a minute. A driver that
+    finds its folder taken by another, since it was itself stopped for so long, is told to end by SIGTERM.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+    own = _described()
+    _acquire(lock, own, console, wait)
+    over = threading.Event()
+    thread = threading.Thread(target=_beat, args=(lock, own, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        with suppress(OSError):
+            if _look(lock).text == own:
+                lock.unlink()
+
+
+def _described() -> str:
+    pid = os.getpid()
+    return json.dumps({
+        "host": socket.gethostname(), "pid": pid, "started": _started(pid), "pids_of": _pids_of(),
+        "id": uuid.uuid4().hex,
+    })  # fmt: skip
+
+
+def _pids_of() -> str | None:
+    """Within what a process's number names it: a boot of a machine, and a container there. None: cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since boot, which no change of the clock moves; None where it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *others = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else others[18]
+
+
+def _look(lock: Path) -> _Held:
+    """Opening a file, unlike asking for its times, makes an NFS client forget what it knew of it."""
+    with lock.open(encoding="utf-8") as file:
+        return _Held(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+
+
+def _acquire(lock: Path, own: str, console: Console, wait: bool) -> None:
+    first: _Held | None = None
+    told = False
+    probe = lock.with_name(f".{LOCK}.{uuid.uuid4().hex}")
+    try:
+        while True:
+            try:
+                with lock.open("x", encoding="utf-8") as file:
+                    file.write(own)
+                if not any(lock.parent.glob(f".{LOCK}.*")):  # probes: nobody else has looked at a lock here
+                    return
+                time.sleep(_SETTLE)
+            except FileExistsError:
+                pass
+            probe.touch()
+            try:
+                held = _look(lock)
+            except FileNotFoundError:
+                continue
+            if held.text == own:
+                return
+            if first is None or first.text != held.text:
+                first, told = held, False
+            alive = _is_alive(held, first, probe.stat().st_mtime_ns)
+            if alive is False:
+                _remove(lock, held)
+                continue
+            who = f"another driver (host {held.holder.get('host', '?')}, process {held.holder.get('pid', '?')})"
+            if alive and not wait:
+                raise UserError(
+                    f"{lock.parent}: {who} is at work on it; wait until it is done, stop it, or choose another name=..."
+                )
+            if not told:
+                console.print(f"{lock.parent}: {who} may be at work on it; waiting to see", soft_wrap=True)
+                told = True
+            time.sleep(_LOOK)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_alive(held: _Held, first: _Held, now: int) -> bool | None:
+    """Whether the holder is; None: wait and see. `first`: its lock as first seen. `now`: ns, by the same clock."""
+    holder, pids_of = held.holder, _pids_of()
+    if pids_of is not None and holder.get("pids_of") == pids_of:
+        return bool(_started(holder["pid"]) == holder["started"])
+    if held.beat != first.beat:
+        return True
+    return False if now - held.beat > _STILL * 1e9 else None
+
+
+def _remove(lock: Path, dead: _Held) -> None:
+    """Of several that do this at once, one moves the dead one's lock; the others put back what that one made."""
+    aside = lock.with_name(f".{LOCK}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        lock.rename(aside)
+        moved = _look(aside).text
+        aside.unlink()
+        if moved != dead.text:
+            with suppress(FileExistsError), lock.open("x", encoding="utf-8") as file:
+                file.write(moved)
+
+
+def _beat(lock: Path, own: str, over: threading.Event) -> None:
+    while not over.wait(_BEAT):
+        with suppress(OSError):  # storage that fails for a while stops no run
+            with lock.open(encoding="utf-8") as file:
+                if file.read() in (own, ""):  # or it is being put back
+                    os.utime(file.fileno())
+                    continue
+            print(f"{lock.parent}: another driver has taken it over; this one ends", file=sys.stderr)
+            os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored where a shell runs it behind
+            return

@@ -1,0 +1,187 @@
+"""Jobs on a real cluster of two nodes: nobody without the token, nothing beyond loopback, and resubmitting resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from conftest import wait_for
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED = REPOSITORY.parent / "shared"
+STEPS = 60
+HH = [
+    "configs/hh-small-orpo.yaml", f"data.train={SHARED / 'data/hh_rlhf/harmless-base-test.jsonl.gz'}", "data.limit=400",
+    f"model.tokenizer={SHARED / 'tokenizers/opt'}", "data.max_length=96", "data.max_prompt_length=64",
+]  # fmt: skip
+TOY = ["configs/toy-base.yaml", "data.limit=400"]
+RUN = [*(HH if SHARED.is_dir() else TOY), "train.global_batch_size=8", "train.checkpoint_every_steps=5"]
+
+
+class Jobs:
+    """The cluster, as a person has it before them."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        here = {"node_ip_address": "127.0.0.1"}
+        dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+        head = {"num_cpus": 1, "temp_dir": str(folder), **dashboard, **here}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, **here)]
+        self.url = f"http://{self._cluster.head_node.webui_url}"
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+
+    def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ray", *arguments, "--address", self.url], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+
+    def submit(self, name: str, job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """What the documentation says, and waiting for the job's end."""
+        return subprocess.run(
+            [
+                "ray", "job", "submit", "--address", self.url, "--submission-id", name, "--runtime-env",
+                "jobs/runtime_env.yaml", "--metadata-json", json.dumps({"run": name}), "--", "python", f"jobs/{job}.py",
+                *arguments,
+            ],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False, env={**os.environ, **environment},
+        )  # fmt: skip
+
+    def begin(self, name: str, job: str, *arguments: str) -> None:
+        """As `submit`, without waiting."""
+        from ray.job_submission import JobSubmissionClient
+
+        runtime_env = yaml.safe_load((REPOSITORY / "jobs/runtime_env.yaml").read_text())
+        JobSubmissionClient(self.url).submit_job(
+            entrypoint=" ".join(["python", f"jobs/{job}.py", *arguments]), submission_id=name,
+            runtime_env={**runtime_env, "working_dir": str(REPOSITORY)},
+        )  # fmt: skip
+
+    def status(self, name: str) -> str:
+        from ray.job_submission import JobSubmissionClient
+
+        return str(JobSubmissionClient(self.url).get_job_status(name).value)
+
+    def log(self, name: str) -> str:
+        from ray.job_submission import JobSubmissionClient
+
+        return str(JobSubmissionClient(self.url).get_job_logs(name))
+
+    def listens(self) -> set[str]:
+        """The addresses that any process of the cluster listens on."""
+        found = set()
+        for node in self._nodes:
+            for service in (service for services in node.all_processes.values() for service in services):
+                process = psutil.Process(service.process.pid)
+                for each in (process, *process.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        found |= {c.laddr.ip for c in each.net_connections(kind="inet") if c.status == "LISTEN"}
+        return {address.removeprefix("::ffff:") for address in found}
+
+
+@pytest.fixture(scope="module")
+def jobs(temporary: Path) -> Iterator[Jobs]:
+    cluster = Jobs(temporary)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def trained(jobs: Jobs, storage: Path) -> Path:
+    """A run whose job was stopped and submitted again."""
+    folder = storage / "hh"
+    run = [*RUN, "name=hh", f"storage.path={storage}", f"train.max_steps={STEPS}", "train.eval_every_steps=60"]
+    jobs.begin("first", "train", *run)
+
+    def going() -> bool:
+        assert jobs.status("first") in ("PENDING", "RUNNING"), jobs.log("first")[-4000:]
+        return True
+
+    wait_for(lambda: going() and (folder / "driver.lock").is_file(), "the driver")
+    double = jobs.submit("double", "train", *run)
+    assert double.returncode == 1 and "another driver" in double.stdout, double.stdout + double.stderr
+    wait_for(lambda: going() and list(folder.glob("checkpoints/*/manifest.json")), "a checkpoint")
+    assert jobs.listens() == {"127.0.0.1"}
+    stopped = jobs.ray("job", "stop", "first")
+    assert stopped.returncode == 0, stopped.stderr
+    wait_for(lambda: jobs.status("first") == "STOPPED", "the job to stop")
+    before = lines(folder)
+    kept = max(int(path.parent.name.removeprefix("step-")) for path in folder.glob("checkpoints/*/manifest.json"))
+    assert kept <= before[-1]["step"] < STEPS and not (folder / "summary.json").exists()
+    again = jobs.submit("second", "train", *run)
+    assert again.returncode == 0, again.stdout[-4000:]
+    after = lines(folder)
+    assert [line["step"] for line in after if "loss" in line] == list(range(1, STEPS + 1))
+    done = [line for line in before if line["step"] <= kept]
+    assert after[: len(done)] == done  # timings too: these steps were not computed again
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"RAY_AUTH_TOKEN": "0" * 32}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}],
+    ids=["another token", "no token"],
+)
+def test_a_job_without_the_token_is_refused(jobs: Jobs, environment: dict[str, str]) -> None:
+    refused = jobs.submit("intruder", "train", *RUN, **environment)
+    assert refused.returncode != 0
+    assert "token" in (refused.stdout + refused.stderr).lower()
+    assert "intruder" not in jobs.ray("job", "list").stdout
+
+
+def test_everything_listens_on_loopback_alone(jobs: Jobs) -> None:
+    assert jobs.listens() == {"127.0.0.1"}
+
+
+def test_a_job_that_was_stopped_resumes_when_it_is_submitted_again(trained: Path) -> None:
+    assert json.loads((trained / "summary.json").read_text())["steps"] == STEPS
+    assert (trained / "report.html").is_file() and not (trained / "driver.lock").exists()
+
+
+def test_a_sweep_is_a_job(jobs: Jobs, storage: Path, trained: Path) -> None:
+    file = storage / "sweep.yaml"
+    overrides = [*RUN[1:], "train.max_steps=4", "train.eval_every_steps=4", "scaling.num_workers=1"]
+    sweep = {
+        "name": "sweep", "train": RUN[0], "overrides": overrides, "space": {"optim.lr": "choice(1e-4, 1e-3)"},
+        "trials": 2, "scheduler": "none", "concurrency": 2, "storage": {"path": str(storage)},
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(sweep))
+    done = jobs.submit("sweep", "sweep", str(file))
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert (storage / "sweep/best.yaml").is_file()
+
+
+def test_an_evaluation_is_a_job(jobs: Jobs, storage: Path, trained: Path) -> None:
+    file = storage / "winrate.yaml"
+    models = {"one": str(trained), "same": str(trained / "model")}
+    evaluation = {
+        "name": "winrate", "models": models, "prompts": {"source": "toy-test", "limit": 4}, "embedder": None,
+        "reward_models": {"truth": "toy"}, "sampling": {"max_tokens": 8, "rounds": 1},
+        "scaling": {"generators": 1, "scorers": 1}, "storage": {"path": str(storage)},
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(evaluation))
+    done = jobs.submit("winrate", "evaluate", str(file))
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert json.loads((storage / "winrate/winrates.json").read_text())["prompts"] == 4
