@@ -238,6 +238,37 @@ def report(
 
 
 @app.command(
+    short_help="Say where a run stands.",
+    epilog=EXIT_CODES,
+    help="""\
+Say where the training run, the evaluation or the sweep in the folder RUN stands, from its files alone.
+
+State and step, last loss and evaluation, speed and time left, the newest finished checkpoint, what happened, and the
+command to type next; of an evaluation the responses done, of a sweep the trials and the best of them. Works for a run
+on another machine too, if its folder is on a shared disk.
+
+\b
+Examples:
+  orpo-ray status runs/opt-125m-hh-orpo
+  orpo-ray status runs/toy-sweep --json
+""",
+)
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, evaluation or sweep.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    from rich.console import Console
+
+    from orpo_ray.status import read
+
+    found = read.read_status(run)
+    if as_json:
+        typer.echo(read.as_json(found))
+    else:
+        read.print_status(found, Console())
+
+
+@app.command(
     short_help="Show it all in minutes, on two CPU cores.",
     epilog=EXIT_CODES,
     help="""\
