@@ -19,7 +19,7 @@ from orpo_ray.config.schema import (
     StorageConfig,
     TrainConfig,
 )
-from orpo_ray.config.sweep import SweepConfig, load_sweep
+from orpo_ray.config.sweep import SweepConfig, load_any, load_sweep
 
 __all__ = [
     "BenchmarkConfig",
@@ -37,6 +37,7 @@ __all__ = [
     "StorageConfig",
     "SweepConfig",
     "TrainConfig",
+    "load_any",
     "load_as",
     "load_benchmark",
     "load_config",

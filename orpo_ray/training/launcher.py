@@ -15,6 +15,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
+from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.training.allocator import ENVIRONMENT
 from orpo_ray.training.cluster import connect, uses_gpus
 from orpo_ray.training.loop import build_schedule
@@ -36,6 +37,7 @@ def train(config: TrainConfig, console: Console | None = None, validation: Valid
     if config.eval.win_rate is None:
         validation = None
     console = console or Console(stderr=True)
+    require_trackers(config.trackers)
     folder = RunFolder(config.run_dir)
     data = prepare_data(config, console)
     folder.open_for(config)

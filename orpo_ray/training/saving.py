@@ -61,12 +61,22 @@ class _Pending:
 class Saver:
     """Saves the run of `engine`. Its methods, but for `signals`, are to be called by all ranks together."""
 
-    def __init__(self, checkpoints: Checkpoints, engine: Engine, newest: int, best: int, warn: Warn) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        engine: Engine,
+        newest: int,
+        best: int,
+        warn: Warn,
+        saved: Callable[[int], None] = lambda step: None,
+    ) -> None:
         self._checkpoints = checkpoints
         self._engine = engine
         self._keep = {"newest": newest, "best": best}
         self._warn = warn
         """Called on rank 0 where a checkpoint could not be saved; training goes on."""
+        self._saved = saved
+        """Called on rank 0 with the step of a checkpoint that is finished."""
         self._copy = Copy(engine)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-checkpoint")
         self._pending: _Pending | None = None
@@ -116,7 +126,9 @@ class Saver:
             problem = self._refused(lambda: self._checkpoints.commit(whole))
         if problem is not None:
             self._lose(manifest.step, problem)
-        elif problem := self._refused(lambda: self._checkpoints.retain(**self._keep)):
+            return
+        self._saved(manifest.step)
+        if problem := self._refused(lambda: self._checkpoints.retain(**self._keep)):
             self._warn(f"checkpoints that are to go are still there: {problem}")
 
     def _lose(self, step: int, problem: str | None) -> None:
