@@ -264,6 +264,71 @@ def report(
 
 
 @app.command(
+    short_help="Say where a run stands.",
+    epilog=EXIT_CODES,
+    help="""\
+Say where the training run, the evaluation or the sweep in the folder RUN stands, from its files alone.
+
+State and step, last loss and evaluation, speed and time left, the newest finished checkpoint, what happened, and the
+command to type next; of an evaluation the responses done, of a sweep the trials and the best of them. Works for a run
+on another machine too, if its folder is on a shared disk.
+
+\b
+Examples:
+  orpo-ray status runs/opt-125m-hh-orpo
+  orpo-ray status runs/toy-sweep --json
+""",
+)
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, evaluation or sweep.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    from rich.console import Console
+
+    from orpo_ray.status import read
+
+    found = read.read_status(run)
+    if as_json:
+        typer.echo(read.as_json(found))
+    else:
+        read.print_status(found, Console())
+
+
+@app.command(
+    short_help="Check this machine, or every node of a cluster.",
+    epilog=EXIT_CODES.replace("its traceback", "its traceback; here also: a check failed"),
+    help=f"""\
+Check whether this machine is fit for a run; where RAY_ADDRESS names a Ray cluster, each of its nodes.
+
+Versions, compiler, GPUs, /dev/shm, free disk, storage that every node writes and sees, clocks, Ray's token, ports,
+and whether the nodes reach each other. Each check is a line, OK, WARN or FAIL, with what to do. CONFIG is that of a
+run, an evaluation or a sweep: its storage is looked at, and whether the cluster has room for it.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray doctor
+  RAY_ADDRESS=auto orpo-ray doctor configs/mistral-7b-orpo-beta.yaml storage.path=/shared/runs
+""",
+)
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file of what is to run.")] = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    from orpo_ray.config import StorageConfig, TrainConfig, load_any
+
+    resolved = None if config is None else load_any(config, overrides)
+    from rich.console import Console
+
+    from orpo_ray.doctor.examine import examine, print_findings
+
+    storage = StorageConfig() if resolved is None else resolved.storage
+    scaling = resolved.scaling if isinstance(resolved, TrainConfig) else None
+    if print_findings(examine(storage, scaling), Console()):
+        raise typer.Exit(1)
+
+
+@app.command(
     short_help="Show it all in minutes, on two CPU cores.",
     epilog=EXIT_CODES,
     help="""\

@@ -20,7 +20,7 @@ from orpo_ray.config.schema import (
     StorageConfig,
     TrainConfig,
 )
-from orpo_ray.config.sweep import SweepConfig, load_sweep
+from orpo_ray.config.sweep import SweepConfig, load_any, load_sweep
 
 __all__ = [
     "BenchmarkConfig",
@@ -39,6 +39,7 @@ __all__ = [
     "StorageConfig",
     "SweepConfig",
     "TrainConfig",
+    "load_any",
     "load_as",
     "load_benchmark",
     "load_config",

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 # What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
-_FREE_SECTIONS = ("eval", "scaling", "storage", "resume")
+_FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
     "train": (
         "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep_checkpoints",

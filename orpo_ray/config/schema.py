@@ -253,6 +253,8 @@ class TrainConfig(Section):
     scaling: ScalingConfig = ScalingConfig()
     storage: StorageConfig = StorageConfig()
     resume: ResumeConfig = ResumeConfig()
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the curves go besides metrics.jsonl; addresses and tokens are in the environment variables of each."""
 
     @model_validator(mode="before")
     @classmethod

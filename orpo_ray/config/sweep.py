@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orpo_ray.config.evaluation import CountOrAuto, Label
-from orpo_ray.config.loading import parse_as, read_yaml
+from orpo_ray.config.evaluation import CountOrAuto, EvaluationConfig, Label
+from orpo_ray.config.loading import load_as, parse_as, read_yaml
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.section import Count, FreeForm, Integer, Number, Section
 from orpo_ray.config.space import Dimension, parse_dimension
@@ -143,3 +143,13 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepCon
     if isinstance(mapping.get("train"), str):
         mapping["train"] = read_yaml(mapping["train"])
     return parse_as(SweepConfig, mapping, overrides or [], origin=str(path))
+
+
+def load_any(path: str | Path, overrides: list[str] | None = None) -> TrainConfig | EvaluationConfig | SweepConfig:
+    """The configuration of a run, an evaluation or a sweep, by the key that only one of them has."""
+    mapping = read_yaml(path)
+    if "space" in mapping:
+        return load_sweep(path, overrides)
+    if "models" in mapping:
+        return load_as(EvaluationConfig, path, overrides)
+    return load_as(TrainConfig, path, overrides)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.evaluation import on_held_out
 from orpo_ray.masking import masked
+from orpo_ray.telemetry.metrics import training_line
 from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def validate_checkpoint(checkpoint: Checkpoint, *, config: dict[str, Any], step:
         folder.append_metrics({"step": step, "eval_win_rate": None, "eval_win_rate_failure": masked(str(error)[:2000])})
         raise
     folder.append_metrics({"step": step, **metrics})
+    training_line(folder.path, metrics)
     return metrics
 
 

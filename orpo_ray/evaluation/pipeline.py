@@ -19,6 +19,7 @@ from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator
 from orpo_ray.evaluation.models import Answer
 from orpo_ray.evaluation.plan import EvaluationPlan
 from orpo_ray.evaluation.scoring import Judged, Scorer
+from orpo_ray.telemetry import metrics
 
 AT_WORK = 512
 """Requests that an engine has at a time: twice what vLLM computes at once by default."""
@@ -299,10 +300,14 @@ class Pipeline:
                 del slot.requests[response.prompt, response.round]
             self._responses.receive(slot.label, result)
             self._progress(responses=len(result))
+            tokens = [response.tokens for response in result]
+            metrics.responses_generated(self._plan.config.name, slot.label, tokens)
         elif isinstance(slot, _ScorerSlot) and slot.task is not None:
             self._judgements.receive(slot.task, result)
             count = len(self._plan.blocks[slot.task[1]])
             self._progress(**{"pairs" if slot.task[0] else "judged": count})
+            if not slot.task[0]:
+                metrics.prompts_judged(self._plan.config.name, count)
             slot.task = None
 
     def _forget(self, slot: _Slot) -> None:

@@ -12,9 +12,15 @@ from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.generation import Request, request_seed
 from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model
-from orpo_ray.evaluation.store import LOG_PROBS, RESPONSES, REWARDS, EvaluationFolder, Pieces, content_key
-
-PROMPTS_IN_BLOCK = 32
+from orpo_ray.evaluation.store import (
+    LOG_PROBS,
+    PROMPTS_IN_BLOCK,
+    RESPONSES,
+    REWARDS,
+    EvaluationFolder,
+    Pieces,
+    content_key,
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from orpo_ray.data.records import one_line
 from orpo_ray.errors import UserError
 from orpo_ray.training.run_folder import write_table
 
+PROMPTS_IN_BLOCK = 32
+"""A piece of work, and what is lost at most with an interruption."""
+
 VERSION = 1
 """Raised by one whenever the same inputs would give other responses or rewards: older pieces are then not found."""
 

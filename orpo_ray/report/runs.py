@@ -79,7 +79,7 @@ def read_run(folder: Path) -> Run:
     summary = None
     if summary_file.is_file():
         summary = _parse_object(_read_text(summary_file), str(summary_file))
-    return Run(folder, config, lines, summary, _read_events(folder / "events.jsonl"))
+    return Run(folder, config, lines, summary, read_events(folder / "events.jsonl"))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -90,7 +90,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
-def _read_events(path: Path) -> list[tuple[str, str]]:
+def read_events(path: Path) -> list[tuple[str, str]]:
+    """When, and what happened; none where there is no such file."""
     found = _read_objects(path).values() if path.is_file() else ()
     return [(str(line.get("time", "")), str(line.get("event", ""))) for line in found]
 

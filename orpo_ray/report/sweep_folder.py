@@ -87,13 +87,21 @@ class Sweep:
 
 def read_sweep(folder: Path) -> Sweep:
     """Raises `UserError`, naming the file, where one is missing or unreadable."""
-    summary, table = folder / "sweep.json", folder / "results.parquet"
+    numbers = read_numbers(folder)
     try:
-        numbers = Numbers.model_validate(json.loads(summary.read_text(encoding="utf-8")))
-        rows = pq.read_table(table).to_pylist()
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{summary}: {where}: {error.errors()[0]['msg']}") from None
+        rows = pq.read_table(folder / "results.parquet").to_pylist()
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise UserError(f"{folder}: not a readable sweep: {error}") from None
     return Sweep(folder, numbers, rows, read_yaml(folder / "config.yaml"))
+
+
+def read_numbers(folder: Path) -> Numbers:
+    """What `sweep.json` says. Raises `UserError`, naming the file, where it is missing or unreadable."""
+    summary = folder / "sweep.json"
+    try:
+        return Numbers.model_validate(json.loads(summary.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{summary}: {where}: {error.errors()[0]['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: not a readable sweep: {error}") from None

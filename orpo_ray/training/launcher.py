@@ -15,6 +15,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
+from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.training.allocator import ENVIRONMENT
 from orpo_ray.training.cluster import connect, uses_gpus
 from orpo_ray.training.driver_lock import only_driver
@@ -41,6 +42,7 @@ def train(
     that another driver is at work on (`wait`: until that one has gone), a loss that stops being finite.
     """
     console = console or Console(stderr=True)
+    require_trackers(config.trackers)
     folder = RunFolder(config.run_dir)
     data = prepare_data(config, console)
     with only_driver(folder.path, console, wait=wait):

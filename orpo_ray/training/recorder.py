@@ -1,12 +1,13 @@
-"""Writes a run's metrics: `metrics.jsonl`, and TensorBoard events beside it."""
+"""Writes a run's metrics: `metrics.jsonl`, and beside it what trackers and Prometheus are told."""
 
 from __future__ import annotations
 
 import json
 import math
 
-from torch.utils.tensorboard import SummaryWriter
-
+from orpo_ray.config import TrainConfig
+from orpo_ray.telemetry.metrics import training_line
+from orpo_ray.telemetry.trackers import open_trackers
 from orpo_ray.training.loop import Line
 from orpo_ray.training.run_folder import RunFolder
 
@@ -14,22 +15,21 @@ from orpo_ray.training.run_folder import RunFolder
 class Recorder:
     """One line per optimizer step and per evaluation, on disk before the next step begins if there is room."""
 
-    def __init__(self, folder: RunFolder, *, resumed_at: int) -> None:
+    def __init__(self, folder: RunFolder, config: TrainConfig, *, resumed_at: int) -> None:
+        known = folder.last_steps()
         folder.forget_after(resumed_at)
         self._folder = folder
         self._unwritten = ""
         """Lines that the disk had no room for, or part of one."""
-        # Readers drop events from `purge_step` on: the steps that are about to be repeated.
-        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=resumed_at + 1 if resumed_at else None)
+        self._trackers = open_trackers(config, folder.path, resumed_at, known, folder.note)
 
     def write(self, line: Line) -> None:
         # JSON has no NaN: a diverged loss is null.
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self._append(json.dumps(plain) + "\n")
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and name != "step":
-                group = "eval" if name.startswith("eval_") else "train"
-                self._tensorboard.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, line["step"])
+        training_line(self._folder.path, line)
+        for tracker in self._trackers:
+            tracker.log(line)
 
     def _append(self, text: str) -> None:
         """Write it behind what is unwritten yet. A full disk does not stop training: the next line tries again."""
@@ -45,4 +45,5 @@ class Recorder:
         self._unwritten = data.decode()
 
     def close(self) -> None:
-        self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class RunFolder:
         self.model = path / "model"
         self.adapter = path / "adapter"
         self.tensorboard = path / "tensorboard"
+        self.wandb = path / "wandb"
         self.eval_scores = path / "eval_scores.parquet"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
@@ -85,6 +87,16 @@ class RunFolder:
                 f"{self.metrics}: was changed by something else; remove what is no line of metrics"
             ) from None
         write_atomically(self.metrics, "".join(kept))
+
+    def last_steps(self) -> tuple[int, int]:
+        """Of the training lines and of the evaluation lines that are there; -1: none."""
+        last = [-1, -1]
+        if self.metrics.is_file():
+            for text in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+                with suppress(ValueError, KeyError, TypeError):  # `forget_after` complains
+                    line = json.loads(text)
+                    last["loss" not in line] = max(last["loss" not in line], line["step"])
+        return last[0], last[1]
 
     def note(self, text: str) -> None:
         """Add to `events.jsonl` what a person should know of: what was passed over, and what could not be done."""

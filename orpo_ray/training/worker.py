@@ -28,6 +28,7 @@ from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.reward import PackedRewardModel, StateDict, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
+from orpo_ray.telemetry.metrics import checkpoint_finished
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
@@ -80,12 +81,15 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     checkpoints = Checkpoints(config.checkpoints_location)
     digests = {"config": digest, "data": data.digest}
     state = _resume(config, engine, checkpoints, digests, folder)
-    recorder = Recorder(folder, resumed_at=state.step) if engine.rank == 0 else None
+    recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
     total_steps = build_schedule(config, len(train_pairs)).total_steps
-    saver = Saver(
-        checkpoints, engine, config.train.keep_checkpoints, config.train.keep_best_checkpoints, folder.note,
-        committed=lambda step: folder.note_checkpoint(step, checkpoints.location),
-    )  # fmt: skip
+
+    def committed(step: int) -> None:
+        folder.note_checkpoint(step, checkpoints.location)
+        checkpoint_finished(folder.path, step)
+
+    keep = config.train.keep_checkpoints, config.train.keep_best_checkpoints
+    saver = Saver(checkpoints, engine, *keep, folder.note, committed)
     alarm = Alarm(config.train.checkpoint_every_minutes)
 
     class RunSink(Sink):

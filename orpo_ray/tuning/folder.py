@@ -80,7 +80,7 @@ class SweepFolder:
     def strip(self, index: int, settings: Settings, *, model: bool) -> None:
         """Remove what takes room of a trial that is over: its checkpoints, and its `model` too."""
         run = self.trial(index)
-        kept = {run.tensorboard} | (set() if model else {run.model, run.adapter})
+        kept = {run.tensorboard, run.wandb} | (set() if model else {run.model, run.adapter})
         heavy = [part for part in run.path.glob("*/") if part not in kept]
         if heavy and self._config.storage.checkpoints is not None:
             checkpoints = Checkpoints(self.training(index, settings).checkpoints_location)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import Any
+from collections import Counter
+from typing import Any, get_args
 
 from rich.console import Console
 
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
+from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.training.cluster import connect
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
@@ -18,7 +20,7 @@ from orpo_ray.training.loop import build_schedule
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.finalists import compare
 from orpo_ray.tuning.folder import SweepFolder
-from orpo_ray.tuning.ledger import Ledger, Trial
+from orpo_ray.tuning.ledger import Ledger, Status, Trial
 from orpo_ray.tuning.points import searcher_of
 from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
 from orpo_ray.tuning.room import concurrency, cpus_of
@@ -74,6 +76,9 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
             keep_the_best(config, folder, ledger)
             save()
             show()
+            counts = Counter(ledger.status(trial) for trial in ledger.trials)
+            best = next((ledger.value(trial) for trial in ledger.ranking()), None)
+            sweep_changed(config.name, {status: counts[status] for status in get_args(Status)}, config.metric, best)
 
         folder.ray.mkdir(mode=0o700, exist_ok=True)  # Ray Tune writes its trials' configurations there as they are
         seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "demo")
+COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "status", "doctor", "demo")
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "vllm", "numpy", "matplotlib", "rich"}
 
 

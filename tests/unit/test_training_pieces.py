@@ -105,7 +105,7 @@ class TestRunFolder:
 
     def test_metrics_that_a_full_disk_refused_are_written_with_the_next(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path)
-        recorder = Recorder(folder, resumed_at=0)
+        recorder = Recorder(folder, config(), resumed_at=0)
         recorder.write({"step": 1, "loss": 2.0})
         folder.metrics.rename(tmp_path / "held")
         folder.metrics.mkdir()  # nothing can be appended to it

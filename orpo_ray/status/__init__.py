@@ -1,0 +1,1 @@
+"""`orpo-ray status`: where a run, an evaluation or a sweep stands, read from its folder alone."""

@@ -1,0 +1,58 @@
+"""Which kind of folder it is, and its status in a few lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from orpo_ray.config import read_yaml
+from orpo_ray.errors import UserError
+from orpo_ray.status.evaluation import evaluation_status
+from orpo_ray.status.status import Status, duration
+from orpo_ray.status.sweep import sweep_status
+from orpo_ray.status.training import training_status
+
+_READERS = {"space": sweep_status, "models": evaluation_status, "model": training_status}
+"""By the key that only such a configuration has."""
+_STATES = {
+    "finished": "finished", "running": "running, as it seems", "not begun": "not begun",
+    "silent": "not finished, and silent: interrupted, or busy with something long",
+}  # fmt: skip
+
+
+def read_status(folder: Path) -> Status:
+    """Where the run, the evaluation or the sweep in `folder` stands.
+
+    Raises `UserError` where it is no such folder, or a file of it cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: not the folder of a run, an evaluation or a sweep (no config.yaml)")
+    config = read_yaml(file)
+    for key, reader in _READERS.items():
+        if key in config:
+            return reader(folder, config, file.read_text(encoding="utf-8"))
+    raise UserError(f"{file}: not the configuration of a run, an evaluation or a sweep")
+
+
+def print_status(status: Status, console: Console) -> None:
+    """A line for each thing that is known."""
+    age = "" if status.age is None else f" (last sign {duration(status.age)} ago)"
+    rows = [("state", f"{_STATES[status.state]}{age}"), *status.rows]
+    rows += [("event", f"{when}  {what}") for when, what in status.events]
+    rows.append(("next", status.next))
+    console.print(f"{status.kind} {status.name} in {status.folder}", markup=False, highlight=False, soft_wrap=True)
+    for label, text in rows:
+        console.print(f"  {label:<10} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def as_json(status: Status) -> str:
+    """One line: the numbers and no sentences, but for the events and the next command."""
+    found = asdict(status)
+    del found["rows"]
+    return json.dumps({**found.pop("facts"), **found}, ensure_ascii=False)

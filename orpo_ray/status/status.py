@@ -1,0 +1,88 @@
+"""What a status says, whatever kind of folder it is of, and how numbers are written in it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from orpo_ray.config import StorageConfig
+from orpo_ray.masking import MASK
+
+_LIVELY = 60.0  # seconds; nothing that is running is silent for longer without a step or a trial that takes as long
+_STEPS_OF_SILENCE = 10  # an evaluation or a checkpoint between two steps
+
+State = Literal["finished", "running", "silent", "not begun"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where something stands. Fields that are None are not known from the folder."""
+
+    kind: Literal["training run", "evaluation", "sweep"]
+    name: str
+    folder: str
+    state: State
+    """`silent`: unfinished, and nothing was written for longer than its pace explains; interrupted, most likely."""
+    age: float | None
+    """Seconds since the folder's last sign of work."""
+    facts: dict[str, Any]
+    """Numbers, by name; what `--json` prints."""
+    rows: list[tuple[str, str]]
+    """The same for a person: a label and a text."""
+    next: str
+    """What to type now."""
+    events: list[tuple[str, str]] = field(default_factory=list)
+    """When, and what; the last few, oldest first."""
+
+
+def state_of(finished: bool, age: float | None, pace: float = 0.0) -> State:
+    """`pace`: seconds between two signs of work, as far as known."""
+    if finished:
+        return "finished"
+    if age is None:
+        return "not begun"
+    return "running" if age <= max(_LIVELY, _STEPS_OF_SILENCE * pace) else "silent"
+
+
+def age_of(files: Iterable[Path]) -> float | None:
+    """Seconds since the newest of these files was written; None where there is none."""
+    times = []
+    for file in files:
+        try:
+            times.append(os.path.getmtime(file))
+        except OSError:
+            continue
+    return max(0.0, time.time() - max(times)) if times else None
+
+
+def again(command: str, folder: Path, config: dict[str, Any], text: str) -> str:
+    """The command line that continues what is in `folder`, whose config.yaml reads `text`."""
+    if MASK in text:
+        return f"the orpo-ray {command} that it was started with (config.yaml lacks its secrets)"
+    storage = config.get("storage")
+    path = storage.get("path") if isinstance(storage, dict) else None
+    arguments = ["orpo-ray", command, str(folder / "config.yaml")]
+    here = StorageConfig(path=path if isinstance(path, str) else "runs").run_dir(str(config.get("name")))
+    if here != folder.resolve():
+        arguments += [f"name={folder.resolve().name}", f"storage.path={folder.resolve().parent}"]
+    return shlex.join(arguments)
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: `3 h 20 min`."""
+    whole = round(seconds)
+    for size, unit, below, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"
+
+
+def figures(values: dict[str, float | None]) -> str:
+    """`loss 1.234  accuracy 0.75` of those that are there."""
+    return "  ".join(f"{label} {value:.4g}" for label, value in values.items() if value is not None)

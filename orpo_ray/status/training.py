@@ -1,0 +1,155 @@
+"""Where a training run stands."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orpo_ray.errors import UserError
+from orpo_ray.report.runs import Run, read_events, read_run
+from orpo_ray.status.status import Status, again, age_of, duration, figures, state_of
+from orpo_ray.training.checkpoints import Checkpoints
+
+_RECENT = 20  # steps that speed is taken over
+_EVENTS = 5
+_HELD_OUT = {
+    "loss": "eval_loss", "log odds ratio": "eval_log_odds_ratio", "margin": "eval_reward_margin",
+    "accuracy": "eval_reward_accuracy", "win-rate": "eval_win_rate",
+}  # fmt: skip
+
+
+def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
+    """Raises `UserError`, naming the file, where one cannot be read."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file() or not metrics.stat().st_size:
+        age = age_of([folder / "config.yaml"])
+        state = state_of(False, age)
+        name = str(config.get("name", folder.name))
+        rows = [("step", "none yet: starting workers, or stopped before its first step")]
+        events = read_events(folder / "events.jsonl")[-_EVENTS:]
+        return Status(
+            "training run", name, str(folder), state, age, {}, rows, _next(state, folder, config, text), events
+        )
+    run = read_run(folder)
+    pace = _seconds_per_step(run)
+    age = age_of([metrics])
+    state = state_of(run.summary is not None, age, pace or 0.0)
+    total = _total_steps(run)
+    left = None if pace is None or total is None else max(0, total - run.last_step) * pace
+    evaluation = _evaluation(run)
+    facts: dict[str, Any] = {
+        "step": run.last_step, "total_steps": total, "epoch": _last(run, "epoch"), "loss": _last(run, "loss"),
+        "margin": _margin(run), "pairs_per_second": _rate(run), "seconds_left": left,
+        "evaluation": evaluation, "best_step": run.best_step,
+    }  # fmt: skip
+    checkpoint, told = _checkpoint(run)
+    rows = [
+        ("step", f"{run.last_step} of {'an unknown number' if total is None else total}{_epoch(facts)}"),
+        ("loss", _loss(run, facts)),
+        ("held out", _held_out(evaluation, run.best_step)),
+        ("speed", _speed(facts, state)),
+        ("checkpoint", told),
+    ]
+    return Status(
+        "training run", run.name, str(folder), state, age, {**facts, "checkpoint_step": checkpoint}, rows,
+        _next(state, folder, config, text), run.events[-_EVENTS:],
+    )  # fmt: skip
+
+
+def _next(state: str, folder: Path, config: dict[str, Any], text: str) -> str:
+    if state == "finished":
+        return f"open {folder / 'report.html'}; the model is in {folder / 'model'}"
+    if state == "running":
+        return f"orpo-ray report {folder}"
+    return again("train", folder, config, text)
+
+
+def _last(run: Run, key: str) -> float | None:
+    """The last value of a metric; None where there is none or it was not finite."""
+    _, values = run.series(key)
+    return float(values[-1]) if values.size and np.isfinite(values[-1]) else None
+
+
+def _margin(run: Run) -> float | None:
+    found = _last(run, "reward_margin")
+    return _last(run, "log_odds_ratio") if found is None else found
+
+
+def _total_steps(run: Run) -> int | None:
+    """As many as the configuration means: an epoch's steps follow from any line that has both numbers."""
+    if run.summary is not None:
+        return run.last_step
+    train = run.section("train")
+    limit, epochs = train.get("max_steps"), train.get("epochs", 1)
+    steps, values = run.series("epoch")
+    known = np.isfinite(values) & (values > 0)
+    if known.any() and isinstance(epochs, int):
+        whole = epochs * round(float(steps[known][-1] / values[known][-1]))
+        return min(limit, whole) if isinstance(limit, int) else whole
+    return limit if isinstance(limit, int) else None
+
+
+def _rate(run: Run) -> float | None:
+    """Pairs a second over the last steps: their harmonic mean, since steps are of equal size."""
+    _, rates = run.series("pairs_per_second")
+    recent = rates[-_RECENT:]
+    recent = recent[np.isfinite(recent) & (recent > 0)]
+    return float(recent.size / (1 / recent).sum()) if recent.size else None
+
+
+def _seconds_per_step(run: Run) -> float | None:
+    rate, pairs = _rate(run), run.section("train").get("global_batch_size", 64)
+    return pairs / rate if rate is not None and isinstance(pairs, int) else None
+
+
+def _evaluation(run: Run) -> dict[str, float | None]:
+    """The last one: its step, and what it found."""
+    steps = run.series("eval_loss")[0]
+    if not steps.size:
+        return {}
+    step = int(steps[-1])
+    return {"step": step, **{label: run.value_at(key, step) for label, key in _HELD_OUT.items()}}
+
+
+def _checkpoint(run: Run) -> tuple[int | None, str]:
+    """The step of the newest that a run can continue from, and a line about it."""
+    own = run.section("storage").get("checkpoints")
+    location = f"{own.rstrip('/')}/{run.name}" if isinstance(own, str) else str(run.folder / "checkpoints")
+    try:
+        found = Checkpoints(location).finished()
+    except (OSError, pa.ArrowException, UserError) as error:
+        return None, f"{location} cannot be read: {' '.join(str(error).split())}"
+    if not found:
+        return None, "none finished yet"
+    mebibytes = sum(total.size for total in found[0].files.values()) / 2**20
+    return found[0].step, f"step {found[0].step} ({mebibytes:,.0f} MiB), in {location}"
+
+
+def _epoch(facts: dict[str, Any]) -> str:
+    return "" if facts["epoch"] is None else f", epoch {facts['epoch']:.2f}"
+
+
+def _loss(run: Run, facts: dict[str, Any]) -> str:
+    if facts["loss"] is None:
+        return "not finite" if run.series("loss")[0].size else "none yet"
+    return f"{facts['loss']:.4f}" + ("" if facts["margin"] is None else f", margin {facts['margin']:+.3f}")
+
+
+def _held_out(evaluation: dict[str, float | None], best: int | None) -> str:
+    if not evaluation:
+        return "not evaluated yet"
+    step = evaluation["step"]
+    kept = "" if best is None else f"; best at step {best}"
+    return f"step {step}: {figures({k: v for k, v in evaluation.items() if k != 'step'})}{kept}"
+
+
+def _speed(facts: dict[str, Any], state: str) -> str:
+    if facts["pairs_per_second"] is None:
+        return "no step yet"
+    told = f"{facts['pairs_per_second']:.1f} pairs/s"
+    left = facts["seconds_left"]
+    return told if state == "finished" or left is None or not math.isfinite(left) else f"{told}, {duration(left)} left"

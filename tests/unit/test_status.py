@@ -1,0 +1,270 @@
+"""`orpo-ray status`: what it says of folders such as real runs leave, in every state."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from evaluation_run import make_evaluation
+from rich.console import Console
+from test_report import make_run
+from test_sweep_results import STEPS, config, write_run
+
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.store import RESPONSES, REWARDS, Pieces
+from orpo_ray.status.read import as_json, print_status, read_status
+from orpo_ray.status.status import duration
+from orpo_ray.training.checkpoint_files import FileSum
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.tuning.folder import SweepFolder
+from orpo_ray.tuning.ledger import Ledger
+from orpo_ray.tuning.points import searcher_of
+from orpo_ray.tuning.results import summary, write_results, write_summary
+
+
+def told(folder: Path) -> str:
+    out = io.StringIO()
+    print_status(read_status(folder), Console(file=out, width=300))
+    return out.getvalue()
+
+
+def age(file: Path, seconds: float) -> None:
+    os.utime(file, (time.time() - seconds, time.time() - seconds))
+
+
+def begun(tmp_path: Path) -> Path:
+    """A run of 120 steps in 2 epochs that came to step 45; its checkpoint of step 60 was never finished."""
+    folder = make_run(
+        tmp_path / "runs" / "half", steps=45, finished=False, storage={"path": str(tmp_path / "runs")},
+        train={"max_steps": None, "epochs": 2, "global_batch_size": 32},
+    )  # fmt: skip
+    checkpoints = Checkpoints(str(folder / "checkpoints"))
+    for step in (30, 40):
+        checkpoints.open(step)
+        checkpoints.commit(Manifest(step, {}, step, "", "", None, {"rank-0": FileSum(3 * 2**20, "")}))
+    checkpoints.open(45)
+    RunFolder(folder).note("a worker was lost")
+    return folder
+
+
+class TestTraining:
+    def test_one_that_runs(self, tmp_path: Path) -> None:
+        folder = begun(tmp_path)
+        status = read_status(folder)
+        assert (status.kind, status.state) == ("training run", "running")
+        assert (status.facts["step"], status.facts["total_steps"]) == (45, 120), "60 steps in an epoch, two epochs"
+        assert status.facts["checkpoint_step"] == 40, "that of step 45 has no manifest"
+        assert status.facts["evaluation"]["step"] == 30
+        rate = status.facts["pairs_per_second"]
+        assert 70 < rate < 90
+        assert status.facts["seconds_left"] == pytest.approx(75 * 32 / rate)
+        text = told(folder)
+        assert "step       45 of 120, epoch 0.75" in text
+        assert "margin +" in text and "held out   step 30: loss 0.8875" in text
+        assert "step 40 (3 MiB)" in text
+        assert "  a worker was lost" in text
+        assert f"next       orpo-ray report {folder}\n" in text
+
+    def test_one_that_was_interrupted_is_continued_by_the_command_it_names(self, tmp_path: Path) -> None:
+        folder = begun(tmp_path)
+        age(folder / "metrics.jsonl", 7300)
+        status = read_status(folder)
+        assert status.state == "silent"
+        assert status.next == f"orpo-ray train {folder}/config.yaml"
+        assert "last sign 2 h 1 min ago" in told(folder)
+
+    def test_a_folder_that_was_moved_is_named_in_that_command(self, tmp_path: Path) -> None:
+        folder = begun(tmp_path).rename(tmp_path / "else where")
+        age(folder / "metrics.jsonl", 7300)
+        assert read_status(folder).next == (
+            f"orpo-ray train '{folder}/config.yaml' 'name=else where' storage.path={tmp_path}"
+        )
+
+    def test_secrets_that_are_masked_cannot_be_given_again_by_it(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run", finished=False, data={"train": "s3://me:***@bucket/pairs"})
+        age(folder / "metrics.jsonl", 7300)
+        assert read_status(folder).next.startswith("the orpo-ray train that it was started with")
+
+    def test_slow_steps_explain_a_silence(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "slow", finished=False, train={"global_batch_size": 80 * 60, "max_steps": 120})
+        age(folder / "metrics.jsonl", 300)  # a step takes a minute
+        assert read_status(folder).state == "running"
+
+    def test_one_that_has_finished(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "done")
+        text = told(folder)
+        assert "state      finished" in text and "step       120 of 120" in text
+        assert f"open {folder}/report.html; the model is in {folder}/model" in text
+        assert " left" not in text
+
+    def test_one_without_metrics_and_one_whose_loss_is_not_finite(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path / "run", finished=False)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 121, "loss": null, "pairs_per_second": "x"}\n{"step": 12')
+        assert "loss       not finite" in told(folder)
+        (folder / "metrics.jsonl").unlink()
+        assert "none yet: starting workers" in told(folder)
+
+    def test_json_is_the_numbers_on_one_line(self, tmp_path: Path) -> None:
+        line = as_json(read_status(begun(tmp_path)))
+        assert "\n" not in line
+        found = json.loads(line)
+        assert (found["kind"], found["step"], found["total_steps"]) == ("training run", 45, 120)
+
+
+class TestEvaluation:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """60 prompts, so two blocks; three models, three rounds; nothing finished."""
+        folder = make_evaluation(tmp_path / "compared")
+        (folder / "winrates.json").rename(tmp_path / "winrates.json")
+        mapping = yaml.safe_load((folder / "config.yaml").read_text())
+        mapping |= {"sampling": {"rounds": 3}, "reward_models": {"truth": "toy"}, "storage": {"path": str(tmp_path)}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(mapping))
+        return folder
+
+    def write(self, folder: Path, block: int, prompts: int, key: str = "a" * 12) -> None:
+        for label in ("sft", "orpo", "dpo"):
+            rows = [{"prompt": p, "round": r, "text": "x", "tokens": 1} for p in range(prompts) for r in range(3)]
+            Pieces(folder / "responses", label, key, RESPONSES).write(block, rows)
+
+    def test_responses_are_counted(self, folder: Path) -> None:
+        self.write(folder, 0, 32)
+        text = told(folder)
+        assert "responses  288 of 540" in text and "judged     0 of 2 blocks" in text
+        assert f"next       orpo-ray status {folder}" in text
+        for file in [folder / "config.yaml", *folder.rglob("*.parquet")]:
+            age(file, 7300)
+        assert read_status(folder).next == f"orpo-ray evaluate {folder}/config.yaml"
+
+    def test_it_is_finished_with_its_last_piece_and_its_result(self, folder: Path) -> None:
+        self.write(folder, 0, 32, key="b" * 12)  # asked with other settings before
+        for old in folder.glob("responses/*"):
+            age(old, 100)
+        self.write(folder, 0, 32)
+        self.write(folder, 1, 28)
+        judged = Pieces(folder / "rewards", "truth", "c" * 12, REWARDS)
+        judged.write(0, [{"prompt": 0, "model": "sft", "round": 0, "reward": 1.0}])
+        (folder.parent / "winrates.json").rename(folder / "winrates.json")
+        assert read_status(folder).facts["responses"] == 540
+        assert read_status(folder).state == "running", "one block has no rewards"
+        judged.write(1, [])
+        assert read_status(folder).state == "finished"
+
+    def test_one_whose_pieces_were_removed_stays_finished(self, folder: Path) -> None:
+        assert read_status(folder).state == "running"
+        (folder.parent / "winrates.json").rename(folder / "winrates.json")
+        assert read_status(folder).state == "finished"
+
+
+class TestSweep:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Nine trials: five begun; the third failed, the fifth has begun."""
+        own = config(tmp_path)
+        folder = SweepFolder(own)
+        folder.open_for(own)
+        searcher, ledger = searcher_of(own), Ledger(own, folder, STEPS)
+        for index in range(5):
+            settings = searcher.settings(index, [])
+            if index == 2:
+                folder.fail(index, "out of memory")
+            else:
+                write_run(folder.trial(index).path, settings, until=STEPS if index < 4 else 0)
+            ledger.begin(settings)
+        write_results(folder, ledger)
+        found = summary(own, ledger, STEPS, None, [])
+        write_summary(folder, found | {"lag": 1, "seconds": 400.0, "finished": ""})
+        return folder.path
+
+    def test_one_that_runs(self, folder: Path) -> None:
+        status, text = read_status(folder), told(folder)
+        done = [status.facts[name] for name in ("finished", "stopped", "failed", "unfinished")]
+        assert sum(done) == 5 and done[2:] == [1, 1]
+        assert status.facts["seconds_left"] == pytest.approx(400 / 4 * 5)
+        assert f"trials     4 of 9 done: {done[0]} finished, {done[1]} stopped early, 1 failed" in text
+        assert "at work    004 (step 1 of 72)" in text
+        assert "best       trial 00" in text and "eval_reward_accuracy 0." in text and "optim.lr=" in text
+        assert "trial 002  out of memory" in text
+        assert "left       about 8 min 20 s" in text
+
+    def test_one_that_was_interrupted_or_has_finished(self, folder: Path) -> None:
+        for file in folder.rglob("*"):
+            age(file, 7300)
+        assert read_status(folder).next == f"orpo-ray sweep {folder}/config.yaml"
+        found = json.loads((folder / "sweep.json").read_text())
+        (folder / "sweep.json").write_text(json.dumps({**found, "winner": 1, "finished": "yes"}))
+        status = read_status(folder)
+        assert (status.state, status.next) == ("finished", f"orpo-ray train {folder}/best.yaml")
+        assert status.facts["best"]["trial"] == 1
+
+    def test_one_whose_first_trial_is_at_work(self, folder: Path) -> None:
+        (folder / "sweep.json").unlink()
+        assert "trials     0 of 9 done" in told(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such folder"),
+        ({}, r"not the folder of a run, an evaluation or a sweep \(no config.yaml\)"),
+        ({"config.yaml": "name: [x"}, "config.yaml, line 1: not valid YAML"),
+        ({"config.yaml": "name: x"}, "config.yaml: not the configuration of a run"),
+        ({"config.yaml": "model: {}", "metrics.jsonl": "{}\n"}, "metrics.jsonl, line 1: has no step number"),
+        ({"config.yaml": "space: {}", "sweep.json": "{}"}, "sweep.json: name: Field required"),
+    ],
+)
+def test_what_is_no_such_folder_is_told(tmp_path: Path, content: dict[str, str] | None, message: str) -> None:
+    folder = tmp_path / "folder"
+    if content is not None:
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_status(folder)
+
+
+def test_strange_values_in_a_folder_are_not_known(tmp_path: Path) -> None:
+    for number, text in enumerate(("models: 3", "models: {a: b}\nsampling: {rounds: many}", "space: 1\ntrials: x",
+                                   "model: 1\nstorage: {checkpoints: 'nowhere://x'}")):  # fmt: skip
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(text)
+        (folder / "prompts.parquet").write_bytes(b"PAR1")
+        (folder / "metrics.jsonl").write_text('{"step": 3, "epoch": "x", "loss": [], "pairs_per_second": 0}\n')
+        assert "next  " in told(folder)
+
+
+def test_through_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orpo_ray.cli", "status"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    folder = make_run(tmp_path / "run")
+    done = subprocess.run([*command, str(folder), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["state"] == "finished"
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 59.6, 61, 3600, 7300, 90000)] == [
+        "0 s", "1 min", "1 min 1 s", "1 h", "2 h 1 min", "1 d 1 h",
+    ]  # fmt: skip
+
+
+def test_no_parquet_is_written_twice(tmp_path: Path) -> None:
+    """A piece cut short by a full disk counts as none."""
+    folder = tmp_path / "responses" / f"sft-{'a' * 12}"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"prompt": [1, 2]}), folder / "00000.parquet")
+    (folder / "00001.parquet").write_bytes((folder / "00000.parquet").read_bytes()[:40])
+    (tmp_path / "config.yaml").write_text("models: {sft: x}\n")
+    assert read_status(tmp_path).facts["responses"] == 2
