@@ -72,7 +72,7 @@ def test_the_pages_show_commands() -> None:
     ],
 )  # fmt: skip
 def test_a_command_that_does_not_exist_is_noticed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Exception):  # of whatever kind: each program has its own
+    with pytest.raises(Exception):  # noqa: B017 (each program has a kind of its own)
         test_a_command_is_one_that_exists("a page", line, monkeypatch)
 
 
