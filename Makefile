@@ -38,9 +38,10 @@ venv: $(STAMP)  ## create .venv and install the pinned packages (a second call i
 demo: $(STAMP)  ## train and compare SFT, DPO and ORPO in the embedded world, on two CPU cores
 	$(BIN)/orpo-ray demo --out $(OUT)
 
-test: $(STAMP)  ## run the unit tests, the integration tests, and the quickest faults
+test: $(STAMP)  ## run the unit tests, the integration tests, the quickest faults, and jobs on a cluster
 	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/faults/test_quick.py $(PYTEST_ARGS) || test $$? = 5  # 5: PYTEST_ARGS selects none
+	$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS) || test $$? = 5
 
 # A cluster wants a pytest process of its own, since Ray reads its authentication mode when it is imported.
 faults: $(STAMP)  ## disturb runs in every way of docs/reliability.md, and rewrite its table

@@ -38,6 +38,8 @@ class Jobs:
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, **here)]
         self.url = f"http://{self._cluster.head_node.webui_url}"
+        # Until the head's agent has come up, jobs are refused, with a 500.
+        wait_for(lambda: self.submit("ready", "train", "--help").returncode == 0, "the job server")
 
     def stop(self) -> None:
         self._cluster.shutdown()

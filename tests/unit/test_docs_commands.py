@@ -1,0 +1,157 @@
+"""Every command that README and the guides show is one that exists, with its options, files and overrides."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+import yaml
+
+from orpo_ray.cli import app
+from orpo_ray.config import EvaluationConfig, load_as, load_benchmark, load_config, load_pipeline, load_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SHELL = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LOADERS: dict[str, Callable[[Path, list[str]], Any]] = {
+    "train": load_config, "data": load_config, "evaluate": lambda path, keys: load_as(EvaluationConfig, path, keys),
+    "sweep": load_sweep, "pipeline": load_pipeline, "bench": load_benchmark,
+}  # fmt: skip
+EXPECTED = {"doctor", "status"}  # commands that another change brings
+IMAGES = {"orpo-ray:gpu", "registry.example.com/orpo-ray:gpu"}
+
+
+def lines() -> list[tuple[str, str]]:
+    """Page and command of every line of every shell block; continued lines are one."""
+    found = []
+    for page in PAGES:
+        for block in SHELL.findall(page.read_text(encoding="utf-8")):
+            text = re.sub(r"\\\n\s*", " ", block)
+            found += [(page.name, line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return found
+
+
+def words_of(line: str) -> list[str]:
+    """The command in a shell's words, without the variables before it. What the shell would put in stands as it is."""
+    filled = re.sub(r"\$\([^)]*\)", "filled-in", line)
+    words = shlex.split(filled, comments=True)
+    settings = list(takewhile(lambda word: re.match(r"\w+=", word), words))
+    return words[len(settings) :]
+
+
+@pytest.mark.parametrize(("page", "line"), lines())
+def test_a_command_is_one_that_exists(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = words_of(line)
+    assert words[0] in CHECKS, f"{page}: nothing checks commands such as {line}"
+    CHECKS[words[0]](words[1:])
+
+
+def test_the_pages_show_commands() -> None:
+    shown = {words_of(line)[0] for _, line in lines()}
+    assert {"orpo-ray", "make", "ray", "docker", "kubectl"} <= shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "orpo-ray trian configs/toy-base.yaml", "orpo-ray train configs/nowhere.yaml", "orpo-ray demo --to /tmp",
+        "orpo-ray train configs/toy-base.yaml optim.lrr=1", "make nonsense", "make venv LOCK=requirements/tpu.lock",
+        "ray job submit --work-dir . -- python jobs/train.py configs/toy-base.yaml", "ray up clusters.yaml",
+        "ray job submit --working-dir . -- python jobs/tran.py configs/toy-base.yaml", "ray job halt x",
+        "ray job submit --runtime-env jobs/env.yaml -- python jobs/train.py configs/toy-base.yaml",
+        "docker build -f Dockerfile -t orpo-ray:gpu .", "kubectl apply -f deploy/nowhere.yaml", "helm install",
+    ],
+)  # fmt: skip
+def test_a_command_that_does_not_exist_is_noticed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Exception):  # noqa: B017 (each program has a kind of its own)
+        test_a_command_is_one_that_exists("a page", line, monkeypatch)
+
+
+def check_own(words: list[str]) -> None:
+    group: Any = typer.main.get_command(app)
+    name, *arguments = words
+    registered = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    if name in EXPECTED - registered:
+        return
+    assert name in registered, name
+    parsed = group.commands[name].make_context(name, arguments).params
+    if name in LOADERS:
+        LOADERS[name](Path(parsed["config"]), list(parsed["overrides"] or ()))
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [word for word in words if "=" not in word]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), targets
+    for name, _, value in (word.partition("=") for word in words if "=" in word):
+        assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), name
+        assert name != "LOCK" or Path(value).is_file(), value
+
+
+def check_ray(words: list[str]) -> None:
+    from ray.scripts.scripts import cli
+
+    command: Any = cli
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.commands[name]
+    parsed = command.make_context(name, list(words)).params
+    if "cluster_config_file" in parsed:
+        assert Path(parsed["cluster_config_file"]).is_file()
+    if parsed.get("runtime_env"):
+        assert set(yaml.safe_load(Path(parsed["runtime_env"]).read_text())) <= {"working_dir", "env_vars"}
+    for key in ("runtime_env_json", "metadata_json"):
+        json.loads(parsed.get(key) or "{}")
+    if parsed.get("entrypoint"):
+        python, script, *arguments = parsed["entrypoint"]
+        assert python == "python" and Path(script).is_file() and Path(script).parent == Path("jobs")
+        check_own([Path(script).stem, *arguments])
+
+
+def check_docker(words: list[str]) -> None:
+    verb, *rest = words
+    if verb == "build":
+        assert rest[0] == "-f" and Path(rest[1]).is_file() and rest[-1] == "."
+    images = [word for word in rest if "orpo-ray:" in word]
+    assert images and set(images) <= IMAGES
+    after = rest[rest.index(images[-1]) + 1 :]
+    if verb == "run":
+        assert after[0] == "orpo-ray"
+        check_own(after[1:])
+
+
+def check_kubectl(words: list[str]) -> None:
+    documents = list(yaml.safe_load_all((ROOT / "deploy/kuberay.yaml").read_text()))
+    verb, what, *rest = words
+    if verb == "apply":
+        assert what == "-f" and Path(rest[0]).is_file()
+    elif verb == "create":
+        assert (what, *rest[:2]) == ("secret", "generic", "orpo-secrets")
+        keys = {word.removeprefix("--from-literal=").partition("=")[0] for word in rest[2:]}
+        assert keys == {"auth_token", "hf_token"}
+    else:
+        assert verb in {"get", "delete"} and what == "rayjob"
+        assert rest == [one["metadata"]["name"] for one in documents if one["kind"] == "RayJob"]
+
+
+def check_pip(words: list[str]) -> None:
+    assert words == ["install", "boto3"]  # for `ray up`; cluster.yaml pins the head's
+
+
+def check_export(words: list[str]) -> None:
+    assert all(re.fullmatch(r"(RAY|HF)_\w+=.+", word) for word in words), words
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "orpo-ray": check_own, "make": check_make, "ray": check_ray, "docker": check_docker, "kubectl": check_kubectl,
+    "pip": check_pip, "export": check_export,
+}  # fmt: skip
