@@ -25,7 +25,6 @@ LOADERS: dict[str, Callable[[Path, list[str]], Any]] = {
     "train": load_config, "data": load_config, "evaluate": lambda path, keys: load_as(EvaluationConfig, path, keys),
     "sweep": load_sweep, "pipeline": load_pipeline, "bench": load_benchmark,
 }  # fmt: skip
-EXPECTED = {"doctor", "status"}  # commands that another change brings
 IMAGES = {"orpo-ray:gpu", "registry.example.com/orpo-ray:gpu"}
 
 
@@ -80,8 +79,6 @@ def check_own(words: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     name, *arguments = words
     registered = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    if name in EXPECTED - registered:
-        return
     assert name in registered, name
     parsed = group.commands[name].make_context(name, arguments).params
     if name in LOADERS:
