@@ -87,6 +87,7 @@ def test_a_mistake_is_one_plain_line_and_exit_2(arguments: list[str], message: s
      ("evaluate", "toy-winrate", "models.chosen=x", "models: the label chosen stands for the data set's own"),
      ("sweep", "toy-sweep", "space={optim.lr: 'unifrom(0, 1)'}", "space: optim.lr: expected loguniform(low, high)"),
      ("sweep", "toy-sweep", "metric=eval_loss", "metric: eval_loss holds the objective's own weights"),
+     ("pipeline", "toy-pipeline", "train.orpo.optim.lrr=1", "train.orpo: unknown key optim.lrr; did you mean"),
      ("evaluate", "toy-winrate", "models={a: ./nowhere}", "models.a: ./nowhere: no such folder")],
 )  # fmt: skip
 def test_a_job_is_its_command(job: str, config: str, override: str, told: str) -> None:
