@@ -38,8 +38,21 @@ class Jobs:
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, **here)]
         self.url = f"http://{self._cluster.head_node.webui_url}"
-        # Until the head's agent has come up, jobs are refused, with a 500.
-        wait_for(lambda: self.submit("ready", "train", "--help").returncode == 0, "the job server")
+        try:
+            wait_for(self._takes_jobs, "the job server")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _takes_jobs(self) -> bool:
+        """Until an agent has come up, jobs are refused with a 500."""
+        from ray.job_submission import JobSubmissionClient
+
+        try:
+            JobSubmissionClient(self.url).submit_job(entrypoint="true")
+        except RuntimeError:
+            return False
+        return True
 
     def stop(self) -> None:
         self._cluster.shutdown()
