@@ -21,6 +21,8 @@ def connect(cpus: int = 1) -> None:
     if not address and "ray" not in sys.modules:  # Ray reads its authentication mode once, when imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        # Else Ray takes 127.0.0.1 for the machine's first address, and listens on all of them.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 

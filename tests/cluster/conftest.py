@@ -17,6 +17,8 @@ import pytest
 
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+# By this Ray stays on loopback; else it takes 127.0.0.1 for the machine's first address, and listens everywhere.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # Drivers of jobs are started by the cluster, and are to find this environment's programs.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # A local proxy that some machines have would answer in the cluster's place.
