@@ -34,9 +34,11 @@ class Jobs:
 
         here = {"node_ip_address": "127.0.0.1"}
         dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
-        head = {"num_cpus": 1, "temp_dir": str(folder), **dashboard, **here}
+        # A folder each, as on machines of their own: a node puts the working directory anew into its own.
+        first, second = folder / "1", folder / "2"
+        head = {"num_cpus": 1, "temp_dir": str(first), **dashboard, **here}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, **here)]
+        self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, temp_dir=str(second), **here)]
         self.url = f"http://{self._cluster.head_node.webui_url}"
         try:
             wait_for(self._takes_jobs, "the job server")
