@@ -26,6 +26,13 @@ class Dimension:
     def is_range(self) -> bool:
         return self.kind in _RANGES
 
+    def holds(self, value: Any) -> bool:
+        """Whether it may be this value."""
+        if not self.is_range:
+            return value in self.values
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and bool(self.values[0] <= value <= self.values[1])
+
     @property
     def numeric(self) -> bool:
         """Whether values have an order that a figure can show."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,6 +128,16 @@ class SweepConfig(Section):
     def first_point(self) -> dict[str, Any]:
         """A point of the space, for what all trials share."""
         return {key: dimension.values[0] for key, dimension in self.dimensions.items()}
+
+    @property
+    def own_point(self) -> dict[str, Any] | None:
+        """What the run to vary has by itself; None where that is not in the space, or no run without a point of it."""
+        try:
+            run = self.training({}, self.name, self.storage).model_dump(mode="json", by_alias=True)
+            own = {key: reduce(lambda section, part: section[part], key.split("."), run) for key in self.space}
+        except (UserError, KeyError, TypeError):
+            return None
+        return own if all(dimension.holds(own[key]) for key, dimension in self.dimensions.items()) else None
 
     def _checked(self, settings: dict[str, Any]) -> TrainConfig:
         if taken := {"name", "storage"} & {key.split(".")[0] for key in settings}:

@@ -25,7 +25,8 @@ class Searcher(Protocol):
 
 
 class Drawn:
-    """Points that follow from the seed alone: those of a grid, or random ones, each from its own stream."""
+    """Points that follow from the seed alone: those of a grid, or the run's own settings and then random ones, each
+    from its own stream. So no sweep ends in something worse than it began with."""
 
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
@@ -35,6 +36,8 @@ class Drawn:
         if self._config.searcher == "grid":
             grid = itertools.product(*(dimension.values for dimension in dimensions.values()))
             return dict(zip(dimensions, next(itertools.islice(grid, index, None)), strict=True))
+        if index == 0 and (own := self._config.own_point) is not None:
+            return own
         generator = np.random.default_rng([self._config.seed, index])
         return {key: _draw(dimension, generator) for key, dimension in dimensions.items()}
 
@@ -57,7 +60,8 @@ class Suggested:
             for key, dimension in config.dimensions.items()
         }
         self._dimensions = config.dimensions
-        self._search = OptunaSearch(space, metric="value", mode=config.mode, seed=config.seed)
+        first = None if config.own_point is None else [config.own_point]
+        self._search = OptunaSearch(space, metric="value", mode=config.mode, seed=config.seed, points_to_evaluate=first)
         self._told = 0
 
     def settings(self, index: int, outcomes: Sequence[float | None]) -> Settings:

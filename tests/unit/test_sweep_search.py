@@ -19,6 +19,7 @@ TRAIN: dict[str, Any] = {
     "name": "any",
     "model": {"name_or_path": "toy"},
     "data": {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64},
+    "optim": {"lr": 1e-3},  # outside of the space: all trials are drawn
 }
 SWEEP: dict[str, Any] = {
     "name": "sweep", "train": TRAIN,
@@ -104,6 +105,7 @@ def test_optuna_repeats_itself_and_learns() -> None:
     pytest.importorskip("optuna")
     own = config(
         searcher="optuna",
+        train={**TRAIN, "optim": {"schedule": "constant"}},
         space={"objective.lambda": "loguniform(0.01, 100)", "optim.schedule": "choice(cosine, linear)"},
     )
 
@@ -179,3 +181,16 @@ def test_no_scheduler_stops_nothing() -> None:
     own = config(scheduler="none")
     assert early_stops(curves(12, 0), rule_of(own, 72)(), 72) == [None] * 12
     assert rungs(own, 72) == []
+
+
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_the_first_trial_is_the_run_as_it_stands(searcher: str) -> None:
+    """So what wins is at least as good by the metric."""
+    own = {"objective.lambda": 0.3, "optim.lr": 2e-5, "optim.schedule": "linear"}
+    run = {**TRAIN, "objective": {"lambda": 0.3}, "optim": {"lr": 2e-5, "schedule": "linear"}}
+    space = {**SWEEP["space"], "optim.schedule": "choice(cosine, linear)"}
+    found = searcher_of(config(train=run, space=space, searcher=searcher))
+    assert found.settings(0, []) == own
+    assert found.settings(1, []) != own
+    outside = config(train={**run, "optim": {"lr": 1e-3}}, space=space, searcher=searcher)
+    assert outside.own_point is None and searcher_of(outside).settings(0, [])["optim.lr"] <= 5e-5
