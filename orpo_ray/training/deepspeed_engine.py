@@ -13,6 +13,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.modeling.scorer import Scorer
+from orpo_ray.training.build_locks import wait_for_builds
 from orpo_ray.training.engine import Engine, Piece, TorchEngine, adam_state, adam_updates, gather, parameter_groups
 
 
@@ -34,6 +35,7 @@ class DeepSpeedEngine:
     def __init__(self, policy: Scorer, config: TrainConfig, device: torch.device) -> None:
         import deepspeed
 
+        wait_for_builds()
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         self._adam = torch.optim.AdamW(
             parameter_groups(policy, config.optim.weight_decay),

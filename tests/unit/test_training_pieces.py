@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.training.build_locks import wait_for_builds
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
 from orpo_ray.training.engine import TorchEngine
@@ -327,3 +331,18 @@ def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:
     assert "step 1/2 loss 2.5000 margin +0.500 9.0 pairs/s" in out.getvalue()
     assert "step 2/2 loss not finite" in out.getvalue()
     assert "step 2: held-out loss 1.25  chosen -1" in out.getvalue()
+
+
+def test_a_killed_compilation_stops_no_later_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is under way is waited for."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    dead, alive = (tmp_path / "py311_cpu" / f"deepspeed_{name}" / "lock" for name in ("dead", "alive"))
+    for lock in (dead, alive):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    os.utime(dead, (0, 0))
+    threading.Timer(1.0, alive.unlink).start()
+    began = time.monotonic()
+    wait_for_builds()
+    assert 0.9 <= time.monotonic() - began < 30
+    assert not dead.exists() and not alive.exists()
