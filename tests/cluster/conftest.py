@@ -27,9 +27,12 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 @pytest.fixture(scope="module")
 def temporary() -> Iterator[Path]:
-    """Ray's own folder: a short path, for sockets are in it; the default one says which cluster is the machine's."""
+    """Ray's own folder, of a short path, for sockets are in it. The default one names the last cluster of the machine,
+    where drivers of jobs would go."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    os.environ["RAY_TMPDIR"] = str(folder)
     yield folder
+    del os.environ["RAY_TMPDIR"]
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -35,10 +35,12 @@ class Jobs:
         here = {"node_ip_address": "127.0.0.1"}
         dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
         # A folder each, as on machines of their own: a node puts the working directory anew into its own.
-        first, second = folder / "1", folder / "2"
-        head = {"num_cpus": 1, "temp_dir": str(first), **dashboard, **here}
+        second = folder / "second"
+        head = {"num_cpus": 1, **dashboard, **here}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, temp_dir=str(second), **here)]
+        # As `ray start` does: the driver of a job on this node looks here for its cluster.
+        (second / "ray_current_cluster").write_text(self._cluster.address)
         self.url = f"http://{self._cluster.head_node.webui_url}"
         try:
             wait_for(self._takes_jobs, "the job server")
