@@ -43,7 +43,7 @@ class Jobs:
         (second / "ray_current_cluster").write_text(self._cluster.address)
         self.url = f"http://{self._cluster.head_node.webui_url}"
         try:
-            wait_for(self._takes_jobs, "the job server")
+            wait_for(self._takes_jobs, "the job server", seconds=300)
         except BaseException:
             self.stop()
             raise
