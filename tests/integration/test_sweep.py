@@ -119,7 +119,9 @@ def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Pa
         ended = time.monotonic()
         while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() < ended + 30:
             time.sleep(0.1)
-    freed = time.monotonic() - ended
+        freed = time.monotonic() - ended
+        while len(gone) < 2 and time.monotonic() < ended + 30:
+            time.sleep(0.1)
 
     found = trials(folder)
     assert [trial["settings"]["optim.lr"] for trial in found] == rates
