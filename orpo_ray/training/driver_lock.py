@@ -18,12 +18,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from orpo_ray.errors import UserError
+from orpo_ray.training.beside import beside
 
 LOCK = "driver.lock"
 
@@ -63,14 +65,10 @@ def only_driver(folder: Path, console: Console, *, wait: bool = False) -> Iterat
     lock = folder / LOCK
     own = _described()
     _acquire(lock, own, console, wait)
-    over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(lock, own, over), daemon=True)
-    thread.start()
     try:
-        yield
+        with beside(partial(_beat, lock, own)):
+            yield
     finally:
-        over.set()
-        thread.join()
         with suppress(OSError):
             if _look(lock).text == own:
                 lock.unlink()

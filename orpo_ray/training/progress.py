@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orpo_ray.training.beside import beside
 from orpo_ray.training.run_folder import RunFolder
 
 Line = dict[str, Any]
@@ -38,17 +39,11 @@ def progress_bar(folder: RunFolder, name: str, total_steps: int, console: Consol
         yield
 
 
-@contextmanager
-def following(offsets: dict[Path, int], receive: Callable[[Iterator[list[Line]]], None]) -> Iterator[None]:
+def following(
+    offsets: dict[Path, int], receive: Callable[[Iterator[list[Line]]], None]
+) -> AbstractContextManager[None]:
     """While the body runs, `receive` has, in a thread, the whole lines appended to files behind their `offsets`."""
-    stop = threading.Event()
-    thread = threading.Thread(target=receive, args=(_news(offsets, stop),), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(lambda over: receive(_news(offsets, over)))
 
 
 def _bar(news: Iterator[list[Line]], name: str, total_steps: int, console: Console) -> None:

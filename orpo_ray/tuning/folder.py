@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig
+from orpo_ray.config.schema import folder_in
 from orpo_ray.errors import UserError
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.driver_lock import LOCK
@@ -60,7 +61,7 @@ class SweepFolder:
     def training(self, index: int, settings: Settings) -> TrainConfig:
         """The run of a trial."""
         own = self._config.storage
-        checkpoints = own.checkpoints and f"{own.checkpoints.rstrip('/')}/{self._config.name}"
+        checkpoints = own.checkpoints and folder_in(own.checkpoints, self._config.name)
         storage = StorageConfig(path=str(self.trials), cache=str(own.cache_dir), checkpoints=checkpoints)
         return self._config.training(settings, f"{index:03d}", storage).with_absolute_paths()
 

@@ -20,6 +20,8 @@ from ray._raylet import PlacementGroupID
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from orpo_ray.training.beside import beside
+
 _SECONDS_BETWEEN_LOOKS = 1.0
 _PATIENCE = 10.0  # seconds that the last trials have to end
 _CLEANER = "PlacementGroupCleaner"
@@ -28,19 +30,15 @@ _CLEANER = "PlacementGroupCleaner"
 @contextmanager
 def leftovers_removed() -> Iterator[None]:
     """While the body runs, remove what stopped trials leave; after it, wait until nothing of them is left."""
-    stop = threading.Event()
 
-    def look() -> None:
-        while not stop.wait(_SECONDS_BETWEEN_LOOKS):
+    def look(over: threading.Event) -> None:
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
             remove_leftovers()
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
     try:
-        yield
+        with beside(look):
+            yield
     finally:
-        stop.set()
-        thread.join()
         deadline = time.monotonic() + _PATIENCE
         while remove_leftovers() and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 import yaml
+from secret_scan import leaks
 
 from orpo_ray.training.checkpoints import Checkpoints
 
@@ -100,9 +101,7 @@ def test_a_run_saves_and_goes_on_where_requests_fail(server: Server, tmp_path: P
     print(f"{len(server.failed)} requests failed")
     assert len(server.failed) >= 5
     assert {"GET", "PUT"} <= {line.split()[1] for line in server.failed}
-    assert "secret-of-someone" not in "".join(
-        path.read_text(errors="replace") for path in (tmp_path / "remote").rglob("*") if path.is_file()
-    )
+    assert leaks(tmp_path / "remote", {"AWS_SECRET_ACCESS_KEY": "secret-of-someone"}) == []
     done = subprocess.run(local, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     ours, theirs = (tmp_path / place / "on-s3/model/model.safetensors" for place in ("remote", "local"))

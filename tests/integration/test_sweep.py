@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 
 from orpo_ray.config import SweepConfig, load_config, parse_as
 from orpo_ray.report import write_sweep_report
+from orpo_ray.training.beside import beside
 from orpo_ray.training.launcher import train
 from orpo_ray.tuning.sweep import sweep
 
@@ -67,22 +68,14 @@ def last_step(trial: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
-@contextmanager
-def meanwhile(look: Callable[[], None]) -> Iterator[None]:
+def meanwhile(look: Callable[[], None]) -> AbstractContextManager[None]:
     """Call `look` again and again while the body runs."""
-    stop = threading.Event()
 
-    def run() -> None:
-        while not stop.wait(0.05):
+    def run(over: threading.Event) -> None:
+        while not over.wait(0.05):
             look()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(run)
 
 
 def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Path) -> None:

@@ -184,3 +184,9 @@ def test_a_trial_that_may_yet_be_stopped_takes_nobodys_place(tmp_path: Path) -> 
     ledger.refresh(1)
     keep_the_best(own, folder, ledger)
     assert [folder.trial(index).model.exists() for index in range(4)] == [False, False, False, True]
+
+
+def test_options_of_a_storage_url_stay_behind_it(tmp_path: Path) -> None:
+    own = config(tmp_path, "storage.checkpoints=s3://bucket/all/?region=eu-west-1")
+    trial = SweepFolder(own).training(3, own.first_point)
+    assert trial.checkpoints_location == f"s3://bucket/all/{own.name}/003?region=eu-west-1"
