@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 from ray._private.state import actors, state  # what Ray's own `placement_group_table` leaves out is who made a group
@@ -49,10 +50,12 @@ def remove_leftovers() -> int:
     job = ray.get_runtime_context().get_job_id()
     groups = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
     of_runs = [group for group in groups if group.creator_job_id.hex() == job and _of_a_run(group)]
+    at_work = {key: actor for key, actor in actors().items() if actor["JobID"] == job and actor["State"] != "DEAD"}
     for group in of_runs:
-        if group.creator_actor_dead:
+        # Not by its `creator_actor_dead`, which stays false where the maker ended while the group was being made.
+        if group.creator_actor_id.hex() not in at_work:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-    _end_cleaners(job)
+    _end_cleaners(list(at_work.values()))
     return len(of_runs)
 
 
@@ -62,13 +65,12 @@ def _of_a_run(group: PlacementGroupTableData) -> bool:
     return bool(made_by_an_actor and group.state != PlacementGroupTableData.REMOVED)
 
 
-def _end_cleaners(job: str) -> None:
-    """End those actors on this machine, whose run has ended."""
-    alive = [actor for actor in actors(actor_state_name="ALIVE").values() if actor["JobID"] == job]
+def _end_cleaners(at_work: list[dict[str, Any]]) -> None:
+    """End those actors on this machine, whose run has ended. `at_work`: the job's actors that have not."""
     here = ray.get_runtime_context().get_node_id()
-    addresses = [actor["Address"] for actor in alive]
-    for actor in alive:
-        on_this_machine = actor["Address"]["NodeID"] == here
-        if actor["ActorClassName"] == _CLEANER and on_this_machine and actor["OwnerAddress"] not in addresses:
+    addresses = [actor["Address"] for actor in at_work]
+    for actor in at_work:
+        started_here = actor["State"] == "ALIVE" and actor["Address"]["NodeID"] == here
+        if actor["ActorClassName"] == _CLEANER and started_here and actor["OwnerAddress"] not in addresses:
             with suppress(ProcessLookupError):
                 os.kill(actor["Pid"], signal.SIGKILL)

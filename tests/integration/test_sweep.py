@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from orpo_ray.config import SweepConfig, load_config, parse_as
 from orpo_ray.report import write_sweep_report
@@ -86,6 +87,7 @@ def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Pa
         metric="eval_loss", mode="min", keep=1,
     )  # fmt: skip
     folder = own.run_dir
+    cpus = ray.cluster_resources()["CPU"]
     killed: dict[int, set[int]] = {1: set(), 2: set()}
     not_before = {1: 9, 2: 0}  # step
     gone: dict[int, float] = {}
@@ -108,6 +110,9 @@ def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Pa
     with meanwhile(look):
         sweep(own)
         ended = time.monotonic()
+        while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() < ended + 30:
+            time.sleep(0.1)
+        freed = time.monotonic() - ended
         while len(gone) < 2 and time.monotonic() < ended + 30:
             time.sleep(0.1)
 
@@ -123,6 +128,8 @@ def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Pa
         took = gone[index] - stopped[index]
         print(f"trial {index:03d}: its workers were gone {took:.1f} s after it was stopped")
         assert took <= 10
+    print(f"all CPUs were free {freed:.1f} s after the sweep, whose last trials were stopped")
+    assert freed <= 10
     assert (folder / "trials/001/model/model.safetensors").is_file()
     for index in range(6):
         left = {part.name for part in (folder / f"trials/{index:03d}").iterdir() if part.is_dir()}
