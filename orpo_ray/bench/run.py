@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from orpo_ray.objectives.registry import build_objective
 
 PARTS_STEPS = 3
 """Steps of our own loop after the measured ones, for what they consist of."""
+
+_OMP_THREADS = "OMP_NUM_THREADS"
 
 Show = Callable[[str], None]
 """Tells, in a few words, what was done last; called once for every step."""
@@ -55,9 +58,9 @@ def run_trainers(config: BenchmarkConfig, console: Console) -> dict[str, Any]:
             _check(name, task)
         records = {name: Record(_works(config, task)) for name, task in tasks.items()}
     device = next(iter(tasks.values())).device
-    peaks = Peaks(device, {task.config.model.dtype for task in tasks.values()})
     turns = _by_steps if config.turns == "steps" else _by_runs
-    with _progress(config, tasks, console) as show:
+    with _threads(config.threads), _progress(config, tasks, console) as show:
+        peaks = Peaks(device, {task.config.model.dtype for task in tasks.values()})
         turns(config, tasks, records, peaks, show)
     return result(config, records, peaks.best, device)
 
@@ -180,6 +183,21 @@ def _works(config: BenchmarkConfig, task: Task) -> list[Work]:
         batch = pack(pairs, score_prompts=objective.score_prompts)
         found.append(Work(len(pairs), batch.tokens, flops(batch)))
     return found * config.repeats
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """For this process, which measures peaks, and those that it starts."""
+    before = os.environ.get(_OMP_THREADS), torch.get_num_threads()
+    if number is not None:
+        os.environ[_OMP_THREADS] = str(number)
+        torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before[1])
+    if before[0] is None:
+        os.environ.pop(_OMP_THREADS, None)
+    else:
+        os.environ[_OMP_THREADS] = before[0]
 
 
 @contextmanager

@@ -58,6 +58,8 @@ class BenchmarkConfig(Section):
     """Measured optimizer steps of each contestant (in each repeat)."""
     warm_up: Count = 2
     """Optimizer steps before those."""
+    threads: Count | None = None
+    """That each contestant computes with on a CPU; null: one a core."""
     storage: StorageConfig = StorageConfig(path="runs/bench")
     """Where tokens are cached, and where runs through Ray leave their folders."""
 

@@ -17,6 +17,8 @@ from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
 
 _TRIALS = 16
+Metric = Annotated[str, Field(pattern=r"^eval_[a-z_]+$")]
+Direction = Literal["min", "max"]
 
 
 class FinalistsConfig(WinRateConfig):
@@ -38,9 +40,12 @@ class SweepConfig(Section):
     """What all trials change in it, as on the command line: [scaling.num_workers=1]."""
     space: Annotated[dict[str, str], Field(min_length=1)]
     """Dotted key to `loguniform(a, b)`, `uniform(a, b)`, `choice(a, b, …)` or, with searcher: grid, `grid(a, b, …)`."""
-    metric: Annotated[str, Field(pattern=r"^eval_[a-z_]+$")] = "eval_reward_accuracy"
+    metric: Metric = "eval_reward_accuracy"
     """What trials are compared by: a key of their evaluations. `eval_win_rate` needs `train.eval.win_rate`."""
-    mode: Literal["min", "max"] = "max"
+    mode: Direction = "max"
+    trade_off: dict[Metric, Direction] = Field(default_factory=dict)
+    """More metrics, and where each should go: {eval_nll: min}. Optuna seeks them together, and the report shows the
+    trials that no other equals in all and beats in one; of those, the best by `metric` wins. With scheduler: none."""
     trials: Count | None = None
     """Default: 16; of a grid, all its points."""
     steps: Count | None = None
@@ -85,7 +90,11 @@ class SweepConfig(Section):
                 raise ValueError(f"space.{key}: {kind}(…) is not for searcher: {self.searcher}, which takes {wanted}")
         if self.searcher == "grid" and self.trials is not None:
             raise ValueError("trials: a grid has as many as it has points; leave it out")
-        if self.metric == "eval_loss" and any(key.split(".")[0] in ("objective", "data") for key in self.space):
+        if self.metric in self.trade_off:
+            raise ValueError(f"trade_off: {self.metric} is the sweep's metric already")
+        if self.trade_off and self.scheduler != "none":
+            raise ValueError("trade_off: a scheduler stops trials by one number alone; set scheduler: none")
+        if "eval_loss" in self.directions and any(key.split(".")[0] in ("objective", "data") for key in self.space):
             raise ValueError(
                 "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
@@ -99,9 +108,14 @@ class SweepConfig(Section):
                 raise ValueError("finalists: asks the prompts of the run's data.eval, which is not set")
             if self.keep < self.finalists.count:
                 raise ValueError(f"keep: {self.keep} is fewer than the {self.finalists.count} finalists")
-        if self.metric.startswith("eval_win_rate") and base.eval.win_rate is None:
+        if any(metric.startswith("eval_win_rate") for metric in self.directions) and base.eval.win_rate is None:
             raise ValueError("metric: eval_win_rate needs train.eval.win_rate, which says against whom")
         return self
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """`metric` first."""
+        return {self.metric: self.mode, **self.trade_off}
 
     @property
     def dimensions(self) -> dict[str, Dimension]:

@@ -68,6 +68,35 @@ def landscape(sweep: Sweep) -> tuple[str, Markup] | None:
     return title, svg(draw, f"{sweep.numbers.metric} of trials over {title}", SIZE)
 
 
+def trade_off(sweep: Sweep, other: str) -> Markup | None:
+    """One metric against another, a mark for each trial that came to its end; the front joined, the winner ringed."""
+    metric, best = sweep.numbers.metric, _winner(sweep)
+    points = {
+        trial.trial: (x, trial.value)
+        for trial in _valued(sweep)
+        if trial.status == "finished" and (x := sweep.last(trial, other)) is not None
+    }
+    if not points:
+        return None
+    front = sorted(points[index] for index in sweep.numbers.front if index in points)
+
+    def draw(axes: Axes) -> None:
+        axes.plot(*zip(*points.values(), strict=True), marker="o", markersize=6, color=NEUTRAL, linestyle="")
+        if front:
+            axes.plot(*zip(*front, strict=True), marker="o", markersize=6, color=CHOSEN, linewidth=1.2, label="front")
+        if best is not None:
+            axes.plot(
+                *points[best.trial], marker="o", markersize=14, markerfacecolor="none", color=INK, linestyle="",
+                label=f"trial {best.label}",
+            )  # fmt: skip
+        for index, at in points.items():
+            axes.annotate(f"{index:03d}", at, xytext=(5, 5), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=other, ylabel=metric)
+        legend(axes)
+
+    return svg(draw, f"{metric} against {other} of each trial", SIZE)
+
+
 def parallel(sweep: Sweep) -> Markup | None:
     """A line for each trial through all keys and the metric, each axis from its lowest to its highest."""
     dimensions, trials = sweep.numbers.dimensions, _valued(sweep)

@@ -53,11 +53,15 @@ class Numbers(BaseModel):
     name: str
     metric: str
     mode: Literal["min", "max"]
+    trade_off: dict[str, Literal["min", "max"]] = {}
+    """More metrics, sought beside `metric`."""
     space: dict[str, str]
     total_steps: int
     rungs: list[int]
     trials: list[Trial]
     ranking: list[int]
+    front: list[int] = []
+    """With a trade-off: the trials that no other equals in all metrics and beats in one."""
     winner: int | None
     finalists: list[Finalist]
     steps: int
@@ -83,6 +87,11 @@ class Sweep:
         rows = [row for row in self.rows if row["trial"] == trial.trial and row["step"] is not None]
         found = [(row["step"], row.get(key)) for row in rows]
         return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+
+    def last(self, trial: Trial, key: str) -> float | None:
+        """One metric of a trial at its last evaluation that has it."""
+        curve = self.curve(trial, key)
+        return curve[-1][1] if curve else None
 
 
 def read_sweep(folder: Path) -> Sweep:

@@ -36,7 +36,7 @@ def write_sweep_report(folder: Path) -> Path:
         facts=_facts(sweep),
         figures=_figures(sweep),
         keys=list(numbers.space),
-        metric=numbers.metric,
+        metrics=[numbers.metric, *numbers.trade_off],
         trials=_ranked(sweep),
         finalists=[_finalist(finalist) for finalist in numbers.finalists],
         configuration=yaml.safe_dump(sweep.config, sort_keys=False, allow_unicode=True),
@@ -104,8 +104,13 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
     rungs = "Dashed: the rungs at which the worse trials stop." if numbers.rungs else ""
     parting = "The larger λ, the further rejected parts from chosen (the paper's Figure 9)."
     stopped = "Where a trial stopped counts; the paler end was computed before that was known." if numbers.rungs else ""
+    front = "On the line: the trials that no other equals in all metrics and beats in one. Ringed: the one chosen."
     drawn: list[tuple[str, Markup | None, str]] = [
         (landscape[0] if landscape else "", landscape and landscape[1], "Each trial at its last evaluation."),
+        *(
+            (f"{numbers.metric} against {metric}", figures.trade_off(sweep, metric), front)
+            for metric in numbers.trade_off
+        ),
         ("Learning curves", figures.learning_curves(sweep), rungs),
         ("Rungs", figures.lengths(sweep), stopped),
         ("Parallel coordinates", figures.parallel(sweep), "A line is a trial; dashed ones were stopped early."),
@@ -121,7 +126,9 @@ def _ranked(sweep: Sweep) -> list[dict[str, Any]]:
     ordered = sorted(sweep.numbers.trials, key=lambda trial: places.get(trial.trial, len(places)))
     return [
         {
-            "label": trial.label, "status": trial.status, "steps": trial.steps, "value": trial.value,
+            "label": trial.label, "status": trial.status, "steps": trial.steps,
+            "outcome": [trial.value, *(sweep.last(trial, metric) for metric in sweep.numbers.trade_off)],
+            "front": trial.trial in sweep.numbers.front,
             "settings": [_setting(value) for value in trial.settings.values()], "reason": trial.reason,
             "best": trial.trial == sweep.numbers.winner,
         }

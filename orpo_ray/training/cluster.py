@@ -41,6 +41,10 @@ def connect(cpus: int = 1) -> None:
     for name, value in _LOOPBACK.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default (15) the cluster's own daemons go before training
+    # Each of Ray's actors takes 1 % of a core, which training uses whole: no spare one, and none that waits for a
+    # notice that this machine is to be drained, which nobody else could give.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),

@@ -40,8 +40,8 @@ def board(config: SweepConfig, ledger: Ledger, console: Console) -> Iterator[Cal
 def _line(config: SweepConfig, ledger: Ledger, index: int) -> str:
     trial = ledger.trials[index]
     settings = "  ".join(f"{key}={value}" for key, value in trial.settings.items())
-    value, status = ledger.value(trial), ledger.status(trial)
-    told = f"{config.metric} {value:.4g}" if value is not None else trial.failure
+    outcome, status = ledger.outcome(trial), ledger.status(trial)
+    told = trial.failure if outcome is None else "  ".join(f"{metric} {value:.4g}" for metric, value in outcome.items())
     over = sum(ledger.over(other) for other in ledger.trials)
     return (
         f"{config.name}: trial {index:03d} {status} at step {ledger.steps(trial)}: {told}  {settings}  "
@@ -50,10 +50,11 @@ def _line(config: SweepConfig, ledger: Ledger, index: int) -> str:
 
 
 def _table(config: SweepConfig, ledger: Ledger, over: int, seconds: float) -> Group:
-    table = Table("trial", "status", "step", config.metric, *config.space)
+    table = Table("trial", "status", "step", *config.directions, *config.space)
     for trial in ledger.ranking()[:_SHOWN]:
+        values = (ledger.outcome(trial) or {}).values()
         table.add_row(
-            f"{trial.index:03d}", ledger.status(trial), str(ledger.steps(trial)), f"{ledger.value(trial):.4g}",
+            f"{trial.index:03d}", ledger.status(trial), str(ledger.steps(trial)), *(f"{value:.4g}" for value in values),
             *(f"{value}" for value in trial.settings.values()),
         )  # fmt: skip
     left = ""

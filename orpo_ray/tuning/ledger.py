@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orpo_ray.config import SweepConfig
 from orpo_ray.tuning.folder import SweepFolder
-from orpo_ray.tuning.points import Settings
+from orpo_ray.tuning.points import Outcome, Settings
 from orpo_ray.tuning.stopping import Curve, early_stops, rule_of
 
 Line = dict[str, Any]
@@ -36,7 +36,7 @@ class Trial:
 
     def values(self, metric: str) -> list[tuple[int, float]]:
         """Of the evaluations of a model that has been trained, by step; NaN where not finite."""
-        found = [(step, line.get(metric, math.nan)) for step, line in sorted(self.lines.items()) if step]
+        found = [(step, line[metric]) for step, line in sorted(self.lines.items()) if step and metric in line]
         return [(step, math.nan if value is None else float(value)) for step, value in found]
 
 
@@ -88,36 +88,55 @@ class Ledger:
         """How many trials, from the first on, are over without a gap."""
         return next((t.index for t in self.trials if not self.over(t)), len(self.trials))
 
-    def curve(self, trial: Trial) -> list[tuple[int, float]]:
+    def curve(self, trial: Trial, metric: str) -> list[tuple[int, float]]:
         """The values that count: up to where it was stopped."""
         stop = self.stops[trial.index]
-        points = trial.values(self._config.metric)
-        return [(step, value) for step, value in points if stop is None or step <= stop]
+        return [(step, value) for step, value in trial.values(metric) if stop is None or step <= stop]
+
+    def outcome(self, trial: Trial) -> Outcome | None:
+        """All metrics that count at its last evaluation, where they are finite and the trial has not failed."""
+        curves = {metric: self.curve(trial, metric) for metric in self._config.directions}
+        if not all(curves.values()) or self.status(trial) == "failed":
+            return None
+        found = {metric: points[-1][1] for metric, points in curves.items()}
+        return found if all(map(math.isfinite, found.values())) else None
 
     def value(self, trial: Trial) -> float | None:
-        """At its last evaluation, where that is finite and the trial has not failed."""
-        points = self.curve(trial)
-        usable = points and math.isfinite(points[-1][1]) and self.status(trial) != "failed"
-        return points[-1][1] if usable else None
+        """Of the sweep's `metric` in its outcome."""
+        found = self.outcome(trial)
+        return None if found is None else found[self._config.metric]
 
     def steps(self, trial: Trial) -> int:
         """Up to where it was stopped, or as far as it came."""
         return self.stops[trial.index] or trial.steps_run
 
     def ranking(self) -> list[Trial]:
-        """Trials that have a value, best first: those that came to their end, then the stopped ones, furthest first."""
+        """Trials that have a value, best first: those that came to their end, the front before the others; then the
+        stopped ones, furthest first."""
         sign = -1 if self._config.mode == "max" else 1
         valued = [(trial, value) for trial in self.trials if (value := self.value(trial)) is not None]
+        front = self.front()
 
-        def key(entry: tuple[Trial, float]) -> tuple[bool, int, float, int]:
+        def key(entry: tuple[Trial, float]) -> tuple[bool, int, bool, float, int]:
             trial, value = entry
             finished = self.status(trial) == "finished"
-            return not finished, 0 if finished else -self.steps(trial), sign * value, trial.index
+            return not finished, 0 if finished else -self.steps(trial), trial not in front, sign * value, trial.index
 
         return [trial for trial, _ in sorted(valued, key=key)]
 
-    def outcomes(self, upto: int) -> Sequence[float | None]:
-        return [self.value(trial) for trial in self.trials[:upto]]
+    def front(self) -> list[Trial]:
+        """Those that came to their end and that no other equals in all metrics and beats in one (Pareto's front)."""
+        signs = [-1 if mode == "max" else 1 for mode in self._config.directions.values()]
+        finished = [trial for trial in self.trials if self.status(trial) == "finished"]
+        costs = {
+            trial.index: [sign * value for sign, value in zip(signs, outcome.values(), strict=True)]
+            for trial in finished
+            if (outcome := self.outcome(trial)) is not None
+        }
+        return [self.trials[index] for index, own in costs.items() if not _beaten(own, costs.values())]
+
+    def outcomes(self, upto: int) -> Sequence[Outcome | None]:
+        return [self.outcome(trial) for trial in self.trials[:upto]]
 
     def rows(self) -> list[Line]:
         """The table: every evaluation of every trial, up to where it was stopped. One without any has one row."""
@@ -133,3 +152,7 @@ class Ledger:
         if (stop := self.stops[trial.index]) is not None:
             return f"by {self._config.scheduler} at step {stop}"
         return trial.failure
+
+
+def _beaten(own: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
+    return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in others)

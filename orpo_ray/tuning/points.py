@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +15,14 @@ from orpo_ray.errors import UserError
 
 Settings = dict[str, Any]
 """Dotted keys and their values."""
+Outcome = Mapping[str, float]
+"""The metrics that a sweep compares by, `metric` first, and a trial's values."""
 
 _DIGITS = 4  # significant ones of a drawn number, so that a person can type it
 
 
 class Searcher(Protocol):
-    def settings(self, index: int, outcomes: Sequence[float | None]) -> Settings:
+    def settings(self, index: int, outcomes: Sequence[Outcome | None]) -> Settings:
         """Of trial `index`; to be asked in order. `outcomes`: of the first trials, None where one failed."""
 
 
@@ -31,7 +33,7 @@ class Drawn:
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
 
-    def settings(self, index: int, outcomes: Sequence[float | None]) -> Settings:
+    def settings(self, index: int, outcomes: Sequence[Outcome | None]) -> Settings:
         dimensions = self._config.dimensions
         if self._config.searcher == "grid":
             grid = itertools.product(*(dimension.values for dimension in dimensions.values()))
@@ -43,7 +45,7 @@ class Drawn:
 
 
 class Suggested:
-    """Optuna's TPE through Ray Tune. The same outcomes in the same order give the same points."""
+    """Optuna's TPE through Ray Tune, by one metric or several. The same outcomes in order give the same points."""
 
     def __init__(self, config: SweepConfig) -> None:
         try:
@@ -61,12 +63,13 @@ class Suggested:
         }
         self._dimensions = config.dimensions
         first = None if config.own_point is None else [config.own_point]
-        self._search = OptunaSearch(space, metric="value", mode=config.mode, seed=config.seed, points_to_evaluate=first)
+        metrics, modes = list(config.directions), list(config.directions.values())
+        self._search = OptunaSearch(space, metric=metrics, mode=modes, seed=config.seed, points_to_evaluate=first)
         self._told = 0
 
-    def settings(self, index: int, outcomes: Sequence[float | None]) -> Settings:
+    def settings(self, index: int, outcomes: Sequence[Outcome | None]) -> Settings:
         for number, outcome in enumerate(outcomes[self._told :], start=self._told):
-            result = None if outcome is None else {"value": outcome}
+            result = None if outcome is None else dict(outcome)
             self._search.on_trial_complete(str(number), result, error=outcome is None)
         self._told = max(self._told, len(outcomes))
         found: Settings = self._search.suggest(str(index))

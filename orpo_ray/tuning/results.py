@@ -48,6 +48,7 @@ def summary(
         "name": config.name,
         "metric": config.metric,
         "mode": config.mode,
+        "trade_off": config.trade_off,
         "space": config.space,
         "total_steps": total_steps,
         "rungs": rungs(config, total_steps),
@@ -60,6 +61,7 @@ def summary(
             for trial in ledger.trials
         ],
         "ranking": [trial.index for trial in ledger.ranking()],
+        "front": [trial.index for trial in ledger.front()] if config.trade_off else [],
         "winner": winner and winner.index,
         "finalists": rates,
         "steps": sum(ledger.steps(trial) for trial in ledger.trials),

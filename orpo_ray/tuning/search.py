@@ -52,7 +52,7 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
             trial = ledger.begin(self._searcher.settings(index, ledger.outcomes(upto)))
             if not ledger.over(trial):
                 run = self._folder.training(index, trial.settings)
-                return {"index": index, "metric": config.metric, "run": run.model_dump_json(by_alias=True)}
+                return {"index": index, "run": run.model_dump_json(by_alias=True)}
         return TuneSearcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:

@@ -19,7 +19,7 @@ from orpo_ray.training.run_folder import RunFolder
 
 
 def run_trial(trial: dict[str, Any]) -> None:
-    """The function that Ray Tune runs in a process of its own. `trial`: the `metric` to report, its `run` as JSON.
+    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON.
 
     A trial that fails reports why; it raises nothing, for Ray Train has retried what was the machine's fault already.
     That the driver writes it down, not the trial, keeps a sweep that is being killed from blaming its trials.
@@ -28,7 +28,7 @@ def run_trial(trial: dict[str, Any]) -> None:
     run = RunFolder(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     failure = ""
-    with (run.path / "log.txt").open("a", encoding="utf-8") as log, told_to_tune(run.metrics, trial["metric"]):
+    with (run.path / "log.txt").open("a", encoding="utf-8") as log, told_to_tune(run.metrics):
         try:
             # The sweep holds its own folder: who holds a trial's is an earlier process of this trial, and goes.
             launcher.train(config, Console(file=log), validate_checkpoint, wait=True)
@@ -49,7 +49,7 @@ def crash(error: BaseException) -> str:
 
 
 @contextmanager
-def told_to_tune(metrics: Path, metric: str) -> Iterator[None]:
+def told_to_tune(metrics: Path) -> Iterator[None]:
     """While the body runs, report each evaluation in `metrics` to Ray Tune, those of an earlier try too.
 
     Reports come from the run's own file rather than from its workers (`ray.train.report` is a barrier for all of
@@ -59,7 +59,7 @@ def told_to_tune(metrics: Path, metric: str) -> Iterator[None]:
     def tell(news: Iterator[list[dict[str, Any]]]) -> None:
         for lines in news:
             for line in lines:
-                if line.get(metric) is not None and line["step"]:
+                if "loss" not in line and line["step"]:
                     ray.tune.report({"step": line["step"]})
 
     with following({metrics: 0}, tell):

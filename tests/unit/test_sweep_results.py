@@ -76,7 +76,7 @@ def sweep(tmp_path: Path) -> tuple[SweepConfig, SweepFolder, Ledger]:
 
 
 def test_trials_stop_fail_and_rank(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
-    _, _, ledger = sweep
+    own, _, ledger = sweep
     statuses = [ledger.status(trial) for trial in ledger.trials]
     assert (statuses[5], statuses[7]) == ("failed", "failed")
     assert {"finished", "stopped"} < set(statuses)
@@ -88,7 +88,7 @@ def test_trials_stop_fail_and_rank(sweep: tuple[SweepConfig, SweepFolder, Ledger
     assert not {5, 7} & {trial.index for trial in ranking}
     for trial in ledger.trials:
         if statuses[trial.index] == "stopped":  # the folder holds more: it went on until that was decided
-            assert max(step for step, _ in ledger.curve(trial)) == ledger.steps(trial) < trial.steps_run
+            assert max(step for step, _ in ledger.curve(trial, own.metric)) == ledger.steps(trial) < trial.steps_run
 
 
 def test_the_table_holds_every_evaluation_that_counts(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
@@ -161,6 +161,28 @@ def test_the_page_of_a_sweep_under_way(sweep: tuple[SweepConfig, SweepFolder, Le
     write_results(folder, ledger)
     write_summary(folder, summary(own, ledger, STEPS, None, []) | {"seconds": 31.0, "finished": ""})
     assert "Not finished when this page was drawn." in write_sweep_report(folder.path).read_text()
+
+
+def test_a_trade_off_has_a_front_and_a_figure(tmp_path: Path) -> None:
+    """Accuracy is best at λ = 1, and chosen log-probs are the higher the lower λ: what is beyond 1 is in no front."""
+    own = config(tmp_path, "scheduler=none", "trials=5", "trade_off={eval_logps_chosen: max}")
+    folder = SweepFolder(own)
+    folder.open_for(own)
+    ledger = Ledger(own, folder, STEPS)
+    for weight in (2.0, 0.5, 1.0, 0.25, 4.0):
+        settings = {"objective.lambda": weight, "optim.lr": 1e-3, "optim.schedule": "cosine"}
+        write_run(folder.trial(len(ledger.trials)).path, settings)
+        ledger.begin(settings)
+    assert [trial.index for trial in ledger.front()] == [1, 2, 3]
+    assert [trial.index for trial in ledger.ranking()] == [2, 1, 3, 0, 4]
+    winner = ledger.ranking()[0]
+    write_results(folder, ledger)
+    found = summary(own, ledger, STEPS, winner, [])
+    assert found["front"] == [1, 2, 3]
+    write_summary(folder, found | {"seconds": 1.0, "finished": own.to_yaml()})
+    page = write_sweep_report(folder.path).read_text()
+    assert "<h3>eval_reward_accuracy against eval_logps_chosen</h3>" in page
+    assert page.count("☆</th>") == 2 and page.count("★</th>") == 1
 
 
 def test_a_page_without_a_sweep_is_one_line(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ def test_expressions(text: str, kind: str, values: tuple[Any, ...]) -> None:
         ({"metric": "eval_loss"}, "metric: eval_loss holds the objective's own weights"),
         ({"metric": "loss"}, "metric: String should match"),
         ({"metric": "eval_win_rate"}, "metric: eval_win_rate needs train.eval.win_rate"),
+        ({"trade_off": {"eval_nll": "min"}}, "trade_off: a scheduler stops trials by one number alone; set"),
+        ({"scheduler": "none", "trade_off": {"eval_reward_accuracy": "min"}}, "trade_off: eval_reward_accuracy is the"),
+        ({"scheduler": "none", "trade_off": {"eval_loss": "min"}}, "eval_loss holds the objective's own weights"),
+        ({"scheduler": "none", "trade_off": {"eval_nll": "down"}}, "trade_off.eval_nll: should be 'min' or 'max'"),
         ({"searcher": "grid"}, "space.objective.lambda: loguniform(…) is not for searcher: grid, which takes grid(…)"),
         ({"space": {"optim.lr": "grid(1, 2)"}}, "space.optim.lr: grid(…) is not for searcher: random"),
         ({"keep": 1, "finalists": {"against": "x", "reward_model": "toy"}}, "keep: 1 is fewer than the 3 finalists"),
@@ -113,13 +117,35 @@ def test_optuna_repeats_itself_and_learns() -> None:
         searcher, outcomes, found = searcher_of(own), [], []
         for index in range(trials):
             found.append(searcher.settings(index, outcomes[: max(0, index - 1)]))
-            outcomes.append(None if index == 3 else -abs(math.log(found[-1]["objective.lambda"])))
+            value = -abs(math.log(found[-1]["objective.lambda"]))
+            outcomes.append(None if index == 3 else {own.metric: value})
         return found
 
     found = run(40)
     assert found == run(40)
     distances = [abs(math.log(settings["objective.lambda"])) for settings in found]
     assert sum(distances[-15:]) < 0.5 * sum(distances[:15])
+
+
+def test_optuna_seeks_a_trade_off() -> None:
+    """Two metrics, best at λ = 0.1 and at λ = 10: what lies between is as good as can be, what lies outside is not."""
+    pytest.importorskip("optuna")
+    own = config(
+        searcher="optuna", scheduler="none", trade_off={"eval_nll": "min"},
+        space={"objective.lambda": "loguniform(1e-4, 1e4)"},
+    )  # fmt: skip
+
+    def run() -> list[float]:
+        searcher, outcomes, found = searcher_of(own), [], []
+        for index in range(60):
+            found.append(math.log10(searcher.settings(index, outcomes)["objective.lambda"]))
+            outcomes.append({"eval_reward_accuracy": -abs(found[-1] - 1), "eval_nll": abs(found[-1] + 1)})
+        return found
+
+    found = run()
+    assert found == run()
+    within = [abs(place) <= 1.05 for place in found]
+    assert sum(within[-30:]) >= 20 > sum(within[:10]) * 3
 
 
 STEPS = [8, 16, 24, 32, 40, 48, 56, 64, 72]
