@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from orpo_ray.config.evaluation import SamplingConfig
+from orpo_ray.telemetry.logs import log, log_as
 
 # One process for the engine too: a small model then loads in seconds, not in half a minute. Threads stay where
 # Ray put them, so that the actor keeps to the CPUs it asked for.
@@ -110,9 +111,14 @@ def sampling_params(sampling: SamplingConfig, seed: int) -> Any:
 class Generator:
     """A vLLM engine with one policy. New requests join those at work, so that no batch waits for another to end."""
 
-    def __init__(self, options: EngineOptions, sampling: SamplingConfig) -> None:
+    def __init__(self, options: EngineOptions, sampling: SamplingConfig, run: str = "", model: str = "") -> None:
+        """`run` and `model` name its work in the log."""
+        if run:
+            log_as(run=run, role="generator", model=model)
+        started = time.monotonic()
         self._sampling = sampling
         self._engine: Any = load_engine(options, sampling).llm_engine
+        log("engine started", seconds=round(time.monotonic() - started, 1))
         self._waiting: dict[str, tuple[int, int]] = {}
 
     def advance(self, requests: Iterable[Request]) -> list[Response]:

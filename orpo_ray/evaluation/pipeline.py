@@ -339,7 +339,7 @@ class Pipeline:
             runtime_env={"env_vars": ENVIRONMENT},
             scheduling_strategy=_ANYWHERE,
         )
-        return actor.remote(options, self._plan.config.sampling)
+        return actor.remote(options, self._plan.config.sampling, self._plan.config.name, label)
 
     def _start_scorer(self) -> Any:
         import ray
@@ -352,7 +352,7 @@ class Pipeline:
             scheduling_strategy=_ANYWHERE,
         )
         models = {label: judge.model for label, judge in plan.judges.items()}
-        return actor.remote(models, plan.config.prompts.chat_template, plan.config.scoring)
+        return actor.remote(models, plan.config.prompts.chat_template, plan.config.scoring, plan.config.name)
 
 
 def _what(slot: _Slot) -> str:

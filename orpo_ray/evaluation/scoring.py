@@ -17,6 +17,7 @@ from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speak
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.modeling.scorer import packed_scores
+from orpo_ray.telemetry.logs import log, log_as
 from orpo_ray.training.allocator import keep_freed_memory
 
 Rows = list[list[int]]
@@ -117,9 +118,15 @@ class Scorer:
     """What a scoring actor holds: every reward model, and one policy at a time for its log-probs of the data."""
 
     def __init__(
-        self, reward_models: dict[str, EvaluatedModel | None], chat_template: str | None, scoring: ScoringConfig
+        self,
+        reward_models: dict[str, EvaluatedModel | None],
+        chat_template: str | None,
+        scoring: ScoringConfig,
+        run: str = "",
     ) -> None:
-        """`reward_models`: by label; None stands for the embedded world's truth."""
+        """`reward_models`: by label; None stands for the embedded world's truth. `run` names its work in the log."""
+        if run:
+            log_as(run=run, role="scorer")
         self._chat_template = chat_template
         self._budget = scoring.tokens_per_microbatch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -131,6 +138,7 @@ class Scorer:
             label: TruthJudge() if model is None else judge(model, chat_template, self._budget, self._device)
             for label, model in reward_models.items()
         }
+        log("scorer started", reward_models=list(reward_models), device=str(self._device))
 
     def rewards(self, labels: Sequence[str], block: Sequence[Judged]) -> dict[str, list[list[float | None]]]:
         """By label of a reward model; see `Judge`."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-import sys
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
+from orpo_ray.telemetry.logs import line_of, log
 
 _ANY_STEP = 2**63
 
@@ -100,12 +100,12 @@ class RunFolder:
 
     def note(self, text: str) -> None:
         """Add to `events.jsonl` what a person should know of: what was passed over, and what could not be done."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": masked(text)}
+        log(text, logging.WARNING)
         try:
             with self.events.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line_of(text), ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
-            print(f"{text} ({self.events} cannot be written: {error})", file=sys.stderr)
+            log(f"{self.events} cannot be written", logging.ERROR, error=str(error))
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,7 +30,8 @@ from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.reward import PackedRewardModel, StateDict, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
-from orpo_ray.telemetry.metrics import checkpoint_finished
+from orpo_ray.telemetry.logs import at_step, log, log_as
+from orpo_ray.telemetry.metrics import checkpoint_finished, run_and_trial
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
@@ -53,10 +56,18 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
     What the user has to mend is the same on every rank and on every try, so it is the outcome; any error is Ray
     Train's to retry.
     """
+    config, context = TrainConfig.model_validate(payload["config"]), ray.train.get_context()
+    run, trial = run_and_trial(config.run_dir)
+    log_as(run=run, trial=trial, role="trainer", rank=context.get_world_rank())
+    log("worker started", ranks=context.get_world_size(), host=socket.gethostname(), process=os.getpid())
     try:
-        return _train(TrainConfig.model_validate(payload["config"]), payload["digest"], payload["fingerprints"])
+        return _train(config, payload["digest"], payload["fingerprints"])
     except UserError as error:
+        log("worker ends", logging.ERROR, reason=str(error))
         return Outcome(mistake=str(error))
+    except Exception as error:
+        log("worker fails", logging.ERROR, reason=repr(error))
+        raise
 
 
 def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Outcome:
@@ -81,10 +92,19 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     checkpoints = Checkpoints(config.checkpoints_location)
     digests = {"config": digest, "data": data.digest}
     state = _resume(config, engine, checkpoints, digests, folder)
+    at_step(state.step)
+    log(
+        "training begins",
+        pairs=len(train_pairs),
+        held_out=len(held_out),
+        device=str(device),
+        engine=type(engine).__name__,
+    )
     recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
     total_steps = build_schedule(config, len(train_pairs)).total_steps
 
     def committed(step: int) -> None:
+        log("checkpoint saved", checkpoint_step=step)
         folder.note_checkpoint(step, checkpoints.location)
         checkpoint_finished(folder.path, step)
 
@@ -96,8 +116,11 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         """Rank 0 writes the run folder, every rank its part of a checkpoint."""
 
         def metrics(self, line: Line) -> None:
+            at_step(line["step"])
             if recorder:
                 recorder.write(line)
+                if "loss" not in line:
+                    log("evaluation", **{key: value for key, value in line.items() if key != "step"})
 
         def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> bool:
             centred = isinstance(config.objective, RewardConfig) and config.objective.centre
@@ -151,7 +174,10 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
 
         def heard(self, signals: dict[str, float]) -> bool:
             saver.heard(signals)
-            return alarm.rings(signals, _seconds_left)
+            rings = alarm.rings(signals, _seconds_left)
+            if alarm.urgent:
+                log("a machine of this run goes away: saving", logging.WARNING)
+            return rings
 
     try:
         run(engine, config, train_pairs, held_out, RunSink(), state)
@@ -160,6 +186,7 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         watchdog.stop()
         if recorder:
             recorder.close()
+    log("training ends", best_step=state.best_step, best_eval_loss=state.best_eval_loss)
     return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
 
 

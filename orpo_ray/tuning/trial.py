@@ -13,6 +13,8 @@ from rich.console import Console
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
+from orpo_ray.telemetry.logs import log, log_as
+from orpo_ray.telemetry.metrics import run_and_trial
 from orpo_ray.training import launcher
 from orpo_ray.training.progress import following
 from orpo_ray.training.run_folder import RunFolder
@@ -27,16 +29,20 @@ def run_trial(trial: dict[str, Any]) -> None:
     config = TrainConfig.model_validate_json(trial["run"])
     run = RunFolder(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
+    name, index = run_and_trial(run.path)
+    log_as(run=name, trial=index, role="trial")
+    log("trial begins")
     failure = ""
-    with (run.path / "log.txt").open("a", encoding="utf-8") as log, told_to_tune(run.metrics):
+    with (run.path / "log.txt").open("a", encoding="utf-8") as said, told_to_tune(run.metrics):
         try:
             # The sweep holds its own folder: who holds a trial's is an earlier process of this trial, and goes.
-            launcher.train(config, Console(file=log), validate_checkpoint, wait=True)
+            launcher.train(config, Console(file=said), validate_checkpoint, wait=True)
         except UserError as error:
             failure = str(error)
         except Exception as error:
-            log.write(f"{error}\n")
+            said.write(f"{error}\n")
             failure = crash(error)
+    log("trial ends", reason=failure)
     if failure:
         ray.tune.report({"failure": failure})
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -90,6 +91,20 @@ def test_run_folder_is_complete_and_the_model_learns(run: Path) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 25))
     card = (run / "model" / "README.md").read_text()
     assert "λ = 1.0" in card and "step | 24 of 24" in card.replace("weights of ", "")
+
+
+def test_every_worker_logs_lines_with_run_rank_and_step(run: Path) -> None:
+    node: Any = ray._private.worker._global_node
+    files = Path(node.get_logs_dir_path()).glob("worker-*.err")
+    said = [json.loads(text) for file in files for text in file.read_text().splitlines() if text.startswith('{"time"')]
+    own = [line for line in said if line["run"] == run.name and line["role"] == "trainer"]
+    for rank in (0, 1):
+        events = {line["event"]: line for line in own if line["rank"] == rank}
+        assert events["worker started"]["ranks"] == 2 and events["training begins"]["step"] == 0
+        assert events["training ends"]["step"] == events["training ends"]["best_step"] == 24
+    held_out = [line for line in own if line["event"] == "evaluation"]
+    assert [(line["rank"], line["step"]) for line in held_out] == [(0, 0), (0, 8), (0, 16), (0, 24)]
+    assert [line["eval_loss"] for line in held_out] == [line["eval_loss"] for line in evaluations(run)]
 
 
 def test_model_loads_as_any_other_and_scores_as_evaluated(run: Path, storage: Path) -> None:
