@@ -85,8 +85,10 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.evaluation.in_training import validate_checkpoint  # after the configuration: its mistakes are
     from orpo_ray.report import write_report  # told without the wait
     from orpo_ray.training import launcher
+    from orpo_ray.training.mirror import mirrored
 
-    typer.echo(write_report(launcher.train(resolved, validation=validate_checkpoint).path))
+    with mirrored(resolved.storage, resolved.name):
+        typer.echo(write_report(launcher.train(resolved, validation=validate_checkpoint).path))
 
 
 @app.command(
@@ -142,8 +144,10 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
     resolved = load_as(EvaluationConfig, config, overrides)
     from orpo_ray.evaluation.evaluate import evaluate as run
     from orpo_ray.report import write_evaluation_report
+    from orpo_ray.training.mirror import mirrored
 
-    typer.echo(write_evaluation_report(run(resolved).path))
+    with mirrored(resolved.storage, resolved.name):
+        typer.echo(write_evaluation_report(run(resolved).path))
 
 
 @app.command(
@@ -169,9 +173,11 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
     resolved = load_sweep(config, overrides)
     from orpo_ray.report import write_sweep_report
+    from orpo_ray.training.mirror import mirrored
     from orpo_ray.tuning.sweep import sweep as run
 
-    typer.echo(write_sweep_report(run(resolved).path))
+    with mirrored(resolved.storage, resolved.name):
+        typer.echo(write_sweep_report(run(resolved).path))
 
 
 @app.command(

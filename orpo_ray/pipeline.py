@@ -12,6 +12,7 @@ from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.report import write_evaluation_report, write_report
 from orpo_ray.training.cluster import connect
 from orpo_ray.training.launcher import train
+from orpo_ray.training.mirror import mirrored
 
 
 def run_pipeline(pipeline: Pipeline, console: Console | None = None) -> Path:
@@ -23,6 +24,8 @@ def run_pipeline(pipeline: Pipeline, console: Console | None = None) -> Path:
     scalings = [run.scaling for run in pipeline.runs.values()]
     connect(cpus=round(max(scaling.most_workers * scaling.cpus_per_worker for scaling in scalings)) + 3)
     for run in pipeline.runs.values():
-        write_report(train(run, console, validate_checkpoint).path)
+        with mirrored(run.storage, run.name, console):
+            write_report(train(run, console, validate_checkpoint).path)
     policies = {label: run.run_dir for label, run in pipeline.runs.items() if run.objective.name != "reward"}
-    return write_evaluation_report(evaluate(pipeline.evaluation, console).path, policies)
+    with mirrored(pipeline.evaluation.storage, pipeline.evaluation.name, console):
+        return write_evaluation_report(evaluate(pipeline.evaluation, console).path, policies)

@@ -201,14 +201,25 @@ class StorageConfig(Section):
     """Folder of tokenised data; default: `.cache` in `path`."""
     checkpoints: str | None = None
     """Folder or URL (s3://, gs://, any of pyarrow's or fsspec's) where runs keep their checkpoints, each in a folder of
-    its name; default: in the run's folder."""
+    its name; default: in the run's folder, or its copy's."""
+    mirror: str | None = None
+    """Folder or URL where a copy of each folder in `path` is kept while a command works on it: a machine that has the
+    copy alone goes on from it."""
 
     @field_validator("path", "cache")
     @classmethod
     def _a_folder(cls, folder: str | None) -> str | None:
         if folder is not None and "://" in folder:
-            raise ValueError(f"is a folder that every node sees (got {folder}); for a URL there is storage.checkpoints")
+            raise ValueError(f"is a folder that every node sees (got {folder}); for a URL there is storage.mirror")
         return folder
+
+    def checkpoints_of(self, name: str) -> str:
+        """Folder or URL where the run `name` keeps its checkpoints."""
+        if self.checkpoints is not None:
+            return folder_in(self.checkpoints, name)
+        if self.mirror is not None:
+            return folder_in(self.mirror, f"{name}/checkpoints")
+        return str(self.run_dir(name) / "checkpoints")
 
     def run_dir(self, name: str) -> Path:
         return _home(self.path).resolve() / name
@@ -282,8 +293,7 @@ class TrainConfig(Section):
     @property
     def checkpoints_location(self) -> str:
         """Folder or URL of the run's checkpoints."""
-        own = self.storage.checkpoints
-        return str(self.run_dir / "checkpoints") if own is None else folder_in(own, self.name)
+        return self.storage.checkpoints_of(self.name)
 
     def digest(self) -> str:
         """Of the settings that decide the trajectory (see `identity`)."""
@@ -300,9 +310,9 @@ class TrainConfig(Section):
         ]
         for section, keys in paths:
             section |= {key: _absolute(section[key]) for key in keys if section.get(key) is not None}
-        checkpoints = self.storage.checkpoints
-        if checkpoints is not None and "://" not in checkpoints:
-            checkpoints = str(Path(checkpoints).expanduser().resolve())
-        storage = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir), "checkpoints": checkpoints}
-        mapping["storage"] = storage
+        elsewhere = {
+            key: place if place is None or "://" in place else str(_home(place).resolve())
+            for key, place in (("checkpoints", self.storage.checkpoints), ("mirror", self.storage.mirror))
+        }
+        mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir), **elsewhere}
         return TrainConfig.model_validate(mapping)

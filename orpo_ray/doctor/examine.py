@@ -77,7 +77,7 @@ def _on(nodes: Nodes, places: StorageConfig) -> Iterator[Finding]:
     yield from checks.gpus(reports, nodes.gpus)
     yield from checks.shared_memory(reports)
     yield from checks.disk(reports)
-    shared = [*folders, *([places.checkpoints] if places.checkpoints else [])]
+    shared = [*folders, *(place for place in (places.checkpoints, places.mirror) if place is not None)]
     for location in dict.fromkeys(shared):
         yield from _storage(nodes, list(reports), location)
     if len(reports) > 1:

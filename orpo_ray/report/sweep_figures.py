@@ -72,7 +72,7 @@ def trade_off(sweep: Sweep, other: str) -> Markup | None:
     """One metric against another, a mark for each trial that came to its end; the front joined, the winner ringed."""
     metric, best = sweep.numbers.metric, _winner(sweep)
     points = {
-        trial.trial: (x, trial.value)
+        trial.trial: (x, _value(trial))
         for trial in _valued(sweep)
         if trial.status == "finished" and (x := sweep.last(trial, other)) is not None
     }

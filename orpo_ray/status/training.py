@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orpo_ray.config.schema import folder_in
+from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.report.runs import Run, read_events, read_run
 from orpo_ray.status.status import Status, again, age_of, duration, figures, state_of
@@ -118,8 +118,9 @@ def _evaluation(run: Run) -> dict[str, float | None]:
 
 def _checkpoint(run: Run) -> tuple[int | None, str]:
     """The step of the newest that a run can continue from, and a line about it."""
-    own = run.section("storage").get("checkpoints")
-    location = folder_in(own, run.name) if isinstance(own, str) else str(run.folder / "checkpoints")
+    own = run.section("storage")
+    elsewhere = {key: place for key in ("checkpoints", "mirror") if isinstance(place := own.get(key), str)}
+    location = StorageConfig(path=str(run.folder.parent), **elsewhere).checkpoints_of(run.folder.name)
     try:
         found = Checkpoints(location).finished()
     except (OSError, pa.ArrowException, UserError) as error:

@@ -37,7 +37,7 @@ def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError) as error:
-        raise UserError(f"storage.checkpoints: {location}: {error}") from None
+        raise UserError(f"storage: {location}: {error}") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

@@ -55,6 +55,16 @@ def connect(cpus: int = 1) -> None:
     )
 
 
+def room() -> dict[str, float]:
+    """Resources of the cluster that this process is connected to: those that are there, or that it may grow to."""
+    import ray
+    from ray._private.state import state  # nothing public says what an autoscaler may add
+
+    most = state.get_max_resources_from_cluster_config() or {}
+    now = ray.cluster_resources()
+    return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now.keys() | most.keys()}
+
+
 def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
     """Whether the workers of a training run take GPUs on a cluster that has `gpus` of them."""
     if scaling.use_gpu == "auto":

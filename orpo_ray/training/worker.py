@@ -29,7 +29,7 @@ from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.reward import PackedRewardModel, StateDict, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
-from orpo_ray.objectives.registry import build_objective
+from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.telemetry.logs import at_step, log, log_as
 from orpo_ray.telemetry.metrics import checkpoint_finished, run_and_trial
 from orpo_ray.training.alarm import Alarm
@@ -37,7 +37,7 @@ from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, Sink, State, build_schedule, run, scores
+from orpo_ray.training.loop import Line, Sink, State, build_schedule, evaluate, run, scores
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
@@ -144,6 +144,7 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
             export_model(folder.model, policy.model, exported, tokenizer, config, evaluation, total_steps)
             if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it on
                 export_adapter(folder.adapter, policy.model, weights, exported, tokenizer, config)
+            folder.note_kept(evaluation["step"])
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
             eval_loss = line.get("eval_loss")
@@ -179,8 +180,10 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
                 log("a machine of this run goes away: saving", logging.WARNING)
             return rings
 
+    sink = RunSink()
     try:
-        run(engine, config, train_pairs, held_out, RunSink(), state)
+        _keep_in_place_of_a_lost_model(engine, config, objective, held_out, sink, state, folder)
+        run(engine, config, train_pairs, held_out, sink, state)
         saver.finish()
     finally:
         watchdog.stop()
@@ -188,6 +191,26 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
             recorder.close()
     log("training ends", best_step=state.best_step, best_eval_loss=state.best_eval_loss)
     return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
+
+
+def _keep_in_place_of_a_lost_model(
+    engine: Engine,
+    config: TrainConfig,
+    objective: Objective,
+    held_out: PairDataset,
+    sink: Sink,
+    state: State,
+    folder: RunFolder,
+) -> None:
+    """A folder that came from a copy may lack the best model so far: the one of now is the best then."""
+    lost = state.best_step is not None and folder.kept_step < state.best_step
+    if not engine.gather(lost)[0]:
+        return
+    if engine.rank == 0:
+        folder.note(f"the model of step {state.best_step} is lost; that of step {state.step} is kept in its place")
+    line, table = evaluate(engine, config, objective, held_out)
+    if sink.best_model(engine, {"step": state.step, **line}, table):
+        state.best_step, state.best_eval_loss = state.step, line["eval_loss"]
 
 
 def _seconds_left() -> float | None:

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig
-from orpo_ray.config.schema import folder_in
 from orpo_ray.errors import UserError
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.driver_lock import LOCK
@@ -61,7 +60,8 @@ class SweepFolder:
     def training(self, index: int, settings: Settings) -> TrainConfig:
         """The run of a trial."""
         own = self._config.storage
-        checkpoints = own.checkpoints and folder_in(own.checkpoints, self._config.name)
+        elsewhere = own.checkpoints is not None or own.mirror is not None
+        checkpoints = own.checkpoints_of(self._config.name) if elsewhere else None
         storage = StorageConfig(path=str(self.trials), cache=str(own.cache_dir), checkpoints=checkpoints)
         return self._config.training(settings, f"{index:03d}", storage).with_absolute_paths()
 
@@ -83,8 +83,9 @@ class SweepFolder:
         run = self.trial(index)
         kept = {run.tensorboard, run.wandb} | (set() if model else {run.model, run.adapter})
         heavy = [part for part in run.path.glob("*/") if part not in kept]
-        if heavy and self._config.storage.checkpoints is not None:
-            checkpoints = Checkpoints(self.training(index, settings).checkpoints_location)
+        training = self.training(index, settings)
+        if heavy and training.storage.checkpoints is not None:
+            checkpoints = Checkpoints(training.checkpoints_location)
             with suppress(OSError):  # its last worker may be writing still; the end of the sweep does this again
                 for step in checkpoints.steps():
                     checkpoints.discard(step)

@@ -8,15 +8,15 @@ from orpo_ray.config import SweepConfig, TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.training.cluster import uses_gpus
 
-CPUS_OF_A_TRIAL = 0.01
-"""What a trial takes beside its workers: it waits for them. A whole CPU would be missing to them."""
+OF_A_TRIAL = {"memory": 2**20}
+"""What a trial takes beside its workers. It only waits for them, and of CPUs any part would be missing to them."""
 _CPUS_OF_A_WIN_RATE = 2  # an engine and a scorer, beside training
 
 
 def cpus_of(run: TrainConfig) -> float:
     """All that a trial takes."""
     workers = run.scaling.most_workers * run.scaling.cpus_per_worker
-    return workers + CPUS_OF_A_TRIAL + (_CPUS_OF_A_WIN_RATE if run.eval.win_rate else 0)
+    return workers + (_CPUS_OF_A_WIN_RATE if run.eval.win_rate else 0)
 
 
 def concurrency(config: SweepConfig, run: TrainConfig, cluster: Mapping[str, float]) -> int:
@@ -26,7 +26,7 @@ def concurrency(config: SweepConfig, run: TrainConfig, cluster: Mapping[str, flo
     """
     cpus, all_cpus, all_gpus = cpus_of(run), cluster.get("CPU", 0), cluster.get("GPU", 0)
     gpus = run.scaling.most_workers * run.scaling.gpus_per_worker if uses_gpus(run.scaling, int(all_gpus)) else 0
-    room = min(int(all_cpus / cpus), int(all_gpus / gpus) if gpus else config.number_of_trials)
+    room = min(int(all_cpus / cpus), int(all_gpus / gpus) if gpus else config.number_of_trials, config.number_of_trials)
     if room < 1:
         raise UserError(
             f"train.scaling: a trial takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {all_cpus:g} and "

@@ -16,7 +16,7 @@ from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.leftovers import leftovers_removed
 from orpo_ray.tuning.points import Searcher
-from orpo_ray.tuning.room import CPUS_OF_A_TRIAL
+from orpo_ray.tuning.room import OF_A_TRIAL
 from orpo_ray.tuning.trial import crash, run_trial
 
 
@@ -109,7 +109,7 @@ def search(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     training = folder.training(0, config.first_point)
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"CPU": CPUS_OF_A_TRIAL}),
+        tune.with_resources(run_trial, OF_A_TRIAL),
         tune_config=tune.TuneConfig(
             search_alg=Source(config, folder, ledger, searcher, lag),
             scheduler=InOrder(ledger, folder, changed),

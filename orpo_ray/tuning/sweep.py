@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 import time
 from collections import Counter
@@ -14,7 +14,7 @@ from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.telemetry.trackers import require_trackers
-from orpo_ray.training.cluster import connect
+from orpo_ray.training.cluster import connect, room
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
@@ -50,12 +50,10 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     require_trackers(first.trackers)
     pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
     total_steps = build_schedule(first, pairs).total_steps
-    connect(cpus=max(int(cpus_of(first)), os.cpu_count() or 1) + 1)  # a slot for what waits beside workers
-    import ray
-
+    connect(cpus=max(2, math.ceil(cpus_of(first))))  # finalists take an engine and a scorer
     from orpo_ray.tuning.search import search
 
-    at_a_time = concurrency(config, first, ray.cluster_resources())
+    at_a_time = concurrency(config, first, room())
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
     console.print(

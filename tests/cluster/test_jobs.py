@@ -63,7 +63,7 @@ class Jobs:
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ray", *arguments, "--address", self.url], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+            ["ray", *arguments[:2], "--address", self.url, *arguments[2:]], cwd=REPOSITORY, capture_output=True, text=True, check=False,
             env={**os.environ, **environment},
         )  # fmt: skip
 
@@ -207,3 +207,20 @@ def test_an_evaluation_is_a_job(jobs: Jobs, storage: Path, trained: Path) -> Non
     done = jobs.submit("winrate", "evaluate", str(file))
     assert done.returncode == 0, done.stdout[-4000:]
     assert json.loads((storage / "winrate/winrates.json").read_text())["prompts"] == 4
+
+
+def test_a_pipeline_is_a_job_and_tells_its_log(jobs: Jobs, storage: Path) -> None:
+    """As docs/deployment.md submits it, with less to do."""
+    tiny = ["data.limit=120", "train.max_steps=2", "train.global_batch_size=8", "scaling.num_workers=1"]
+    few = ["prompts.limit=2", "sampling.max_tokens=4", "embedder=null", "scaling={generators: 1, scorers: 1}"]
+    overrides = [f"train.{label}.{key}" for label in ("base", "sft", "orpo") for key in tiny]
+    overrides += [f"evaluate.{key}" for key in [*few, "models={orpo: ./runs/toy-orpo}"]]
+    environment = {"working_dir": ".", "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    done = jobs.ray(
+        "job", "submit", "--submission-id", "pipeline", "--runtime-env-json", json.dumps(environment), "--", "python",
+        "jobs/pipeline.py", "configs/toy-pipeline.yaml", f"storage.path={storage}", *overrides,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert (storage / "toy-pipeline/report.html").is_file() and (storage / "toy-orpo/report.html").is_file()
+    told = jobs.ray("job", "logs", "pipeline", "--follow")
+    assert told.returncode == 0 and "toy-orpo: done" in told.stdout

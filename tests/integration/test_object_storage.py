@@ -1,7 +1,8 @@
-"""Checkpoints on an S3-compatible server of which 5 % of the requests fail."""
+"""A run whose checkpoints and copy are on an S3-compatible server of which 5 % of the requests fail."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -66,8 +67,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     found.stop()
 
 
-def test_a_run_saves_and_goes_on_where_requests_fail(server: Server, tmp_path: Path) -> None:
-    """Interrupted once; every checkpoint that it leaves is whole, and it ends as one on a local disk does."""
+def test_a_run_goes_on_from_its_copy_where_requests_fail(server: Server, tmp_path: Path) -> None:
+    """Interrupted once, its folder and the copy's model lost: it goes on elsewhere, every checkpoint that it leaves is
+    whole, it ends as one on a local disk does, and the copy is its folder."""
     options = f"scheme=http&endpoint_override=127.0.0.1:{server.port}&region=us-east-1"
     buckets, _ = pafs.FileSystem.from_uri(f"s3://runs?{options}&allow_bucket_creation=true")
     buckets.create_dir("runs")
@@ -75,24 +77,32 @@ def test_a_run_saves_and_goes_on_where_requests_fail(server: Server, tmp_path: P
     file.write_text(yaml.safe_dump(RUN))
     command = [sys.executable, "-m", "orpo_ray.cli", "train", str(file)]
     local = [*command, f"storage.path={tmp_path / 'local'}"]
-    remote = [*command, f"storage.path={tmp_path / 'remote'}", f"storage.checkpoints=s3://runs/ours?{options}"]
-    checkpoints = Checkpoints(f"s3://runs/ours/on-s3?{options}")
+    remote = [*command, f"storage.mirror=s3://runs/ours?{options}"]
+    checkpoints = Checkpoints(f"s3://runs/ours/on-s3/checkpoints?{options}")
 
     with (tmp_path / "log.txt").open("wb") as log:
-        first = subprocess.Popen(remote, stdout=log, stderr=log, start_new_session=True)
+        first = subprocess.Popen(
+            [*remote, f"storage.path={tmp_path / 'lost'}"], stdout=log, stderr=log, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 240
-        while not checkpoints.finished() and time.monotonic() < deadline:
-            assert first.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+        while not any(manifest.state["best_step"] for manifest in checkpoints.finished()):
+            assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()[-3000:]
             time.sleep(0.2)
         first.send_signal(signal.SIGINT)
-        assert first.wait(timeout=120) == 130
+        assert first.wait(timeout=120) == 130, (tmp_path / "log.txt").read_text()[-3000:]
     finally:
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
     before = checkpoints.steps()
-    again = subprocess.run(remote, capture_output=True, text=True, timeout=300, check=False)
+    buckets.delete_file("runs/ours/on-s3/kept_model.json")
+    folder = tmp_path / "remote/on-s3"
+    again = subprocess.run(
+        [*remote, f"storage.path={folder.parent}"], capture_output=True, text=True, timeout=300, check=False
+    )
     assert again.returncode == 0, again.stderr[-3000:]
+    assert f"{folder}: fetched from s3://runs/ours/on-s3" in again.stderr
+    assert "the model of step 12 is lost; that of step" in again.stderr
 
     finished = checkpoints.finished()
     assert [manifest.step for manifest in finished] == [24, 22] and before[0] < 24
@@ -101,8 +111,13 @@ def test_a_run_saves_and_goes_on_where_requests_fail(server: Server, tmp_path: P
     print(f"{len(server.failed)} requests failed")
     assert len(server.failed) >= 5
     assert {"GET", "PUT"} <= {line.split()[1] for line in server.failed}
-    assert leaks(tmp_path / "remote", {"AWS_SECRET_ACCESS_KEY": "secret-of-someone"}) == []
+    assert leaks(folder.parent, {"AWS_SECRET_ACCESS_KEY": "secret-of-someone"}) == []
     done = subprocess.run(local, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    ours, theirs = (tmp_path / place / "on-s3/model/model.safetensors" for place in ("remote", "local"))
+    ours, theirs = folder / "model/model.safetensors", tmp_path / "local/on-s3/model/model.safetensors"
     assert ours.read_bytes() == theirs.read_bytes()
+    for name in ("metrics.jsonl", "summary.json", "report.html", "model/model.safetensors", "kept_model.json"):
+        with buckets.open_input_stream(f"runs/ours/on-s3/{name}") as stream:
+            assert stream.read() == (folder / name).read_bytes(), name
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == list(range(1, 25))

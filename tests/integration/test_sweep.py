@@ -19,6 +19,7 @@ import pytest
 import ray
 
 from orpo_ray.config import SweepConfig, load_config, parse_as
+from orpo_ray.errors import UserError
 from orpo_ray.report import write_sweep_report
 from orpo_ray.training.beside import beside
 from orpo_ray.training.launcher import train
@@ -135,6 +136,28 @@ def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Pa
         left = {part.name for part in (folder / f"trials/{index:03d}").iterdir() if part.is_dir()}
         assert left == ({"tensorboard", "model"} if index == 1 else {"tensorboard"})
     assert write_sweep_report(folder).read_text().count("<svg") >= 3
+
+
+def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp_path: Path) -> None:
+    """A second is too short for any trial; with more time the same sweep goes on to its end."""
+    own = config(
+        tmp_path, name="trade-off", trials=3, searcher="optuna", scheduler="none", trade_off={"eval_nll": "min"},
+        space={"objective.lambda": "loguniform(0.1, 4)", "optim.lr": "loguniform(1e-4, 5e-3)"},
+    )  # fmt: skip
+    folder = own.run_dir
+    with pytest.raises(UserError, match="no trial came to its end; the first reason: the budget ended before"):
+        sweep(own.model_copy(update={"hours": 1e-9}))
+    assert not (folder / "best.yaml").exists()
+    sweep(own)
+    found = json.loads((folder / "sweep.json").read_text())
+    assert [trial["status"] for trial in found["trials"]] == ["finished"] * 3
+    ends = {row["trial"]: (-row["eval_reward_accuracy"], row["eval_nll"]) for row in rows(folder) if row["step"] == 48}
+    front = [
+        trial for trial, end in ends.items()
+        if not any(other != end and other[0] <= end[0] and other[1] <= end[1] for other in ends.values())
+    ]  # fmt: skip
+    assert sorted(front) == found["front"] and found["winner"] == min(front, key=lambda trial: (ends[trial][0], trial))
+    assert "eval_reward_accuracy against eval_nll" in write_sweep_report(folder).read_text()
 
 
 def test_a_killed_sweep_goes_on_to_the_same_table(ray_cluster: None, tmp_path: Path) -> None:

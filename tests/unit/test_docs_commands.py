@@ -14,28 +14,16 @@ import click
 import pytest
 import typer
 import yaml
+from documented import ROOT, lines
 
 from orpo_ray.cli import app
 from orpo_ray.config import EvaluationConfig, load_as, load_benchmark, load_config, load_pipeline, load_sweep
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-SHELL = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LOADERS: dict[str, Callable[[Path, list[str]], Any]] = {
     "train": load_config, "data": load_config, "evaluate": lambda path, keys: load_as(EvaluationConfig, path, keys),
     "sweep": load_sweep, "pipeline": load_pipeline, "bench": load_benchmark,
 }  # fmt: skip
 IMAGES = {"orpo-ray:gpu", "registry.example.com/orpo-ray:gpu"}
-
-
-def lines() -> list[tuple[str, str]]:
-    """Page and command of every line of every shell block; continued lines are one."""
-    found = []
-    for page in PAGES:
-        for block in SHELL.findall(page.read_text(encoding="utf-8")):
-            text = re.sub(r"\\\n\s*", " ", block)
-            found += [(page.name, line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return found
 
 
 def words_of(line: str) -> list[str]:

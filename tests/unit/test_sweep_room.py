@@ -12,8 +12,8 @@ from orpo_ray.tuning.room import concurrency
 @pytest.mark.parametrize(
     ("overrides", "cluster", "expected"),
     [
-        ([], {"CPU": 3}, 2),  # two cores and the slot of what waits
-        ([], {"CPU": 2}, 1),
+        ([], {"CPU": 2}, 2),
+        (["trials=1"], {"CPU": 2}, 1),
         (["train.scaling={cpus_per_worker: 0.9}"], {"CPU": 2}, 2),
         (["train.scaling={num_workers: 2}"], {"CPU": 9}, 4),
         ([], {"CPU": 64, "GPU": 8}, 8),
@@ -32,5 +32,5 @@ def test_as_many_as_there_is_room_for(overrides: list[str], cluster: dict[str, f
 
 def test_no_room_is_one_line() -> None:
     own = config("train.scaling={num_workers: 4, use_gpu: true}")
-    with pytest.raises(UserError, match=r"a trial takes 4\.01 CPUs and 4 GPUs, and the cluster has 8 and 2"):
+    with pytest.raises(UserError, match=r"a trial takes 4 CPUs and 4 GPUs, and the cluster has 8 and 2"):
         concurrency(own, own.training({}, "any", own.storage), {"CPU": 8, "GPU": 2})

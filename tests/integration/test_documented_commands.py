@@ -1,0 +1,99 @@
+"""The commands that README and the guides show, typed as they stand, with less to do where they would take long."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from documented import ROOT, lines
+
+TINY = ["data.limit=120", "train.max_steps=2", "train.global_batch_size=8", "scaling.num_workers=1"]
+DIALOGUES = ["data.max_length=96", "data.max_prompt_length=64"]
+FEW = ["prompts.limit=2", "sampling.max_tokens=4", "embedder=null", "scaling={generators: 1, scorers: 1}"]
+MODELS = "models={base: ./runs/toy-base, orpo: ./runs/toy-orpo}"
+OF_STAGES = [f"train.{label}.{key}" for label in ("base", "sft", "orpo") for key in TINY]
+
+RUN_HERE: dict[str, list[str]] = {
+    "orpo-ray pipeline configs/toy-pipeline.yaml": [*OF_STAGES, *(f"evaluate.{key}" for key in FEW)],
+    "orpo-ray train configs/toy-orpo.yaml name=toy-lora": TINY,
+    "orpo-ray train configs/hh-small-orpo.yaml": [*TINY, *DIALOGUES],
+    "orpo-ray data configs/hh-small-orpo.yaml": DIALOGUES,
+    "orpo-ray evaluate configs/toy-winrate.yaml": [*FEW, MODELS, "reward_models={truth: toy}"],
+    "orpo-ray sweep configs/toy-sweep.yaml": [
+        "trials=1", "finalists=null", "grace_steps=1", *(f"train.{key}" for key in TINY), "overrides=[]"
+    ],
+    "orpo-ray status runs/NAME": [],
+    "orpo-ray doctor ": [],
+    "ray get-auth-token --generate": [],
+}  # fmt: skip
+"""How a command begins, and what is typed behind it; in an order in which each finds what it needs."""
+
+ELSEWHERE = {
+    r"make (demo|test)": "by CI: the first from time to time, the second always",
+    r"orpo-ray \w+ configs/(opt-|mistral-|paper/)": "needs GPUs and the Hub",
+    r"RAY_A\w+=.* orpo-ray train configs/opt-": "needs GPUs and the Hub",
+    r"RAY_ADDRESS=auto orpo-ray doctor": "by test_doctor_cluster.py",
+    r"ray job submit .* jobs/(train|sweep|evaluate|pipeline)\.py": "with other runs, by tests/cluster/test_jobs.py",
+    r"ray job (logs|stop)": "by tests/cluster/test_jobs.py",
+    r"RAY_AUTH_MODE=token ray start": "with ports of its own, by tests/cluster/test_autoscaling.py",
+    r"ray (up|down|dashboard) cluster\.yaml": "needs AWS",
+    r"make venv LOCK=requirements/gpu\.lock": "needs CUDA's packages",
+    r"docker |kubectl ": "needs Docker, or Kubernetes",
+    r"pip install boto3": "needs nothing else",
+    r"export ": "is the shell's",
+}
+
+
+def shown(beginning: str) -> list[str]:
+    return [line for _, line in lines() if f"{line} ".startswith(beginning)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """A folder as a clone has it, with pairs of one's own; its commands find the tests' cluster."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return folder
+
+
+def test_every_command_is_run_or_said_why_not() -> None:
+    for page, line in lines():
+        here = [beginning for beginning in RUN_HERE if f"{line} ".startswith(beginning)]
+        there = [pattern for pattern in ELSEWHERE if re.match(pattern, line)]
+        assert len(here) + len(there) == 1, f"{page}: {line}: {here}, {there}"
+    assert all(shown(beginning) for beginning in RUN_HERE)
+    assert all(any(re.match(pattern, line) for _, line in lines()) for pattern in ELSEWHERE)
+
+
+@pytest.mark.parametrize("beginning", RUN_HERE)
+def test_as_it_stands(beginning: str, place: Path, shared: Path) -> None:
+    pairs = (shared / "data/hh_rlhf/harmless-base-test.jsonl.gz").read_bytes()
+    (place / "pairs.jsonl.gz").write_bytes(pairs)
+    (place / "pairs.jsonl").write_bytes(gzip.decompress(pairs))
+    tokenizer = [f"model.tokenizer={shared / 'tokenizers/opt'}"] if "hh-small" in beginning else []
+    address = "" if beginning.startswith("orpo-ray doctor") else ray.get_runtime_context().gcs_address
+    environment = {
+        **{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+        **({"RAY_ADDRESS": address} if address else {}),
+        "HOME": str(place), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }  # fmt: skip
+    for line in dict.fromkeys(shown(beginning)):
+        words = shlex.split(line.replace("runs/NAME", "runs/toy-base"), comments=True)
+        done = subprocess.run(
+            [*words, *RUN_HERE[beginning], *tokenizer], cwd=place, env=environment, capture_output=True, text=True,
+            timeout=400, check=False,
+        )  # fmt: skip
+        # A doctor may find fault with the machine, and says so by a 1.
+        assert done.returncode in ((0, 1) if "doctor" in line else (0,)), f"{line}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout
+    if beginning == "orpo-ray train configs/hh-small-orpo.yaml":
+        assert (place / "runs/hh-small-orpo/report.html").is_file()
+    shutil.rmtree(place / ".ray", ignore_errors=True)
