@@ -62,10 +62,11 @@ class Jobs:
         self._cluster.shutdown()
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`ray job VERB …`, at this cluster."""
+        command = ["ray", *arguments[:2], "--address", self.url, *arguments[2:]]
         return subprocess.run(
-            ["ray", *arguments[:2], "--address", self.url, *arguments[2:]], cwd=REPOSITORY, capture_output=True, text=True, check=False,
-            env={**os.environ, **environment},
-        )  # fmt: skip
+            command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        )
 
     def submit(self, name: str, job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """What the documentation says, and waiting for the job's end."""
