@@ -216,10 +216,13 @@ class StorageConfig(Section):
     def checkpoints_of(self, name: str) -> str:
         """Folder or URL where the run `name` keeps its checkpoints."""
         if self.checkpoints is not None:
-            return folder_in(self.checkpoints, name)
-        if self.mirror is not None:
-            return folder_in(self.mirror, f"{name}/checkpoints")
-        return str(self.run_dir(name) / "checkpoints")
+            return folder_in(_expanded(self.checkpoints), name)
+        copy = self.copy_of(name)
+        return str(self.run_dir(name) / "checkpoints") if copy is None else folder_in(copy, "checkpoints")
+
+    def copy_of(self, name: str) -> str | None:
+        """Folder or URL of the copy of the folder `name`."""
+        return None if self.mirror is None else folder_in(_expanded(self.mirror), name)
 
     def run_dir(self, name: str) -> Path:
         return _home(self.path).resolve() / name
@@ -237,6 +240,11 @@ def folder_in(location: str, name: str) -> str:
         place, mark, options = location.partition("?")
         options = mark + options
     return f"{place.rstrip('/')}/{name}{options}"
+
+
+def _expanded(place: str) -> str:
+    """A folder made absolute; a URL as it is."""
+    return place if "://" in place else str(_home(place).resolve())
 
 
 def _home(name: str) -> Path:
@@ -310,9 +318,7 @@ class TrainConfig(Section):
         ]
         for section, keys in paths:
             section |= {key: _absolute(section[key]) for key in keys if section.get(key) is not None}
-        elsewhere = {
-            key: place if place is None or "://" in place else str(_home(place).resolve())
-            for key, place in (("checkpoints", self.storage.checkpoints), ("mirror", self.storage.mirror))
-        }
+        places = (("checkpoints", self.storage.checkpoints), ("mirror", self.storage.mirror))
+        elsewhere = {key: None if place is None else _expanded(place) for key, place in places}
         mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir), **elsewhere}
         return TrainConfig.model_validate(mapping)

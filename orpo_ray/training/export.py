@@ -4,6 +4,7 @@ adapters, besides, in peft's format.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from orpo_ray.modeling.loading import locate
 from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.loop import Line
-from orpo_ray.training.run_folder import replace_folder
+from orpo_ray.training.run_folder import STEP_OF_MODEL, replace_folder
 
 _CARD = Template(
     """---
@@ -92,6 +93,7 @@ def export_model(
         evaluation={name: value for name, value in evaluation.items() if name != "step"},
     )
     (new / "README.md").write_text(card, encoding="utf-8")
+    (new / STEP_OF_MODEL).write_text(json.dumps({"step": evaluation["step"]}) + "\n", encoding="utf-8")
     replace_folder(new, target)
 
 

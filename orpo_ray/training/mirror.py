@@ -1,8 +1,8 @@
 """A run folder's copy on object storage: kept while a command works on the folder; on another machine it becomes one.
 
 The copy is the folder, file by file, so `report.html` and `model/` can be used where they are. Two files say what is
-whole: `mirror.json`, which names the last command that worked on it, and each run's `kept_model.json`, which is removed
-before its model is replaced and written after.
+whole: `mirror.json`, which names the last command that worked on it, and a model's `training_step.json`, which is
+removed before its other files are replaced and written after them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ import pyarrow.fs as pafs
 from rich.console import Console
 
 from orpo_ray.config import StorageConfig
-from orpo_ray.config.schema import folder_in
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.training.beside import beside
 from orpo_ray.training.checkpoints import open_filesystem
 from orpo_ray.training.driver_lock import LOCK
-from orpo_ray.training.run_folder import KEPT_MODEL, write_atomically
+from orpo_ray.training.run_folder import STEP_OF_MODEL, write_atomically
 
 _SESSION = "mirror.json"
-_LAST = (KEPT_MODEL, "summary.json", "winrates.json", "sweep.json")  # each says that what it speaks of is there
+_LAST = (STEP_OF_MODEL, "summary.json", "winrates.json", "sweep.json")  # each says that what it speaks of is there
 _NOT_COPIED = {"checkpoints", "ray", "__pycache__"}
-_MODEL_FOLDERS = {"model", "adapter"}
+_MODEL, _ADAPTER = "model", "adapter"
 _SECONDS_BETWEEN_LOOKS = 15.0
 _SHARE = 10  # of the time, in which it copies: at most one tenth
 _TRIES_AT_THE_END = 5
@@ -53,13 +52,13 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
     Where there is no such folder on this machine but a copy of it, that becomes the folder first. Raises `UserError`
     where the copy is of another folder, cannot be read, or cannot be brought up to date in the end.
     """
-    if storage.mirror is None:
+    location = storage.copy_of(name)
+    if location is None:
         yield
         return
     console = console or Console(stderr=True)
-    mirror = Mirror(storage.run_dir(name), folder_in(storage.mirror, name))
-    if mirror.restore():
-        console.print(f"{mirror.folder}: fetched from {mirror.name}", soft_wrap=True)
+    mirror = Mirror(storage.run_dir(name), location)
+    mirror.restore(console)
     mirror.begin()
     troubled = threading.Event()
 
@@ -102,7 +101,7 @@ class Mirror:
         self._session = uuid.uuid4().hex
         self._copied: dict[str, _Stamp] = {}
 
-    def restore(self) -> bool:
+    def restore(self, console: Console) -> bool:
         """Where there is no folder but a copy: make the folder from it, whole or not at all; returns whether it was."""
         if self.folder.exists():
             return False
@@ -113,6 +112,11 @@ class Mirror:
                 return False
             arriving.mkdir(parents=True)
             names = self._there()
+            size = sum(size for size, _ in names.values()) / 2**20
+            console.print(
+                f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
             for name, (_, written) in names.items():
                 (arriving / name).parent.mkdir(parents=True, exist_ok=True)
                 with (
@@ -124,10 +128,11 @@ class Mirror:
             (arriving / _SESSION).write_text(_session_text(held), encoding="utf-8")
         except _Errors as error:
             raise UserError(f"{self.name}: cannot be read: {_said(error)}") from None
-        for name in names:  # a model that was being replaced when its machine was lost
-            model = next((parent for parent in Path(name).parents if parent.name in _MODEL_FOLDERS), None)
-            if model is not None and str(model.parent / KEPT_MODEL) not in names:
-                shutil.rmtree(arriving / model, ignore_errors=True)
+        for name in names:
+            if (
+                marker := _marker(name)
+            ) is not None and marker not in names:  # its machine was lost while it was copied
+                (arriving / name).unlink()
         try:
             arriving.rename(self.folder)
         except OSError:  # another driver was first
@@ -255,8 +260,8 @@ def _left_out(name: str) -> bool:
 
 def _marker(name: str) -> str | None:
     """What says that the model is whole which this file belongs to."""
-    model = next((parent for parent in Path(name).parents if parent.name in _MODEL_FOLDERS), None)
-    return None if model is None else (model.parent / KEPT_MODEL).as_posix()
+    model = next((parent for parent in Path(name).parents if parent.name in (_MODEL, _ADAPTER)), None)
+    return None if model is None else (model.parent / _MODEL / STEP_OF_MODEL).as_posix()
 
 
 def _rank(name: str) -> int:

@@ -23,8 +23,8 @@ from orpo_ray.telemetry.logs import line_of, log
 
 _ANY_STEP = 2**63
 
-KEPT_MODEL = "kept_model.json"
-"""Says of which step the model in a run's folder is."""
+STEP_OF_MODEL = "training_step.json"
+"""In a model's folder: the step that its weights are of."""
 MODEL_IN_CHECKPOINT = "model"
 """The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
 
@@ -46,7 +46,6 @@ class RunFolder:
         self.report = path / "report.html"
         self.ray = path / "ray"
         self.events = path / "events.jsonl"
-        self._kept_model = path / KEPT_MODEL
         self._last_checkpoint = path / "last_checkpoint.json"
         self.quarantine = path / "quarantine.jsonl"
         self.win_rate = path / "win_rate"
@@ -129,16 +128,11 @@ class RunFolder:
             raise UserError(f"{self._last_checkpoint}: was changed by something else; remove it") from None
         return found
 
-    def note_kept(self, step: int) -> None:
-        """Remember which model this is."""
-        write_atomically(self._kept_model, json.dumps({"step": step}) + "\n")
-
     @property
     def kept_step(self) -> int:
-        """Of the model in the folder; -1: there is none, or it is not known which."""
+        """Of the model that is kept; -1: there is none, or it does not say."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if self.model.is_dir():
-                return int(json.loads(self._kept_model.read_text(encoding="utf-8"))["step"])
+            return int(json.loads((self.model / STEP_OF_MODEL).read_text(encoding="utf-8"))["step"])
         return -1
 
     def append_metrics(self, line: dict[str, Any]) -> None:

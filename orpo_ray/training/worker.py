@@ -144,7 +144,6 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
             export_model(folder.model, policy.model, exported, tokenizer, config, evaluation, total_steps)
             if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it on
                 export_adapter(folder.adapter, policy.model, weights, exported, tokenizer, config)
-            folder.note_kept(evaluation["step"])
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
             eval_loss = line.get("eval_loss")

@@ -95,13 +95,13 @@ def test_a_run_goes_on_from_its_copy_where_requests_fail(server: Server, tmp_pat
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
     before = checkpoints.steps()
-    buckets.delete_file("runs/ours/on-s3/kept_model.json")
+    buckets.delete_file("runs/ours/on-s3/model/training_step.json")
     folder = tmp_path / "remote/on-s3"
     again = subprocess.run(
         [*remote, f"storage.path={folder.parent}"], capture_output=True, text=True, timeout=300, check=False
     )
     assert again.returncode == 0, again.stderr[-3000:]
-    assert f"{folder}: fetched from s3://runs/ours/on-s3" in again.stderr
+    assert f"{folder}: fetching its copy from s3://runs/ours/on-s3" in again.stderr
     assert "the model of step 12 is lost; that of step" in again.stderr
 
     finished = checkpoints.finished()
@@ -116,7 +116,7 @@ def test_a_run_goes_on_from_its_copy_where_requests_fail(server: Server, tmp_pat
     assert done.returncode == 0, done.stderr[-3000:]
     ours, theirs = folder / "model/model.safetensors", tmp_path / "local/on-s3/model/model.safetensors"
     assert ours.read_bytes() == theirs.read_bytes()
-    for name in ("metrics.jsonl", "summary.json", "report.html", "model/model.safetensors", "kept_model.json"):
+    for name in ("metrics.jsonl", "summary.json", "report.html", "model/model.safetensors", "model/training_step.json"):
         with buckets.open_input_stream(f"runs/ours/on-s3/{name}") as stream:
             assert stream.read() == (folder / name).read_bytes(), name
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
