@@ -56,11 +56,10 @@ def _verdict(sweep: Sweep) -> str:
     """How sure that is."""
     finalists = sweep.numbers.finalists
     if len(finalists) < 2:
-        return (
-            f"Chosen by {sweep.numbers.metric} alone: no finalists were compared by win-rate."
-            if sweep.numbers.winner is not None
-            else ""
-        )
+        if sweep.numbers.winner is None:
+            return ""
+        among = " among those that no other beats in all metrics" if sweep.numbers.trade_off else " alone"
+        return f"Chosen by {sweep.numbers.metric}{among}: no finalists were compared by win-rate."
     best, second = finalists[:2]
     assert second.behind is not None
     word = "is told apart from" if second.behind.told_apart else "is not told apart from"
