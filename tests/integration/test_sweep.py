@@ -32,7 +32,7 @@ RUN: dict[str, Any] = {
     "optim": {"warmup_steps": 5},
     "train": {
         "epochs": 2,
-        "max_steps": 48,
+        "max_steps": 32,
         "global_batch_size": 24,
         "eval_every_steps": 8,
         "checkpoint_every_steps": 8,
@@ -151,7 +151,7 @@ def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp
     sweep(own)
     found = json.loads((folder / "sweep.json").read_text())
     assert [trial["status"] for trial in found["trials"]] == ["finished"] * 3
-    ends = {row["trial"]: (-row["eval_reward_accuracy"], row["eval_nll"]) for row in rows(folder) if row["step"] == 48}
+    ends = {row["trial"]: (-row["eval_reward_accuracy"], row["eval_nll"]) for row in rows(folder) if row["step"] == 32}
     front = [
         trial for trial, end in ends.items()
         if not any(other != end and other[0] <= end[0] and other[1] <= end[1] for other in ends.values())
@@ -163,10 +163,10 @@ def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp
 def test_a_killed_sweep_goes_on_to_the_same_table(ray_cluster: None, tmp_path: Path) -> None:
     """And `best.yaml`, run, gives the winner's numbers."""
     space = {"objective.lambda": "loguniform(0.1, 4)", "optim.lr": "loguniform(1e-4, 5e-3)"}
-    whole = config(tmp_path / "whole", name="sweep", space=space, trials=4)
+    whole = config(tmp_path / "whole", name="sweep", space=space, trials=3)
     sweep(whole)
 
-    own = config(tmp_path / "killed", name="sweep", space=space, trials=4)
+    own = config(tmp_path / "killed", name="sweep", space=space, trials=3)
     folder, file = own.run_dir, tmp_path / "sweep.yaml"
     file.write_text(own.to_yaml())
     command = [sys.executable, "-m", "orpo_ray.cli", "sweep", str(file)]
@@ -181,19 +181,19 @@ def test_a_killed_sweep_goes_on_to_the_same_table(ray_cluster: None, tmp_path: P
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
     done = [trial["trial"] for trial in trials(folder) if trial["status"] == "finished"]
-    assert done and len(done) < 4
+    assert done and len(done) < 3
     before = {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, again.stderr[-3000:]
     assert before == {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}
     assert (folder / "results.csv").read_text() == (whole.run_dir / "results.csv").read_text()
-    assert len({row["trial"] for row in rows(folder)}) == 4
+    assert len({row["trial"] for row in rows(folder)}) == 3
     assert (folder / "report.html").is_file()
 
     best = load_config(folder / "best.yaml")
     line = json.loads((train(best).path / "metrics.jsonl").read_text().splitlines()[-1])
     winner = json.loads((folder / "sweep.json").read_text())["winner"]
     table = [row for row in rows(folder) if row["trial"] == winner][-1]
-    assert line["step"] == table["step"] == 48
+    assert line["step"] == table["step"] == 32
     for key in ("eval_loss", "eval_reward_accuracy", "eval_logps_rejected"):
         assert line[key] == pytest.approx(table[key], rel=1e-6)
