@@ -22,7 +22,8 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 RESULTS, CONFIGS = Path("benchmarks/results"), Path("configs/bench")
 _HEADERS = {
     TRAINERS: (
-        "contestant", "seconds a step", "of the first's", "pairs/s", "tokens/s", "MFU", "peak GiB", "in all",
+        "contestant", "seconds a step", "of the first's", "over all", "pairs/s", "tokens/s", "MFU", "peak GiB",
+        "in all",
     ),
     STAGES: ("contestant", "seconds", "of the first's", "a second", "tokens computed", "times the first's"),
 }  # fmt: skip
@@ -43,17 +44,20 @@ def print_result(result: Result, console: Console) -> None:
 
 def rows(result: Result) -> list[tuple[str, ...]]:
     """A row of cells, as in the header, for every contestant."""
-    row = _row if result["kind"] == TRAINERS else _stage_row
-    return [row(name, entry) for name, entry in result["contestants"].items()]
+    if result["kind"] == STAGES:
+        return [_stage_row(name, entry) for name, entry in result["contestants"].items()]
+    first = next(iter(result["contestants"].values()))
+    return [_row(name, entry, first) for name, entry in result["contestants"].items()]
 
 
-def _row(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
+def _row(name: str, entry: dict[str, Any], first: dict[str, Any]) -> tuple[str, ...]:
     if "not_measured" in entry:
         return (name, f"{_NOT_MEASURED}{entry['not_measured']}", *[""] * (len(_HEADERS[TRAINERS]) - 2))
     return (
         name,
         _spread(entry["seconds"]),
         _spread(entry["seconds_to_first"]) if "seconds_to_first" in entry else "",
+        _short(_over_all(entry, first)) if "seconds_to_first" in entry else "",
         _short(entry["pairs_per_second"]["median"]),
         f"{entry['tokens_per_second']['median']:,.0f}",
         f"{entry['mfu']['median']:.0%}",
@@ -91,11 +95,10 @@ def remarks(result: Result) -> list[str]:
         saves_every = (
             result["configuration"]["contestants"][name].get("overrides", {}).get("train.checkpoint_every_steps")
         )
-        if saves_every and "rounds" in entry and "rounds" in first:
-            seconds, others = sum(entry["rounds"]["seconds"]), sum(first["rounds"]["seconds"])
+        if saves_every and "seconds_to_first" in entry:
             lines.append(
-                f"{name}: a checkpoint every {saves_every} steps; {seconds / others:.3f} of the first's seconds over "
-                f"{len(entry['rounds']['seconds'])} steps in all"
+                f"{name}: a checkpoint every {saves_every} steps; {_over_all(entry, first):.3f} of the first's seconds "
+                f"over {len(entry['rounds']['seconds'])} steps in all"
             )
         if result["configuration"]["contestants"][name]["stretch"] and "tokens_to_first" in entry:
             lines.append(
@@ -104,6 +107,11 @@ def remarks(result: Result) -> list[str]:
                 f"{_spread(entry['seconds_to_first_by_tokens'])} of the cost per token"
             )
     return lines
+
+
+def _over_all(entry: dict[str, Any], first: dict[str, Any]) -> float:
+    """Seconds of all measured steps beside those of the first contestant's, which took the same pairs."""
+    return float(sum(entry["rounds"]["seconds"]) / sum(first["rounds"]["seconds"]))
 
 
 def _spread(values: dict[str, float]) -> str:

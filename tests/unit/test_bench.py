@@ -209,14 +209,18 @@ def test_statistics_of_a_stage() -> None:
 def made_up(name: str) -> dict[str, Any]:
     first = Record(WORKS, reports(1, 2, 4), [{"data": 0.5, "forward": 1.5}])
     config = {"contestants": {"ours": {"stretch": None}, "long": {"stretch": 10}, "gone": {"stretch": None}}}
-    longer = Record([replace(work, tokens=2 * work.tokens) for work in WORKS], reports(3, 6, 12))
+    longer = Record([replace(work, tokens=2 * work.tokens) for work in WORKS], reports(3, 6, 18))
+
+    def entry(record: Record) -> dict[str, Any]:
+        rounds = {"seconds": [report.seconds for report in record.reports]}
+        return statistics_of(record, first, 1e4) | {"rounds": rounds}
+
     return {
         "kind": "trainers side by side", "name": name, "configuration": config,
         "machine": {"cpu": "Some CPU", "cores": 2, "memory_bytes": 2**34, "gpu": None},
         "versions": {"python": "3.11.7", "orpo_ray": "0.1.0", "torch": "2.13.0"},
         "contestants": {
-            "ours": statistics_of(first, first, 1e4), "long": statistics_of(longer, first, 1e4),
-            "gone": {"not_measured": "No module named 'trl'"},
+            "ours": entry(first), "long": entry(longer), "gone": {"not_measured": "No module named 'trl'"},
         },
     }  # fmt: skip
 
@@ -238,13 +242,14 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     assert text.splitlines() == [
         "before",
         table.BEGIN,
-        "| benchmark | contestant | seconds a step | of the first's | pairs/s | tokens/s | MFU | peak GiB | in all |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| `a` | ours | 2.00 (1.00–4.00) |  | 4.00 | 100 | 10% | 0.00 | 0.00 |",
-        "|  | long | 6.00 (3.00–12.00) | 3.00 (3.00–3.00) | 1.33 | 67 | 3% | 0.00 | 0.00 |",
-        "|  | gone | not measured: No module named 'trl' |  |  |  |  |  |  |",
-        "| `b` | orpo_ray, padded | not measured: no GPU here |  |  |  |  |  |  |",
-        "| `c` | orpo_ray, padded | not measured: not yet run |  |  |  |  |  |  |",
+        "| benchmark | contestant | seconds a step | of the first's | over all | pairs/s | tokens/s | MFU | peak GiB "
+        "| in all |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| `a` | ours | 2.00 (1.00–4.00) |  |  | 4.00 | 100 | 10% | 0.00 | 0.00 |",
+        "|  | long | 6.00 (3.00–18.00) | 3.00 (3.00–4.50) | 3.86 | 1.33 | 67 | 3% | 0.00 | 0.00 |",
+        "|  | gone | not measured: No module named 'trl' |  |  |  |  |  |  |  |",
+        "| `b` | orpo_ray, padded | not measured: no GPU here |  |  |  |  |  |  |  |",
+        "| `c` | orpo_ray, padded | not measured: not yet run |  |  |  |  |  |  |  |",
         "",
         "| benchmark | contestant | seconds | of the first's | a second | tokens computed | times the first's |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -253,7 +258,7 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         "|  | scoring | 10.00 (6.00–20.00) | 0.667 (0.5–0.909) | 6.0 responses | 700 | 1.00 |",
         "",
         "- `a`, ours: data 25.0%, forward 75.0%",
-        "- `a`, long: 2.00 times the tokens in 3.00 times the seconds, so 1.50 (1.50–1.50) of the cost per token",
+        "- `a`, long: 2.00 times the tokens in 3.00 times the seconds, so 1.50 (1.50–2.25) of the cost per token",
         "- `p`, both at once take 1.10 (1.00–1.50) of the slower one's seconds",
         "- measured on Some CPU, 2 cores, 16 GiB, with python 3.11.7, torch 2.13.0",
         table.END,
