@@ -20,7 +20,7 @@ from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
-from orpo_ray.training.cluster import connect, room
+from orpo_ray.training.cluster import connect
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.run_folder import write_atomically, write_table
 
@@ -116,8 +116,6 @@ def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -
     connect(cpus=sum(asked) + 2 - len(asked))
     if resources is None:
         cluster = ray.cluster_resources()
-        if not cluster.get("GPU"):  # else what is there now: engines that wait for more nodes would hold requests
-            cluster = room()
         cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
         resources = share_out(scaling, cpus, gpus, most=len(plan.policies) * len(plan.blocks))
     console.print(_described(plan, resources), highlight=False, soft_wrap=True)

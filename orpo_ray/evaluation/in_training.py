@@ -9,7 +9,6 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.config.evaluation import on_held_out
 from orpo_ray.masking import masked
 from orpo_ray.telemetry.metrics import training_line
-from orpo_ray.training.cluster import room
 from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder
 
 if TYPE_CHECKING:
@@ -36,13 +35,15 @@ def validate_checkpoint(checkpoint: Checkpoint, *, config: dict[str, Any], step:
 
 
 def _win_rate(run: TrainConfig, folder: RunFolder, model: Path) -> dict[str, Any]:
+    import ray
+
     from orpo_ray.evaluation.cluster import beside  # here: every `orpo-ray train` imports this file, few compare
     from orpo_ray.evaluation.evaluate import evaluate, read_winrates
 
     asked = run.eval.win_rate
     assert asked is not None
     evaluation = on_held_out(run, asked, {"policy": str(model)}, folder.win_rate.name, folder.path, run.seed)
-    resources = beside(run.scaling, int(room().get("GPU", 0)))
+    resources = beside(run.scaling, int(ray.cluster_resources().get("GPU", 0)))
     found = read_winrates(evaluate(evaluation, resources=resources, wait=True))  # for a lost task that this one repeats
     pair = next(pair for pair in found["pairs"] if pair["model"] == "policy")
     low, high = pair["ci95"]

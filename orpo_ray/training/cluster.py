@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 
 from orpo_ray.config import ScalingConfig
@@ -12,6 +13,7 @@ from orpo_ray.errors import UserError
 
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 """Where the workers of a cluster of this machine talk to each other."""
+_SECONDS_TO_ANSWER = 10.0
 
 
 def connect(cpus: int = 1) -> None:
@@ -33,10 +35,7 @@ def connect(cpus: int = 1) -> None:
     if ray.is_initialized():
         return
     if address:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
+        _join(address)
         return
     for name, value in _LOOPBACK.items():
         os.environ.setdefault(name, value)
@@ -55,14 +54,23 @@ def connect(cpus: int = 1) -> None:
     )
 
 
-def room() -> dict[str, float]:
-    """Resources of the cluster that this process is connected to: those that are there, or that it may grow to."""
+def _join(address: str) -> None:
+    """Connect to the cluster at `address`. Raises `UserError` where none answers, or none lets this process in."""
     import ray
-    from ray._private.state import state  # nothing public says what an autoscaler may add
 
-    most = state.get_max_resources_from_cluster_config() or {}
-    now = ray.cluster_resources()
-    return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now.keys() | most.keys()}
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+        except OSError as error:
+            raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster there lets this process in; RAY_AUTH_TOKEN or ~/.ray/auth_token has "
+            f"to hold its token: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:

@@ -17,7 +17,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.training.allocator import ENVIRONMENT
-from orpo_ray.training.cluster import connect, room, uses_gpus
+from orpo_ray.training.cluster import connect, uses_gpus
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
@@ -94,13 +94,14 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
     """Run Ray Train's controller to the end of training."""
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
     from orpo_ray.training.worker import train_worker
 
-    use_gpu = uses_gpus(config.scaling, int(room().get("GPU", 0)))
+    use_gpu = uses_gpus(config.scaling, int(ray.cluster_resources().get("GPU", 0)))
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
     trainer = TorchTrainer(
         train_worker,

@@ -14,7 +14,7 @@ from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.telemetry.trackers import require_trackers
-from orpo_ray.training.cluster import connect, room
+from orpo_ray.training.cluster import connect
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
@@ -51,9 +51,11 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
     total_steps = build_schedule(first, pairs).total_steps
     connect(cpus=max(2, math.ceil(cpus_of(first))))  # finalists take an engine and a scorer
+    import ray
+
     from orpo_ray.tuning.search import search
 
-    at_a_time = concurrency(config, first, room())
+    at_a_time = concurrency(config, first, ray.cluster_resources())
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
     console.print(

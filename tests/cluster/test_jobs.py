@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class Jobs:
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, temp_dir=str(second), **here)]
         # As `ray start` does: the driver of a job on this node looks here for its cluster.
+        self.address = self._cluster.address
         (second / "ray_current_cluster").write_text(self._cluster.address)
         self.url = f"http://{self._cluster.head_node.webui_url}"
         try:
@@ -172,6 +174,17 @@ def test_a_job_without_the_token_is_refused(jobs: Jobs, environment: dict[str, s
     assert refused.returncode != 0
     assert "token" in (refused.stdout + refused.stderr).lower()
     assert "intruder" not in jobs.ray("job", "list").stdout
+
+
+@pytest.mark.parametrize("token", ["0" * 32, None])
+def test_a_command_without_the_token_is_told_so_in_one_line(jobs: Jobs, tmp_path: Path, token: str | None) -> None:
+    own = {"RAY_ADDRESS": jobs.address, "HOME": str(tmp_path), **({"RAY_AUTH_TOKEN": token} if token else {})}
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | own
+    command = [sys.executable, "-m", "orpo_ray.cli", "train", "configs/toy-base.yaml", f"storage.path={tmp_path}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert f"RAY_ADDRESS={jobs.address}: no Ray cluster there lets this process in" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_everything_listens_on_loopback_alone(jobs: Jobs) -> None:

@@ -44,7 +44,7 @@ ELSEWHERE = {
     r"ray job submit .* jobs/(train|sweep|evaluate|pipeline)\.py": "with other runs, by tests/cluster/test_jobs.py",
     r"ray job (logs|stop)": "by tests/cluster/test_jobs.py",
     r"RAY_AUTH_MODE=token ray start": "with ports of its own, by tests/cluster/test_autoscaling.py",
-    r"ray (up|down|dashboard) cluster\.yaml": "needs AWS",
+    r"ray (up|down|dashboard|exec) cluster\.yaml": "needs AWS",
     r"make venv LOCK=requirements/gpu\.lock": "needs CUDA's packages",
     r"docker |kubectl ": "needs Docker, or Kubernetes",
     r"pip install boto3": "needs nothing else",
@@ -83,7 +83,8 @@ def test_as_it_stands(beginning: str, place: Path, shared: Path) -> None:
     environment = {
         **{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
         **({"RAY_ADDRESS": address} if address else {}),
-        "HOME": str(place), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        **({"HOME": str(place)} if "get-auth-token" in beginning else {}),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }  # fmt: skip
     for line in dict.fromkeys(shown(beginning)):
         words = shlex.split(line.replace("runs/NAME", "runs/toy-base"), comments=True)
