@@ -68,8 +68,8 @@ def _join(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster there lets this process in; RAY_AUTH_TOKEN or ~/.ray/auth_token has "
-            f"to hold its token: {str(error).splitlines()[0]}"
+            f"RAY_ADDRESS={address}: no Ray cluster there lets this process in; RAY_AUTH_TOKEN or ~/.ray/auth_token "
+            f"has to hold its token: {str(error).splitlines()[0]}"
         ) from None
 
 
