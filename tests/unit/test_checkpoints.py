@@ -91,7 +91,7 @@ class TestFolder:
         assert checkpoints.manifest(3) is None, "a checkpoint that is written anew is none meanwhile"
 
     def test_an_unknown_scheme_is_told(self) -> None:
-        with pytest.raises(UserError, match=r"storage\.checkpoints: nosuch://x"):
+        with pytest.raises(UserError, match=r"storage: nosuch://x"):
             open_filesystem("nosuch://x")
 
     def test_the_newest_and_the_best_are_kept(self, tmp_path: Path) -> None:
