@@ -126,13 +126,12 @@ class Mirror:
                     shutil.copyfileobj(source, target, 1 << 20)
                 os.utime(arriving / name, ns=(written, written))
             (arriving / _SESSION).write_text(_session_text(held), encoding="utf-8")
+            for name in names:
+                if (marker := _marker(name)) is not None and marker not in names:
+                    (arriving / name).unlink()  # of a model whose machine was lost while it was copied
         except _Errors as error:
+            shutil.rmtree(arriving, ignore_errors=True)
             raise UserError(f"{self.name}: cannot be read: {_said(error)}") from None
-        for name in names:
-            if (
-                marker := _marker(name)
-            ) is not None and marker not in names:  # its machine was lost while it was copied
-                (arriving / name).unlink()
         try:
             arriving.rename(self.folder)
         except OSError:  # another driver was first

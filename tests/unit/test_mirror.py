@@ -124,6 +124,19 @@ def test_another_machine_goes_on_and_the_first_may_not(folder: Path, copy: Path,
             refused()
 
 
+def test_a_copy_that_cannot_be_fetched_leaves_nothing(folder: Path, copy: Path, tmp_path: Path) -> None:
+    class Lossy(Mirror):
+        def _there(self) -> dict[str, tuple[int, int]]:
+            return {**super()._there(), "model/lost": (1, 1)}
+
+    mirror = Mirror(folder, str(copy))
+    mirror.begin()
+    mirror.update()
+    with pytest.raises(UserError, match="cannot be read"):
+        Lossy(tmp_path / "elsewhere/run", str(copy)).restore(QUIET)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_another_driver_on_the_same_folder_is_no_other_machine(folder: Path, copy: Path) -> None:
     first, second = Mirror(folder, str(copy)), Mirror(folder, str(copy))
     first.begin()
