@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class RunFolder:
             with self.events.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line_of(text), ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
-            log(f"{self.events} cannot be written", logging.ERROR, error=str(error))
+            print(f"{text} ({self.events} cannot be written: {error})", file=sys.stderr)
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""
