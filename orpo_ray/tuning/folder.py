@@ -83,8 +83,7 @@ class SweepFolder:
         run = self.trial(index)
         kept = {run.tensorboard, run.wandb} | (set() if model else {run.model, run.adapter})
         heavy = [part for part in run.path.glob("*/") if part not in kept]
-        training = self.training(index, settings)
-        if heavy and training.storage.checkpoints is not None:
+        if heavy and (training := self.training(index, settings)).storage.checkpoints is not None:
             checkpoints = Checkpoints(training.checkpoints_location)
             with suppress(OSError):  # its last worker may be writing still; the end of the sweep does this again
                 for step in checkpoints.steps():
