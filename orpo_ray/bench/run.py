@@ -188,16 +188,19 @@ def _works(config: BenchmarkConfig, task: Task) -> list[Work]:
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
     """For this process, which measures peaks, and those that it starts."""
-    before = os.environ.get(_OMP_THREADS), torch.get_num_threads()
-    if number is not None:
-        os.environ[_OMP_THREADS] = str(number)
-        torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before[1])
-    if before[0] is None:
-        os.environ.pop(_OMP_THREADS, None)
-    else:
-        os.environ[_OMP_THREADS] = before[0]
+    if number is None:
+        yield
+        return
+    environment, threads = os.environ.get(_OMP_THREADS), torch.get_num_threads()
+    os.environ[_OMP_THREADS] = str(number)
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        del os.environ[_OMP_THREADS]
+        if environment is not None:
+            os.environ[_OMP_THREADS] = environment
 
 
 @contextmanager
