@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from conftest import wait_for
+from documented import SHORT_PIPELINE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared"
@@ -225,14 +226,11 @@ def test_an_evaluation_is_a_job(jobs: Jobs, storage: Path, trained: Path) -> Non
 
 def test_a_pipeline_is_a_job_and_tells_its_log(jobs: Jobs, storage: Path) -> None:
     """As docs/deployment.md submits it, with less to do."""
-    tiny = ["data.limit=120", "train.max_steps=2", "train.global_batch_size=8", "scaling.num_workers=1"]
-    few = ["prompts.limit=2", "sampling.max_tokens=4", "embedder=null", "scaling={generators: 1, scorers: 1}"]
-    overrides = [f"train.{label}.{key}" for label in ("base", "sft", "orpo") for key in tiny]
-    overrides += [f"evaluate.{key}" for key in [*few, "models={orpo: ./runs/toy-orpo}"]]
     environment = {"working_dir": ".", "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
     done = jobs.ray(
         "job", "submit", "--submission-id", "pipeline", "--runtime-env-json", json.dumps(environment), "--", "python",
-        "jobs/pipeline.py", "configs/toy-pipeline.yaml", f"storage.path={storage}", *overrides,
+        "jobs/pipeline.py", "configs/toy-pipeline.yaml", f"storage.path={storage}",
+        *SHORT_PIPELINE, "evaluate.models={orpo: ./runs/toy-orpo}",
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert (storage / "toy-pipeline/report.html").is_file() and (storage / "toy-orpo/report.html").is_file()

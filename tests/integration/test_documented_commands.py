@@ -13,16 +13,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from documented import ROOT, lines
+from documented import FEW, ROOT, SHORT_PIPELINE, TINY, lines
 
-TINY = ["data.limit=120", "train.max_steps=2", "train.global_batch_size=8", "scaling.num_workers=1"]
 DIALOGUES = ["data.max_length=96", "data.max_prompt_length=64"]
-FEW = ["prompts.limit=2", "sampling.max_tokens=4", "embedder=null", "scaling={generators: 1, scorers: 1}"]
 MODELS = "models={base: ./runs/toy-base, orpo: ./runs/toy-orpo}"
-OF_STAGES = [f"train.{label}.{key}" for label in ("base", "sft", "orpo") for key in TINY]
 
 RUN_HERE: dict[str, list[str]] = {
-    "orpo-ray pipeline configs/toy-pipeline.yaml": [*OF_STAGES, *(f"evaluate.{key}" for key in FEW)],
+    "orpo-ray pipeline configs/toy-pipeline.yaml": SHORT_PIPELINE,
     "orpo-ray train configs/toy-orpo.yaml name=toy-lora": TINY,
     "orpo-ray train configs/hh-small-orpo.yaml": [*TINY, *DIALOGUES],
     "orpo-ray data configs/hh-small-orpo.yaml": DIALOGUES,
