@@ -82,8 +82,11 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_config
 
     resolved = load_config(config, overrides)
-    from orpo_ray.evaluation.in_training import validate_checkpoint  # after the configuration: its mistakes are
-    from orpo_ray.report import write_report  # told without the wait
+    from orpo_ray.cluster.connection import ENGINES, begin  # after the configuration, whose mistakes need no wait
+
+    begin(resolved.cpus, later=ENGINES if resolved.eval.win_rate else ())
+    from orpo_ray.evaluation.in_training import validate_checkpoint
+    from orpo_ray.report import write_report
     from orpo_ray.training import launcher
     from orpo_ray.training.mirror import mirrored
 
@@ -142,6 +145,9 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
     from orpo_ray.config import EvaluationConfig, load_as
 
     resolved = load_as(EvaluationConfig, config, overrides)
+    from orpo_ray.cluster.connection import ENGINES, begin
+
+    begin(resolved.cpus, now=ENGINES)
     from orpo_ray.evaluation.evaluate import evaluate as run
     from orpo_ray.report import write_evaluation_report
     from orpo_ray.training.mirror import mirrored
@@ -172,6 +178,9 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_sweep
 
     resolved = load_sweep(config, overrides)
+    from orpo_ray.cluster.connection import ENGINES, TRIALS, begin
+
+    begin(resolved.cpus, now=TRIALS, later=ENGINES if resolved.finalists else ())
     from orpo_ray.report import write_sweep_report
     from orpo_ray.training.mirror import mirrored
     from orpo_ray.tuning.sweep import sweep as run
@@ -201,6 +210,9 @@ def pipeline(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
     from orpo_ray.config import load_pipeline
 
     resolved = load_pipeline(config, overrides)
+    from orpo_ray.cluster.connection import ENGINES, begin
+
+    begin(resolved.cpus, later=ENGINES)
     from orpo_ray.pipeline import run_pipeline
 
     typer.echo(run_pipeline(resolved))
@@ -352,6 +364,9 @@ Example:
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path("runs/demo"),
 ) -> None:
+    from orpo_ray.cluster.connection import ENGINES, begin
+
+    begin(cpus=3, later=ENGINES)
     from orpo_ray.demo import run_demo
 
     run_demo(out)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orpo_ray.cluster.connection import connect
 from orpo_ray.config import Pipeline
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.report import write_evaluation_report, write_report
-from orpo_ray.training.cluster import connect
 from orpo_ray.training.launcher import train
 from orpo_ray.training.mirror import mirrored
 
@@ -21,8 +21,7 @@ def run_pipeline(pipeline: Pipeline, console: Console | None = None) -> Path:
     Raises `UserError` where a stage does.
     """
     console = console or Console(stderr=True)
-    scalings = [run.scaling for run in pipeline.runs.values()]
-    connect(cpus=round(max(scaling.most_workers * scaling.cpus_per_worker for scaling in scalings)) + 3)
+    connect(pipeline.cpus)
     for run in pipeline.runs.values():
         with mirrored(run.storage, run.name, console):
             write_report(train(run, console, validate_checkpoint).path)

@@ -28,10 +28,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray cluster of this machine for all tests, as `orpo-ray` starts it."""
-    import ray
-
-    from orpo_ray.training.cluster import connect
+    from orpo_ray.cluster.connection import connect, disconnect
 
     connect(cpus=4)
     yield
-    ray.shutdown()
+    disconnect()

@@ -89,6 +89,12 @@ class EvaluationConfig(Section):
     scaling: EvaluationScaling = EvaluationScaling()
     storage: StorageConfig = StorageConfig()
 
+    @property
+    def cpus(self) -> int:
+        """CPU slots that a cluster of this machine needs for the evaluation at the least."""
+        asked = [count for count in (self.scaling.generators, self.scaling.scorers) if isinstance(count, int)]
+        return sum(asked) + 2 - len(asked)
+
     @field_validator("models")
     @classmethod
     def _labels_are_free(cls, models: dict[str, str]) -> dict[str, str]:

@@ -33,6 +33,11 @@ class Pipeline:
     """By label."""
     evaluation: EvaluationConfig
 
+    @property
+    def cpus(self) -> int:
+        """CPU slots that a cluster of this machine needs for any of the stages at the least."""
+        return max(self.evaluation.cpus, *(run.cpus for run in self.runs.values()))
+
 
 def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> Pipeline:
     """Read a pipeline's configuration, with overrides such as `train.orpo.optim.lr=1e-5`, and those of its stages.

@@ -167,7 +167,9 @@ class ScalingConfig(Section):
     """Or [fewest, most]: as many as the cluster has room for, changing while it runs. The result does not change."""
     use_gpu: Literal[True, False, "auto"] = "auto"
     """`auto`: GPUs where the cluster has enough of them."""
-    cpus_per_worker: Annotated[Number, Field(gt=0)] = 1
+    cpus_per_worker: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
+    """Of which a worker without a GPU computes with as many threads. `auto`: the cores of each node shared out among
+    the workers it has, beside a GPU up to 4; in a sweep among those of the trials that run at a time."""
     gpus_per_worker: Annotated[Number, Field(gt=0, le=1)] = 1
     """Below 1, runs of one worker share a GPU: several trials of a sweep, where its memory holds them."""
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 3
@@ -176,6 +178,11 @@ class ScalingConfig(Section):
     """Seconds without progress after which a worker group is given up and restarted, the worker at fault named."""
     resize_interval: Annotated[Number, Field(gt=0)] = 60
     """With [fewest, most] workers: seconds between looks at whether the cluster has room for more."""
+
+    @property
+    def least_cpus_per_worker(self) -> float:
+        """What a worker takes on a cluster that has no more."""
+        return 1 if self.cpus_per_worker == "auto" else self.cpus_per_worker
 
     @property
     def fewest_workers(self) -> int:
@@ -302,6 +309,16 @@ class TrainConfig(Section):
     def checkpoints_location(self) -> str:
         """Folder or URL of the run's checkpoints."""
         return self.storage.checkpoints_of(self.name)
+
+    @property
+    def cpus(self) -> int:
+        """CPU slots that a cluster of this machine needs for the run at the least."""
+        return round(self.scaling.most_workers * self.scaling.least_cpus_per_worker) + 1 + self.spare_cpus
+
+    @property
+    def spare_cpus(self) -> int:
+        """Those that an engine and a scorer take beside training."""
+        return 0 if self.eval.win_rate is None else 2
 
     def digest(self) -> str:
         """Of the settings that decide the trajectory (see `identity`)."""

@@ -144,6 +144,11 @@ class SweepConfig(Section):
         return {key: dimension.values[0] for key, dimension in self.dimensions.items()}
 
     @property
+    def cpus(self) -> int:
+        """CPU slots that a cluster of this machine needs for a trial, and for the finalists' engine and scorer."""
+        return max(2, self.training(self.first_point, self.name, self.storage).cpus)
+
+    @property
     def own_point(self) -> dict[str, Any] | None:
         """What the run to vary has by itself; None where that is not in the space, or no run without a point of it."""
         try:

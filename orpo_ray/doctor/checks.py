@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orpo_ray.cluster.share import uses_gpus
 from orpo_ray.config import ScalingConfig
 from orpo_ray.doctor.finding import Finding, grouped
 from orpo_ray.doctor.probe import PACKAGES, NodeReport
-from orpo_ray.training.cluster import uses_gpus
 
 Reports = Mapping[str, NodeReport]
 """By node."""
@@ -130,10 +130,10 @@ def room(scaling: ScalingConfig, cluster: Mapping[str, float]) -> Finding:
     cpus, all_gpus = cluster.get("CPU", 0.0), int(cluster.get("GPU", 0))
     workers = scaling.fewest_workers
     takes_gpus = uses_gpus(scaling, all_gpus)
-    wanted = f"{workers} workers of {scaling.cpus_per_worker:g} CPUs"
+    wanted = f"{workers} workers of {scaling.least_cpus_per_worker:g} CPUs"
     wanted += f" and {scaling.gpus_per_worker:g} GPUs" if takes_gpus else ""
     found = f"the run wants {wanted}; the cluster has {cpus:g} CPUs and {all_gpus} GPUs"
-    enough = cpus >= workers * scaling.cpus_per_worker and not (
+    enough = cpus >= workers * scaling.least_cpus_per_worker and not (
         takes_gpus and all_gpus < workers * scaling.gpus_per_worker
     )
     if enough:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from orpo_ray.cluster.connection import connect
 from orpo_ray.config import ScalingConfig, StorageConfig
 from orpo_ray.doctor import checks, reach, storage
 from orpo_ray.doctor.access import access, alone
@@ -17,7 +18,6 @@ from orpo_ray.doctor.finding import Finding
 from orpo_ray.doctor.nodes import Nodes, RayNodes, Silent, ThisMachine
 from orpo_ray.doctor.ports import ports
 from orpo_ray.doctor.probe import NodeReport, now, probe
-from orpo_ray.training.cluster import connect
 
 _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orpo_ray.cluster.share import uses_gpus
 from orpo_ray.config import ScalingConfig
 from orpo_ray.config.evaluation import EvaluationScaling
 from orpo_ray.errors import UserError
-from orpo_ray.training.cluster import uses_gpus
 
 _CPUS_OF_AN_ACTOR = 4  # where there are no GPUs and enough CPUs
 _SHARED_GPU = 0.7  # an engine's part of a GPU that it shares with the scorer

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from orpo_ray.cluster.connection import connect
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources, share_out
@@ -20,7 +21,6 @@ from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
-from orpo_ray.training.cluster import connect
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.run_folder import write_atomically, write_table
 
@@ -112,8 +112,7 @@ def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -
     import ray
 
     scaling = plan.config.scaling
-    asked = [count for count in (scaling.generators, scaling.scorers) if isinstance(count, int)]
-    connect(cpus=sum(asked) + 2 - len(asked))
+    connect(plan.config.cpus)
     if resources is None:
         cluster = ray.cluster_resources()
         cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.telemetry.logs import log, log_as
 
@@ -116,6 +117,7 @@ class Generator:
         if run:
             log_as(run=run, role="generator", model=model)
         started = time.monotonic()
+        use_assigned_cpus()
         self._sampling = sampling
         self._engine: Any = load_engine(options, sampling).llm_engine
         log("engine started", seconds=round(time.monotonic() - started, 1))

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from orpo_ray.cluster.allocator import keep_freed_memory
+from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
 from orpo_ray.data.prompts import Prompt, readable
@@ -18,7 +20,6 @@ from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.modeling.scorer import packed_scores
 from orpo_ray.telemetry.logs import log, log_as
-from orpo_ray.training.allocator import keep_freed_memory
 
 Rows = list[list[int]]
 """Token ids of a prompt and of each of its completions."""
@@ -132,6 +133,7 @@ class Scorer:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             keep_freed_memory()
+            use_assigned_cpus()
         self._policy: tuple[str, Speaker, nn.Module] | None = None
         judge = VllmJudge if scoring.engine == "vllm" else PackedJudge
         self._judges: dict[str, Judge] = {

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from orpo_ray.cluster.allocator import keep_freed_memory
 from orpo_ray.config import OptimConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.modeling.scorer import Scorer
-from orpo_ray.training.allocator import keep_freed_memory
 
 
 class Piece(NamedTuple):

@@ -11,13 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from orpo_ray.cluster.allocator import ENVIRONMENT
+from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
+from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
-from orpo_ray.training.allocator import ENVIRONMENT
-from orpo_ray.training.cluster import connect, uses_gpus
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
@@ -44,7 +46,8 @@ def train(
     console = console or Console(stderr=True)
     require_trackers(config.trackers)
     folder = RunFolder(config.run_dir)
-    data = prepare_data(config, console)
+    with phase("data"):
+        data = prepare_data(config, console)
     with only_driver(folder.path, console, wait=wait):
         _train(config, folder, data, console, validation if config.eval.win_rate is not None else None)
     return folder
@@ -67,7 +70,8 @@ def _train(
         f"{_workers(config)} worker(s)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    connect(cpus=round(config.scaling.most_workers * config.scaling.cpus_per_worker) + (3 if validation else 1))
+    with phase("connecting to Ray"):
+        connect(config.cpus)
     started = time.monotonic()
     with progress_bar(folder, config.name, schedule.total_steps, console):
         outcome = _fit(config, folder, data, validation)
@@ -94,14 +98,16 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
     """Run Ray Train's controller to the end of training."""
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    import ray
+    with phase("imports of Ray Train"):
+        pass
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
     from orpo_ray.training.worker import train_worker
 
-    use_gpu = uses_gpus(config.scaling, int(ray.cluster_resources().get("GPU", 0)))
+    nodes = cluster_nodes()
+    use_gpu = uses_gpus(config.scaling, int(sum(gpus for _, gpus in nodes)))
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
     trainer = TorchTrainer(
         train_worker,
@@ -111,7 +117,7 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
             elastic_resize_monitor_interval_s=config.scaling.resize_interval,
             use_gpu=use_gpu,
             resources_per_worker={
-                "CPU": config.scaling.cpus_per_worker,
+                "CPU": cpus_of_a_worker(config.scaling, nodes, spare=config.spare_cpus),
                 **({"GPU": config.scaling.gpus_per_worker} if use_gpu else {}),
             },
         ),

@@ -23,6 +23,7 @@ from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.objectives.reliability import accuracy_by_length, calibration
 from orpo_ray.objectives.terms import Metrics, Totals
+from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.batches import MicroBatch, Work, micro_batches, plan, predictions
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.lr import learning_rate
@@ -89,11 +90,13 @@ def run(
     total_steps = schedule.total_steps
     eval_every = config.train.eval_every_steps or schedule.steps_per_epoch
     checkpoint_every = config.train.checkpoint_every_steps or schedule.steps_per_epoch
-    meter = Meter.of(engine, config)
+    with phase("peak of matrix products"):
+        meter = Meter.of(engine, config)
     feed = training_batches(engine, config, objective, schedule, train, state.step)
 
     if state.step == 0:
-        sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)[0]})
+        with phase("first evaluation"):
+            sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)[0]})
     while state.step < total_steps:
         line, signals = train_step(engine, config, objective, schedule, feed, state.step, meter, sink.signals())
         state.step += 1

@@ -19,6 +19,7 @@ from ray.train import Checkpoint
 from ray.train.v2.api.validation_config import ValidationTaskConfig
 from safetensors import SafetensorError
 
+from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import RewardConfig
 from orpo_ray.data.dataset import PairDataset
@@ -32,6 +33,7 @@ from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.telemetry.logs import at_step, log, log_as
 from orpo_ray.telemetry.metrics import checkpoint_finished, run_and_trial
+from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
@@ -74,24 +76,30 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
-    tokenizer = load_tokenizer(config.model)
-    data = prepare(config, tokenizer, fingerprints=fingerprints)
+        use_assigned_cpus()
+    with phase("data"):
+        tokenizer = load_tokenizer(config.model)
+        data = prepare(config, tokenizer, fingerprints=fingerprints)
     objective = build_objective(config.objective)
     if objective.model == "reward":
         ensure_pad_token(tokenizer)
     train_pairs, held_out = data.train, data.eval
     if objective.needs_reference:
-        train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
-    policy = load_scorer(objective.model, config.model, seed=config.seed).to(device)
+        with phase("reference"):
+            train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
+    with phase("model"):
+        policy = load_scorer(objective.model, config.model, seed=config.seed).to(device)
     context = ray.train.get_context()
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
-    engine = engine_for(policy, config, device)
+    with phase("engine"):
+        engine = engine_for(policy, config, device)
     folder = RunFolder(config.run_dir)
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
     checkpoints = Checkpoints(config.checkpoints_location)
     digests = {"config": digest, "data": data.digest}
-    state = _resume(config, engine, checkpoints, digests, folder)
+    with phase("resume"):
+        state = _resume(config, engine, checkpoints, digests, folder)
     at_step(state.step)
     log(
         "training begins",
@@ -100,7 +108,8 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         device=str(device),
         engine=type(engine).__name__,
     )
-    recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
+    with phase("trackers"):
+        recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
     total_steps = build_schedule(config, len(train_pairs)).total_steps
 
     def committed(step: int) -> None:
@@ -109,7 +118,8 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         checkpoint_finished(folder.path, step)
 
     keep = config.train.keep_checkpoints, config.train.keep_best_checkpoints
-    saver = Saver(checkpoints, engine, *keep, folder.note, committed)
+    with phase("memory for checkpoints"):
+        saver = Saver(checkpoints, engine, *keep, folder.note, committed)
     alarm = Alarm(config.train.checkpoint_every_minutes)
 
     class RunSink(Sink):

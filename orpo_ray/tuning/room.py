@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orpo_ray.cluster.share import uses_gpus
 from orpo_ray.config import SweepConfig, TrainConfig
 from orpo_ray.errors import UserError
-from orpo_ray.training.cluster import uses_gpus
 
 OF_A_TRIAL = {"memory": 2**20}
 """What a trial takes beside its workers. It only waits for them, and of CPUs any part would be missing to them."""
-_CPUS_OF_A_WIN_RATE = 2  # an engine and a scorer, beside training
 
 
 def cpus_of(run: TrainConfig) -> float:
-    """All that a trial takes."""
-    workers = run.scaling.most_workers * run.scaling.cpus_per_worker
-    return workers + (_CPUS_OF_A_WIN_RATE if run.eval.win_rate else 0)
+    """All that a trial takes at the least."""
+    return run.scaling.most_workers * run.scaling.least_cpus_per_worker + run.spare_cpus
 
 
 def concurrency(config: SweepConfig, run: TrainConfig, cluster: Mapping[str, float]) -> int:

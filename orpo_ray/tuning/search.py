@@ -30,13 +30,17 @@ class _NotStored:
 class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
     """Gives Ray Tune the trials in their order, without those that are over."""
 
-    def __init__(self, config: SweepConfig, folder: SweepFolder, ledger: Ledger, searcher: Searcher, lag: int) -> None:
+    def __init__(
+        self, config: SweepConfig, folder: SweepFolder, ledger: Ledger, searcher: Searcher, lag: int, cpus: float
+    ) -> None:
+        """`cpus`: of a worker."""
         super().__init__(metric=None, mode=None)
         self._config = config
         self._folder = folder
         self._ledger = ledger
         self._searcher = searcher
         self._lag = lag
+        self._cpus = cpus
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, None while it depends on one that is running, or that there is none."""
@@ -52,6 +56,8 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
             trial = ledger.begin(self._searcher.settings(index, ledger.outcomes(upto)))
             if not ledger.over(trial):
                 run = self._folder.training(index, trial.settings)
+                scaling = run.scaling.model_copy(update={"cpus_per_worker": self._cpus})
+                run = run.model_copy(update={"scaling": scaling})
                 return {"index": index, "run": run.model_dump_json(by_alias=True)}
         return TuneSearcher.FINISHED
 
@@ -101,17 +107,19 @@ def search(
     searcher: Searcher,
     concurrency: int,
     lag: int,
+    cpus: float,
     seconds: float | None,
     changed: Callable[[], None],
 ) -> None:
-    """Run trials until there are no more, or `seconds` have passed. `changed` is called whenever more is known."""
+    """Run trials, whose workers have `cpus` each, until there are no more, or `seconds` have passed. `changed` is
+    called whenever more is known."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep like any other command
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     training = folder.training(0, config.first_point)
     tuner = tune.Tuner(
         tune.with_resources(run_trial, OF_A_TRIAL),
         tune_config=tune.TuneConfig(
-            search_alg=Source(config, folder, ledger, searcher, lag),
+            search_alg=Source(config, folder, ledger, searcher, lag, cpus),
             scheduler=InOrder(ledger, folder, changed),
             num_samples=config.number_of_trials,
             max_concurrent_trials=concurrency,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections import Counter
@@ -10,11 +9,12 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.telemetry.trackers import require_trackers
-from orpo_ray.training.cluster import connect
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
@@ -24,7 +24,7 @@ from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, Status, Trial
 from orpo_ray.tuning.points import searcher_of
 from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
-from orpo_ray.tuning.room import concurrency, cpus_of
+from orpo_ray.tuning.room import concurrency
 
 
 def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
@@ -50,12 +50,14 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     require_trackers(first.trackers)
     pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
     total_steps = build_schedule(first, pairs).total_steps
-    connect(cpus=max(2, math.ceil(cpus_of(first))))  # finalists take an engine and a scorer
+    connect(config.cpus)
     import ray
 
     from orpo_ray.tuning.search import search
 
     at_a_time = concurrency(config, first, ray.cluster_resources())
+    all_workers = first.scaling.model_copy(update={"num_workers": first.scaling.most_workers * at_a_time})
+    cpus = cpus_of_a_worker(all_workers, cluster_nodes(), spare=first.spare_cpus * at_a_time)
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
     console.print(
@@ -85,7 +87,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         folder.ray.mkdir(mode=0o700, exist_ok=True)  # Ray Tune writes its trials' configurations there as they are
         seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)
         try:
-            search(config, folder, ledger, searcher_of(config), at_a_time, lag, seconds, changed)
+            search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed)
         finally:
             shutil.rmtree(folder.ray, ignore_errors=True)
     for trial in ledger.trials:

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from orpo_ray.cluster.connection import connect
 from orpo_ray.errors import UserError
-from orpo_ray.training.cluster import connect
 
 
 def test_an_address_where_nobody_listens_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orpo_ray.bench.stages.models import plan_evaluation, random_policy
 from orpo_ray.bench.stages.way import Way
+from orpo_ray.cluster.connection import connect
 from orpo_ray.config.evaluation import SamplingConfig, ScoringConfig
 from orpo_ray.config.evaluation_benchmark import GenerationBenchmarkConfig
 from orpo_ray.evaluation.generation import (
@@ -22,7 +23,6 @@ from orpo_ray.evaluation.generation import (
 )
 from orpo_ray.evaluation.models import TRUTH
 from orpo_ray.evaluation.pipeline import AT_WORK
-from orpo_ray.training.cluster import connect
 
 _VLLMS_OWN_BATCH = 256
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from orpo_ray.bench.stages.models import plan_evaluation, random_judge, random_policy
 from orpo_ray.bench.stages.way import Way
+from orpo_ray.cluster.connection import connect
 from orpo_ray.config.evaluation_benchmark import PipelineBenchmarkConfig
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.pipeline import Pipeline
 from orpo_ray.evaluation.plan import EvaluationPlan
-from orpo_ray.training.cluster import connect
 
 _A_CPU_EACH = Resources(generators=1, scorers=1, cpus=1, generator_gpus=0, scorer_gpus=0, gpu_memory=None)
 

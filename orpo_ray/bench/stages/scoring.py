@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from orpo_ray.bench.stages.models import random_judge
 from orpo_ray.bench.stages.way import Way
+from orpo_ray.cluster.allocator import keep_freed_memory
 from orpo_ray.config import ModelConfig
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.config.evaluation_benchmark import ScoringBenchmarkConfig
@@ -19,7 +20,6 @@ from orpo_ray.evaluation.models import Completion, Speaker, find_reward_model
 from orpo_ray.evaluation.scoring import Rows
 from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.modeling.scorer import packed_scores
-from orpo_ray.training.allocator import keep_freed_memory
 
 _RECORDS_OF_A_PROMPT = 3
 """Its own two responses and those of the two records after it: six, as three models with two rounds would give."""

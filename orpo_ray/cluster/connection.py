@@ -1,0 +1,171 @@
+"""Connecting to Ray: the cluster one runs on, or a small one of this machine."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orpo_ray.cluster.allocator import use_one_arena
+from orpo_ray.cluster.fork_server import ForkServer
+from orpo_ray.cluster.head import SOCKET, Head
+from orpo_ray.errors import UserError
+from orpo_ray.telemetry.phases import phase
+
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+"""Where the workers of a cluster of this machine talk to each other."""
+_SECONDS_TO_ANSWER = 10.0
+
+SHARED = ("deepspeed", "pandas", "pyarrow.parquet", "torch.utils.tensorboard", "orpo_ray.training.launcher")
+"""What drivers and workers import alike."""
+OF_WORKERS = ("ray.train.torch", "orpo_ray.training.worker")
+"""What workers import besides, and needs Ray."""
+
+_head: Head | None = None
+_forks: ForkServer | None = None
+
+
+ENGINES = ("orpo_ray.evaluation.scoring", "orpo_ray.evaluation.vllm_imports")
+"""What the actors of an evaluation import besides."""
+
+
+TRIALS = ("ray.tune", "orpo_ray.tuning.trial")
+"""What the trials of a sweep import besides."""
+
+
+def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> None:
+    """Start the cluster that `connect` is going to want, and import what its workers need meanwhile.
+
+    `now` and `later`: modules that workers need besides, before the first starts or when none has started for a while.
+    To be called once, early, by a process that has no other thread yet and has not imported Ray. A process that does
+    not call it waits longer in `connect`, and that is all.
+    """
+    global _forks
+    _set_modes()
+    if not os.environ.get("RAY_ADDRESS"):
+        _start_head(cpus)
+    if _may_fork():
+        use_one_arena()
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed probes for others when it is imported
+        with phase("imports"):
+            for module in SHARED:
+                importlib.import_module(module)
+        _forks = ForkServer((), [*OF_WORKERS, *now], later, copy=True)
+        atexit.register(disconnect)
+
+
+def connect(cpus: int = 1) -> None:
+    """Connect to the cluster of `RAY_ADDRESS` (set inside a Ray job), or start one on this machine.
+
+    A cluster started here listens on loopback only, wants a token that nobody else knows, and has at least
+    `cpus` CPU slots. Does nothing where this process is connected already. Raises `UserError` where no cluster answers
+    at `RAY_ADDRESS`, or none lets this process in.
+    """
+    global _forks
+    _set_modes()
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and _head is None:
+        _start_head(cpus)
+        if _may_fork():
+            _forks = ForkServer(SHARED, OF_WORKERS, (), copy=False)
+    atexit.register(disconnect)
+    if address:
+        _join(address)
+    else:
+        _join_own()
+
+
+def disconnect() -> None:
+    """Leave the cluster, and end it where this process has started it: nothing of it is left when this returns."""
+    global _head, _forks
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+    if _forks is not None:
+        _forks.stop()
+    if _head is not None:
+        _head.stop()
+    _head = _forks = None
+
+
+def _set_modes() -> None:
+    """Ray's settings that it reads when it is imported."""
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        # Asked for 127.0.0.1, Ray on Linux takes the machine's own address and listens on all, unless it is told that
+        # this is a system on which no other machine can join.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _may_fork() -> bool:
+    """Whether workers may be forked from one process.
+
+    Not on a machine with GPUs, whose libraries must not be initialised before a fork, which nobody has tried there. Not
+    in a Ray job, whose nodes run code that was brought to them.
+    """
+    gpus = Path("/dev/kfd").exists() or any(Path("/dev").glob("nvidia[0-9]*"))
+    return sys.platform == "linux" and not gpus and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
+
+
+def _start_head(cpus: int) -> None:
+    global _head
+    for name, value in _LOOPBACK.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default (15) the cluster's own daemons go before training
+    # Each of Ray's actors takes 1 % of a core, which training uses whole: no spare one, and none that waits for a
+    # notice that this machine is to be drained, which nobody else could give.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    _head = Head(max(cpus, os.cpu_count() or 1))
+
+
+def _join_own() -> None:
+    """Connect to the cluster that this process has started."""
+    assert _head is not None
+    _init(_head.address)
+
+
+def _join(address: str) -> None:
+    """Connect to the cluster at `address`. Raises `UserError` where none answers, or none lets this process in."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+        except OSError as error:
+            raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
+    try:
+        _init(address)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster there lets this process in; RAY_AUTH_TOKEN or ~/.ray/auth_token "
+            f"has to hold its token: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _init(address: str) -> None:
+    """`ray.init`, with workers from this process's fork server where they are on its machine."""
+    import ray
+
+    # Without any runtime environment Ray starts a worker past `setup_worker.py`.
+    runtime_env = {} if _forks is None else {"env_vars": {SOCKET: _forks.path}}
+    ray.init(address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
+    if _forks is not None:  # it imports what needs Ray at the first call, which nobody waits for
+        ray.remote(num_cpus=0)(_nothing).remote()
+
+
+def _nothing() -> None:
+    pass

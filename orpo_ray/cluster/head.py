@@ -1,0 +1,65 @@
+"""The process that holds this machine's own cluster: apart from the driver, which imports while Ray starts.
+
+    python -m orpo_ray.cluster.head CPUS
+
+prints the cluster's address, and ends the cluster when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from functools import cached_property
+from pathlib import Path
+
+SOCKET = "ORPO_RAY_FORK_SERVER"
+"""The environment variable by which `setup_worker.py` knows a driver's `ForkServer`."""
+
+
+class Head:
+    """That process, as the one that starts it sees it."""
+
+    def __init__(self, cpus: int) -> None:
+        command = [sys.executable, "-m", "orpo_ray.cluster.head", str(cpus)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    @cached_property
+    def address(self) -> str:
+        """Of the cluster, once it is there."""
+        assert self._process.stdout is not None
+        address = self._process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError("Ray could not be started on this machine; what it says stands above")
+        return address
+
+    def stop(self) -> None:
+        """End the cluster. Returns when its processes are gone."""
+        if "address" not in vars(self):  # still starting, for nothing: Ray's own reaper ends what there is of it
+            self._process.kill()
+        self._process.communicate()
+
+
+def _hold(cpus: int) -> None:
+    os.setsid()  # Ctrl-C in a terminal is for the driver, which ends this process when it is done
+    import ray
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = str(Path(__file__).with_name("setup_worker.py"))
+    context = ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+    )
+    print(context.address_info["gcs_address"], flush=True)
+    sys.stdin.read()
+    ray.shutdown(wait_for_processes=True)
+    os._exit(0)  # Ray's own way out waits for half a second
+
+
+if __name__ == "__main__":
+    _hold(int(sys.argv[1]))

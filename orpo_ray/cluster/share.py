@@ -1,0 +1,42 @@
+"""What a training run's workers take of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orpo_ray.config import ScalingConfig
+
+_MOST_CPUS_BESIDE_A_GPU = 4  # one packs batches, one writes checkpoints; the rest is for data and the system
+
+
+def cluster_nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each node of the cluster that this process is connected to."""
+    import ray
+
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources]
+
+
+def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
+    """Whether the workers of a training run take GPUs on a cluster that has `gpus` of them."""
+    if scaling.use_gpu == "auto":
+        return gpus >= scaling.fewest_workers * scaling.gpus_per_worker
+    return scaling.use_gpu
+
+
+def cpus_of_a_worker(scaling: ScalingConfig, nodes: Sequence[tuple[float, float]], *, spare: int = 0) -> float:
+    """`scaling.cpus_per_worker`, where it is `auto` for a cluster whose `nodes` have so many `(CPUs, GPUs)`.
+
+    Without GPUs the most that each of all workers can have, when `spare` CPUs are left to others (issue 14); never
+    less than 1. Beside a GPU a few.
+    """
+    if scaling.cpus_per_worker != "auto":
+        return scaling.cpus_per_worker
+    if uses_gpus(scaling, int(sum(gpus for _, gpus in nodes))):
+        beside = [cpus * scaling.gpus_per_worker / gpus for cpus, gpus in nodes if gpus]
+        return max(1, min(_MOST_CPUS_BESIDE_A_GPU, int(min(beside)) - 1))
+    largest = int(max((cpus for cpus, _ in nodes), default=1))
+    for share in range(largest, 1, -1):
+        if sum(int(cpus // share) for cpus, _ in nodes) * share >= scaling.most_workers * share + spare:
+            return share
+    return 1
