@@ -34,13 +34,15 @@ def main() -> None:
     options = parser.parse_args()
     from torch.multiprocessing.spawn import spawn
 
+    from orpo_ray.training.allocator import ENVIRONMENT
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(options.ranks), DS_ACCELERATOR="cpu",
-            OMP_NUM_THREADS=str(options.threads),
+            OMP_NUM_THREADS=str(options.threads), **ENVIRONMENT,
         )  # fmt: skip
         spawn(_rank, (options, folder), nprocs=options.ranks)  # type: ignore[no-untyped-call]
         sys.stdout.write((Path(folder) / "result.json").read_text() + "\n")
@@ -113,6 +115,8 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
         result = {
             "engine": type(engine).__name__,
             "steps": len(timed),
+            "tokens": statistics.mean(line["tokens"] for line in lines if "loss" in line),
+            "mfu": statistics.median(line["mfu"] for line in lines if "loss" in line),
             "median_seconds": statistics.median(timed),
             "fastest_seconds": min(timed),
             "evaluation_seconds": seconds[-1],
