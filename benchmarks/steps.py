@@ -2,9 +2,9 @@
 
     python benchmarks/steps.py configs/toy-orpo.yaml model.name_or_path=toy --steps 60 --warm-up 10 --ranks 2
 
-Takes a training configuration, or a benchmark's (then its `run`), with dotted overrides. Prints a JSON object: the median
-seconds of a step after the warm-up, seconds of the evaluation at the end, the losses, and a sum of the weights after
-the last step. Two trees are compared by running this file against each in turn, by way of PYTHONPATH.
+Takes a training configuration, or a benchmark's (then its `run`), with dotted overrides. Prints a JSON object: the
+median seconds of a step after the warm-up, seconds of the evaluation at the end, the losses, and a sum of the weights
+after the last step. Two trees are compared by running this file against each in turn, by way of PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument("--profile", help="a file for cProfile's statistics of rank 0")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     from torch.multiprocessing.spawn import spawn
 
     from orpo_ray.training.allocator import ENVIRONMENT
@@ -109,7 +110,7 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
         digest = hashlib.sha256()
         for name in sorted(weights):
             digest.update(weights[name].detach().float().numpy().tobytes())
-        seconds = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+        seconds = [end - start for start, end in pairwise(ends)]
         # The first line and the last are those of evaluations.
         timed = seconds[options.warm_up : -1]
         result = {

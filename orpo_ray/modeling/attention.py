@@ -6,6 +6,7 @@ layer (and through the recomputation of gradient checkpointing) to the function 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -82,7 +83,7 @@ def _part_by_part(
     window: int | None,
 ) -> Tensor:
     """Scaled-dot-product attention of one of the layout's parts after another: the path of CPUs and of float32."""
-    compute = partial(
+    compute: Callable[..., Tensor] = partial(
         F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
     )
     # split, not slices: the gradient of each slice would be a zeroed tensor of the whole row.
@@ -95,8 +96,8 @@ def _part_by_part(
         own = queries[index], keys[index], values[index]  # (1, tokens, heads, head_dim) each
         if isinstance(part, Block):
             rows = len(part.segment)
-            inputs = (_Filled.apply(x[0], part).unflatten(0, (rows, -1)).transpose(1, 2) for x in own)
-            result = _Emptied.apply(compute(*inputs, attn_mask=mask).transpose(1, 2).flatten(0, 1), part)[None]
+            inputs = (_filled(x[0], part).view(rows, -1, *x.shape[2:]).transpose(1, 2) for x in own)
+            result = _emptied(compute(*inputs, attn_mask=mask).transpose(1, 2).flatten(0, 1), part)[None]
         else:
             mine, seen, read = own
             if part.prompt_end > part.prompt_start:
@@ -109,6 +110,16 @@ def _part_by_part(
     if padding:
         attended.append(query.new_zeros(1, padding, *attended[0].shape[2:]))
     return torch.cat(attended, dim=1)
+
+
+def _filled(tokens: Tensor, block: Block) -> Tensor:
+    slots: Tensor = _Filled.apply(tokens, block)  # type: ignore[no-untyped-call]
+    return slots
+
+
+def _emptied(slots: Tensor, block: Block) -> Tensor:
+    tokens: Tensor = _Emptied.apply(slots, block)  # type: ignore[no-untyped-call]
+    return tokens
 
 
 class _Filled(torch.autograd.Function):

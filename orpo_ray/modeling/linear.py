@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+_AVAILABLE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 ROWS = 32
 """oneDNN compiles a kernel for each shape that it meets and keeps a thousand: rows are best a multiple of this."""
 
 
 def by_onednn(tensor: Tensor) -> bool:
     """Whether products of `tensor` are oneDNN's here."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and _AVAILABLE
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
