@@ -7,7 +7,7 @@ so that each log-prob equals that of the plain text `prompt + continuation`, at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ids = NDArray[np.int32]
+
+# Attention of a prompt with its continuations up to this many tokens takes longer to call than to compute.
+_SHORT = 96
+_UNLIKE = 2.0
+"""Such examples of a block are at most this many times longer than its shortest."""
 
 
 class Segment(NamedTuple):
@@ -53,12 +58,51 @@ class Varlen(NamedTuple):
         return self._replace(keys=keys, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k)
 
 
+class Block(NamedTuple):
+    """Short prompts with their continuations, `[start, end)` of a packed row, that attention computes in one call.
+
+    Each has a row of slots, as long as the longest; what it leaves over is padding.
+    """
+
+    start: int
+    end: int
+    slots: Tensor
+    """`(rows * width,)` int64: the token in each slot, counted from `start`; 0 in padding."""
+    places: Tensor
+    """`(end - start,)` int64: the slot of each token."""
+    segment: Tensor
+    """`(rows, width)` int64: of a slot's token: 0 in a prompt, 1 and up in its continuations; -1 in padding."""
+    position: Tensor
+    """`(rows, width)` int64: position id of a slot's token; -1 in padding."""
+
+    def to(self, device: torch.device) -> Block:
+        return self._replace(**{name: getattr(self, name).to(device) for name in self._fields[2:]})
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """`(rows, 1, width, width)`: 0 where the query of a row sees the key of a column, else minus infinity.
+
+        Padding sees padding: a query that saw nothing would have no softmax.
+        """
+        query_segment, key_segment = self.segment[:, :, None], self.segment[:, None]
+        distance = self.position[:, :, None] - self.position[:, None]
+        seen = ((query_segment == key_segment) | (key_segment == 0)) & (distance >= 0)
+        if window is not None:
+            seen &= distance < window
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        return mask[:, None]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which tokens of a packed row see which; travels to the attention function as a forward keyword."""
 
     segments: tuple[Segment, ...]
     device: torch.device
+
+    @cached_property
+    def parts(self) -> list[Block | Segment]:
+        """The row, from its first token to its last, in blocks of short examples and single segments of long ones."""
+        return [part.to(self.device) if isinstance(part, Block) else part for part in _parts(self.segments)]
 
     @cached_property
     def varlen(self) -> Varlen:
@@ -83,18 +127,22 @@ class Layout:
         return moved
 
     @cached_property
-    def _masks(self) -> dict[int | None, list[Tensor | None]]:
+    def _masks(self) -> dict[tuple[int | None, torch.dtype], list[Tensor | None]]:
         return {}
 
-    def masks(self, window: int | None) -> list[Tensor | None]:
-        """Per segment the boolean `(queries, keys)` mask, True where a query sees a key; None: plain causal.
+    def masks(self, window: int | None, dtype: torch.dtype) -> list[Tensor | None]:
+        """Of each of `parts`: of a block see its `mask`; of a segment the boolean `(queries, keys)`, True where a query
+        sees a key, or None: plain causal.
 
-        `window`: a query at position p sees keys at positions above `p - window` only (sliding window).
-        Built once per batch and shared by its layers.
+        `window`: a query at position p sees keys at positions above `p - window` only (sliding window); `dtype`: of the
+        queries. Built once per batch and shared by its layers.
         """
-        if window not in self._masks:
-            self._masks[window] = [_mask(segment, window, self.device) for segment in self.segments]
-        return self._masks[window]
+        if (window, dtype) not in self._masks:
+            self._masks[window, dtype] = [
+                part.mask(window, dtype) if isinstance(part, Block) else _mask(part, window, self.device)
+                for part in self.parts
+            ]
+        return self._masks[window, dtype]
 
 
 def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
@@ -104,6 +152,46 @@ def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor 
         return None
     mask = torch.ones(queries, prompt + queries, dtype=torch.bool, device=device).tril(prompt)
     return mask.triu(prompt - window + 1) if slides and window is not None else mask
+
+
+def _parts(segments: tuple[Segment, ...]) -> Iterator[Block | Segment]:
+    """Examples are taken in order; a block ends where the next would leave too much of it empty."""
+    starts = [index for index, segment in enumerate(segments) if segment.prompt_end == segment.prompt_start]
+    examples = [segments[start:end] for start, end in zip(starts, [*starts[1:], len(segments)], strict=True)]
+    short: list[tuple[Segment, ...]] = []
+    shortest = longest = 0
+    for example in examples:
+        tokens = example[-1].end - example[0].start
+        shortest, longest = (min(shortest, tokens), max(longest, tokens)) if short else (tokens, tokens)
+        if short and (tokens > _SHORT or longest > _UNLIKE * shortest):
+            yield _block(short)
+            short, shortest, longest = [], tokens, tokens
+        if tokens > _SHORT:
+            yield from example
+        else:
+            short.append(example)
+    if short:
+        yield _block(short)
+
+
+def _block(examples: list[tuple[Segment, ...]]) -> Block:
+    start, end = examples[0][0].start, examples[-1][-1].end
+    tokens = np.array([example[-1].end - example[0].start for example in examples])
+    rows, width = len(examples), int(tokens.max())
+    sizes = np.array([[segment.end - segment.start for segment in example] for example in examples])
+    within = np.arange(end - start) - np.repeat(tokens.cumsum() - tokens, tokens)  # of its example
+    numbers = np.tile(np.arange(sizes.shape[1]), rows)
+    segment = np.repeat(numbers, sizes.ravel())
+    # A continuation's positions follow the prompt's, whatever other continuations lie between.
+    before = (sizes.cumsum(1) - sizes) - np.where(np.arange(sizes.shape[1]) > 0, sizes[:, :1], 0)
+    position = within - np.repeat(before.ravel(), sizes.ravel())
+    places = np.repeat(np.arange(rows), tokens) * width + within
+    slots = np.zeros(rows * width, np.int64)
+    slots[places] = np.arange(end - start)
+    of_slots = np.full((2, rows * width), -1, np.int64)
+    of_slots[:, places] = segment, position
+    segments, positions = torch.from_numpy(of_slots.reshape(2, rows, width))
+    return Block(start, end, torch.from_numpy(slots), torch.from_numpy(places), segments, positions)
 
 
 @dataclass(frozen=True)

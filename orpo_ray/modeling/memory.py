@@ -28,7 +28,10 @@ from orpo_ray.modeling.scorer import Scorer
 Recomputation = Literal["none", "selective", "full"]
 LEVELS: tuple[Recomputation, ...] = ("none", "selective", "full")
 
-_KEPT_OPERATORS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product", "torch_attn::_varlen_attn")
+_KEPT_OPERATORS = (
+    "aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise", "aten::_scaled_dot_product",
+    "torch_attn::_varlen_attn",
+)  # fmt: skip
 _SMALL_CHUNK = 1 << 27
 _PROBE_TOKENS = 64
 

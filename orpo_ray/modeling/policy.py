@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.head import LogprobHead
+from orpo_ray.modeling.linear import ROWS, by_onednn, quicken
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """The trunk's last hidden states `(tokens, width)` of a packed row."""
+    ids = torch.stack([batch.input_ids, batch.position_ids])
+    if by_onednn(next(model.parameters())):
+        # Tokens behind the row that nothing attends to: without them every batch would be of a shape of its own.
+        ids = F.pad(ids, (0, -batch.tokens % ROWS))
     output = model.base_model(
-        input_ids=batch.input_ids[None],
-        position_ids=batch.position_ids[None],
+        input_ids=ids[:1],
+        position_ids=ids[1:],
         layout=batch.layout,
         use_cache=False,
     )
-    hidden: Tensor = output.last_hidden_state[0]
+    hidden: Tensor = output.last_hidden_state[0, : batch.tokens]
     return hidden
 
 
@@ -32,6 +38,7 @@ class PackedPolicy(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        quicken(model.base_model)
         model.set_output_embeddings(LogprobHead.from_linear(model.get_output_embeddings()))
         self.model = model
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.linear import quicken
 from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, require_packable
 from orpo_ray.modeling.lora import add_adapters, merged_weights, plain_name
 from orpo_ray.modeling.policy import hidden_states
@@ -58,6 +59,7 @@ class PackedRewardModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        quicken(model.base_model)
         model.score = RewardHead.from_linear(model.score)
         self.model = model
         self.offset = float(getattr(model.config, "reward_offset", 0.0))

@@ -147,6 +147,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": stage}
     if torch.cuda.is_available():  # reduce gradients on a stream of their own, beside backward
         zero |= {"overlap_comm": True}
+    elif stage < 3:  # by default it all-reduces each bucket too, but cut up into a copy and put together again
+        zero |= {"reduce_scatter": False}
     if stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": True}
     if config.train.offload_optimizer:

@@ -20,6 +20,8 @@ from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.modeling.scorer import Scorer
 
+_TOGETHER = 1 << 24  # gradients that one all-reduce sums, in elements: they are copied once more
+
 
 class Piece(NamedTuple):
     """A run of one parameter's elements, in its flattened order, with what AdamW knows of them.
@@ -76,8 +78,11 @@ class Engine(Protocol):
 
 
 def parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, biases and norms do not."""
+    """AdamW's groups: matrices decay, biases and norms do not. Where nothing does, one group: ZeRO reduces the norm and
+    gathers the weights of each on its own."""
     trained = [p for p in policy.parameters() if p.requires_grad]
+    if not weight_decay:
+        return [{"params": trained, "weight_decay": 0.0}]
     decayed = [p for p in trained if p.ndim >= 2]
     kept = [p for p in trained if p.ndim < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
@@ -160,10 +165,16 @@ class TorchEngine:
         return norm
 
     def _sum_gradients(self) -> None:
+        waiting: list[Tensor] = []
         for weight in self._weights:
             if weight.grad is None:  # nothing of this rank's share asked for it
                 weight.grad = torch.zeros_like(weight)
-            torch.distributed.all_reduce(weight.grad)
+            waiting.append(weight.grad)
+            if sum(gradient.numel() for gradient in waiting) >= _TOGETHER:
+                _sum_together(waiting)
+                waiting = []
+        if waiting:
+            _sum_together(waiting)
 
     def _copy_down(self) -> None:
         with torch.no_grad():
@@ -198,6 +209,14 @@ class TorchEngine:
         for state in self._states():
             state["step"].fill_(updates)
         self._copy_down()
+
+
+def _sum_together(gradients: list[Tensor]) -> None:
+    """Each becomes its sum over ranks, by one collective: one has a price of its own, whatever its size."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
 
 
 def gather(value: Any) -> list[Any]:
