@@ -33,6 +33,10 @@ ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR := cpu
 endif
 
+# Of pip only errors: it has a line or more to say of each of some 300 packages.
+$(STAMP) $(PEERS): export PIP_QUIET := 2
+$(STAMP) $(PEERS): export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all faults fuzz bench lint types lock clean
 
@@ -78,8 +82,9 @@ bench: $(STAMP) $(PEERS)  ## measure trainers and the evaluation side by side, r
 	$(BIN)/python -m orpo_ray.bench.table README.md
 
 $(PEERS): requirements/bench.txt $(STAMP)
-	rm -rf $(PEERS_DIR)
-	$(BIN)/pip install --no-deps --target $(PEERS_DIR) -r requirements/bench.txt
+	@echo "==> $(PEERS_DIR): the other trainers (seconds)"
+	@rm -rf $(PEERS_DIR)
+	@$(BIN)/pip install --no-deps --target $(PEERS_DIR) -r requirements/bench.txt
 	@touch $@
 
 lint: $(STAMP)  ## ruff
@@ -106,13 +111,16 @@ $(STAMP):
 	  echo "make: no Python found; name a Python 3.11 with make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "make: $(PYTHON) is not Python 3.11, which $(LOCK) is pinned for" >&2; exit 1; }
-	@echo "==> $(VENV): installing $(LOCK) (a few minutes, about 4 GB)"
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "==> $(VENV): installing $(LOCK), about 4 GB"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*
-	$(BIN)/pip install --no-deps '$(TORCH)' || { \
+	@echo "==> $(VENV): $(TORCH) (a minute or two)"
+	@$(BIN)/pip install --no-deps '$(TORCH)' || { \
 	  echo "==> $(TORCH) is not on the configured index; asking PyTorch's own"; \
 	  $(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'; }
-	$(BIN)/pip install --no-deps -r $(LOCK)
-	$(BIN)/pip install --no-deps --no-build-isolation -e .
+	@echo "==> $(VENV): the other $(shell grep -c == $(LOCK)) packages; DeepSpeed is built (two to five minutes)"
+	@$(BIN)/pip install --no-deps -r $(LOCK)
+	@echo "==> $(VENV): orpo_ray itself (seconds)"
+	@$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "==> $(VENV) is ready"
