@@ -250,7 +250,8 @@ def test_checkpoints_are_compared_beside_training(run: Path, storage: Path) -> N
     assert "Against" in write_report(folder).read_text()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+# A killed driver is in tests/faults/test_quick.py too.
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_interrupted_run_continues_to_the_same_weights(
     run: Path, storage: Path, how: signal.Signals, beside_tests: dict[str, str]
 ) -> None:
