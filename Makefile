@@ -19,6 +19,12 @@ TORCH := $(shell grep '^torch==' $(LOCK))
 # PyTorch's own wheel index, asked only where the configured one does not have the CPU build.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
+PYTEST := $(BIN)/python -m pytest
+ON_ALL_CPUS := --numprocesses logical --maxprocesses 8 --dist loadfile
+WITH_LONG := -m 'long or not long'
+# PYTEST_ARGS may select tests of one line alone; pytest then ends the others with a 5.
+OR_NONE := $(if $(PYTEST_ARGS),|| test $$? = 5)
+
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -27,29 +33,41 @@ ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR := cpu
 endif
 
+# Of pip only errors: it has a line or more to say of each of some 300 packages.
+$(STAMP) $(PEERS): export PIP_QUIET := 2
+$(STAMP) $(PEERS): export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test faults fuzz bench lint types lock clean
+.PHONY: help venv demo test test-all faults fuzz bench lint types lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## create .venv and install the pinned packages (a second call installs nothing)
 
 demo: $(STAMP)  ## train and compare SFT, DPO and ORPO in the embedded world, on two CPU cores
 	$(BIN)/orpo-ray demo --out $(OUT)
 
+# Each line is a pytest process of its own: the unit tests, which are independent, on all CPUs; and a cluster that wants a
+# token, since Ray reads its authentication mode when it is imported.
 test: $(STAMP)  ## run the unit tests, the integration tests, the quickest faults, and jobs on a cluster
-	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/faults/test_quick.py $(PYTEST_ARGS) || test $$? = 5  # 5: PYTEST_ARGS selects none
-	$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS) || test $$? = 5
+	$(PYTEST) $(ON_ALL_CPUS) tests/unit $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) tests/integration $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) tests/faults/test_quick.py $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) tests/cluster $(PYTEST_ARGS) $(OR_NONE)
 
-# A cluster wants a pytest process of its own, since Ray reads its authentication mode when it is imported.
+test-all: $(STAMP)  ## the same with every case of the fuzz tests, whole documented commands, and every fault
+	FUZZ=1 $(PYTEST) $(ON_ALL_CPUS) tests/unit $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) tests/integration $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) tests/faults $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) tests/cluster $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
+
 faults: $(STAMP)  ## disturb runs in every way of docs/reliability.md, and rewrite its table
-	$(BIN)/python -m pytest tests/faults/test_matrix.py --results benchmarks/results/faults.json $(PYTEST_ARGS)
+	$(PYTEST) tests/faults/test_matrix.py $(WITH_LONG) --results benchmarks/results/faults.json $(PYTEST_ARGS)
 	PYTHONPATH=tests $(BIN)/python tests/faults/fault_page.py benchmarks/results/faults.json docs/reliability.md
 
 fuzz: $(STAMP)  ## damage data, configurations and reports in 20 times as many ways, drawn anew (about 20 minutes)
-	FUZZ=20 $(BIN)/python -m pytest tests/unit -k fuzz --timeout 3600 $(PYTEST_ARGS)
+	FUZZ=20 $(PYTEST) tests/unit -k fuzz --timeout 3600 $(PYTEST_ARGS)
 
 # Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none, and
 # the stages of an evaluation where there is one: they are measured on a CPU each, which vLLM for GPUs does not run on.
@@ -64,8 +82,9 @@ bench: $(STAMP) $(PEERS)  ## measure trainers and the evaluation side by side, r
 	$(BIN)/python -m orpo_ray.bench.table README.md
 
 $(PEERS): requirements/bench.txt $(STAMP)
-	rm -rf $(PEERS_DIR)
-	$(BIN)/pip install --no-deps --target $(PEERS_DIR) -r requirements/bench.txt
+	@echo "==> $(PEERS_DIR): the other trainers (seconds)"
+	@rm -rf $(PEERS_DIR)
+	@$(BIN)/pip install --no-deps --target $(PEERS_DIR) -r requirements/bench.txt
 	@touch $@
 
 lint: $(STAMP)  ## ruff
@@ -92,13 +111,16 @@ $(STAMP):
 	  echo "make: no Python found; name a Python 3.11 with make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "make: $(PYTHON) is not Python 3.11, which $(LOCK) is pinned for" >&2; exit 1; }
-	@echo "==> $(VENV): installing $(LOCK) (a few minutes, about 4 GB)"
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "==> $(VENV): installing $(LOCK), about 4 GB"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*
-	$(BIN)/pip install --no-deps '$(TORCH)' || { \
+	@echo "==> $(VENV): $(TORCH) (a minute or two)"
+	@$(BIN)/pip install --no-deps '$(TORCH)' || { \
 	  echo "==> $(TORCH) is not on the configured index; asking PyTorch's own"; \
 	  $(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'; }
-	$(BIN)/pip install --no-deps -r $(LOCK)
-	$(BIN)/pip install --no-deps --no-build-isolation -e .
+	@echo "==> $(VENV): the other $(shell grep -c == $(LOCK)) packages; DeepSpeed is built (two to five minutes)"
+	@$(BIN)/pip install --no-deps -r $(LOCK)
+	@echo "==> $(VENV): orpo_ray itself (seconds)"
+	@$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "==> $(VENV) is ready"

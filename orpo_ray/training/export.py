@@ -4,6 +4,7 @@ adapters, besides, in peft's format.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -124,6 +125,7 @@ def _begin(target: Path) -> Path:
 
 def _save_manner(folder: Path, tokenizer: Tokenizer, config: TrainConfig) -> None:
     """The model must be spoken to as it was trained: tokenizer and template travel with it."""
+    tokenizer = copy.copy(tokenizer)  # the caller's stays as it is
     tokenizer.chat_template = resolve_template(config.data.chat_template, tokenizer)
     tokenizer.save_pretrained(folder)
     write_text_rule(folder, config.data.chat_template is not None)

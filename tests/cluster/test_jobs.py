@@ -210,18 +210,22 @@ def test_a_sweep_is_a_job(jobs: Jobs, storage: Path, trained: Path) -> None:
     assert (storage / "sweep/best.yaml").is_file()
 
 
-def test_an_evaluation_is_a_job(jobs: Jobs, storage: Path, trained: Path) -> None:
-    file = storage / "winrate.yaml"
-    models = {"one": str(trained), "same": str(trained / "model")}
+@pytest.mark.parametrize("models", [["one"], pytest.param(["one", "same"], marks=pytest.mark.long)], ids="+".join)
+def test_an_evaluation_is_a_job(jobs: Jobs, storage: Path, trained: Path, models: list[str]) -> None:
+    """Each model takes an engine of its own."""
+    name = f"winrate-{len(models)}"
+    file = storage / f"{name}.yaml"
+    found = {"one": str(trained), "same": str(trained / "model")}
     evaluation = {
-        "name": "winrate", "models": models, "prompts": {"source": "toy-test", "limit": 4}, "embedder": None,
+        "name": name, "models": {label: found[label] for label in models}, "embedder": None,
+        "prompts": {"source": "toy-test", "limit": 4},
         "reward_models": {"truth": "toy"}, "sampling": {"max_tokens": 8, "rounds": 1},
         "scaling": {"generators": 1, "scorers": 1}, "storage": {"path": str(storage)},
     }  # fmt: skip
     file.write_text(yaml.safe_dump(evaluation))
-    done = jobs.submit("winrate", "evaluate", str(file))
+    done = jobs.submit(name, "evaluate", str(file))
     assert done.returncode == 0, done.stdout[-4000:]
-    assert json.loads((storage / "winrate/winrates.json").read_text())["prompts"] == 4
+    assert json.loads((storage / name / "winrates.json").read_text())["prompts"] == 4
 
 
 def test_a_pipeline_is_a_job_and_tells_its_log(jobs: Jobs, storage: Path) -> None:

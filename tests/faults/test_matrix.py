@@ -13,6 +13,7 @@ import pytest
 from fault_harness import Nodes, Run, assert_same, moments
 from fault_table import FAULTS, Fault, Scene
 
+pytestmark = pytest.mark.long
 SMALL = 96  # MiB; a checkpoint has twelve
 
 

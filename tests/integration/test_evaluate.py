@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -86,6 +86,27 @@ def rows(finished: EvaluationFolder) -> list[dict[str, Any]]:
 
 def found(folder: EvaluationFolder) -> dict[str, Any]:
     return {key: value for key, value in json.loads(folder.winrates.read_text()).items() if key != "name"}
+
+
+GREEDY = ["sampling.temperature=0", "sampling.max_tokens=20"]
+
+
+class Other(NamedTuple):
+    """What the finished evaluation's folder says under other settings, and what was in it before."""
+
+    found: dict[str, Any]
+    rows: list[dict[str, Any]]
+    before: dict[Path, int]
+
+
+@pytest.fixture(scope="module")
+def greedy(finished: EvaluationFolder, mapping: dict[str, Any]) -> Other:
+    """Greedy in the same folder; then the first setting again, which finds its pieces."""
+    before = {path: path.stat().st_mtime_ns for path in finished.path.glob("responses/*/*")}
+    evaluate(config_of(mapping, *GREEDY))
+    other = Other(found(finished), pq.read_table(finished.results).to_pylist(), before)
+    evaluate(config_of(mapping))
+    return other
 
 
 def test_every_response_is_there_and_judged(finished: EvaluationFolder, rows: list[dict[str, Any]]) -> None:
@@ -170,30 +191,35 @@ def is_greedy(folder: str, prompt: str, row: dict[str, Any]) -> bool:
     return True
 
 
-def test_a_new_setting_is_a_new_result_and_old_pieces_stay(finished: EvaluationFolder, mapping: dict[str, Any]) -> None:
-    """Greedy in the same folder; then the first setting again, which finds its pieces."""
-    before = {path: path.stat().st_mtime_ns for path in finished.path.glob("responses/*/*")}
-    first = finished.winrates.read_bytes()
+@pytest.fixture(scope="module")
+def first(finished: EvaluationFolder) -> bytes:
+    """Its numbers, before anything else was done in its folder."""
+    return finished.winrates.read_bytes()
+
+
+def test_a_new_setting_is_a_new_result_and_old_pieces_stay(
+    first: bytes, finished: EvaluationFolder, greedy: Other, mapping: dict[str, Any]
+) -> None:
+    assert finished.winrates.read_bytes() == first
     evaluate(config_of(mapping))
     assert finished.winrates.read_bytes() == first, "a finished evaluation is left as it is"
-    evaluate(config_of(mapping, "sampling.temperature=0", "sampling.max_tokens=20"))
-    greedy = pq.read_table(finished.results).to_pylist()
     prompts = pq.read_table(finished.prompts).to_pylist()
-    mine = [row for row in greedy if row["model"] == "a"]
+    mine = [row for row in greedy.rows if row["model"] == "a"]
     assert sum(is_greedy(mapping["models"]["a"], prompts[row["prompt"]]["text"], row) for row in mine[:30]) > 20
-    assert found(finished)["pairs"][0]["rounds"][0] == found(finished)["pairs"][0]["rounds"][1]
+    assert greedy.found["pairs"][0]["rounds"][0] == greedy.found["pairs"][0]["rounds"][1]
     evaluate(config_of(mapping, f"models.c={mapping['models']['a']}"))
-    after = {path: path.stat().st_mtime_ns for path in before}
-    assert after == before, "adding a model computed the others' responses again"
+    after = {path: path.stat().st_mtime_ns for path in greedy.before}
+    assert after == greedy.before, "adding a model computed the others' responses again"
     assert {"a", "b", "c"} == set(found(finished)["models"])
     evaluate(config_of(mapping))
     assert finished.winrates.read_bytes() == first
 
 
 def test_vllm_judges_as_the_packed_forward_or_not_at_all(
-    finished: EvaluationFolder, rows: list[dict[str, Any]], mapping: dict[str, Any], tmp_path: Path
+    finished: EvaluationFolder, rows: list[dict[str, Any]], mapping: dict[str, Any], storage: Path, tmp_path: Path
 ) -> None:
     """Its rewards are the packed ones; for a model that keeps an offset beside its weights, it is refused."""
+    shutil.copytree(finished.path / "responses", storage / "pooled" / "responses")  # it finds them, and judges
     pooled = evaluate(config_of(mapping, "name=pooled", "scoring.engine=vllm"))
     for row, other in zip(rows, pq.read_table(pooled.results).to_pylist(), strict=True):
         assert (row["model"], row["round"], row["text"]) == (other["model"], other["round"], other["text"])
@@ -228,11 +254,9 @@ def processes(name: str) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("seed", [0])
 def test_lost_actors_are_replaced(
-    finished: EvaluationFolder, mapping: dict[str, Any], seed: int, ray_cluster: None
+    first: bytes, greedy: Other, mapping: dict[str, Any], seed: int, ray_cluster: None
 ) -> None:
     """A generator and a scorer are killed at work, greedy sampling; the result is that of an undisturbed run."""
-    greedy = ["sampling.temperature=0", "scaling={generators: 1, scorers: 1}"]
-    calm = evaluate(config_of(mapping, "name=calm", *greedy))
     draw = random.Random(seed)
     killed = []
 
@@ -250,23 +274,27 @@ def test_lost_actors_are_replaced(
 
     thread = threading.Thread(target=kill)
     thread.start()
-    disturbed = evaluate(config_of(mapping, "name=disturbed", *greedy))
+    disturbed = evaluate(config_of(mapping, "name=disturbed", *GREEDY, "scaling={generators: 1, scorers: 1}"))
     thread.join()
     assert killed == ["ray::Generator", "ray::Scorer"]
-    assert found(disturbed) == found(calm)
+    assert found(disturbed) == greedy.found
 
 
-def test_the_driver_is_killed_three_times(finished: EvaluationFolder, mapping: dict[str, Any], storage: Path) -> None:
-    """SIGKILL at three seeded moments, the same command each time: the same bytes as undisturbed."""
-    config = storage / "killed.yaml"
-    config.write_text(config_of(mapping, "name=killed").to_yaml())
-    folder = EvaluationFolder(storage / "killed")
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_the_driver_is_killed(
+    finished: EvaluationFolder, mapping: dict[str, Any], storage: Path, times: int, beside_tests: dict[str, str]
+) -> None:
+    """SIGKILL at seeded moments, the same command each time: the same bytes as undisturbed."""
+    name = f"killed-{times}"
+    config = storage / f"{name}.yaml"
+    config.write_text(config_of(mapping, f"name={name}").to_yaml())
+    folder = EvaluationFolder(storage / name)
     command = [sys.executable, "-m", "orpo_ray.cli", "evaluate", str(config)]
     draw = random.Random(0)
     pieces = 3 * len({path.name for path in finished.path.glob("responses/*/*")})  # of one kind each
-    wanted = sorted(draw.sample(range(pieces), 3))
+    wanted = sorted(draw.sample(range(pieces), times))
     for count in wanted:
-        log = storage / f"killed-{count}.log"
+        log = storage / f"{name}-{count}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
@@ -279,9 +307,9 @@ def test_the_driver_is_killed_three_times(finished: EvaluationFolder, mapping: d
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         assert not folder.winrates.exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=beside_tests)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert folder.winrates.read_text().replace('"killed"', '"base"') == finished.winrates.read_text()
+    assert folder.winrates.read_text().replace(f'"{name}"', '"base"') == finished.winrates.read_text()
     assert folder.results.read_bytes() == finished.results.read_bytes()
     assert (folder.path / "report.html").is_file()
 

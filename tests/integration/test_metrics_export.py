@@ -10,8 +10,8 @@ from pathlib import Path
 
 from orpo_ray.telemetry import metrics
 
-_SECONDS = 60.0  # Ray sends them on every ten
-_FORGOTTEN = 32.0  # by then it has forgotten a gauge that was set once
+_SECONDS = 60.0  # Ray sends them on every few, see `ray_cluster`
+_FORGOTTEN = 20.0  # by then it has forgotten a gauge that was set once, after two of these times
 
 
 def scraped(port: int) -> dict[str, float]:

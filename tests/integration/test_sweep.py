@@ -160,7 +160,7 @@ def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp
     assert "eval_reward_accuracy against eval_nll" in write_sweep_report(folder).read_text()
 
 
-def test_a_killed_sweep_goes_on_to_the_same_table(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_killed_sweep_goes_on_to_the_same_table(beside_tests: dict[str, str], tmp_path: Path) -> None:
     """And `best.yaml`, run, gives the winner's numbers."""
     space = {"objective.lambda": "loguniform(0.1, 4)", "optim.lr": "loguniform(1e-4, 5e-3)"}
     whole = config(tmp_path / "whole", name="sweep", space=space, trials=3)
@@ -183,7 +183,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(ray_cluster: None, tmp_path: P
     done = [trial["trial"] for trial in trials(folder) if trial["status"] == "finished"]
     assert done and len(done) < 3
     before = {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=beside_tests)
     assert again.returncode == 0, again.stderr[-3000:]
     assert before == {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}
     assert (folder / "results.csv").read_text() == (whole.run_dir / "results.csv").read_text()

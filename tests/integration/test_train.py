@@ -250,9 +250,12 @@ def test_checkpoints_are_compared_beside_training(run: Path, storage: Path) -> N
     assert "Against" in write_report(folder).read_text()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_run_continues_to_the_same_weights(run: Path, storage: Path, how: signal.Signals) -> None:
-    """The same command, typed again after Ctrl-C or a killed driver, ends in the same bits."""
+# A killed driver is in tests/faults/test_quick.py too.
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+def test_interrupted_run_continues_to_the_same_weights(
+    run: Path, storage: Path, how: signal.Signals, beside_tests: dict[str, str]
+) -> None:
+    """The same command, typed again after Ctrl-C or a killed driver, ends in the same bits, on another cluster too."""
     name = f"interrupted-{how.name.lower()}"
     config = storage / f"{name}.yaml"
     config.write_text(toy(storage, f"name={name}").to_yaml())
@@ -273,7 +276,7 @@ def test_interrupted_run_continues_to_the_same_weights(run: Path, storage: Path,
     if how == signal.SIGINT:
         assert code == 130
     assert not (folder / "summary.json").exists()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=beside_tests)
     assert again.returncode == 0, again.stderr[-3000:]
     timing = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
 

@@ -17,7 +17,7 @@ from orpo_ray.training.watchdog import EXIT_CODE
 RANKS = 3
 
 
-@pytest.mark.parametrize("stopped", [0, 1, 2])
+@pytest.mark.parametrize("stopped", [0, 1, pytest.param(2, marks=pytest.mark.long)])
 def test_stopped_rank_is_named(stopped: int, tmp_path: Path) -> None:
     """Rank 0's process holds the group's store too, so with it every answer stops."""
     with socket.socket() as free:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -304,6 +305,7 @@ def test_a_contestant_that_is_killed_is_lost(contestant: ContestantProcess) -> N
         contestant.step("timed")
 
 
+@pytest.mark.long
 def test_a_contestant_that_fails_is_lost_with_its_last_line(tmp_path: Path) -> None:
     beyond = Task(
         "orpo_ray", parsed(tmp_path).training("orpo_ray"), stretch=10, warm_up=1, steps=4
@@ -422,15 +424,59 @@ def test_a_mistake_is_one_plain_line_and_exit_2(
     assert message in told
 
 
-def test_a_benchmark_of_gpus_is_refused_without_one(tmp_path: Path) -> None:
+NO_GPU = "orpo-ray: toy: needs a CUDA device, and there is none here\n"
+
+
+def test_a_benchmark_of_gpus_is_refused_without_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code = bench(write(tmp_path, needs="cuda"))
+    assert (code, capsys.readouterr().err) == (2, NO_GPU)
+
+
+@pytest.mark.long
+def test_imports_add_nothing_to_that_one_line(tmp_path: Path) -> None:
     """In a process of its own: what it imports must not add to the one line either."""
     done = subprocess.run(
         command(write(tmp_path, needs="cuda")), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "orpo-ray: toy: needs a CUDA device, and there is none here\n")
+    assert (done.returncode, done.stderr) == (2, NO_GPU)
 
 
+STARTS_ANEW = "orpo-ray: interrupted; the same command starts anew: orpo-ray bench"
+
+
+def test_ctrl_c_while_contestants_start_ends_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: an interrupt as soon as both are there."""
+    me, children = psutil.Process(), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt() -> None:
+        others = set(me.children())
+        while len(children) < 2:
+            children[:] = [child for child in me.children() if child not in others]
+            time.sleep(0.01)
+        me.send_signal(signal.SIGINT)
+
+    watching = threading.Thread(target=interrupt)
+    path = write(tmp_path)
+    try:
+        watching.start()
+        code = bench(path, "--out", str(tmp_path))
+    finally:
+        watching.join()
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert STARTS_ANEW in capsys.readouterr().err
+    wait_for(children)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.long
 def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     running = subprocess.Popen(
         command(write(tmp_path), "run.train.epochs=50", "steps=500", "--out", str(tmp_path)),
@@ -442,7 +488,7 @@ def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     assert len(children) == 2
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130
-    assert "orpo-ray: interrupted; the same command starts anew: orpo-ray bench" in running.stderr.read()
+    assert STARTS_ANEW in running.stderr.read()
     running.stderr.close()
     wait_for(children)
     assert not list(tmp_path.glob("*.json"))

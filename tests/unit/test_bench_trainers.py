@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_pairs
+from families import random_pairs
 from torch import nn
 
 from orpo_ray.bench.process import Finished

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import FAMILIES, build, random_pairs
+from families import FAMILIES, build, random_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load as parse

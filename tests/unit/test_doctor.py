@@ -147,6 +147,7 @@ class TestCluster:
     def test_a_token_file_that_is_not_there(self, tmp_path: Path) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"}
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
+        environment |= {"RAY_gcs_rpc_server_connect_timeout_s": "1"}  # what listens here does not answer
         with socket.socket() as cluster:  # whatever it is: Ray looks for its token first
             cluster.bind(("127.0.0.1", 0))
             cluster.listen()

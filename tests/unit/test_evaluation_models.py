@@ -45,7 +45,7 @@ def save_toy(folder: Path, *, labels: int | None = None, template: str | None = 
     else:
         config.num_labels, config.pad_token_id = labels, 1
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer = toyworld.tokenizer()
+    tokenizer = copy.deepcopy(toyworld.tokenizer())  # there is one for all tests
     tokenizer.chat_template = template and NAMED_TEMPLATES[template]
     tokenizer.save_pretrained(folder)
     return folder
@@ -155,8 +155,9 @@ def test_an_adapter_is_merged_into_its_base(policy: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("source", "template"),
-    [("hh_rlhf/harmless-base-test.jsonl.gz", None), ("hh_rlhf/harmless-base-test.jsonl.gz", "orpo"),
-     ("ultrafeedback/test-200.jsonl", "zephyr"), ("ultrafeedback/test-200.jsonl", "chatml")],
+    [("hh_rlhf/harmless-base-test.jsonl.gz", None), ("ultrafeedback/test-200.jsonl", "zephyr"),
+     pytest.param("hh_rlhf/harmless-base-test.jsonl.gz", "orpo", marks=pytest.mark.long),
+     pytest.param("ultrafeedback/test-200.jsonl", "chatml", marks=pytest.mark.long)],
 )  # fmt: skip
 def test_prompts_and_completions_are_the_trainers_tokens(
     source: str, template: str | None, shared: Path, tmp_path: Path

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILIES, build, random_examples
+from families import FAMILIES, build, random_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAMILIES, build, random_examples, random_pairs
+from families import FAMILIES, build, random_examples, random_pairs
 from safetensors.torch import load_file
 from test_packing_parity import dense_orpo, packed_orpo, plain_logps
 from test_reward_model import classifier, named, packed_rewards, plain_rewards, save_language_model, tokenizer

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, VOCAB, build, random_examples
+from families import FAMILIES, VOCAB, build, random_examples
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, build, random_pairs
+from families import FAMILIES, build, random_pairs
 
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.packing import pack

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAMILIES, VOCAB, _use_exact_norms, random_examples
+from families import FAMILIES, VOCAB, _use_exact_norms, random_examples
 from torch import Tensor
 from transformers import (
     AutoModel,

@@ -188,31 +188,47 @@ def test_an_adapter_brings_in_neither_pickles_nor_code_by_its_base(tmp_path: Pat
     assert "custom code" in refused(lambda: find_policy("x", str(folder), tmp_path / "cache"), marker)
 
 
-@pytest.mark.parametrize("engine", ["generator", "judge"])
-def test_vllm_is_told_to_read_safetensors_alone(engine: str, tmp_path: Path, marker: Path) -> None:
-    """Past the check that comes before it: weights that are exchanged for pickles once a plan is made."""
-    folder = pickled(save_toy(tmp_path / "model", labels=1 if engine == "judge" else None), marker)
-    starts = {
-        "generator": "Generator(EngineOptions(folder, 'float32', 64), SamplingConfig())",
-        "judge": "VllmJudge(EvaluatedModel('x', folder, Path(folder), '', 'float32', 'float32', 64, False), None, 512, "
-        "torch.device('cpu'))",
+ENGINES = {
+    "generator": "Generator(EngineOptions(folder, 'float32', 64), SamplingConfig())",
+    "judge": "VllmJudge(EvaluatedModel('x', folder, Path(folder), '', 'float32', 'float32', 64, False), None, 512, "
+    "torch.device('cpu'))",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
+    """How each engine ends that finds pickles, and what these would write. Both in one process, of vLLM's own kind."""
+    place = tmp_path_factory.mktemp("pickles")
+    folders = {
+        name: str(pickled(save_toy(place / name, labels=1 if name == "judge" else None), place / "ran"))
+        for name in ENGINES
     }
     code = f"""
-import os, sys, torch
+import json, os, sys, torch, traceback
 from pathlib import Path
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator
 os.environ |= ENVIRONMENT
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.evaluation.models import EvaluatedModel
 from orpo_ray.evaluation.scoring import VllmJudge
-folder = sys.argv[1]
-{starts[engine]}
+endings = {{}}
+for name, folder in {folders}.items():
+    try:
+        eval({ENGINES}[name])
+        endings[name] = "it started"
+    except Exception:
+        endings[name] = traceback.format_exc()
+Path({str(place / "endings.json")!r}).write_text(json.dumps(endings))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode != 0
-    assert "Cannot find any model weights" in done.stderr, done.stderr[-3000:]
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    return json.loads((place / "endings.json").read_text()), place / "ran"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_vllm_is_told_to_read_safetensors_alone(engine: str, refusals: tuple[dict[str, str], Path]) -> None:
+    """Past the check that comes before it: weights that are exchanged for pickles once a plan is made."""
+    endings, marker = refusals
+    assert "Cannot find any model weights" in endings[engine], endings[engine][-3000:]
     assert not marker.exists()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from evaluation_run import make_evaluation
+from one_by_one import typed
 from rich.console import Console
 from test_report import make_run
 from test_sweep_results import STEPS, config, write_run
@@ -246,11 +245,10 @@ def test_strange_values_in_a_folder_are_not_known(tmp_path: Path) -> None:
 
 
 def test_through_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "orpo_ray.cli", "status"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     folder = make_run(tmp_path / "run")
-    done = subprocess.run([*command, str(folder), "--json"], capture_output=True, text=True, check=True)
+    none, done = typed(["status", str(tmp_path)], ["status", str(folder), "--json"], cwd=tmp_path)
+    assert (none.returncode, none.stdout, none.stderr.count("\n")) == (2, "", 1)
+    assert done.returncode == 0
     assert json.loads(done.stdout)["state"] == "finished"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, build, random_pairs
+from families import FAMILIES, build, random_pairs
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 

@@ -161,7 +161,12 @@ def test_all_ties_are_even_but_not_certain():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "win", "tie", "alike"), [(100, 0.5, 0.0, 1.0), (100, 0.85, 0.0, 2.0), (150, 0.55, 0.3, 1.0)]
+    ("prompts", "win", "tie", "alike"),
+    [
+        (100, 0.5, 0.0, 1.0),
+        pytest.param(100, 0.85, 0.0, 2.0, marks=pytest.mark.long),
+        pytest.param(150, 0.55, 0.3, 1.0, marks=pytest.mark.long),
+    ],
 )
 def test_interval_covers_the_truth_as_often_as_it_says(prompts, win, tie, alike):
     rng = np.random.default_rng(7)
@@ -192,7 +197,7 @@ def test_p_value_is_that_of_all_sign_flips():
         assert win_rate(a, b, resamples=10).p_value == pytest.approx(flips.pvalue, rel=1e-12)
 
 
-@pytest.mark.parametrize("alike", [0.5, 20.0])
+@pytest.mark.parametrize("alike", [0.5, pytest.param(20.0, marks=pytest.mark.long)])
 def test_p_values_are_uniform_where_the_models_are_even(alike):
     rng = np.random.default_rng(1)  # 1,000 prompts, so that p-values are many and close to each other
     p = np.array([win_rate(*judged(rng, 1000, 3, 0.4, 0.2, alike), resamples=2).p_value for _ in range(1000)])
