@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -35,7 +36,10 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     from torch.multiprocessing.spawn import spawn
 
-    from orpo_ray.training.allocator import ENVIRONMENT
+    at = (
+        "cluster" if importlib.util.find_spec("orpo_ray.cluster") else "training"
+    )  # where trees before issue 14 have it
+    environment = importlib.import_module(f"orpo_ray.{at}.allocator").ENVIRONMENT
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(options.ranks), DS_ACCELERATOR="cpu",
-            OMP_NUM_THREADS=str(options.threads), **ENVIRONMENT,
+            OMP_NUM_THREADS=str(options.threads), **environment,
         )  # fmt: skip
         spawn(_rank, (options, folder), nprocs=options.ranks)  # type: ignore[no-untyped-call]
         sys.stdout.write((Path(folder) / "result.json").read_text() + "\n")

@@ -99,8 +99,8 @@ def disconnect() -> None:
 
 
 def _set_modes() -> None:
-    """Ray's settings that it reads when it is imported."""
-    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+    """Ray's settings, some of which it reads when it is imported."""
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
         # Asked for 127.0.0.1, Ray on Linux takes the machine's own address and listens on all, unless it is told that
@@ -133,7 +133,14 @@ def _start_head(cpus: int) -> None:
 
 def _join_own() -> None:
     """Connect to the cluster that this process has started."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
     assert _head is not None
+    # Somebody may have imported Ray before `_set_modes`: it is told to look at the environment again.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
     _init(_head.address)
 
 
