@@ -36,9 +36,7 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     from torch.multiprocessing.spawn import spawn
 
-    at = (
-        "cluster" if importlib.util.find_spec("orpo_ray.cluster") else "training"
-    )  # where trees before issue 14 have it
+    at = "cluster" if importlib.util.find_spec("orpo_ray.cluster") else "training"  # before issue 14
     environment = importlib.import_module(f"orpo_ray.{at}.allocator").ENVIRONMENT
 
     with socket.socket() as free:

@@ -134,7 +134,7 @@ def _start_head(cpus: int) -> None:
 def _join_own() -> None:
     """Connect to the cluster that this process has started."""
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     assert _head is not None
     # Somebody may have imported Ray before `_set_modes`: it is told to look at the environment again.
