@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Sequence
 
 from orpo_ray.config import ScalingConfig
@@ -10,11 +12,17 @@ _MOST_CPUS_BESIDE_A_GPU = 4  # one packs batches, one writes checkpoints; the re
 
 
 def cluster_nodes() -> list[tuple[float, float]]:
-    """CPUs and GPUs of each node of the cluster that this process is connected to."""
+    """CPUs and GPUs of each node of the cluster that this process is connected to; of this machine no more CPUs than it
+    has, though its cluster may have more places."""
     import ray
 
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources]
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            cpus, gpus = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))
+            here = node["NodeManagerHostname"] == socket.gethostname()
+            nodes.append((min(cpus, os.cpu_count() or 1) if here else cpus, gpus))
+    return nodes
 
 
 def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
@@ -35,8 +43,8 @@ def cpus_of_a_worker(scaling: ScalingConfig, nodes: Sequence[tuple[float, float]
     if uses_gpus(scaling, int(sum(gpus for _, gpus in nodes))):
         beside = [cpus * scaling.gpus_per_worker / gpus for cpus, gpus in nodes if gpus]
         return max(1, min(_MOST_CPUS_BESIDE_A_GPU, int(min(beside)) - 1))
-    largest = int(max((cpus for cpus, _ in nodes), default=1))
-    for share in range(largest, 1, -1):
-        if sum(int(cpus // share) for cpus, _ in nodes) * share >= scaling.most_workers * share + spare:
+    most, all_cpus = scaling.most_workers, sum(int(cpus) for cpus, _ in nodes)
+    for share in range(int(max((cpus for cpus, _ in nodes), default=1)), 1, -1):
+        if sum(int(cpus // share) for cpus, _ in nodes) >= most and all_cpus - most * share >= spare:
             return share
     return 1

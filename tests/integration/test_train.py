@@ -32,6 +32,8 @@ from orpo_ray.training.launcher import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+torch.set_num_threads(1)  # of the single texts that are scored here: more cost more than they bring
+
 TOY: dict[str, Any] = {
     "name": "toy",
     "model": {"name_or_path": "toy", "dtype": "float32"},
