@@ -20,9 +20,9 @@ from torch import Tensor
 Ids = NDArray[np.int32]
 
 # Attention of a prompt with its continuations up to this many tokens takes longer to call than to compute.
-_SHORT = 96
-_UNLIKE = 2.0
-"""Such examples of a block are at most this many times longer than its shortest."""
+_SHORT = 80
+_CALL = 5000
+"""Scores that are computed in the time of a call: where padding adds more, there is another."""
 
 
 class Segment(NamedTuple):
@@ -155,21 +155,22 @@ def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor 
 
 
 def _parts(segments: tuple[Segment, ...]) -> Iterator[Block | Segment]:
-    """Examples are taken in order; a block ends where the next would leave too much of it empty."""
+    """Examples are taken in order; a block ends where the next would bring more padding than another call takes."""
     starts = [index for index, segment in enumerate(segments) if segment.prompt_end == segment.prompt_start]
     examples = [segments[start:end] for start, end in zip(starts, [*starts[1:], len(segments)], strict=True)]
     short: list[tuple[Segment, ...]] = []
-    shortest = longest = 0
+    longest = scores = 0
     for example in examples:
         tokens = example[-1].end - example[0].start
-        shortest, longest = (min(shortest, tokens), max(longest, tokens)) if short else (tokens, tokens)
-        if short and (tokens > _SHORT or longest > _UNLIKE * shortest):
+        width = max(longest, tokens)
+        if short and (tokens > _SHORT or width**2 * (len(short) + 1) > scores + tokens**2 + _CALL):
             yield _block(short)
-            short, shortest, longest = [], tokens, tokens
+            short, width, scores = [], tokens, 0
         if tokens > _SHORT:
             yield from example
-        else:
-            short.append(example)
+            continue
+        short.append(example)
+        longest, scores = width, scores + tokens**2
     if short:
         yield _block(short)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ def permuted(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
     """
     half_bits = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half_bits)) - 1)
-    keys = np.random.default_rng([seed, epoch]).integers(0, 2**64, _ROUNDS, dtype=np.uint64)
+    keys = _keys(seed, epoch)
     walked = positions.astype(np.uint64)
     outside = np.ones(len(walked), dtype=bool)
     while outside.any():
@@ -36,6 +37,12 @@ def permuted(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
         walked[outside] = (left << half_bits) | right
         outside = walked >= size
     return walked.astype(np.int64)
+
+
+@lru_cache(1)
+def _keys(seed: int, epoch: int) -> list[np.uint64]:
+    """Of the rounds: the same for all steps of an epoch, and dearer to make than to use."""
+    return list(np.random.default_rng([seed, epoch]).integers(0, 2**64, _ROUNDS, dtype=np.uint64))
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

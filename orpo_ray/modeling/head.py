@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from orpo_ray.modeling.linear import gram, product
+
 # Elements that softmax works on at once: on a CPU few enough to stay in its cache, on a device enough to fill it.
 _CPU_BLOCK = 1 << 22
 _DEVICE_BLOCK = 1 << 25
@@ -21,8 +23,8 @@ _DEVICE_BLOCK = 1 << 25
 class LogprobHead(nn.Linear):
     """A linear output layer that can also return log-probs of target tokens.
 
-    Predictions are computed in chunks of at most `chunk_bytes` of logits, all chunks in one buffer. What the buffer
-    holds when forward ends serves backward as it is: where one chunk is enough, no logits are computed twice.
+    Predictions are computed in chunks of at most `chunk_bytes` of logits, of which one is held at a time. The one that
+    is held when forward ends serves backward as it is: where one chunk is enough, no logits are computed twice.
     """
 
     chunk_bytes = 1 << 30
@@ -61,34 +63,34 @@ class _Logprob(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunks: list[slice]
     ) -> Tensor:
         logps = torch.empty(targets.shape, dtype=_exact(hidden), device=hidden.device)
-        buffer = hidden.new_empty(max(rows.stop - rows.start for rows in chunks), weight.shape[0])
+        residuals = None
         for rows in chunks:
-            logps[rows] = _residuals(hidden[rows], weight, bias, targets[rows], buffer)
-        ctx.save_for_backward(hidden, weight, bias, targets, buffer)
-        ctx.chunks, ctx.held = chunks, chunks[-1]
+            del residuals  # before there are others
+            logps[rows], residuals = _residuals(hidden[rows], weight, bias, targets[rows])
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        # Not a saved tensor: backward lets go of it as soon as it is used.
+        ctx.chunks, ctx.held = chunks, residuals
         return logps
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
-        hidden, weight, bias, targets, buffer = ctx.saved_tensors
-        buffer = buffer.data  # that it changes below is on record in `ctx.held`
+        hidden, weight, bias, targets = ctx.saved_tensors
         factors = -grad_logps[:, None]  # as exact as it came: rounded, it would be one error for all tokens alike
         scaled = (hidden * factors).to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight: Tensor | None = None
         grad_bias: Tensor | None = None
-        held = ctx.held
-        for rows in [held, *(rows for rows in ctx.chunks if rows is not held)]:
-            if rows is not ctx.held:
-                _residuals(hidden[rows], weight, bias, targets[rows], buffer)
-                ctx.held = rows
-            residuals = buffer[: rows.stop - rows.start]
-            torch.mm(residuals, weight, out=grad_hidden[rows])
+        residuals, ctx.held = ctx.held, None  # a second backward computes it again
+        for rows in reversed(ctx.chunks):  # the last is held
+            if residuals is None:
+                residuals = _residuals(hidden[rows], weight, bias, targets[rows])[1]
+            grad_hidden[rows] = product(residuals, weight.t())
             if ctx.needs_input_grad[1]:
-                grad_weight = _plus_product(grad_weight, residuals.t(), scaled[rows])
+                grad_weight = _plus_product(grad_weight, residuals, scaled[rows])
             if ctx.needs_input_grad[2]:
-                grad_bias = _plus_product(grad_bias, residuals.t(), factors[rows].to(hidden.dtype))
+                grad_bias = _plus_product(grad_bias, residuals, factors[rows].to(hidden.dtype))
+            residuals = None
         return (
             (grad_hidden * factors).to(hidden.dtype),
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -98,12 +100,9 @@ class _Logprob(torch.autograd.Function):
         )
 
 
-def _residuals(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, buffer: Tensor) -> Tensor:
-    """Log-probs `(rows,)` of `targets (rows,)`; leaves `softmax - onehot(target)` in the first rows of `buffer`."""
-    logits = buffer[: len(hidden)]  # (rows, vocab)
-    torch.mm(hidden, weight.t(), out=logits)
-    if bias is not None:
-        logits += bias
+def _residuals(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs `(rows,)` of `targets (rows,)`, and `softmax - onehot(target)` `(rows, vocab)`."""
+    logits = product(hidden, weight, bias)
     exact = _exact(hidden)
     logps = torch.empty(targets.shape, dtype=exact, device=hidden.device)
     size = max(1, (_CPU_BLOCK if hidden.device.type == "cpu" else _DEVICE_BLOCK) // weight.shape[0])
@@ -119,14 +118,12 @@ def _residuals(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
             block.copy_(every)
         # The target's own entry apart: in bfloat16, softmax - 1 of a probable token would have no digit left.
         block.scatter_(1, target, logp.expm1().to(block.dtype))
-    return logps
+    return logps, logits
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """`total + a @ b`; several products add up in float32 at least, whatever the dtype of `a` and `b`."""
-    if total is None:
-        return a @ b
-    return total.addmm_(a, b) if total.dtype == _exact(a) == a.dtype else total.to(_exact(a)).add_(a @ b)
+    """`total + a.T @ b`; several products add up in float32 at least, whatever the dtype of `a` and `b`."""
+    return gram(a, b) if total is None else total.to(_exact(a)).add_(gram(a, b))
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

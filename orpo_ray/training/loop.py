@@ -163,7 +163,11 @@ def train_step(
     """
     started = time.perf_counter()
     # Dropout, where a model trains with it, draws from the step and the rank alone, so that resuming repeats it.
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, engine.rank]).generate_state(1)[0]))
+    seed = int(np.random.SeedSequence([config.seed, step, engine.rank]).generate_state(1)[0])
+    # Not `torch.manual_seed`, which takes a millisecond to note down where it was called, for devices not yet in use.
+    torch.default_generator.manual_seed(seed)
+    if engine.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
     shares: Metrics = {}
     flops = 0.0
     finite: list[tuple[Indices, Tensor]] = []  # pairs, and which of them have a finite score
