@@ -86,12 +86,14 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
     begin(resolved.cpus, later=ENGINES if resolved.eval.win_rate else ())
     from orpo_ray.evaluation.in_training import validate_checkpoint
-    from orpo_ray.report import write_report
     from orpo_ray.training import launcher
     from orpo_ray.training.mirror import mirrored
 
     with mirrored(resolved.storage, resolved.name):
-        typer.echo(write_report(launcher.train(resolved, validation=validate_checkpoint).path))
+        folder = launcher.train(resolved, validation=validate_checkpoint)
+        from orpo_ray.report import write_report  # not before: drawing takes a second to import
+
+        typer.echo(write_report(folder.path))
 
 
 @app.command(

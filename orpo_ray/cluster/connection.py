@@ -60,6 +60,12 @@ def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> N
         atexit.register(disconnect)
 
 
+def connect_if_ready() -> None:
+    """Connect where that needs no waiting: the cluster that `begin` started is there. `connect` does so in any case."""
+    if _head is not None and _head.ready:
+        connect()
+
+
 def connect(cpus: int = 1) -> None:
     """Connect to the cluster of `RAY_ADDRESS` (set inside a Ray job), or start one on this machine.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import subprocess
 import sys
 from functools import cached_property
@@ -24,6 +25,12 @@ class Head:
     def __init__(self, cpus: int) -> None:
         command = [sys.executable, "-m", "orpo_ray.cluster.head", str(cpus)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the cluster is there, or never will be."""
+        assert self._process.stdout is not None
+        return "address" in vars(self) or bool(select.select([self._process.stdout], [], [], 0)[0])
 
     @cached_property
     def address(self) -> str:

@@ -70,7 +70,7 @@ def _dims(parameter: torch.nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
     """The best matmul rate (FLOP/s) that this device reached in a short trial: the denominator of MFU."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)

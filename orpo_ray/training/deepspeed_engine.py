@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -36,6 +37,9 @@ class DeepSpeedEngine:
         import deepspeed
 
         wait_for_builds()
+        _import_without_compiler("deepspeed.runtime.zero.muon.muon_optimizer")
+        if device.type == "cpu":  # an all-reduce of inference alone, which half a minute of g++ would be spent on
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         self._adam = torch.optim.AdamW(
             parameter_groups(policy, config.optim.weight_decay),
@@ -126,6 +130,19 @@ class DeepSpeedEngine:
         if kept_whole:  # small ones that every rank has gathered already
             kept_whole[0].partition(kept_whole)
             kept_whole[0].all_gather(kept_whole)
+
+
+def _import_without_compiler(module: str) -> None:
+    """Import a module that has functions compiled which nothing here calls.
+
+    DeepSpeed imports its Muon optimizer at each start; that alone has torch import its compiler, a second of CPU time.
+    """
+    compiled = torch.compile
+    torch.compile = lambda function=None, **options: function or (lambda decorated: decorated)  # type: ignore[assignment]
+    try:
+        importlib.import_module(module)
+    finally:
+        torch.compile = compiled
 
 
 def engine_for(policy: Scorer, config: TrainConfig, device: torch.device) -> Engine:

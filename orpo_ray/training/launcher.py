@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from orpo_ray.cluster.allocator import ENVIRONMENT
-from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.connection import connect, connect_if_ready
 from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
@@ -46,6 +46,7 @@ def train(
     console = console or Console(stderr=True)
     require_trackers(config.trackers)
     folder = RunFolder(config.run_dir)
+    connect_if_ready()  # workers' imports go on while the data is read
     with phase("data"):
         data = prepare_data(config, console)
     with only_driver(folder.path, console, wait=wait):
