@@ -18,6 +18,8 @@ from orpo_ray.training.launcher import train
 STAGES = ("base", "sft", "dpo", "orpo", "reward")
 
 _LAMBDA = 1.0
+_SECONDS = {"base": 15, "sft": 45, "dpo": 35, "orpo": 60, "reward": 50, "winrate": 35}
+"""What each stage takes on two cores; what is left is told from their ratios to those that are done."""
 
 
 def demo_config(stage: str, out: Path) -> TrainConfig:
@@ -77,14 +79,25 @@ def run_demo(out: Path) -> None:
     """
     console = Console()
     started = time.monotonic()
-    for stage in STAGES:
+    for number, stage in enumerate(STAGES, start=1):
+        _tell(console, number, stage, time.monotonic() - started)
         write_report(train(demo_config(stage, out), console).path)
+    _tell(console, len(_SECONDS), "winrate", time.monotonic() - started)
     folder = evaluate(demo_evaluation(out), console)
     runs = {stage: out / stage for stage in ("sft", "dpo", "orpo")}
     report = write_evaluation_report(folder.path, runs)
     curves_png(out / "curves.png", {"SFT": out / "sft", "ORPO": out / "orpo"})
     _print(console, json.loads(folder.winrates.read_text(encoding="utf-8")))
     console.print(f"\n{report} shows it all ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+
+
+def _tell(console: Console, number: int, stage: str, seconds: float) -> None:
+    """Which stage begins after `seconds`, and how long the rest may take."""
+    usual = list(_SECONDS.values())
+    done = sum(usual[: number - 1])
+    left = sum(usual[number - 1 :]) * (seconds / done if done else 1.0)
+    rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+    console.print(f"stage {number} of {len(usual)}: {stage}, {rest}", highlight=False, soft_wrap=True)
 
 
 def _print(console: Console, found: dict[str, Any]) -> None:

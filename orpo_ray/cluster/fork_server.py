@@ -171,6 +171,8 @@ class _Server:
             if not ready:
                 self._have([self._later.pop(0)])
             for key, _ in ready:
+                if self._selector.get_map().get(key.fd) is not key:
+                    continue  # closed on behalf of one before, and maybe open again as another's
                 if key.fd == self._lifeline:
                     return None
                 if key.fileobj is self._listener:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,27 @@ def test_who_is_ended_takes_its_worker_along(start: Start) -> None:
     process.kill()
     alive = psutil.wait_procs(worker_and_child, timeout=30)[1]
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_workers_that_end_with_those_who_asked_leave_the_next_alone(start: Start, server: ForkServer) -> None:
+    """Both ends are seen at once, and a new request may have a descriptor of the old one."""
+    old = [start(SLEEP) for _ in range(4)]
+    pids = [int(word) for process in old if process.stdout is not None for word in process.stdout.readline().split()]
+    serving = psutil.Process(pids[0]).parent()
+    assert serving is not None
+    serving.suspend()
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.3)  # so that this is seen before
+        for process in old:
+            process.kill()
+        new = [start(TELL) for _ in range(8)]
+        time.sleep(1)  # until all of them wait
+    finally:
+        serving.resume()
+    assert [told(process)["forked"] for process in new] == [True] * 8
+    assert [process.returncode for process in new] == [7] * 8
 
 
 def test_a_worker_that_dies_is_told_of(start: Start) -> None:
