@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# DeepSpeed 0.19.8 with torch 2.13.0 (CPU): the first engine with ZeRO imports torch's whole compiler, whatever the
+# optimizer is. To know which optimizers ZeRO takes, DeepSpeed imports its Muon at that moment, three of whose functions
+# are decorated with `torch.compile`; decorating alone imports `torch._inductor`, about 500 modules and a second or more
+# of CPU time in every rank of every start. A plain AdamW is asked about below.
+#
+# Seen: "compiler before: False", "compiler after: True", and 1.2 to 1.6 s on one core of an AMD EPYC.
+# Exits with 1 where that has changed. Needs Python 3.11, gcc and 2 GB; takes a few minutes.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3.11 -m venv "$folder/venv" 2>/dev/null || python3 -m venv "$folder/venv"
+pip=("$folder/venv/bin/pip" install --quiet --disable-pip-version-check)
+"${pip[@]}" 'torch==2.13.0' 'setuptools==78.1.1' 'wheel==0.48.0' 'numpy==2.3.5' 'packaging==26.3'
+"${pip[@]}" --no-build-isolation 'deepspeed==0.19.8'
+DS_ACCELERATOR=cpu "$folder/venv/bin/python" - <<'PYTHON'
+import sys
+import time
+
+import torch
+import deepspeed
+from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
+
+COMPILER = "torch._inductor.compile_fx"
+print("deepspeed", deepspeed.__version__, "torch", torch.__version__)
+before = COMPILER in sys.modules
+optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+modules, began = len(sys.modules), time.process_time()
+is_zero_supported_optimizer(optimizer)
+print(f"compiler before: {before}")
+print(f"compiler after: {COMPILER in sys.modules}")
+print(f"{len(sys.modules) - modules} modules, {time.process_time() - began:.1f} s of CPU time")
+sys.exit(0 if not before and COMPILER in sys.modules else 1)
+PYTHON
