@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB, build, random_examples
+from families import VOCAB, build, random_examples
 from test_packing_parity import plain_logps
 from torch import Tensor
 from transformers import PretrainedConfig

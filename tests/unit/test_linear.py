@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FAMILIES, build
+from families import FAMILIES, build
 from torch import Tensor, nn
 
 from orpo_ray.modeling.attention import NAME

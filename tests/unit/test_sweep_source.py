@@ -24,7 +24,7 @@ def play(own: SweepConfig, seed: int, killed_after: int | None = None) -> list[d
     folder.open_for(own)
     while True:
         ledger = Ledger(own, folder, STEPS)
-        source = Source(own, folder, ledger, searcher_of(own), lag=AT_A_TIME)
+        source = Source(own, folder, ledger, searcher_of(own), lag=AT_A_TIME, cpus=1)
         running: list[int] = []
         while ended != killed_after:
             while len(running) < AT_A_TIME and isinstance(given := source.suggest(""), dict):
