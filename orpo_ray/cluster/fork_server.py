@@ -4,9 +4,11 @@ A worker's imports (torch, transformers, DeepSpeed, Ray Train) take longer than 
 of a process that has them takes milliseconds. The server imports and does nothing else, so a worker begins in the state
 of a fresh process: `tests/integration/test_fork_server.py` holds the same bits.
 
-Ray's extension module reads the job's number when it is loaded, so what needs Ray is imported at the first request, and
-a server is of one job. It listens on a socket in a folder that only this user can enter, and ends with the process
-that started it. Ray starts workers by `fork_client.py`.
+Ray's extension module reads the job's number when it is loaded, and draws ids from a generator of its own. So what needs
+Ray is imported at the first request, a server is of one job, and that generator is not touched before a fork.
+
+It listens on a socket in a folder that only this user can enter, and ends with the process that started it. A cluster of
+`head.py` starts workers by `setup_worker.py`, which asks here.
 
     python -m orpo_ray.cluster.fork_server LISTENER LIFELINE FOLDER FIRST THEN LATER
 
@@ -156,6 +158,8 @@ class _Server:
         self._lifeline = lifeline
         self._first, self._then, self._later = first, then, list(later)
         self._job: list[str | None] | None = None
+        self._apart = False
+        """Whether ids that two workers draw differ."""
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(lifeline, selectors.EVENT_READ)
@@ -169,7 +173,7 @@ class _Server:
             waits = self._job is not None and bool(self._later)
             ready = self._selector.select(_SECONDS_OF_QUIET if waits else None)
             if not ready:
-                self._have([self._later.pop(0)])
+                self._have_beside_ray([self._later.pop(0)])
             for key, _ in ready:
                 if self._selector.get_map().get(key.fd) is not key:
                     continue  # closed on behalf of one before, and maybe open again as another's
@@ -189,6 +193,19 @@ class _Server:
             importlib.import_module(module)
         gc.collect()
         gc.freeze()  # a collection in a worker leaves the pages that it shares as they are
+
+    def _have_beside_ray(self, modules: Sequence[str]) -> None:
+        """Import what needs Ray, whose generator of ids must not have been begun before a fork: all workers would draw
+        the same ones. Where it has been, no worker is forked any more."""
+        import ray.actor
+
+        own = ray.actor.ActorClassID
+        ray.actor.ActorClassID = _ActorClassID  # of every class that a module declares an actor
+        try:
+            self._have(modules)
+        finally:
+            ray.actor.ActorClassID = own
+        self._apart = _draw_apart()
 
     def _answer(self) -> _Worker | None:
         """Fork a worker for whoever asks, unless it is one of another job."""
@@ -227,8 +244,8 @@ class _Server:
         if self._job is None:
             self._job = job
             os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_")})
-            self._have(self._then)
-        return os.fork() if job == self._job else None
+            self._have_beside_ray(self._then)
+        return os.fork() if job == self._job and self._apart else None
 
     def _bury(self, descriptor: int) -> None:
         """Tell who asked for a worker how it has ended."""
@@ -249,6 +266,34 @@ class _Server:
             if other.fileno() == asking:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
+
+
+class _ActorClassID:
+    """Draws ids as Ray's class of that name does, but from the system's randomness."""
+
+    @staticmethod
+    def from_random() -> Any:
+        from ray._raylet import ActorClassID
+
+        return ActorClassID(os.urandom(ActorClassID.size()))
+
+
+def _draw_apart() -> bool:
+    """Whether two forks of this process draw different ids of Ray."""
+    from ray._raylet import JobID, PlacementGroupID
+
+    drawn = []
+    for _ in range(2):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.write(writing, PlacementGroupID.of(JobID.from_int(1)).binary())
+            os._exit(0)
+        os.close(writing)
+        drawn.append(os.read(reading, 100))
+        os.close(reading)
+        os.waitpid(pid, 0)
+    return drawn[0] != drawn[1]
 
 
 def _request(asking: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from orpo_ray.cluster import setup_worker
+from orpo_ray.cluster.connection import ENGINES, OF_WORKERS, TRIALS
 from orpo_ray.cluster.fork_server import ForkServer
 
 JOB = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": "1"}
@@ -154,6 +155,33 @@ def test_a_module_that_cannot_be_imported_leaves_plain_processes(start: Start) -
     server = ForkServer(("no_such_module",), (), (), copy=False)
     process = start(TELL, path=server.path)
     assert not told(process)["forked"] and process.returncode == 7
+    server.stop()
+
+
+DRAW = """
+import sys
+from ray._raylet import JobID, PlacementGroupID
+print("orpo_ray.tuning.trial" in sys.modules, PlacementGroupID.of(JobID.from_int(1)).hex())
+"""
+
+
+def test_workers_draw_ids_of_their_own(start: Start) -> None:
+    """With all that any command has imported for its workers: Ray's ids of two of them must not be the same."""
+    server = ForkServer((), [*OF_WORKERS, *TRIALS, *ENGINES], (), copy=False)
+    drawn = [start(DRAW, path=server.path).communicate(timeout=120)[0].split() for _ in range(4)]
+    server.stop()
+    assert {forked for forked, _ in drawn} == {"True"}
+    assert len({ids for _, ids in drawn}) == 4
+
+
+def test_where_ids_have_been_drawn_before_workers_are_plain_processes(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from ray._raylet import JobID, PlacementGroupID\nPlacementGroupID.of(JobID.from_int(1))\nimport torch\n"
+    (tmp_path / "draws.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = ForkServer((), ("draws",), (), copy=False)
+    assert not told(start(TELL, path=server.path))["forked"]
     server.stop()
 
 
