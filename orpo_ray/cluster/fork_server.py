@@ -4,11 +4,11 @@ A worker's imports (torch, transformers, DeepSpeed, Ray Train) take longer than 
 of a process that has them takes milliseconds. The server imports and does nothing else, so a worker begins in the state
 of a fresh process: `tests/integration/test_fork_server.py` holds the same bits.
 
-Ray's extension module reads the job's number when it is loaded, and draws ids from a generator of its own. So what needs
-Ray is imported at the first request, a server is of one job, and that generator is not touched before a fork.
+Ray's extension module reads the job's number when it is loaded, and draws ids from a generator of its own. So what
+needs Ray is imported at the first request, a server is of one job, and that generator is not touched before a fork.
 
-It listens on a socket in a folder that only this user can enter, and ends with the process that started it. A cluster of
-`head.py` starts workers by `setup_worker.py`, which asks here.
+It listens on a socket in a folder that only this user can enter, and ends with the process that started it. A cluster
+of `head.py` starts workers by `setup_worker.py`, which asks here.
 
     python -m orpo_ray.cluster.fork_server LISTENER LIFELINE FOLDER FIRST THEN LATER
 

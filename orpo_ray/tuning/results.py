@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from orpo_ray.config import SweepConfig
+from orpo_ray.config import SweepConfig, read_yaml
 from orpo_ray.training.run_folder import write_atomically, write_table
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, Trial
@@ -36,6 +36,10 @@ def _column(values: list[Any]) -> pa.Array:
 def write_best(folder: SweepFolder, config: SweepConfig, winner: Trial) -> None:
     """`best.yaml`: the winner's whole configuration, under a name and storage of its own."""
     training = config.training(winner.settings, f"{config.name}-best", config.storage)
+    # By as many threads as the trial had: by others its numbers would come out again but for their last digits.
+    trial = read_yaml(folder.trial(winner.index).config)
+    scaling = training.scaling.model_copy(update={"cpus_per_worker": trial["scaling"]["cpus_per_worker"]})
+    training = training.model_copy(update={"scaling": scaling})
     head = f"# Trial {winner.index:03d} of the sweep {config.name}: orpo-ray train {folder.best}\n"
     write_atomically(folder.best, head + training.to_yaml())
 

@@ -56,7 +56,7 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
             trial = ledger.begin(self._searcher.settings(index, ledger.outcomes(upto)))
             if not ledger.over(trial):
                 run = self._folder.training(index, trial.settings)
-                scaling = run.scaling.model_copy(update={"cpus_per_worker": self._cpus})
+                scaling = run.scaling.model_copy(update={"cpus_per_worker": float(self._cpus)})
                 run = run.model_copy(update={"scaling": scaling})
                 return {"index": index, "run": run.model_dump_json(by_alias=True)}
         return TuneSearcher.FINISHED

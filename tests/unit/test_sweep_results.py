@@ -108,9 +108,12 @@ def test_the_table_holds_every_evaluation_that_counts(sweep: tuple[SweepConfig, 
 def test_best_yaml_is_the_winners_whole_run(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
     own, folder, ledger = sweep
     winner = ledger.ranking()[0]
+    trial = folder.training(winner.index, winner.settings)
+    trial = trial.model_copy(update={"scaling": trial.scaling.model_copy(update={"cpus_per_worker": 3.0})})
+    folder.trial(winner.index).config.write_text(trial.to_yaml())  # as its driver did
     write_best(folder, own, winner)
     best = load_config(folder.best)
-    trial = folder.training(winner.index, winner.settings)
+    assert best.scaling.cpus_per_worker == 3
     assert best.name == "made-up-best"
     different = {"name", "storage"}
     assert best.model_dump(exclude=different) == trial.model_dump(exclude=different)
