@@ -2,9 +2,10 @@
 
     python benchmarks/steps.py configs/toy-orpo.yaml model.name_or_path=toy --steps 60 --warm-up 10 --ranks 2
 
-Takes a training configuration, or a benchmark's (then its `run`), with dotted overrides. Prints a JSON object: the
-median seconds of a step after the warm-up, seconds of the evaluation at the end, the losses, and a sum of the weights
-after the last step. Two trees are compared by running this file against each in turn, by way of PYTHONPATH.
+Takes a training configuration, or a benchmark's (then its `run`), with dotted overrides. Prints a JSON object: of a
+step after the warm-up the median seconds, and the median CPU seconds of this rank, which other work on the machine
+disturbs less; seconds of the evaluation at the end; the losses; a sum of the weights after the last step. Two trees are
+compared by running this file against each in turn, by way of PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -87,14 +88,14 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
     recorder = Recorder(run_folder, config, resumed_at=0) if rank == 0 else None
     watchdog = Watchdog(engine, config.scaling.hang_timeout, run_folder.note)
     lines: list[dict[str, Any]] = []
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
 
     class Times(Sink):
         def metrics(self, line: dict[str, Any]) -> None:
             if recorder:
                 recorder.write(line)
             lines.append(line)
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
     if options.profile and rank == 0:
         import cProfile
@@ -112,7 +113,8 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
         digest = hashlib.sha256()
         for name in sorted(weights):
             digest.update(weights[name].detach().float().numpy().tobytes())
-        seconds = [end - start for start, end in pairwise(ends)]
+        both = [(wall - wall_before, cpu - cpu_before) for (wall_before, cpu_before), (wall, cpu) in pairwise(ends)]
+        seconds, cpu_seconds = zip(*both, strict=True)
         # The first line and the last are those of evaluations.
         timed = seconds[options.warm_up : -1]
         result = {
@@ -122,6 +124,7 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
             "mfu": statistics.median(line["mfu"] for line in lines if "loss" in line),
             "median_seconds": statistics.median(timed),
             "fastest_seconds": min(timed),
+            "median_cpu_seconds": statistics.median(cpu_seconds[options.warm_up : -1]),
             "evaluation_seconds": seconds[-1],
             "losses": [line["loss"] for line in lines if "loss" in line],
             "grad_norms": [line["grad_norm"] for line in lines if "loss" in line],
