@@ -26,17 +26,13 @@ SHARED = ("deepspeed", "pandas", "pyarrow.parquet", "torch.utils.tensorboard", "
 """What drivers and workers import alike."""
 OF_WORKERS = ("ray.train.torch", "orpo_ray.training.worker")
 """What workers import besides, and needs Ray."""
+ENGINES = ("orpo_ray.evaluation.scoring", "orpo_ray.evaluation.vllm_imports")
+"""What the actors of an evaluation import besides."""
+TRIALS = ("ray.tune", "orpo_ray.tuning.trial")
+"""What the trials of a sweep import besides."""
 
 _head: Head | None = None
 _forks: ForkServer | None = None
-
-
-ENGINES = ("orpo_ray.evaluation.scoring", "orpo_ray.evaluation.vllm_imports")
-"""What the actors of an evaluation import besides."""
-
-
-TRIALS = ("ray.tune", "orpo_ray.tuning.trial")
-"""What the trials of a sweep import besides."""
 
 
 def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> None:
