@@ -30,7 +30,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/startup.json"
 BARS = {
-    "start": 0.4, "cluster": 0.3, "stage": 0.3, "loss": 0.5, "defaults": 0.65, "demo": 0.5, "sweep": 0.4,
+    "start": 0.4, "stage": 0.3, "loss": 0.5, "defaults": 0.65, "demo": 0.5, "sweep": 0.4,
 }  # fmt: skip
 """At most this part of the seconds before (issue 14)."""
 
@@ -80,38 +80,15 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
 
 
-def start(tree: Tree, **environment: str) -> float:
+def start(tree: Tree) -> float:
     """From the command to the first optimizer step: toy-base, two workers."""
     run, began = tree.new("start"), time.monotonic()
     process = tree.run(
-        "train", "configs/toy-base.yaml", "name=start", f"storage.path={tree.folder}", "train.max_steps=2",
-        **environment,
-    )  # fmt: skip
+        "train", "configs/toy-base.yaml", "name=start", f"storage.path={tree.folder}", "train.max_steps=2"
+    )
     seconds = wait(lambda: steps(run) > 0, process) - began
     finish(process)
     return seconds
-
-
-def cluster(tree: Tree) -> float:
-    """The same where a cluster of `orpo-ray`'s own runs already."""
-    code = (
-        "import ray, sys; from importlib import import_module as get\n"
-        "try: connection = get('orpo_ray.cluster.connection')\n"
-        "except ModuleNotFoundError: connection = get('orpo_ray.training.cluster')\n"
-        "connection.connect(4); print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()"
-    )
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(tree.path), "DS_ACCELERATOR": "cpu", **token},
-    )  # fmt: skip
-    assert holder.stdout is not None
-    try:
-        address = holder.stdout.readline().strip()
-        time.sleep(10)  # until nothing of it is starting any more
-        return start(tree, RAY_ADDRESS=address, **token)
-    finally:
-        holder.communicate()
 
 
 def stage(tree: Tree) -> float:
@@ -202,9 +179,7 @@ def sweep(tree: Tree) -> float:
     return time.monotonic() - began
 
 
-ROWS: dict[str, Callable[[Tree], float]] = {
-    row.__name__: row for row in (start, cluster, stage, loss, defaults, demo, sweep)
-}
+ROWS: dict[str, Callable[[Tree], float]] = {row.__name__: row for row in (start, stage, loss, defaults, demo, sweep)}
 
 
 def compare(before: Path, rounds: int, rows: list[str]) -> None:
