@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # an example takes as long as the machine is busy
+settings.load_profile("untimed")
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
