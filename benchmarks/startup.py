@@ -27,6 +27,8 @@ from typing import Any
 import psutil
 import yaml
 
+from orpo_ray.telemetry.phases import VARIABLE
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/startup.json"
 BARS = {
@@ -116,7 +118,6 @@ def loss(tree: Tree) -> float:
     )  # fmt: skip
     wait(lambda: len(list(run.glob("checkpoints/step-*/manifest.json"))) > 1, process)
     workers = [one for one in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(one.info["cmdline"])]
-    before = {line["step"] for line in lines(run)}
     workers[0].kill()
     began = time.monotonic()
     time.sleep(0.5)  # the other worker may write a line of a step that it was in
@@ -124,7 +125,6 @@ def loss(tree: Tree) -> float:
     # The repeated steps are cut off first, so the file is shorter before it grows.
     wait(lambda: (run / "metrics.jsonl").stat().st_size != size, process)
     seconds = wait(lambda: _resumed(run), process) - began
-    assert before
     process.send_signal(signal.SIGINT)
     process.wait()
     return seconds
@@ -216,15 +216,16 @@ def profile() -> None:
         run, began, clock = tree.folder / "start", time.time(), time.monotonic()
         process = tree.run(
             "train", "configs/toy-base.yaml", "name=start", f"storage.path={folder}", "train.max_steps=2",
-            ORPO_RAY_PROFILE_START=str(phases),
+            **{VARIABLE: str(phases)},
         )  # fmt: skip
         cpu: dict[int, tuple[str, float]] = {}
+        first = 0.0
         while process.poll() is None:
             cpu |= {one.pid: (_name(one), sum(one.cpu_times()[:2])) for one in _alive(process.pid)}
-            if steps(run) and "first step" not in vars(tree):
-                vars(tree)["first step"] = time.monotonic() - clock
+            if steps(run) and not first:
+                first = time.monotonic() - clock
             time.sleep(0.05)
-        print(f"first step after {vars(tree).get('first step', float('nan')):.1f} s\n\nphase by phase")
+        print(f"first step after {first:.1f} s\n\nphase by phase")
         for line in sorted(map(json.loads, phases.read_text().splitlines()), key=lambda line: line["began"]):
             print(
                 f"{line['began'] - began:7.2f} s  +{line['seconds']:5.2f} s, {line['cpu_seconds']:5.2f} of CPU  "

@@ -151,11 +151,13 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
     begin(resolved.cpus, now=ENGINES)
     from orpo_ray.evaluation.evaluate import evaluate as run
-    from orpo_ray.report import write_evaluation_report
     from orpo_ray.training.mirror import mirrored
 
     with mirrored(resolved.storage, resolved.name):
-        typer.echo(write_evaluation_report(run(resolved).path))
+        folder = run(resolved)
+        from orpo_ray.report import write_evaluation_report
+
+        typer.echo(write_evaluation_report(folder.path))
 
 
 @app.command(
@@ -183,12 +185,14 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.cluster.connection import ENGINES, TRIALS, begin
 
     begin(resolved.cpus, now=TRIALS, later=ENGINES if resolved.finalists else ())
-    from orpo_ray.report import write_sweep_report
     from orpo_ray.training.mirror import mirrored
     from orpo_ray.tuning.sweep import sweep as run
 
     with mirrored(resolved.storage, resolved.name):
-        typer.echo(write_sweep_report(run(resolved).path))
+        folder = run(resolved)
+        from orpo_ray.report import write_sweep_report
+
+        typer.echo(write_sweep_report(folder.path))
 
 
 @app.command(

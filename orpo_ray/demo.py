@@ -14,6 +14,7 @@ from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as, parse_confi
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.report import curves_png, write_evaluation_report, write_report
 from orpo_ray.training.launcher import train
+from orpo_ray.training.run_folder import RunFolder
 
 STAGES = ("base", "sft", "dpo", "orpo", "reward")
 
@@ -79,10 +80,12 @@ def run_demo(out: Path) -> None:
     """
     console = Console()
     started = time.monotonic()
-    for number, stage in enumerate(STAGES, start=1):
-        _tell(console, number, stage, time.monotonic() - started)
+    usual = 0  # of the stages that were not finished before
+    for stage in STAGES:
+        _tell(console, stage, time.monotonic() - started, usual)
+        usual += 0 if RunFolder(out / stage).finished else _SECONDS[stage]
         write_report(train(demo_config(stage, out), console).path)
-    _tell(console, len(_SECONDS), "winrate", time.monotonic() - started)
+    _tell(console, "winrate", time.monotonic() - started, usual)
     folder = evaluate(demo_evaluation(out), console)
     runs = {stage: out / stage for stage in ("sft", "dpo", "orpo")}
     report = write_evaluation_report(folder.path, runs)
@@ -91,13 +94,12 @@ def run_demo(out: Path) -> None:
     console.print(f"\n{report} shows it all ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
 
-def _tell(console: Console, number: int, stage: str, seconds: float) -> None:
-    """Which stage begins after `seconds`, and how long the rest may take."""
-    usual = list(_SECONDS.values())
-    done = sum(usual[: number - 1])
-    left = sum(usual[number - 1 :]) * (seconds / done if done else 1.0)
+def _tell(console: Console, stage: str, seconds: float, usual: float) -> None:
+    """Which stage begins, and how long the rest may take, where what usually takes `usual` has taken `seconds`."""
+    before = list(_SECONDS).index(stage)
+    left = sum(list(_SECONDS.values())[before:]) * (seconds / usual if usual else 1.0)
     rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
-    console.print(f"stage {number} of {len(usual)}: {stage}, {rest}", highlight=False, soft_wrap=True)
+    console.print(f"stage {before + 1} of {len(_SECONDS)}: {stage}, {rest}", highlight=False, soft_wrap=True)
 
 
 def _print(console: Console, found: dict[str, Any]) -> None:

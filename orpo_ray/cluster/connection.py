@@ -14,7 +14,8 @@ from pathlib import Path
 
 from orpo_ray.cluster.allocator import use_one_arena
 from orpo_ray.cluster.fork_server import ForkServer
-from orpo_ray.cluster.head import SOCKET, Head
+from orpo_ray.cluster.head import Head
+from orpo_ray.cluster.setup_worker import SOCKET
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.phases import phase
 
@@ -53,7 +54,7 @@ def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> N
             for module in SHARED:
                 importlib.import_module(module)
         _forks = ForkServer((), [*OF_WORKERS, *now], later, copy=True)
-        atexit.register(disconnect)
+    atexit.register(disconnect)
 
 
 def connect_if_ready() -> None:
@@ -135,6 +136,7 @@ def _start_head(cpus: int) -> None:
 
 def _join_own() -> None:
     """Connect to the cluster that this process has started."""
+    import ray
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
@@ -144,6 +146,12 @@ def _join_own() -> None:
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
     _init(_head.address)
+    if _forks is not None:  # it imports what needs Ray at the first call, which nobody waits for
+        ray.remote(num_cpus=0)(_nothing).remote()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _join(address: str) -> None:
@@ -172,9 +180,3 @@ def _init(address: str) -> None:
     # Without any runtime environment Ray starts a worker past `setup_worker.py`.
     runtime_env = {} if _forks is None else {"env_vars": {SOCKET: _forks.path}}
     ray.init(address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
-    if _forks is not None:  # it imports what needs Ray at the first call, which nobody waits for
-        ray.remote(num_cpus=0)(_nothing).remote()
-
-
-def _nothing() -> None:
-    pass

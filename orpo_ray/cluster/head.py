@@ -13,10 +13,8 @@ import select
 import subprocess
 import sys
 from functools import cached_property
-from pathlib import Path
 
-SOCKET = "ORPO_RAY_FORK_SERVER"
-"""The environment variable by which `setup_worker.py` knows a driver's `ForkServer`."""
+from orpo_ray.cluster import setup_worker
 
 
 class Head:
@@ -53,7 +51,7 @@ def _hold(cpus: int) -> None:
     import ray
     from ray._private import ray_constants
 
-    ray_constants.SETUP_WORKER_FILENAME = str(Path(__file__).with_name("setup_worker.py"))
+    ray_constants.SETUP_WORKER_FILENAME = setup_worker.__file__
     context = ray.init(
         address="local",
         num_cpus=cpus,

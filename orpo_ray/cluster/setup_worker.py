@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 
+SOCKET = "ORPO_RAY_FORK_SERVER"  # the environment variable that names a driver's server
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context", "--language"
 
 
@@ -34,7 +35,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])
     for name, value in context.get("env_vars", {}).items():
         os.environ[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))  # as Ray does
-    become_worker(os.environ.get("ORPO_RAY_FORK_SERVER", ""), command)
+    become_worker(os.environ.get(SOCKET, ""), command)
 
 
 def _is_this_python(executable: str) -> bool:

@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orpo_ray.modeling.linear import gram, product
+from orpo_ray.modeling.linear import SharedLinear, gram, product
 
 # Elements that softmax works on at once: on a CPU few enough to stay in its cache, on a device enough to fill it.
 _CPU_BLOCK = 1 << 22
 _DEVICE_BLOCK = 1 << 25
 
 
-class LogprobHead(nn.Linear):
+class LogprobHead(SharedLinear):
     """A linear output layer that can also return log-probs of target tokens.
 
     Predictions are computed in chunks of at most `chunk_bytes` of logits, of which one is held at a time. The one that
@@ -28,15 +28,6 @@ class LogprobHead(nn.Linear):
     """
 
     chunk_bytes = 1 << 30
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear) -> LogprobHead:
-        """A head that shares `linear`'s parameters."""
-        head = cls.__new__(cls)
-        nn.Module.__init__(head)
-        head.in_features, head.out_features = linear.in_features, linear.out_features
-        head.weight, head.bias = linear.weight, linear.bias
-        return head
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits `(..., vocab)` of `hidden (..., width)`, as any output layer; or, with `targets (predictions,)`,

@@ -6,7 +6,7 @@ operations a second on one with AVX-512 (benchmarks/NOTES.md). Elsewhere, and in
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,17 +31,21 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(a, b, bias)
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` whose products, forward and backward, are those of `product`."""
+class SharedLinear(nn.Linear):
+    """A linear layer in the place of another, whose parameters it shares."""
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> Linear:
-        """A layer that shares `linear`'s parameters."""
+    def from_linear(cls, linear: nn.Linear) -> Self:
+        """A layer of this class with `linear`'s own parameters."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.weight, layer.bias = linear.weight, linear.bias
         return layer.train(linear.training)
+
+
+class Linear(SharedLinear):
+    """`nn.Linear` whose products, forward and backward, are those of `product`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., out_features)` of `input (..., in_features)`."""

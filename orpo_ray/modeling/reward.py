@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.linear import quicken
+from orpo_ray.modeling.linear import SharedLinear, quicken
 from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, require_packable
 from orpo_ray.modeling.lora import add_adapters, merged_weights, plain_name
 from orpo_ray.modeling.policy import hidden_states
@@ -31,18 +31,9 @@ _HEAD = "score.weight"
 _FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
 
 
-class RewardHead(nn.Linear):
-    """A score head that computes in float32 at least: a margin of bfloat16 rewards has two or three digits."""
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear) -> RewardHead:
-        """A head that shares `linear`'s weight; it has no bias, as no `score` layer of transformers has."""
-        head = cls.__new__(cls)
-        nn.Module.__init__(head)
-        head.in_features, head.out_features = linear.in_features, linear.out_features
-        head.weight = linear.weight
-        head.register_parameter("bias", None)
-        return head
+class RewardHead(SharedLinear):
+    """A score head that computes in float32 at least: a margin of bfloat16 rewards has two or three digits. It has no
+    bias, as no `score` layer of transformers has."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(..., 1)` of `hidden (..., width)`."""
