@@ -92,13 +92,15 @@ class Checkpoints:
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def manifest(self, step: int) -> Manifest | None:
-        """None: never finished. Raises `ValueError` where there is one that says nothing."""
+        """None: never finished, or removed meanwhile. Raises `ValueError` where there is one that says nothing."""
         path = f"{self.folder(step)}/{_MANIFEST}"
         try:
             with self.filesystem.open_input_stream(path) as file:
                 return Manifest.from_json(file.read())
-        except FileNotFoundError:
-            return None
+        except OSError:  # S3's for an object that goes between opening and reading is no FileNotFoundError
+            if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+                return None
+            raise
 
     def finished(self) -> list[Manifest]:
         """Newest first; those whose manifest is not readable left out."""

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 import yaml
 from secret_scan import leaks
 
 from orpo_ray.config import load_config
-from orpo_ray.training.checkpoints import Checkpoints
+from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.launcher import train
 
 SERVER = Path(__file__).with_name("s3_server.py")
@@ -67,6 +68,33 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     found = Server(tmp_path)
     yield found
     found.stop()
+
+
+class Removing:
+    """A filesystem on which what is opened is removed before it is read, as a run retains its checkpoints."""
+
+    def __init__(self, filesystem: pafs.FileSystem) -> None:
+        self._filesystem = filesystem
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._filesystem, name)
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        found = self._filesystem.open_input_stream(path)
+        self._filesystem.delete_file(path)
+        return found
+
+
+def test_a_checkpoint_removed_while_it_is_looked_at_is_none(server: Server) -> None:
+    options = f"scheme=http&endpoint_override=127.0.0.1:{server.port}&region=us-east-1&allow_bucket_creation=true"
+    checkpoints = Checkpoints(f"s3://seen/run?{options}")
+    checkpoints.filesystem.create_dir("seen")
+    for step in (1, 2):
+        checkpoints.open(step)
+        checkpoints.commit(Manifest(step, {}, step, "", "", None, {}))
+    assert [manifest.step for manifest in checkpoints.finished()] == [2, 1]
+    checkpoints.filesystem = Removing(checkpoints.filesystem)
+    assert checkpoints.finished() == []
 
 
 def test_a_run_goes_on_from_its_copy_where_requests_fail(server: Server, tmp_path: Path, ray_cluster: None) -> None:
