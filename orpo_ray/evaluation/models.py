@@ -12,17 +12,28 @@ from typing import Literal, NamedTuple
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
+from orpo_ray.data.records import one_line
 from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import load_config, load_tokenizer
+from orpo_ray.modeling.loading import load_config, load_tokenizer, locate, require_objects
+from orpo_ray.modeling.weights import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    SUFFIX,
+    adapter_base,
+    files_of_index,
+    require_readable,
+    require_safetensors,
+    weight_files,
+)
 
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
 
 _STORED: dict[str, Literal["float32", "bfloat16", "float16"]] = {"bfloat16": "bfloat16", "float16": "float16"}
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-_ADAPTER = "adapter_config.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLES = 64  # stretches of a weight file that its digest reads
 _STRETCH = 1 << 16
@@ -60,7 +71,7 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
     """
     key = f"models.{label}"
     folder = _folder(key, name)
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER).is_file():
         folder = _merged(key, folder, cache, trust_remote_code)
     model = _describe(key, label, name, folder, "auto", trust_remote_code)
     architectures = load_config(model.settings).architectures or []
@@ -75,7 +86,7 @@ def find_reward_model(
     """The reward model that a label of `reward_models` names; raises `UserError` where it is none of one label."""
     key = f"reward_models.{label}"
     folder = _folder(key, name)
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER).is_file():
         raise UserError(f"{key}: {name} is an adapter; name the merged model, which its run keeps in model/")
     model = _describe(key, label, name, folder, dtype, trust_remote_code)
     config = load_config(model.settings)
@@ -162,7 +173,7 @@ def _folder(key: str, name: str) -> Path:
     if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long
         if (path / "model" / "config.json").is_file():
             path = path / "model"
-        elif not (path / "config.json").is_file() and not (path / _ADAPTER).is_file():
+        elif not (path / "config.json").is_file() and not (path / ADAPTER).is_file():
             is_run = (path / "metrics.jsonl").is_file()
             hint = "the run has none yet; train it further" if is_run else "give a run folder or its model/ folder"
             raise UserError(f"{key}: {name} holds no model (no config.json): {hint}")
@@ -182,14 +193,13 @@ def _folder(key: str, name: str) -> Path:
 def _describe(
     key: str, label: str, name: str, folder: Path, dtype: Literal["auto", "float32", "bfloat16"], trust: bool
 ) -> EvaluatedModel:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"{key}: {folder} holds no weights in safetensors (no *.safetensors file)")
     if not any((folder / name).is_file() for name in _TOKENIZER):  # transformers would make an empty one up
         raise UserError(f"{key}: {folder} holds no tokenizer (no tokenizer.json)")
     settings = ModelConfig(name_or_path=str(folder), trust_remote_code=trust)
     try:
+        weights = _opened(folder)
         config, tokenizer = load_config(settings), load_tokenizer(settings)
+        require_safetensors(str(folder), config)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
     stored = _STORED.get(str(getattr(config, "dtype", None)).removeprefix("torch."), "float32")
@@ -204,6 +214,17 @@ def _describe(
         stored_dtype=stored, dtype=computed if dtype == "auto" else dtype,
         context=getattr(config, "max_position_embeddings", None), trust_remote_code=trust,
     )  # fmt: skip
+
+
+def _opened(folder: Path) -> list[Path]:
+    """All weight files that any of the loaders opens: transformers one or those of an index, vLLM all that there are,
+    and the index in any case. Raises `UserError` where one is not in safetensors."""
+    files = {*weight_files(folder), *folder.glob(f"*{SUFFIX}")}
+    if (folder / INDEX).is_file():
+        files.update(files_of_index(folder / INDEX))
+    for file in files:
+        require_readable(file)
+    return sorted(files)
 
 
 def _update(digest: hashlib.blake2b, file: Path) -> None:
@@ -221,23 +242,25 @@ def _merged(key: str, adapter: Path, cache: Path, trust: bool) -> Path:
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
-    digest = hashlib.blake2b((adapter / _ADAPTER).read_bytes(), digest_size=16)
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():  # peft would take pickled ones, which can hold any program
-        raise UserError(f"{key}: the adapter {adapter} holds no weights in safetensors (no {weights.name})")
-    _update(digest, weights)
+    try:
+        base = adapter_base(adapter)
+        require_objects(str(adapter))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    digest = hashlib.blake2b((adapter / ADAPTER).read_bytes(), digest_size=16)
+    _update(digest, adapter / ADAPTER_WEIGHTS)
     target = cache / "merged" / digest.hexdigest()
     if (target / "config.json").is_file():
         return target
-    base = str(json.loads((adapter / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path"))
     try:
+        _require_safe_base(base, trust)
         model = AutoPeftModelForCausalLM.from_pretrained(
             str(adapter), dtype="auto", use_safetensors=True, trust_remote_code=trust
         ).merge_and_unload()
         own = (adapter / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(str(adapter) if own else base, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # what files of strangers bring about is of every kind
+        reason = str(error) if isinstance(error, UserError) else one_line(error)
         raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error
     temporary = target.with_name(f".{target.name}.new")
     model.save_pretrained(temporary, safe_serialization=True)
@@ -245,3 +268,11 @@ def _merged(key: str, adapter: Path, cache: Path, trust: bool) -> Path:
     write_text_rule(temporary, read_text_rule(adapter if own else Path(base)))
     temporary.rename(target)
     return target
+
+
+def _require_safe_base(base: str, trust: bool) -> None:
+    """Raises `UserError` where what peft would load as an adapter's base is not in safetensors."""
+    location = locate(base)
+    if os.path.isdir(base) and location != os.path.realpath(base):  # peft would look into the run's folder itself
+        raise UserError(f"it is the folder of a run; name its model/ in {ADAPTER}")
+    require_safetensors(location, load_config(ModelConfig(name_or_path=base, trust_remote_code=trust)))

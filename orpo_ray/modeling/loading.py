@@ -16,11 +16,17 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME as ATTENTION
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.weights import require_safetensors
+from orpo_ray.parsing import read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Settings of a model that change what its logits are; the log-prob head computes plain linear logits.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_OBJECTS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""Files of a model that loaders take to be JSON objects."""
 _DROPOUT = ("dropout", "layerdrop", "layer_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
 
 
@@ -82,9 +88,11 @@ def build_network(
     if not model.keep_dropout:
         _turn_dropout_off(config)
     if model.has_weights:
+        revision = require_safetensors(locate(model.name_or_path), config)
         network, info = _from_hub_or_folder(
             auto.from_pretrained, model.name_or_path, "model", model, config=config, dtype=DTYPES[model.dtype],
             attn_implementation=ATTENTION, use_safetensors=True, output_loading_info=True,
+            **({} if revision is None else {"revision": revision}),
         )  # fmt: skip
         return network, info["missing_keys"]
     torch.manual_seed(seed)
@@ -119,9 +127,10 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
+    require_objects(location)
     try:
         return load(location, trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # what files of strangers bring about is of every kind
         if "contains custom code" in str(error):
             raise UserError(
                 f"{name}: the {what} comes with Python code of its own, which is not run; set "
@@ -129,6 +138,14 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: the {what} cannot be loaded: {reason}") from error
+
+
+def require_objects(location: str) -> None:
+    """Raises `UserError`, naming the file, where a model's folder (a Hub id: nothing is looked at) has a file that is
+    not the JSON object that loaders take it for."""
+    for name in _OBJECTS:
+        if os.path.isfile(file := os.path.join(location, name)):
+            read_object(Path(file))
 
 
 def _turn_dropout_off(config: PretrainedConfig) -> None:
