@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from orpo_ray.parsing import member
+
 RAW_LIMIT = 4096
 """Characters of a bad record that are kept in `quarantine.jsonl`."""
 
@@ -68,6 +70,16 @@ class Account:
     cut_chosen: int = 0
     cut_rejected: int = 0
     """Of the kept pairs, how many had their prompt or response cut to fit."""
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Account:
+        """What `vars` of one gave. Raises `ValueError`, naming the key, for anything else."""
+        reasons = [member(found, name, dict) for name in ("dropped", "quarantined")]
+        dropped, quarantined = (Counter({key: member(each, key, int) for key in each}) for each in reasons)
+        numbers = {
+            name: member(found, name, int) for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected")
+        }
+        return cls(**numbers, dropped=dropped, quarantined=quarantined)
 
     def check(self) -> None:
         """Raises `AssertionError` where a record is not accounted for."""

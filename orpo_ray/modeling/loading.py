@@ -75,6 +75,9 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     if model.name_or_path == "toy":
         return toyworld.model_config()
     config: PretrainedConfig = _from_hub_or_folder(AutoConfig.from_pretrained, model.name_or_path, "model", model)
+    names = config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+        raise UserError(f"{model.name_or_path}: config.json: architectures should be a list of names")
     for name in _LOGIT_CHANGES:
         if getattr(config, name, None) not in (None, 1.0):
             raise UserError(f"{model.name_or_path}: models with {name} are not supported by the log-prob head")

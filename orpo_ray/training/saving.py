@@ -185,9 +185,11 @@ def _manifest(checkpoints: Checkpoints, step: int) -> tuple[Manifest | None, str
 
 
 def load(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> None:
-    """Fill the engine with a checkpoint. Raises `UserError` where it is one of another network."""
+    """Fill the engine with a checkpoint. Raises `UserError` where it is one of another network, or its files hold
+    something else."""
     folder = checkpoints.folder(manifest.step)
-    files = {name: checkpoints.filesystem.open_input_file(f"{folder}/{name}") for name in manifest.files}
+    paths = [f"{folder}/{name}" for name in manifest.files]
+    files = {path: checkpoints.filesystem.open_input_file(path) for path in paths}
     try:
         stored = _Stored(files)
         for piece in engine.pieces():
@@ -205,17 +207,22 @@ class _Stored:
 
     def __init__(self, files: dict[str, Any]) -> None:
         self._runs: dict[str, dict[int, dict[str, tuple[Any, Vector]]]] = {}
-        for file in files.values():
-            for key, vector in read_header(file).items():
-                where, _, part = key.rpartition("/")
-                name, _, start = where.rpartition("@")
-                self._runs.setdefault(name, {}).setdefault(int(start), {})[part] = (file, vector)
+        for path, file in files.items():
+            try:
+                for key, vector in read_header(file).items():
+                    where, _, part = key.rpartition("/")
+                    name, _, start = where.rpartition("@")
+                    self._runs.setdefault(name, {}).setdefault(int(start), {})[part] = (file, vector)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from None
 
     def fill(self, piece: Piece) -> bool:
-        """Whether all of the piece was there."""
+        """Whether all of the piece was there, weights and moments."""
         end = piece.start + len(piece.weight)
         filled = 0
         for start, parts in self._runs.get(piece.name, {}).items():
+            if {*parts} != {*_PARTS} or len({vector.elements for _, vector in parts.values()}) != 1:
+                return False
             first, last = max(start, piece.start), min(start + parts["weight"][1].elements, end)
             if first >= last:
                 continue
