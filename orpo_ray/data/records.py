@@ -21,6 +21,17 @@ class BadRecord(Exception):
         self.reason = reason
 
 
+def bytes_of(characters: int) -> int:
+    """How many bytes a record of so many characters may have in a file. JSON writes a character in up to 12; where that
+    is little, other fields have room."""
+    return 12 * max(characters, 1 << 20)
+
+
+def too_long(size: int, what: str, most: int) -> BadRecord:
+    """The error of a record of which `size` is more than the `most` that follow from `max_record_characters`."""
+    return BadRecord("too many characters", f"{size:,} {what}, where max_record_characters allows {most:,}")
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record of a source: its `value`, or the `error` that says why it has none."""

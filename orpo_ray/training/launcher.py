@@ -24,7 +24,7 @@ from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
-from orpo_ray.training.run_folder import RunFolder, write_atomically
+from orpo_ray.training.run_folder import RunFolder, join_files, write_atomically
 
 Validation = Callable[..., dict[str, Any]]
 """Asks a checkpoint what it is worth: `(checkpoint, *, config, step)` to metrics. Ray Train runs it as a task."""
@@ -62,8 +62,7 @@ def _train(
         console.print(f"{folder.path}: already finished", soft_wrap=True)
         return
     if data.quarantine:
-        text = "".join(path.read_text(encoding="utf-8") for path in data.quarantine)
-        write_atomically(folder.quarantine, text)
+        join_files(folder.quarantine, data.quarantine)
     schedule = build_schedule(config, len(data.train))
     console.print(
         f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "

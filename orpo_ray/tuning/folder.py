@@ -76,6 +76,11 @@ class SweepFolder:
     def trial(self, index: int) -> RunFolder:
         return RunFolder(self.trials / f"{index:03d}")
 
+    @property
+    def begun(self) -> list[int]:
+        """The trials that have a folder."""
+        return sorted(int(path.name) for path in self.trials.glob("[0-9]*") if path.name.isdecimal())
+
     def failure(self, index: int) -> Path:
         return self.trial(index).path / "failed.json"
 

@@ -43,7 +43,7 @@ def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
 def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     folder.open_for(config)
     held = folder.held
-    for index in range(config.number_of_trials):
+    for index in folder.begun:
         left_by(folder, index, config)  # mistakes are told here, before a trial begins
     if held.get("finished") == config.to_yaml():
         console.print(f"{folder.path}: already finished", soft_wrap=True)

@@ -384,6 +384,7 @@ def test_what_a_trial_has_left(file: str, text: str, sweep: SweepFolder, tmp_pat
     write(sweep.trial(1).path / file, text)
     ledger = Ledger(own, sweep, STEPS)
     ledger.begin(searcher_of(own).settings(0, []))
+    assert sweep.begun == [0, 1]
     for work in (lambda: left_by(sweep, 1, own), lambda: ledger.begin(searcher_of(own).settings(1, []))):
         refused(work, f"{sweep.trial(1).path}/{file}")
 
