@@ -25,7 +25,7 @@ _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 def examine(places: StorageConfig, scaling: ScalingConfig | None) -> Iterator[Finding]:
     """Findings as they come. `places`: the run's storage; `scaling`: what it wants of the cluster, where it is one."""
     if not os.environ.get("RAY_ADDRESS"):
-        yield alone(os.environ)
+        yield alone()
         yield from ports()
         yield from _on(ThisMachine(), places)
         return

@@ -109,11 +109,11 @@ def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
 
 
 def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
-    import ray
-
     scaling = plan.config.scaling
     connect(plan.config.cpus)
     if resources is None:
+        import ray
+
         cluster = ray.cluster_resources()
         cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
         resources = share_out(scaling, cpus, gpus, most=len(plan.policies) * len(plan.blocks))

@@ -102,9 +102,10 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
     with phase("imports of Ray Train"):
         pass
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
+    from orpo_ray.training.process_group import GroupConfig
     from orpo_ray.training.worker import train_worker
 
     nodes = cluster_nodes()
@@ -122,7 +123,7 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
                 **({"GPU": config.scaling.gpus_per_worker} if use_gpu else {}),
             },
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             storage_path=str(folder.path),
             name=folder.ray.name,

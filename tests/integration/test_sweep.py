@@ -151,6 +151,7 @@ def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp
     sweep(own)
     found = json.loads((folder / "sweep.json").read_text())
     assert [trial["status"] for trial in found["trials"]] == ["finished"] * 3
+    assert all(0 < trial["start_seconds"] < 60 for trial in found["trials"])
     ends = {row["trial"]: (-row["eval_reward_accuracy"], row["eval_nll"]) for row in rows(folder) if row["step"] == 32}
     front = [
         trial for trial, end in ends.items()

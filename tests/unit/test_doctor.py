@@ -154,9 +154,8 @@ class TestCluster:
             (finding,) = access({**environment, "RAY_ADDRESS": f"127.0.0.1:{cluster.getsockname()[1]}"})
         assert finding.verdict == "FAIL" and f"RAY_AUTH_TOKEN_PATH={tmp_path}/none cannot be read" in finding.found
 
-    def test_without_one_the_token_may_be_off(self) -> None:
-        assert alone({"RAY_AUTH_MODE": "disabled"}).verdict == "WARN"
-        assert alone({}).verdict == "OK"
+    def test_without_one_the_token_is_our_own(self) -> None:
+        assert alone().verdict == "OK"
 
 
 class TestReports:
