@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.telemetry.logs import line_of, log
+from orpo_ray.visible import say
 
 _ANY_STEP = 2**63
 
@@ -108,7 +108,7 @@ class RunFolder:
             with self.events.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line_of(text), ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
-            print(f"{text} ({self.events} cannot be written: {error})", file=sys.stderr)
+            say(f"{text} ({self.events} cannot be written: {error})", error=True)
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""
