@@ -8,6 +8,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 import pyarrow as pa
@@ -169,9 +170,21 @@ def write_atomically(path: Path, text: str) -> None:
 
 def replace_folder(new: Path, target: Path) -> None:
     """Put the finished folder `new` in the place of `target`, which is missing only for a moment."""
+    _open_as_the_umask_says(new)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_as_the_umask_says(folder: Path) -> None:
+    """Give each file the mode of any that is made there: safetensors makes its own for their owner alone."""
+    made = folder / f".{os.getpid()}"  # a process's umask cannot be asked for without changing it for all threads
+    made.touch()
+    mode = S_IMODE(made.stat().st_mode)
+    made.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
