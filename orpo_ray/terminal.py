@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 import rich.console
 from rich.segment import Segment
-from rich.text import Text
+from rich.text import Span, Text
 
 from orpo_ray.visible import LAYOUT, visible
 
@@ -33,6 +34,16 @@ class Console(rich.console.Console):
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Where everything that is shown comes by, whatever it is made of."""
+        """Where everything that is shown comes by, whatever it is made of; texts before they are laid out."""
+        renderable = _written_out(renderable) if isinstance(renderable, Text) else renderable
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text, LAYOUT))
+
+
+def _written_out(text: Text) -> Text:
+    """`text` with what a terminal would obey written out, in the same styles."""
+    shown = [visible(character, LAYOUT) for character in text.plain]
+    at = [0, *accumulate(map(len, shown))]
+    found = text.blank_copy("".join(shown))
+    found.spans = [Span(at[span.start], at[min(span.end, len(shown))], span.style) for span in text.spans]
+    return found

@@ -88,6 +88,12 @@ class TestConsole:
         assert printed.splitlines()[-2] == visible(HOSTILE)
         assert printed.count("\\x1b]52;c;cm0gLXJmIH4=") == 7
 
+    def test_a_text_is_written_out_before_it_is_laid_out_and_in_its_styles(self) -> None:
+        out = io.StringIO()
+        text = Text("ab\x1bcd\x9b", style="bold").append("ef\x1b", "red")
+        Console(file=out, width=9, force_terminal=True, color_system="standard").print(text)
+        assert out.getvalue() == "\x1b[1mab\\x1bcd\\\x1b[0m\n\x1b[1mx9b\x1b[0m\x1b[1;31mef\\x1b\x1b[0m\n"
+
     def test_a_line_is_one_however_long(self) -> None:
         out = io.StringIO()
         Console(file=out, width=20).say("word " * 30 + "\nforged")
@@ -159,7 +165,7 @@ def test_the_summary_of_a_strangers_data(tmp_path: Path) -> None:
     (done,) = typed(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert RAW.findall(done.stdout + done.stderr) == []
-    assert "pairs\\x1b[2J\\x9b2J" in done.stdout
+    assert "pairs\\x1b[2J\\x9b2J\\u202e.jsonl" in done.stdout.replace("\n", "")
     assert "quarantined records" in done.stdout
 
 
