@@ -16,6 +16,7 @@ from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_config, load_tokenizer
+from orpo_ray.training.run_folder import replace_folder
 
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
@@ -243,5 +244,5 @@ def _merged(key: str, adapter: Path, cache: Path, trust: bool) -> Path:
     model.save_pretrained(temporary, safe_serialization=True)
     tokenizer.save_pretrained(temporary)
     write_text_rule(temporary, read_text_rule(adapter if own else Path(base)))
-    temporary.rename(target)
+    replace_folder(temporary, target)
     return target

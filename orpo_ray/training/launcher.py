@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from orpo_ray.cluster.allocator import ENVIRONMENT
@@ -20,6 +19,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
+from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
@@ -59,25 +59,24 @@ def _train(
 ) -> None:
     folder.open_for(config)
     if folder.finished:
-        console.print(f"{folder.path}: already finished", soft_wrap=True)
+        console.say(f"{folder.path}: already finished")
         return
     if data.quarantine:
         text = "".join(path.read_text(encoding="utf-8") for path in data.quarantine)
         write_atomically(folder.quarantine, text)
     schedule = build_schedule(config, len(data.train))
-    console.print(
+    console.say(
         f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "
-        f"{_workers(config)} worker(s)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{_workers(config)} worker(s)"
+    )
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()
     with progress_bar(folder, config.name, schedule.total_steps, console):
         outcome = _fit(config, folder, data, validation)
     _finish(config, folder, data, outcome, time.monotonic() - started)
-    console.print(f"{config.name}: done; the model is in {folder.model}", soft_wrap=True)
+    console.say(f"{config.name}: done; the model is in {folder.model}")
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:

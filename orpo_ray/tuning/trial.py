@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray.tune
-from rich.console import Console
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.telemetry.logs import log, log_as
 from orpo_ray.telemetry.metrics import run_and_trial
+from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
 from orpo_ray.training.progress import following
 from orpo_ray.training.run_folder import RunFolder, write_atomically

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch.distributed
-from rich.console import Console
 
 from orpo_ray.config import ScalingConfig, load_any
 from orpo_ray.doctor import checks, reach, storage
@@ -22,6 +21,7 @@ from orpo_ray.doctor.finding import Finding
 from orpo_ray.doctor.nodes import ThisMachine
 from orpo_ray.doctor.ports import ports
 from orpo_ray.doctor.probe import NodeReport, probe
+from orpo_ray.terminal import Console
 
 HERE = ThisMachine()
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, build, random_pairs
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
@@ -26,6 +25,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.terminal import Console
 from orpo_ray.training.build_locks import wait_for_builds
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
