@@ -40,9 +40,8 @@ class LogprobHead(SharedLinear):
         log-probs have had done to them; the logits have not, as it goes on doing it."""
         head = cls.from_linear(network.get_output_embeddings())
         config = network.config.get_text_config()
-        head.scale = float(getattr(config, "logit_scale", None) or 1) / float(
-            getattr(config, "logits_scaling", None) or 1
-        )
+        factor, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+        head.scale = float(factor) / float(divisor)
         head.softcap = getattr(config, "final_logit_softcapping", None)
         return head
 

@@ -35,7 +35,7 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
 
 
 def load_policy(model: ModelConfig, *, seed: int, device: torch.device = _CPU) -> PackedPolicy:
-    """The policy on `device`, in the configured dtype, in training mode; with `model.lora`, frozen but for its adapters.
+    """The policy on `device`, in the configured dtype, in training mode; with `model.lora`, frozen but for adapters.
 
     Random weights are drawn from `seed`, the same on every rank. It is packed where that was found to be exact (see
     `parity.choose_way`). Raises `UserError` for a model that is not there, is not in safetensors, or whose log-probs

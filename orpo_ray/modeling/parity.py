@@ -1,4 +1,4 @@
-"""Whether a network may be packed, found by packing: its numbers are held against its own plain forwards when it loads."""
+"""Whether a network may be packed, found by packing: when it loads, it is held against its own plain forwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Wrapper(Protocol):
 
 
 def choose_way(network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig) -> str:
-    """Why `network` is to be asked a text at a time; nothing: it is packed, and takes its attention from here from now on.
+    """Why `network` is to be asked a text at a time; nothing: it is packed, and takes its attention from here.
 
     Two prompts with two continuations each, of random tokens, are computed both ways. Raises `UserError` where what the
     network gives could not be trained on, or where `model.packing` asks for what it cannot do.

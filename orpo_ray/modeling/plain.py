@@ -1,7 +1,7 @@
 """Texts one by one: what a network is asked that cannot be packed, and what packing is held against.
 
-A *text* is a prompt with one of its continuations, by itself: a forward of the network as it is, without padding, of all
-texts of one length at once. It costs a prompt for each of its continuations, where packing computes it once.
+A *text* is a prompt with one of its continuations, by itself: a forward of the network as it is, without padding, of
+all texts of one length at once. It costs a prompt for each of its continuations, where packing computes it once.
 """
 
 from __future__ import annotations

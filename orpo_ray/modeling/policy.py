@@ -41,7 +41,7 @@ def is_long(model: PreTrainedModel, batch: PackedBatch) -> bool:
         for rope in kinds
         if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings")
     ]
-    return longest(batch) > min(thresholds, default=float("inf"))
+    return bool(thresholds) and longest(batch) > min(thresholds)
 
 
 class PackedPolicy(nn.Module):

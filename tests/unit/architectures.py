@@ -35,7 +35,8 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_sequence_length",
                      "max_target_positions", "original_max_position_embeddings"), 256),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts", "moe_top_k"), 2),
+    **dict.fromkeys(
+        ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts", "moe_top_k"), 2),
     **dict.fromkeys(("n_group", "topk_group"), 1),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCAB),
     "sliding_window": 30, "attention_chunk_size": 30, "hidden_size_per_layer_input": 8,

@@ -43,11 +43,14 @@ def verdict(name: str) -> Verdict:
     rng = np.random.default_rng(3)
     examples = [[rng.integers(3, VOCAB, rng.integers(2, 45)).astype(np.int32) for _ in range(3)] for _ in range(4)]
     plain = copy.deepcopy(network)
+    refused = ""
     try:
         alone = choose_way(network, PackedPolicy, ModelConfig(name_or_path=name))
     except UserError as error:
-        assert "\n" not in str(error) and str(error).startswith(f"{name}: ")
-        return Verdict("refused", str(error).removeprefix(f"{name}: "))
+        refused = str(error)
+    if refused:
+        assert "\n" not in refused and refused.startswith(f"{name}: ")
+        return Verdict("refused", refused.removeprefix(f"{name}: "))
     with torch.no_grad():
         expected = torch.cat([plain_logps(plain, example) for example in examples])
         found = PackedPolicy(network, alone=alone)(pack(examples, score_prompts=True))

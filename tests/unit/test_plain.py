@@ -81,10 +81,10 @@ def test_a_reward_a_text_at_a_time() -> None:
 def test_positions_that_depend_on_a_texts_length() -> None:
     """LongRoPE: short and long texts in one batch have the numbers that they have alone."""
     shape = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-    factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 4.0, 8.0]}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 4.0, 8.0], "original_max_position_embeddings": 40}
     config = Phi3Config(
         **shape, max_position_embeddings=256, original_max_position_embeddings=40, pad_token_id=0,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **factors, "original_max_position_embeddings": 40},
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **factors},
     )  # fmt: skip
     examples = [example for seed in (1, 2) for example in random_examples(seed, prompts=3, longest=40)]
     lengths = [len(prompt) + len(ids) for prompt, *continuations in examples for ids in continuations]
