@@ -57,7 +57,7 @@ def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:
     model = config.model
     if name is not None:
         model = model.model_copy(update={"name_or_path": name, "init": "pretrained"})
-    return load_policy(model, seed=config.seed).to(device).eval()
+    return load_policy(model, seed=config.seed, device=device).eval()
 
 
 def reference_key(policy: PackedPolicy, data: PairDataset) -> str:

@@ -88,13 +88,15 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         with phase("reference"):
             train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
     with phase("model"):
-        policy = load_scorer(objective.model, config.model, seed=config.seed).to(device)
+        policy = load_scorer(objective.model, config.model, seed=config.seed, device=device)
     context = ray.train.get_context()
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
     with phase("engine"):
         engine = engine_for(policy, config, device)
     folder = RunFolder(config.run_dir)
+    if policy.alone and context.get_world_rank() == 0:
+        folder.note(f"not packed, so a prompt is computed once for each response: {policy.alone}")
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
     checkpoints = Checkpoints(config.checkpoints_location)
     digests = {"config": digest, "data": data.digest}

@@ -174,12 +174,14 @@ class TestLoading:
         kept = load_policy(ModelConfig(name_or_path="toy", keep_dropout=True), seed=0)
         assert kept.model.config.dropout == toyworld.model_config().dropout > 0
 
-    def test_models_without_attention_interface_are_refused(self, tmp_path: Path) -> None:
+    def test_models_without_attention_interface_are_not_packed(self, tmp_path: Path) -> None:
         from transformers import MambaConfig
 
         MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match=r"packed|cannot be loaded"):
-            load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
+        model = ModelConfig(name_or_path=str(tmp_path), init="random")
+        assert "does not take its attention from" in load_policy(model, seed=0).alone
+        with pytest.raises(UserError, match=r"model\.packing: .* cannot be packed: MambaForCausalLM does not take"):
+            load_policy(model.model_copy(update={"packing": "shared_prefix"}), seed=0)
 
     def test_model_and_data_must_fit(self, shared: Path) -> None:
         toy = ModelConfig(name_or_path="toy")
