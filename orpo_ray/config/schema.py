@@ -36,6 +36,9 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     name_or_path: str
     """Hub id, folder, the folder of an earlier run, or `toy` (the embedded OPT-shaped model)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id, for its configuration, tokenizer and weights; default: `main`. Wherever else a
+    Hub id may stand, the revision stands behind it: `org/name@revision`."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random`: the architecture of `name_or_path` with fresh weights drawn from `seed`."""
     tokenizer: str | None = None
@@ -48,6 +51,14 @@ class ModelConfig(Section):
     """Train adapters instead of the model's own weights; null: train all weights."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
+
+    @model_validator(mode="after")
+    def _one_revision_of_a_hub_id(self) -> ModelConfig:
+        if self.revision is not None and self.name_or_path == "toy":
+            raise ValueError("revision: the embedded model has none")
+        if self.revision is not None and "@" in self.name_or_path:
+            raise ValueError(f"revision: name_or_path ({self.name_or_path}) names one too")
+        return self
 
     @property
     def has_weights(self) -> bool:

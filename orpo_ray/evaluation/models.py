@@ -15,7 +15,7 @@ from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import load_config, load_tokenizer
+from orpo_ray.modeling.loading import hub_id, load_config, load_tokenizer
 
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
@@ -167,13 +167,14 @@ def _folder(key: str, name: str) -> Path:
             hint = "the run has none yet; train it further" if is_run else "give a run folder or its model/ folder"
             raise UserError(f"{key}: {name} holds no model (no config.json): {hint}")
         return path.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    repository, revision = hub_id(name)
+    if name.startswith((".", "/", "~")) or repository.count("/") != 1:
         raise UserError(f"{key}: {name}: no such folder (a model is a run folder, a folder, or a Hub id)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{key}: {name} is no folder here, and the Hub does not give it: {reason}") from error

@@ -169,23 +169,38 @@ def require_packable(network: PreTrainedModel) -> None:
         )
 
 
-def locate(name: str) -> str:
-    """The folder that `name` stands for (of a run: its `model/`), absolute; or `name`, a Hub id."""
+def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The folder that `name` stands for (of a run: its `model/`), absolute; or a Hub id, and of what revision, which
+    stands behind it or is `revision`."""
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path / "model" / "config.json"):  # `Path.is_file` raises where a name is too long
         path = path / "model"
-    return str(path.resolve()) if os.path.isdir(path) else name
+    if os.path.isdir(path):
+        return str(path.resolve()), None
+    plain, own = hub_id(name)
+    return plain, own or revision
+
+
+def hub_id(name: str) -> tuple[str, str | None]:
+    """`org/name@revision` in its parts; None: the revision is not said, and so `main`."""
+    plain, _, revision = name.partition("@")
+    return plain, revision or None
 
 
 def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
     """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
-    location = locate(name)
-    if not os.path.isdir(location) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    revision = model.revision if name == model.name_or_path else None
+    location, revision_there = locate(name, revision)
+    if os.path.isdir(location):
+        if revision is not None:
+            raise UserError(f"model.revision: {name} is a folder, which has no revisions")
+    elif name.startswith((".", "/", "~")) or location.count("/") > 1:
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
+    name = name if revision is None else f"{name}@{revision}"
     try:
-        return load(location, trust_remote_code=model.trust_remote_code, **options)
+        return load(location, revision=revision_there or "main", trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if "contains custom code" in str(error):
             raise UserError(
