@@ -25,6 +25,7 @@ from orpo_ray.config.objectives import RewardConfig
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.digests import frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.memory import set_recomputation
@@ -37,7 +38,7 @@ from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
-from orpo_ray.training.engine import Engine
+from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, build_schedule, evaluate, run, scores
 from orpo_ray.training.outcome import Outcome
@@ -49,6 +50,8 @@ from orpo_ray.training.saving import Saver, choose, load
 from orpo_ray.training.watchdog import Watchdog
 
 _NOTICE_SECONDS = 60.0  # where a notice does not say when
+_BASE, _REFERENCE = "model.name_or_path", "objective.reference"
+_RESTS_ON = {_BASE: "the base's frozen weights", _REFERENCE: "the reference's weights"}
 
 
 def train_worker(payload: dict[str, Any]) -> Outcome:
@@ -84,20 +87,25 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     if objective.model == "reward":
         ensure_pad_token(tokenizer)
     train_pairs, held_out = data.train, data.eval
+    folder, weights = RunFolder(config.run_dir), {}
     if objective.needs_reference:
         with phase("reference"):
-            train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
-    with phase("model"):
-        policy = load_scorer(objective.model, config.model, seed=config.seed).to(device)
+            (train_pairs, held_out), weights[_REFERENCE] = _with_reference(config, device, train_pairs, held_out)
     context = ray.train.get_context()
+    leads = context.get_world_rank() == 0
+    with phase("model"):
+        warn = folder.note if leads else _say_nothing
+        policy = load_scorer(objective.model, config.model, seed=config.seed, warn=warn)
+        if leads and (frozen := frozen_digest(policy.model)) is not None:
+            weights[_BASE] = frozen
+        policy = policy.to(device)
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
     with phase("engine"):
         engine = engine_for(policy, config, device)
-    folder = RunFolder(config.run_dir)
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
     checkpoints = Checkpoints(config.checkpoints_location)
-    digests = {"config": digest, "data": data.digest}
+    digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}
     with phase("resume"):
         state = _resume(config, engine, checkpoints, digests, folder)
     at_step(state.step)
@@ -230,27 +238,36 @@ def _seconds_left() -> float | None:
     return notice.deadline_ms / 1000 - time.time() if notice.deadline_ms else _NOTICE_SECONDS
 
 
-def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> list[PairDataset]:
-    """The pairs with their reference log-probs; the reference is gone again when this returns."""
+def _say_nothing(text: str) -> None:
+    """Another rank says it."""
+
+
+def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> tuple[list[PairDataset], str]:
+    """The pairs with their reference log-probs, and the reference's digest; it is gone again when this returns."""
     # The reference is what training starts from, before it has adapters.
     plain = config.model.model_copy(update={"lora": None})
-    policy = load_reference(config.model_copy(update={"model": plain}), device)
-    return [
+    policy = load_reference(config.model_copy(update={"model": plain}))
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    weights: str = gather(network_digest(policy.model, policy.model.state_dict()) if rank == 0 else "")[0]
+    policy = policy.to(device)
+    with_log_probs = [
         with_reference(
             part,
             policy,
             config.cache_dir / "reference",
-            rank=torch.distributed.get_rank(),
-            ranks=torch.distributed.get_world_size(),
+            weights=weights,
+            rank=rank,
+            ranks=ranks,
             budget=config.train.tokens_per_microbatch,
             barrier=torch.distributed.barrier,
         )
         for part in parts
     ]
+    return with_log_probs, weights
 
 
 def _resume(
-    config: TrainConfig, engine: Engine, checkpoints: Checkpoints, digests: dict[str, str], folder: RunFolder
+    config: TrainConfig, engine: Engine, checkpoints: Checkpoints, digests: dict[str, Any], folder: RunFolder
 ) -> State:
     """Continue from the newest checkpoint that is whole. Raises `UserError` where that is one of another run."""
     manifest = choose(checkpoints, engine, folder.note)
@@ -269,5 +286,11 @@ def _resume(
             f"data.train or data.eval: other pairs than those that the run began with (step {manifest.step} was saved "
             "with those); restore them, choose another name=..., or continue with 'resume.allow_changes=[data.train]'"
         )
+    for key, held in manifest.weights.items():
+        if digests["weights"].get(key, held) != held and key not in allowed:
+            raise UserError(
+                f"{key}: {_RESTS_ON[key]} are not those that the run began with (step {manifest.step} was saved with "
+                f"others); restore them, choose another name=..., or continue with 'resume.allow_changes=[{key}]'"
+            )
     load(engine, checkpoints, manifest)
     return State(**manifest.state)
