@@ -114,7 +114,7 @@ class OptimConfig(Section):
 class LoopConfig(Section):
     epochs: Count = 1
     max_steps: Count | None = None
-    """Stop after so many optimizer steps, whatever `epochs` says; schedules end there too."""
+    """So many optimizer steps, whatever `epochs` says: it is cut short, or repeated. Schedules end there too."""
     global_batch_size: Count = 64
     """Pairs in one optimizer step, over all workers."""
     tokens_per_microbatch: Count = 8192

@@ -86,12 +86,13 @@ def _total_steps(run: Run) -> int | None:
         return run.last_step
     train = run.section("train")
     limit, epochs = train.get("max_steps"), train.get("epochs", 1)
+    if isinstance(limit, int):
+        return limit
     steps, values = run.series("epoch")
     known = np.isfinite(values) & (values > 0)
     if known.any() and isinstance(epochs, int):
-        whole = epochs * round(float(steps[known][-1] / values[known][-1]))
-        return min(limit, whole) if isinstance(limit, int) else whole
-    return limit if isinstance(limit, int) else None
+        return epochs * round(float(steps[known][-1] / values[known][-1]))
+    return None
 
 
 def _rate(run: Run) -> float | None:

@@ -24,6 +24,7 @@ from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
+from orpo_ray.training.remarks import remarks
 from orpo_ray.training.run_folder import RunFolder, write_atomically
 
 Validation = Callable[..., dict[str, Any]]
@@ -71,6 +72,8 @@ def _train(
         f"{_workers(config)} worker(s)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    for remark in remarks(config, schedule):
+        console.print(f"{config.name}: {remark}", highlight=False, markup=False, soft_wrap=True)
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()

@@ -18,6 +18,7 @@ from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.remarks import remarks
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.finalists import compare
 from orpo_ray.tuning.folder import SweepFolder
@@ -49,7 +50,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
     pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
-    total_steps = build_schedule(first, pairs).total_steps
+    schedule = build_schedule(first, pairs)
+    total_steps = schedule.total_steps
     connect(config.cpus)
     import ray
 
@@ -65,6 +67,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         f"{config.searcher} search and {config.scheduler}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    for remark in remarks(first, schedule):
+        console.print(f"{config.name}: {remark}", highlight=False, markup=False, soft_wrap=True)
     ledger = Ledger(config, folder, total_steps)
     started = time.monotonic()
 

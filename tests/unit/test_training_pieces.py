@@ -31,11 +31,12 @@ from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
-from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.loop import Line, Sink, State, build_schedule, run
 from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.recorder import Recorder
-from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.training.remarks import remarks
+from orpo_ray.training.run_folder import BEST, LAST, RunFolder, kept_model
 from orpo_ray.training.saving import Saver, load
 
 
@@ -69,6 +70,29 @@ class TestLearningRate:
 
     def test_no_warm_up(self) -> None:
         assert learning_rate(0, 10, OptimConfig(lr=1.0, warmup_steps=0)) == pytest.approx(1.0)
+
+
+class TestRemarks:
+    def said(self, *overrides: str, pairs: int = 100) -> list[str]:
+        settings = config("train.global_batch_size=10", "optim.warmup_steps=0", *overrides)
+        return remarks(settings, build_schedule(settings, pairs))
+
+    def test_epochs_that_are_repeated(self) -> None:
+        assert self.said("train.epochs=2", "train.max_steps=35") == [
+            "train.max_steps=35 is more than the 20 steps of train.epochs=2, and wins: the data is read 3.5 times"
+        ]
+        for settings in (["train.max_steps=20"], ["train.max_steps=3"], []):
+            assert self.said("train.epochs=2", *settings) == []
+
+    def test_a_warm_up_without_end(self) -> None:
+        for warmup in ("10", "0.99", "1000"):
+            [told] = self.said(f"optim.warmup_steps={warmup}", "optim.lr=1e-3")
+            assert told.startswith(
+                f"optim.warmup_steps={warmup} is as long as the run (10 steps): the learning rate only"
+            )
+        assert told.endswith("rises, to 1e-05 in the last step, of optim.lr=0.001")
+        for settings in (["optim.warmup_steps=9"], ["optim.warmup_steps=0.5"], ["train.max_steps=1"]):
+            assert self.said(*settings) == []
 
 
 def test_workers_find_what_a_relative_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
