@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging
 
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import hub_id
 
 DEFAULT = "all-MiniLM-L6-v2"
@@ -90,6 +91,15 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
     if lacking:
         raise UserError(f"{name}: the embedding model's files lack {len(lacking)} weights, such as {lacking[0]}")
     return SentenceEmbedder(name, network.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+
+
+def embedder_identity(name: str) -> str:
+    """What an embedder's cosines are known by: its name, and of a folder all that is in its files."""
+    folder = Path(os.path.expanduser(name))
+    if name == DEFAULT or not os.path.isdir(folder):
+        return name
+    files = [file for kind in ("*.json", "*.safetensors", "*.txt") for file in sorted(folder.glob(kind))]
+    return f"{name} {files_digest(files)}"
 
 
 def _source(name: str) -> tuple[str, str]:

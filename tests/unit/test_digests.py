@@ -11,14 +11,16 @@ import pytest
 import torch
 from families import FAMILIES, build, random_pairs
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from test_evaluation_models import save_toy
 from test_reward_model import named, save_language_model
+from test_weights import loaded
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from orpo_ray.config import LoraConfig as Adapters
 from orpo_ray.config import OptimConfig, TrainConfig, parse_config
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.embedding import DEFAULT, embedder_identity
 from orpo_ray.evaluation.models import find_policy
 from orpo_ray.modeling import digests
 from orpo_ray.modeling.attention import NAME
@@ -160,7 +162,7 @@ class TestEvaluations:
         """Where a digest of 64 stretches of it would look past."""
         folder = save_toy(tmp_path / "policy")
         file = folder / "model.safetensors"
-        weights = load_file(file)
+        weights = loaded(file)
         save_file({**weights, "score.weight": torch.zeros(1 << 21)}, file, {"format": "pt"})  # 8 MiB, last in the file
         before = find_policy("a", str(folder), tmp_path).digest
         size = file.stat().st_size
@@ -192,12 +194,20 @@ class TestEvaluations:
         GenerationConfig(eos_token_id=[2, 7]).save_pretrained(base)
         assert find_policy("a", str(adapter), tmp_path / "cache").folder not in (before.folder, after.folder)
 
+    def test_an_embedder_is_known_by_its_files(self, tmp_path: Path) -> None:
+        """The default, which is a package's or the Hub's, by its name."""
+        assert embedder_identity(DEFAULT) == DEFAULT
+        folder = save_toy(tmp_path / "embedder")
+        before = embedder_identity(str(folder))
+        change(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 1)
+        assert embedder_identity(str(folder)) != before != str(folder)
+
     @pytest.mark.parametrize("lacking", ["base", "adapter"])
     def test_nothing_is_merged_that_the_files_lack(self, lacking: str, tmp_path: Path) -> None:
         base = save_toy(tmp_path / "base")
         adapter = saved_adapter(tmp_path / "adapter", base)
         file = {"base": base / "model.safetensors", "adapter": adapter / "adapter_model.safetensors"}[lacking]
-        weights = load_file(file)
+        weights = loaded(file)
         weights.pop(next(name for name in sorted(weights) if "q_proj" in name))
         save_file(weights, file, {"format": "pt"})
         with pytest.raises(UserError) as caught:
