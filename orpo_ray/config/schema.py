@@ -137,8 +137,8 @@ class LoopConfig(Section):
     """Newest checkpoints kept; the best model by eval loss is kept in `model/` apart from them."""
     keep_best_checkpoints: Annotated[Integer, Field(ge=0, le=10**6)] = 0
     """Besides, so many of those with the lowest eval loss."""
-    checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = None
-    """Besides, whenever so long has passed since the last."""
+    checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = 10
+    """Besides, whenever so long has passed since the last; null: not."""
     max_skipped_steps: Annotated[Integer, Field(ge=0, le=10**6)] = 3
     """Steps in a row whose loss or gradient is not finite that are left out, with their records in `metrics.jsonl`;
     one more ends the run."""

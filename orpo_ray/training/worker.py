@@ -171,11 +171,11 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
             if alarm.urgent:
                 saver.finish()
             alarm.reset()
-            if config.eval.win_rate is not None:
-                self._validate(engine, state, line)
 
-        def _validate(self, engine: Engine, state: State, line: Line) -> None:
+        def compare(self, engine: Engine, state: State, line: Line) -> None:
             """Hand the model to Ray Train's validation, which works beside training."""
+            if config.eval.win_rate is None:
+                return
             weights = engine.weights()
             with tempfile.TemporaryDirectory() as handed:
                 checkpoint = None

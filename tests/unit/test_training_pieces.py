@@ -234,7 +234,11 @@ class Collect(Sink):
     def __init__(self) -> None:
         self.lines: list[Line] = []
         self.best: list[int] = []
+        self.last: list[int] = []
         self.checkpoints: list[int] = []
+        self.compared: list[int] = []
+        self.wanted: set[int] = set()
+        """Steps after which the clock wants a checkpoint."""
 
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
@@ -244,8 +248,17 @@ class Collect(Sink):
         assert table.shape == (12, 3)
         return True
 
+    def last_model(self, engine: Any, evaluation: Line, table: torch.Tensor) -> None:
+        self.last.append(evaluation["step"])
+
     def checkpoint(self, engine: Any, state: State, line: Line) -> None:
         self.checkpoints.append(state.step)
+
+    def compare(self, engine: Any, state: State, line: Line) -> None:
+        self.compared.append(state.step)
+
+    def heard(self, signals: dict[str, float]) -> bool:
+        return self.lines[-1]["step"] in self.wanted
 
 
 def small_data() -> PairDataset:
@@ -257,12 +270,14 @@ class TestLoop:
         overrides = ["train.global_batch_size=4", "train.epochs=4", "train.eval_every_steps=5", "model.dtype=float32"]
         settings = config(*overrides, "train.checkpoint_every_steps=4", "optim.lr=1e-2", "optim.warmup_steps=0")
         sink = Collect()
+        sink.wanted = {3, 8}
         engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
         state = run(engine, settings, small_data(), small_data(), sink, State())
         assert state.step == 12
         assert [line["step"] for line in sink.lines if "eval_loss" in line] == [0, 5, 10, 12]
-        assert sink.checkpoints == [4, 8, 12]
-        assert sink.best == [5, 10, 12]
+        assert sink.checkpoints == [3, 4, 8, 12]
+        assert sink.compared == [4, 8, 12], "what is compared depends on steps alone, not on how fast a machine is"
+        assert sink.best == sink.last == [5, 10, 12]
         assert state.best_step == 12
         assert [line["epoch"] for line in sink.lines if "epoch" in line][2] == 1.0
 
@@ -279,6 +294,7 @@ class TestLoop:
         state = run(engine, settings, small_data(), other, sink, State())
         losses = {line["step"]: line["eval_loss"] for line in sink.lines if line["step"] and "eval_loss" in line}
         assert state.best_step == min(losses, key=lambda step: losses[step]) < 30
+        assert sink.last == list(range(2, 31, 2))
         assert state.best_eval_loss == min(losses.values())
 
     def test_resuming_repeats_dropout(self, tmp_path: Path) -> None:
