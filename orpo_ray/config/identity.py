@@ -10,7 +10,7 @@ from typing import Any
 _FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
     "train": (
-        "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep_checkpoints",
+        "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep", "keep_checkpoints",
         "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",
     )
 }  # fmt: skip

@@ -133,8 +133,11 @@ class LoopConfig(Section):
     """Default: at each epoch's end."""
     checkpoint_every_steps: Count | None = None
     """Default: at each epoch's end."""
+    keep: Literal["best", "last", "both"] = "best"
+    """Which evaluated model is in `model/`: that of the lowest eval loss, or the last; `both`: the best there, and the
+    last in `model-last/`."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints kept; the best model by eval loss is kept in `model/` apart from them."""
+    """Newest checkpoints kept, apart from the models that `keep` names."""
     keep_best_checkpoints: Annotated[Integer, Field(ge=0, le=10**6)] = 0
     """Besides, so many of those with the lowest eval loss."""
     checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = 10

@@ -20,7 +20,7 @@ from orpo_ray.modeling.loading import hub_id, locate
 from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.loop import Line
-from orpo_ray.training.run_folder import STEP_OF_MODEL, replace_folder
+from orpo_ray.training.run_folder import BEST, STEP_OF_MODEL, KeptModel, replace_folder
 
 _CARD = Template(
     """---
@@ -48,8 +48,8 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 | longest text | {{ config.data.max_length }} tokens, prompt {{ config.data.max_prompt_length }} |
 | chat template | {{ template }} |
 | seed | {{ config.seed }} |
-| weights of step | {{ step }} of {{ total_steps }} (lowest eval loss) |
-
+| weights of step | {{ step }}{% if total_steps %} of {{ total_steps }}{% endif %} ({{ why }}) |
+{% if evaluation %}
 Held-out pairs at that step:
 
 | metric | value |
@@ -57,7 +57,9 @@ Held-out pairs at that step:
 {%- for name, value in evaluation.items() %}
 | {{ name }} | {{ "%.4f" | format(value) }} |
 {%- endfor %}
-"""
+{% else %}
+The held-out pairs were not evaluated at that step.
+{% endif %}"""
 )
 
 
@@ -68,11 +70,13 @@ def export_model(
     tokenizer: Tokenizer,
     config: TrainConfig,
     evaluation: Line,
-    total_steps: int,
+    total_steps: int | None,
+    why: str = BEST,
 ) -> None:
     """Write `target` whole or not at all.
 
-    `weights`: of the plain network, adapters merged. `evaluation`: the evaluation line of the weights' step.
+    `weights`: of the plain network, adapters merged. `evaluation`: the evaluation line of the weights' step, or that
+    step alone. `total_steps`: None where they are not known. `why` these are kept.
     """
     new = _begin(target)
     model.save_pretrained(new, state_dict=weights, safe_serialization=True)
@@ -92,10 +96,12 @@ def export_model(
         lora=lora and f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {adapted}",
         step=evaluation["step"],
         total_steps=total_steps,
+        why=why,
         evaluation={name: value for name, value in evaluation.items() if name != "step"},
     )
     (new / "README.md").write_text(card, encoding="utf-8")
-    (new / STEP_OF_MODEL).write_text(json.dumps({"step": evaluation["step"]}) + "\n", encoding="utf-8")
+    kept = KeptModel(evaluation["step"], why)
+    (new / STEP_OF_MODEL).write_text(json.dumps(kept._asdict()) + "\n", encoding="utf-8")
     replace_folder(new, target)
 
 

@@ -80,7 +80,8 @@ def _train(
     with progress_bar(folder, config.name, schedule.total_steps, console):
         outcome = _fit(config, folder, data, validation)
     _finish(config, folder, data, outcome, time.monotonic() - started)
-    console.print(f"{config.name}: done; the model is in {folder.model}", soft_wrap=True)
+    kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
+    console.print(f"{config.name}: done; the model is in {folder.model}{kept}", soft_wrap=True)
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:

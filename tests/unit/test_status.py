@@ -109,6 +109,12 @@ class TestTraining:
         folder = make_run(tmp_path / "done")
         text = told(folder)
         assert "state      finished" in text and "step       120 of 120" in text
+        assert "model      none yet" in text
+        for name, said in (("model", '{"step": 60}'), ("model-last", '{"step": 120, "why": "the last evaluated"}')):
+            (folder / name).mkdir()
+            (folder / name / "training_step.json").write_text(said)
+        assert "model      model/: step 60, lowest eval loss; model-last/: step 120, the last evaluated" in told(folder)
+        assert read_status(folder).facts["models"] == {"model": 60, "model-last": 120}
         assert f"open {folder}/report.html; the model is in {folder}/model" in text
         assert " left" not in text
 

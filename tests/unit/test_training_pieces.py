@@ -342,7 +342,7 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
     for step in (1, 2):  # a better model takes the place of the first
         export_model(
             target, policy.model, dict(policy.model.state_dict()), toyworld.tokenizer(), settings,
-            {"step": step, "eval_loss": 1.5}, total_steps=9,
+            {"step": step, "eval_loss": 1.5}, total_steps=9, why="lowest eval loss",
         )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     loaded = AutoModelForCausalLM.from_pretrained(target)
@@ -353,7 +353,16 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
     card = (target / "README.md").read_text()
     assert "λ = 0.25" in card
     assert "2 of 9" in card
-    assert "| eval_loss | 1.5000 |" in card
+    assert "| eval_loss | 1.5000 |" in card and "(lowest eval loss)" in card
+    assert kept_model(target) == (2, BEST)
+    weights = dict(policy.model.state_dict())
+    export_model(target, policy.model, weights, toyworld.tokenizer(), settings, {"step": 3}, 9, "the last evaluated")
+    card = (target / "README.md").read_text()
+    assert "| weights of step | 3 of 9 (the last evaluated) |" in card and card.endswith("evaluated at that step.\n")
+    assert kept_model(target) == (3, LAST)
+    (target / "training_step.json").write_text('{"step": 4}\n')  # as it was written before there were two kinds
+    assert kept_model(target) == (4, BEST)
+    assert kept_model(tmp_path / "nothing") is None
 
 
 def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:
