@@ -160,7 +160,7 @@ class ResumeConfig(Section):
 
 
 class WinRateConfig(Section):
-    """A small evaluation of every checkpoint, beside training."""
+    """A small evaluation of every checkpoint that comes by the number of steps, beside training."""
 
     against: str
     """Run folder, folder or Hub id of the model to win against."""

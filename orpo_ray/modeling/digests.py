@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 _VERSION = "2"
 """Of what is hashed, and how: what was kept under an earlier one's digests is not found."""
 _STRETCH = 1 << 25  # bytes
+_BUFFER = 1 << 18
 _SETTLED = 2 * 10**9  # ns: a file system's clock may tick so slowly that a change sooner leaves the times as they are
 _known: dict[tuple[str, int, int, int, int, int], bytes] = {}
 """Digests that this process has taken, by path, device, inode, size and times."""
@@ -40,16 +42,23 @@ def _file(path: Path) -> bytes:
     if key in _known:
         return _known[key]
 
-    def stretch(start: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(start)
-            return hashlib.sha256(file.read(_STRETCH)).digest()
-
     with _threads() as pool:
-        digest = hashlib.sha256(b"".join(pool.map(stretch, range(0, found.st_size, _STRETCH)))).digest()
+        parts = pool.map(partial(_stretch_of, path), range(0, found.st_size, _STRETCH))
+        digest = hashlib.sha256(b"".join(parts)).digest()
     if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _SETTLED:
         _known[key] = digest
     return digest
+
+
+def _stretch_of(path: Path, start: int) -> bytes:
+    """Through a buffer that stays in a core's cache: whole stretches would take twice as long."""
+    digest, buffer, left = hashlib.sha256(), memoryview(bytearray(_BUFFER)), _STRETCH
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (read := file.readinto(buffer[:left])):
+            digest.update(buffer[:read])
+            left -= read
+    return digest.digest()
 
 
 def network_digest(network: PreTrainedModel, tensors: Mapping[str, Tensor]) -> str:

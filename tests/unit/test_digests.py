@@ -66,7 +66,7 @@ class TestFiles:
         file.write_bytes(b"first")
         first = files_digest([file])
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", lambda *_: pytest.fail("it is read again"))
+            patch.setattr(Path, "open", lambda *_, **__: pytest.fail("it is read again"))
             assert files_digest([file]) == first
         time.sleep(0.05)  # a file system's clock may tick a hundred times a second
         change(file, 0)  # its size and the time of its last change are as they were
