@@ -317,6 +317,34 @@ def status(
 
 
 @app.command(
+    short_help="Make a model of a checkpoint.",
+    epilog=EXIT_CODES,
+    help="""\
+Write a checkpoint of the training run in the folder RUN as a Hugging Face model, and print where: safetensors,
+tokenizer, chat template and card, as the run keeps its best.
+
+Any checkpoint that is whole, of any ZeRO stage and number of workers, read on this machine's CPUs and without Ray.
+Adapters are merged into their base. A folder that is there already is left as it is, and told.
+
+\b
+Examples:
+  orpo-ray export runs/opt-125m-hh-orpo
+  orpo-ray export runs/opt-125m-hh-orpo --step 2000 --out /models/step-2000
+""",
+)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    step: Annotated[
+        int | None, typer.Option(metavar="N", help="Its checkpoint of this step; default: the newest.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: model-step-N in RUN.")] = None,
+) -> None:
+    from orpo_ray.training.from_checkpoint import export_checkpoint
+
+    typer.echo(export_checkpoint(run, step, out))
+
+
+@app.command(
     short_help="Check this machine, or every node of a cluster.",
     epilog=EXIT_CODES.replace("its traceback", "its traceback; here also: a check failed"),
     help=f"""\

@@ -15,7 +15,7 @@ from orpo_ray.cluster.connection import connect
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources, share_out
-from orpo_ray.evaluation.embedding import load_embedder
+from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
 from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
@@ -46,7 +46,7 @@ def evaluate(
     key = content_key(
         rewards=[judge.rewards.folder.name for judge in plan.judges.values()],
         log_probs=[work.log_probs and work.log_probs.folder.name for work in plan.policies.values()],
-        embedder=config.embedder, notes=plan.notes,
+        embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes,
     )  # fmt: skip
     if _is_finished(folder, key):
         console.say(f"{folder.path}: already finished")

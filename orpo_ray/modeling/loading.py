@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -16,11 +21,22 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.parity import choose_way
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.telemetry.logs import log
+
+Warn = Callable[[str], None]
+"""Is told, in one line, what loading survives and a person should know of."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _CPU = torch.device("cpu")
 _DROPOUT = ("dropout", "layerdrop", "layer_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
+# A policy made of a reward model, and a reward model made of a policy, leave the other's head in the files.
+_OTHER_HEADS = ("lm_head.", "score.")
+_NAMED = 3  # weights that a line names
+
+
+def log_warning(text: str) -> None:
+    log(text, logging.WARNING)
 
 
 def load_tokenizer(model: ModelConfig) -> Tokenizer:
@@ -34,16 +50,19 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_policy(model: ModelConfig, *, seed: int, device: torch.device = _CPU) -> PackedPolicy:
+def load_policy(
+    model: ModelConfig, *, seed: int, device: torch.device = _CPU, warn: Warn = log_warning
+) -> PackedPolicy:
     """The policy on `device`, in the configured dtype, in training mode; with `model.lora`, frozen but for adapters.
 
     Random weights are drawn from `seed`, the same on every rank. It is packed where that was found to be exact (see
-    `parity.choose_way`). Raises `UserError` for a model that is not there, is not in safetensors, or whose log-probs
-    nothing here computes.
+    `parity.choose_way`), or `warn` is told why not. Raises `UserError` for a model that is not there, is not in
+    safetensors, lacks weights, or whose log-probs nothing here computes.
     """
-    network, _ = build_network(AutoModelForCausalLM, load_config(model), model, seed)
+    network, missing = build_network(AutoModelForCausalLM, load_config(model), model, seed, warn)
+    require_weights(model.name_or_path, missing)
     network = network.to(device)
-    alone = choose_way(network, PackedPolicy, model)
+    alone = choose_way(network, PackedPolicy, model, warn)
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
     return PackedPolicy(network, alone=alone).train()
@@ -75,17 +94,21 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
 
 
 def build_network(
-    auto: Any, config: PretrainedConfig, model: ModelConfig, seed: int
+    auto: Any, config: PretrainedConfig, model: ModelConfig, seed: int, warn: Warn = log_warning
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The network of `auto`, one of transformers' AutoModels, and which of its parameters its files lack."""
+    """The network of `auto`, one of transformers' AutoModels, and which of its weights its files lack.
+
+    Those are drawn anew, unseeded: see `require_weights`. `warn` is told of weights that the model does not take.
+    Raises `UserError` where files hold a weight in another shape.
+    """
     if not model.keep_dropout:
         _turn_dropout_off(config)
     if model.has_weights:
-        network, info = _from_hub_or_folder(
-            auto.from_pretrained, model.name_or_path, "model", model, config=config, dtype=DTYPES[model.dtype],
-            use_safetensors=True, output_loading_info=True,
+        loaded: tuple[PreTrainedModel, set[str]] = _from_hub_or_folder(
+            partial(load_weights, auto, warn=warn), model.name_or_path, "model", model, config=config,
+            dtype=DTYPES[model.dtype],
         )  # fmt: skip
-        return network, info["missing_keys"]
+        return loaded
     torch.manual_seed(seed)
     try:
         network = auto.from_config(config, trust_remote_code=model.trust_remote_code)
@@ -94,24 +117,83 @@ def build_network(
     return network.to(DTYPES[model.dtype]), set()
 
 
-def locate(name: str) -> str:
-    """The folder that `name` stands for (of a run: its `model/`), absolute; or `name`, a Hub id."""
+def load_weights(auto: Any, location: str, *, warn: Warn, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """`auto.from_pretrained`, and which weights the files lack but for those tied to others; see `build_network`."""
+    with _without_load_report():
+        # A shape that differs is told by transformers in a report of many lines, which it raises an error about.
+        network, info = auto.from_pretrained(
+            location, **options, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    for weight, held, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{location}: its files hold {weight} in the shape {list(held)}, and its config.json says {list(wanted)}"
+        )
+    unused = {weight for weight in info["unexpected_keys"] if not weight.startswith(_OTHER_HEADS)}
+    if unused:
+        warn(f"{location}: its files hold weights that the model does not take, such as {_some(unused)}")
+    return network, info["missing_keys"]
+
+
+def require_weights(name: str, missing: set[str]) -> None:
+    """Raises `UserError` where there are `missing` weights in the files of `name`."""
+    if missing:
+        raise UserError(f"{name}: its files lack weights of the model, such as {_some(missing)}")
+
+
+def _some(weights: set[str]) -> str:
+    """The first names, and how many there are."""
+    named = ", ".join(sorted(weights)[:_NAMED])
+    return named if len(weights) <= _NAMED else f"{named} ({len(weights)} in all)"
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from a table of weights that are new or not used: what matters of it is said in one line."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The folder that `name` stands for (of a run: its `model/`), absolute; or a Hub id, and of what revision, which
+    stands behind it or is `revision`."""
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path / "model" / "config.json"):  # `Path.is_file` raises where a name is too long
         path = path / "model"
-    return str(path.resolve()) if os.path.isdir(path) else name
+    if os.path.isdir(path):
+        return str(path.resolve()), None
+    plain, own = hub_id(name)
+    return plain, own or revision
+
+
+def hub_id(name: str) -> tuple[str, str | None]:
+    """`org/name@revision` in its parts; None: the revision is not said, and so `main`."""
+    plain, _, revision = name.partition("@")
+    return plain, revision or None
 
 
 def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
     """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
-    location = locate(name)
-    if not os.path.isdir(location) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    revision = model.revision if name == model.name_or_path else None
+    location, revision_there = locate(name, revision)
+    if os.path.isdir(location):
+        if revision is not None:
+            raise UserError(f"model.revision: {name} is a folder, which has no revisions")
+    elif name.startswith((".", "/", "~")) or location.count("/") > 1:
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
+    name = name if revision is None else f"{name}@{revision}"
     try:
-        return load(location, trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return load(location, revision=revision_there or "main", trust_remote_code=model.trust_remote_code, **options)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if "contains custom code" in str(error):
             raise UserError(
                 f"{name}: the {what} comes with Python code of its own, which is not run; set "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,6 @@ from orpo_ray.data.packing import Ids, PackedBatch, pack
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME as ATTENTION
 from orpo_ray.modeling.plain import forward
-from orpo_ray.telemetry.logs import log
 
 _TEXTS = (40, 50, 9), (11, 7, 32)
 """Tokens of each prompt and of its two continuations: one is short enough for a block of `packing`, one is not."""
@@ -38,13 +37,16 @@ class Wrapper(Protocol):
     def __call__(self, model: PreTrainedModel, *, alone: str = "") -> nn.Module: ...
 
 
-def choose_way(network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig) -> str:
+def choose_way(
+    network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig, warn: Callable[[str], None] = lambda text: None
+) -> str:
     """Why `network` is to be asked a text at a time; nothing: it is packed, and takes its attention from here.
 
-    Two prompts with two continuations each, of random tokens, are computed both ways. Raises `UserError` where what the
+    Two prompts with two continuations each, of random tokens, are computed both ways; `warn` is told, in one line,
+    where `auto` does not pack. Raises `UserError` where what the
     network gives could not be trained on, or where `model.packing` asks for what it cannot do.
     """
-    name, kind = model.name_or_path, type(network).__name__
+    name = model.name_or_path
     probed = network
     if network.dtype not in _FLOOR and network.num_parameters() <= _COPIED:
         probed = copy.deepcopy(network).float()
@@ -57,7 +59,7 @@ def choose_way(network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig) -
     if not reason:
         network.set_attn_implementation(ATTENTION)
     elif model.packing == "auto":
-        log("not packed, so a prompt is computed once for each response", model=name, reason=reason, kind=kind)
+        warn(f"{name}: not packed, so a prompt is computed once for each response: {reason}")
     return reason
 
 

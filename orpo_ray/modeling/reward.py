@@ -6,10 +6,6 @@ It is a Hugging Face sequence-classification model with one label, and its expor
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +16,7 @@ from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.linear import SharedLinear, quicken
-from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer
+from orpo_ray.modeling.loading import Warn, build_network, load_config, load_tokenizer, log_warning, require_weights
 from orpo_ray.modeling.lora import add_adapters, merged_weights, plain_name
 from orpo_ray.modeling.parity import choose_way
 from orpo_ray.modeling.plain import text_rewards
@@ -76,14 +72,16 @@ class PackedRewardModel(nn.Module):
         return F.pad(rewards - self.offset, (1, 0)).flatten()
 
 
-def load_reward_model(model: ModelConfig, *, seed: int, device: torch.device = _CPU) -> PackedRewardModel:
+def load_reward_model(
+    model: ModelConfig, *, seed: int, device: torch.device = _CPU, warn: Warn = log_warning
+) -> PackedRewardModel:
     """The reward model on `device`, in the configured dtype, in training mode.
 
     `model` names a sequence-classification model of one label, whose score head is kept, or a (causal) language
     model, which gets a head drawn from `seed`, the same on every rank, from N(0, 1/(width + 1)) as in Stiennon
     et al. (arXiv 2009.01325). With `model.lora` the head is trained beside the adapters. Raises `UserError` for a
-    model that is not there, is not in safetensors, has more than one label, has no class with a score head on its
-    last token, or whose rewards nothing here computes.
+    model that is not there, is not in safetensors, lacks weights, has more than one label, has no class with a score
+    head on its last token, or whose rewards nothing here computes.
     """
     config = load_config(model)
     is_classifier = any("ForSequenceClassification" in name for name in config.architectures or [])
@@ -95,17 +93,15 @@ def load_reward_model(model: ModelConfig, *, seed: int, device: torch.device = _
     tokenizer = load_tokenizer(model)
     pad = ensure_pad_token(tokenizer)
     _describe_as_reward_model(config, pad)
-    with _without_load_report():
-        network, missing = build_network(AutoModelForSequenceClassification, config, model, seed)
+    network, missing = build_network(AutoModelForSequenceClassification, config, model, seed, warn)
     if not isinstance(getattr(network, "score", None), nn.Linear):
         raise UserError(f"model.name_or_path: {type(network).__name__} has no linear score head on its last token")
-    if missing - {_HEAD} or (is_classifier and missing):
-        raise UserError(f"{model.name_or_path}: its files lack weights of the model, such as {min(missing)}")
+    require_weights(model.name_or_path, missing if is_classifier else missing - {_HEAD})
     if missing or not model.has_weights:
         _draw_head(network.score, seed)
     _make_room(network, tokenizer, pad)
     network = network.to(device)
-    alone = choose_way(network, PackedRewardModel, model)
+    alone = choose_way(network, PackedRewardModel, model, warn)
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
         network.score.requires_grad_(True)
@@ -191,18 +187,3 @@ def _draw_head(score: nn.Linear, seed: int) -> None:
     drawn = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         score.weight.copy_(drawn / (score.in_features + 1) ** 0.5)
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers from warning of the head that is new and the one that is not used: both are meant."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)

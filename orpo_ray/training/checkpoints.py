@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -57,6 +57,8 @@ class Manifest:
     eval_loss: float | None
     """Where the run was evaluated at this step."""
     files: dict[str, FileSum]
+    weights: dict[str, str] = field(default_factory=dict)
+    """Digests of weights that the run rests on and its checkpoints do not hold, by the setting that names them."""
 
     def to_json(self) -> str:
         files = {name: total._asdict() for name, total in self.files.items()}

@@ -24,6 +24,7 @@ from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
+from orpo_ray.training.remarks import remarks
 from orpo_ray.training.run_folder import RunFolder, write_atomically
 
 Validation = Callable[..., dict[str, Any]]
@@ -70,13 +71,16 @@ def _train(
         f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "
         f"{_workers(config)} worker(s)"
     )
+    for remark in remarks(config, schedule):
+        console.say(f"{config.name}: {remark}")
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()
     with progress_bar(folder, config.name, schedule.total_steps, console):
         outcome = _fit(config, folder, data, validation)
     _finish(config, folder, data, outcome, time.monotonic() - started)
-    console.say(f"{config.name}: done; the model is in {folder.model}")
+    kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
+    console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:

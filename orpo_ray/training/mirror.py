@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -34,7 +35,8 @@ from orpo_ray.training.run_folder import STEP_OF_MODEL, write_atomically
 _SESSION = "mirror.json"
 _LAST = (STEP_OF_MODEL, "summary.json", "winrates.json", "sweep.json")  # each says that what it speaks of is there
 _NOT_COPIED = {"checkpoints", "ray", "__pycache__"}
-_MODEL, _ADAPTER = "model", "adapter"
+_KEPT = re.compile(r"(?:model|adapter)(|-last|-step-\d+)")
+"""Folders of a model, or of its adapters."""
 _SECONDS_BETWEEN_LOOKS = 15.0
 _SHARE = 10  # of the time, in which it copies: at most one tenth
 _TRIES_AT_THE_END = 5
@@ -253,8 +255,10 @@ def _left_out(name: str) -> bool:
 
 def _marker(name: str) -> str | None:
     """What says that the model is whole which this file belongs to."""
-    model = next((parent for parent in Path(name).parents if parent.name in (_MODEL, _ADAPTER)), None)
-    return None if model is None else (model.parent / _MODEL / STEP_OF_MODEL).as_posix()
+    for parent in Path(name).parents:
+        if kept := _KEPT.fullmatch(parent.name):
+            return (parent.parent / f"model{kept[1]}" / STEP_OF_MODEL).as_posix()
+    return None
 
 
 def _rank(name: str) -> int:

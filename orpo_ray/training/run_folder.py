@@ -9,7 +9,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from stat import S_IMODE
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +26,9 @@ from orpo_ray.visible import say
 _ANY_STEP = 2**63
 
 STEP_OF_MODEL = "training_step.json"
-"""In a model's folder: the step that its weights are of."""
+"""In a model's folder: the step that its weights are of, and why they are kept."""
+BEST, LAST = "lowest eval loss", "the last evaluated"
+"""Why a run keeps a model."""
 MODEL_IN_CHECKPOINT = "model"
 """The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
 
@@ -41,6 +43,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.adapter = path / "adapter"
+        self.model_last = path / "model-last"
+        self.adapter_last = path / "adapter-last"
         self.tensorboard = path / "tensorboard"
         self.wandb = path / "wandb"
         self.eval_scores = path / "eval_scores.parquet"
@@ -130,17 +134,25 @@ class RunFolder:
             raise UserError(f"{self._last_checkpoint}: was changed by something else; remove it") from None
         return found
 
-    @property
-    def kept_step(self) -> int:
-        """Of the model that is kept; -1: there is none, or it does not say."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads((self.model / STEP_OF_MODEL).read_text(encoding="utf-8"))["step"])
-        return -1
-
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line that another process than rank 0 has found, in one write."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+class KeptModel(NamedTuple):
+    """A model's folder in a run's."""
+
+    step: int
+    why: str
+
+
+def kept_model(folder: Path) -> KeptModel | None:
+    """None: there is none, or it does not say."""
+    with suppress(OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        found = json.loads((folder / STEP_OF_MODEL).read_text(encoding="utf-8"))
+        return KeptModel(int(found["step"]), str(found.get("why", BEST)))
+    return None
 
 
 def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:

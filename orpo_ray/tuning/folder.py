@@ -91,7 +91,8 @@ class SweepFolder:
     def strip(self, index: int, settings: Settings, *, model: bool) -> None:
         """Remove what takes room of a trial that is over: its checkpoints, and its `model` too."""
         run = self.trial(index)
-        kept = {run.tensorboard, run.wandb} | (set() if model else {run.model, run.adapter})
+        models = {run.model, run.adapter, run.model_last, run.adapter_last}
+        kept = {run.tensorboard, run.wandb} | (set() if model else models)
         heavy = [part for part in run.path.glob("*/") if part not in kept]
         if heavy and (training := self.training(index, settings)).storage.checkpoints is not None:
             checkpoints = Checkpoints(training.checkpoints_location)

@@ -17,6 +17,7 @@ from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.remarks import remarks
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.finalists import compare
 from orpo_ray.tuning.folder import SweepFolder
@@ -48,7 +49,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
     pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
-    total_steps = build_schedule(first, pairs).total_steps
+    schedule = build_schedule(first, pairs)
+    total_steps = schedule.total_steps
     connect(config.cpus)
     import ray
 
@@ -63,6 +65,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         f"{config.name}: {config.number_of_trials} trials of {total_steps} steps, {at_a_time} at a time, by "
         f"{config.searcher} search and {config.scheduler}"
     )
+    for remark in remarks(first, schedule):
+        console.say(f"{config.name}: {remark}")
     ledger = Ledger(config, folder, total_steps)
     started = time.monotonic()
 

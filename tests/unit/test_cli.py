@@ -13,7 +13,7 @@ import pytest
 from one_by_one import typed
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "status", "doctor", "demo")
+COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "status", "export", "doctor", "demo")
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "vllm", "numpy", "matplotlib", "rich"}
 
 

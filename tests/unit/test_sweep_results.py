@@ -49,7 +49,7 @@ def write_run(folder: Path, settings: dict[str, Any], *, until: int = STEPS, div
             }  # fmt: skip
             file.write(json.dumps(evaluation) + "\n")
             file.write(json.dumps({"step": step + 1, "loss": 1.0}) + "\n")
-    for part in ("model", "checkpoints/step-00000072", "ray"):
+    for part in ("model", "model-last", "checkpoints/step-00000072", "ray"):
         (folder / part).mkdir(parents=True)
     if until == STEPS:
         (folder / "summary.json").write_text("{}")
@@ -127,7 +127,7 @@ def test_losers_keep_their_numbers_and_lose_their_weight(sweep: tuple[SweepConfi
         run = folder.trial(trial.index)
         assert run.metrics.is_file() and run.finished
         assert not run.checkpoints.exists() and not run.ray.exists()
-        assert run.model.exists() != model
+        assert run.model.exists() == run.model_last.exists() != model
 
 
 def test_a_folder_holds_one_sweep_which_may_go_on(tmp_path: Path) -> None:
