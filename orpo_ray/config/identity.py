@@ -11,10 +11,12 @@ _FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
     "data": ("max_record_characters",),  # where it changes the pairs, their digest tells
     "train": (
-        "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep_checkpoints",
+        "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep", "keep_checkpoints",
         "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",
     )
 }  # fmt: skip
+_LATER_KEYS = ("model.revision",)
+"""That came after there were runs: at their default they do not count, so that those runs are continued."""
 
 
 def identity(mapping: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def identity(mapping: dict[str, Any]) -> dict[str, Any]:
             continue
         free = _FREE_KEYS.get(section, ())
         settings |= {f"{section}.{key}": inner for key, inner in value.items() if key not in free}
-    return settings
+    return {key: value for key, value in settings.items() if value is not None or key not in _LATER_KEYS}
 
 
 def differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -38,6 +38,9 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     name_or_path: str
     """Hub id, folder, the folder of an earlier run, or `toy` (the embedded OPT-shaped model)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id, for its configuration, tokenizer and weights; default: `main`. Wherever else a
+    Hub id may stand, the revision stands behind it: `org/name@revision`."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random`: the architecture of `name_or_path` with fresh weights drawn from `seed`."""
     tokenizer: str | None = None
@@ -46,10 +49,21 @@ class ModelConfig(Section):
     """What the network computes in. Master weights, losses and optimizer states are float32 either way."""
     keep_dropout: bool = False
     """Train with the dropout that the model ships with (OPT: 0.1): the authors' code does, TRL does not."""
+    packing: Literal["auto", "shared_prefix", "off"] = "auto"
+    """How texts are computed: each prompt once for all of its responses (`shared_prefix`), or a text at a time (`off`).
+    `auto`: packed where that is found to give this model's own numbers when it loads, else a text at a time."""
     lora: LoraConfig | None = None
     """Train adapters instead of the model's own weights; null: train all weights."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
+
+    @model_validator(mode="after")
+    def _one_revision_of_a_hub_id(self) -> ModelConfig:
+        if self.revision is not None and self.name_or_path == "toy":
+            raise ValueError("revision: the embedded model has none")
+        if self.revision is not None and "@" in self.name_or_path:
+            raise ValueError(f"revision: name_or_path ({self.name_or_path}) names one too")
+        return self
 
     @property
     def has_weights(self) -> bool:
@@ -70,7 +84,9 @@ class DataConfig(Section):
     max_length: Annotated[Integer, Field(ge=2, le=10**12)] = 1024
     """Tokens of prompt plus one response; each response is cut by its own room."""
     max_prompt_length: Count = 768
-    """Tokens of prompt; longer ones keep their end."""
+    """Tokens of prompt, its end, that are left at the least where prompt and longer response are over `max_length`: no
+    more is cut than that takes, and nothing of a prompt that fits. TRL's trainers cut where we do, and to this length
+    in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none."""
     drop_prompts_over: Count | None = None
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None
@@ -109,7 +125,7 @@ class OptimConfig(Section):
 class LoopConfig(Section):
     epochs: Count = 1
     max_steps: Count | None = None
-    """Stop after so many optimizer steps, whatever `epochs` says; schedules end there too."""
+    """So many optimizer steps, whatever `epochs` says: it is cut short, or repeated. Schedules end there too."""
     global_batch_size: Count = 64
     """Pairs in one optimizer step, over all workers."""
     tokens_per_microbatch: Count = 8192
@@ -126,12 +142,15 @@ class LoopConfig(Section):
     """Default: at each epoch's end."""
     checkpoint_every_steps: Count | None = None
     """Default: at each epoch's end."""
+    keep: Literal["best", "last", "both"] = "best"
+    """Which evaluated model is in `model/`: that of the lowest eval loss, or the last; `both`: the best there, and the
+    last in `model-last/`."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints kept; the best model by eval loss is kept in `model/` apart from them."""
+    """Newest checkpoints kept, apart from the models that `keep` names."""
     keep_best_checkpoints: Annotated[Integer, Field(ge=0, le=10**6)] = 0
     """Besides, so many of those with the lowest eval loss."""
-    checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = None
-    """Besides, whenever so long has passed since the last."""
+    checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = 10
+    """Besides, whenever so long has passed since the last; null: not."""
     max_skipped_steps: Annotated[Integer, Field(ge=0, le=10**6)] = 3
     """Steps in a row whose loss or gradient is not finite that are left out, with their records in `metrics.jsonl`;
     one more ends the run."""
@@ -150,7 +169,7 @@ class ResumeConfig(Section):
 
 
 class WinRateConfig(Section):
-    """A small evaluation of every checkpoint, beside training."""
+    """A small evaluation of every checkpoint that comes by the number of steps, beside training."""
 
     against: str
     """Run folder, folder or Hub id of the model to win against."""

@@ -55,7 +55,10 @@ def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """The global steps of a run: each epoch meets every pair once, its last step may be smaller."""
+    """The global steps of a run: each epoch meets every pair once, its last step may be smaller.
+
+    `max_steps` wins over `epochs`, as in Hugging Face's trainers: it ends the last epoch early, or repeats epochs.
+    """
 
     pairs: int
     global_batch_size: int
@@ -69,8 +72,7 @@ class StepSchedule:
 
     @property
     def total_steps(self) -> int:
-        steps = self.epochs * self.steps_per_epoch
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return self.epochs * self.steps_per_epoch if self.max_steps is None else self.max_steps
 
     def indices(self, step: int) -> Indices:
         """The pairs of global step `step` (from 0)."""

@@ -25,10 +25,10 @@ class TokenizedPair:
     cut: tuple[bool, bool, bool]
 
 
-def fit_prompt(ids: list[int], bos: int | None, max_prompt_length: int) -> tuple[list[int], bool]:
+def fit_prompt(ids: list[int], bos: int | None, longest: int) -> tuple[list[int], bool]:
     """BOS, where there is one, and `ids`; of a longer prompt BOS and its end. And whether it was cut."""
     start = [] if bos is None else [bos]
-    room = max_prompt_length - len(start)
+    room = longest - len(start)
     cut = len(ids) > room
     return start + (ids[len(ids) - room :] if cut else ids), cut
 
@@ -42,8 +42,8 @@ def fit_response(ids: list[int], eos: int, room: int) -> tuple[list[int], bool]:
 class PairTokenizer:
     """Tokenises pairs in batches.
 
-    `max_length` bounds prompt plus one response, `max_prompt_length` the prompt with its BOS; both in tokens.
-    Raises `UserError` where the tokenizer has no EOS.
+    `max_length` bounds prompt plus one response. Where it is too little for the longer response, the prompt, with its
+    BOS, is cut first, no further than to `max_prompt_length`. Raises `UserError` where the tokenizer has no EOS.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_length: int) -> None:
@@ -65,7 +65,8 @@ class PairTokenizer:
             self.tokenizer, [text for pair in pairs for text in (pair.prompt, pair.chosen, pair.rejected)]
         )
         for prompt_ids, chosen_ids, rejected_ids in zip(texts[0::3], texts[1::3], texts[2::3], strict=True):
-            prompt, prompt_cut = fit_prompt(prompt_ids, self.bos, self.max_prompt_length)
+            spare = self.max_length - max(len(chosen_ids), len(rejected_ids)) - 1  # beside the longer response and EOS
+            prompt, prompt_cut = fit_prompt(prompt_ids, self.bos, max(self.max_prompt_length, spare))
             room = self.max_length - len(prompt)
             chosen, chosen_cut = fit_response(chosen_ids, self.eos, room)
             rejected, rejected_cut = fit_response(rejected_ids, self.eos, room)

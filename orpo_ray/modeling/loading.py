@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +17,31 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.attention import NAME as ATTENTION
 from orpo_ray.modeling.lora import add_adapters
+from orpo_ray.modeling.parity import choose_way
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.weights import require_safetensors
 from orpo_ray.parsing import read_object
+from orpo_ray.telemetry.logs import log
+
+Warn = Callable[[str], None]
+"""Is told, in one line, what loading survives and a person should know of."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Settings of a model that change what its logits are; the log-prob head computes plain linear logits.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_CPU = torch.device("cpu")
 _OBJECTS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 """Files of a model that loaders take to be JSON objects."""
 _DROPOUT = ("dropout", "layerdrop", "layer_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
+# A policy made of a reward model, and a reward model made of a policy, leave the other's head in the files.
+_OTHER_HEADS = ("lm_head.", "score.")
+_NAMED = 3  # weights that a line names
+
+
+def log_warning(text: str) -> None:
+    log(text, logging.WARNING)
 
 
 def load_tokenizer(model: ModelConfig) -> Tokenizer:
@@ -41,32 +55,38 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_policy(model: ModelConfig, *, seed: int) -> PackedPolicy:
-    """The policy in the configured dtype, in training mode; with `model.lora`, frozen but for its adapters.
+def load_policy(
+    model: ModelConfig, *, seed: int, device: torch.device = _CPU, warn: Warn = log_warning
+) -> PackedPolicy:
+    """The policy on `device`, in the configured dtype, in training mode; with `model.lora`, frozen but for adapters.
 
-    Random weights are drawn from `seed`, the same on every rank. Raises `UserError` for a model that is not
-    there, is not in safetensors, or computes something that packing does not.
+    Random weights are drawn from `seed`, the same on every rank. It is packed where that was found to be exact (see
+    `parity.choose_way`), or `warn` is told why not. Raises `UserError` for a model that is not there, is not in
+    safetensors, lacks weights, or whose log-probs nothing here computes.
     """
-    network, _ = build_network(AutoModelForCausalLM, load_config(model), model, seed)
-    require_packable(network)
+    network, missing = build_network(AutoModelForCausalLM, load_config(model), model, seed, warn)
+    require_weights(model.name_or_path, missing)
+    network = network.to(device)
+    alone = choose_way(network, PackedPolicy, model, warn)
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
-    return PackedPolicy(network).train()
+    return PackedPolicy(network, alone=alone).train()
 
 
 def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None:
     """Raises `UserError` where the model has no place for a token or a position that the data may hold."""
     config = load_config(model)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise UserError(
             f"data.max_length is {max_length}, but {model.name_or_path} has positions for {positions} tokens; "
             f"set data.max_length={positions} or less"
         )
-    if len(tokenizer) > config.vocab_size:
+    embedded = config.get_text_config().vocab_size
+    if len(tokenizer) > embedded:
         raise UserError(
             f"model.tokenizer: {model.tokenizer or model.name_or_path} has {len(tokenizer)} tokens, but "
-            f"{model.name_or_path} has embeddings for {config.vocab_size}; they do not belong together"
+            f"{model.name_or_path} has embeddings for {embedded}; they do not belong together"
         )
 
 
@@ -78,61 +98,124 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     names = config.architectures
     if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
         raise UserError(f"{model.name_or_path}: config.json: architectures should be a list of names")
-    for name in _LOGIT_CHANGES:
-        if getattr(config, name, None) not in (None, 1.0):
-            raise UserError(f"{model.name_or_path}: models with {name} are not supported by the log-prob head")
     return config
 
 
 def build_network(
-    auto: Any, config: PretrainedConfig, model: ModelConfig, seed: int
+    auto: Any, config: PretrainedConfig, model: ModelConfig, seed: int, warn: Warn = log_warning
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The network of `auto`, one of transformers' AutoModels, and which of its parameters its files lack."""
+    """The network of `auto`, one of transformers' AutoModels, and which of its weights its files lack.
+
+    Those are drawn anew, unseeded: see `require_weights`. `warn` is told of weights that the model does not take.
+    Raises `UserError` where files hold a weight in another shape.
+    """
     if not model.keep_dropout:
         _turn_dropout_off(config)
     if model.has_weights:
-        revision = require_safetensors(locate(model.name_or_path), config)
-        network, info = _from_hub_or_folder(
-            auto.from_pretrained, model.name_or_path, "model", model, config=config, dtype=DTYPES[model.dtype],
-            attn_implementation=ATTENTION, use_safetensors=True, output_loading_info=True,
-            **({} if revision is None else {"revision": revision}),
+        loaded: tuple[PreTrainedModel, set[str]] = _from_hub_or_folder(
+            partial(load_weights, auto, warn=warn), model.name_or_path, "model", model, config=config,
+            dtype=DTYPES[model.dtype],
         )  # fmt: skip
-        return network, info["missing_keys"]
+        return loaded
     torch.manual_seed(seed)
     try:
-        network = auto.from_config(config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code)
+        network = auto.from_config(config, trust_remote_code=model.trust_remote_code)
     except ValueError as error:  # there is no such class for this architecture
         raise UserError(f"{model.name_or_path}: the model cannot be built: {str(error).splitlines()[0]}") from error
     return network.to(DTYPES[model.dtype]), set()
 
 
-def require_packable(network: PreTrainedModel) -> None:
-    """Raises `UserError` for a network that does not let `shared_prefix` compute its attention."""
-    if not network._supports_attention_backend or network._is_stateful:
-        raise UserError(
-            f"model.name_or_path: {type(network).__name__} does not take its attention from transformers' "
-            "attention interface, so it cannot be trained packed"
+def load_weights(
+    auto: Any, location: str, *, config: PretrainedConfig, warn: Warn, revision: str = "main", **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """`auto.from_pretrained`, and which weights the files lack but for those tied to others; see `build_network`.
+
+    Raises `UserError` where they would come from anywhere else than safetensors of `location`.
+    """
+    revision = require_safetensors(location, config, revision)
+    with _without_load_report():
+        # A shape that differs is told by transformers in a report of many lines, which it raises an error about.
+        network, info = auto.from_pretrained(
+            location,
+            config=config,
+            revision=revision,
+            **options,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    for weight, held, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{location}: its files hold {weight} in the shape {list(held)}, and its config.json says {list(wanted)}"
+        )
+    unused = {weight for weight in info["unexpected_keys"] if not weight.startswith(_OTHER_HEADS)}
+    if unused:
+        warn(f"{location}: its files hold weights that the model does not take, such as {_some(unused)}")
+    return network, info["missing_keys"]
 
 
-def locate(name: str) -> str:
-    """The folder that `name` stands for (of a run: its `model/`), absolute; or `name`, a Hub id."""
+def require_weights(name: str, missing: set[str]) -> None:
+    """Raises `UserError` where there are `missing` weights in the files of `name`."""
+    if missing:
+        raise UserError(f"{name}: its files lack weights of the model, such as {_some(missing)}")
+
+
+def _some(weights: set[str]) -> str:
+    """The first names, and how many there are."""
+    named = ", ".join(sorted(weights)[:_NAMED])
+    return named if len(weights) <= _NAMED else f"{named} ({len(weights)} in all)"
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from a table of weights that are new or not used: what matters of it is said in one line."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The folder that `name` stands for (of a run: its `model/`), absolute; or a Hub id, and of what revision, which
+    stands behind it or is `revision`."""
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path / "model" / "config.json"):  # `Path.is_file` raises where a name is too long
         path = path / "model"
-    return str(path.resolve()) if os.path.isdir(path) else name
+    if os.path.isdir(path):
+        return str(path.resolve()), None
+    plain, own = hub_id(name)
+    return plain, own or revision
+
+
+def hub_id(name: str) -> tuple[str, str | None]:
+    """`org/name@revision` in its parts; None: the revision is not said, and so `main`."""
+    plain, _, revision = name.partition("@")
+    return plain, revision or None
 
 
 def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **options: Any) -> Any:
     """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
-    location = locate(name)
-    if not os.path.isdir(location) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    revision = model.revision if name == model.name_or_path else None
+    location, revision_there = locate(name, revision)
+    if os.path.isdir(location):
+        if revision is not None:
+            raise UserError(f"model.revision: {name} is a folder, which has no revisions")
+    elif name.startswith((".", "/", "~")) or location.count("/") > 1:
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
+    name = name if revision is None else f"{name}@{revision}"
     require_objects(location)
     try:
-        return load(location, trust_remote_code=model.trust_remote_code, **options)
+        return load(location, revision=revision_there or "main", trust_remote_code=model.trust_remote_code, **options)
+    except UserError:
+        raise
     except Exception as error:  # what files of strangers bring about is of every kind
         if "contains custom code" in str(error):
             raise UserError(

@@ -84,9 +84,15 @@ def plain_name(name: str) -> str:
 
 
 def write_adapter(
-    folder: Path, network: PreTrainedModel, weights: dict[str, Tensor], exported: dict[str, Tensor], base: str
+    folder: Path,
+    network: PreTrainedModel,
+    weights: dict[str, Tensor],
+    exported: dict[str, Tensor],
+    base: str,
+    revision: str | None = None,
 ) -> None:
-    """Write the adapters in peft's format, so that they make of `base`, a folder or Hub id, what `exported` is.
+    """Write the adapters in peft's format, so that they make of `base`, a folder, or a Hub id and its `revision`, what
+    `exported` is.
 
     `weights`: the whole state dict of `network`; `exported`: its `merged_weights`, as the merged model is written.
     Modules beside the adapted ones that are not as in `base` (a reward model's new head, a norm that centres it) are
@@ -99,7 +105,7 @@ def write_adapter(
     whole = {name: weight for name, weight in exported.items() if name.rpartition(".")[0] in modules}
 
     config = copy.copy(network.peft_config["default"])
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path, config.revision = base, revision
     config.task_type = "SEQ_CLS" if type(network).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
     config.target_modules = sorted(config.target_modules)
     config.modules_to_save = modules or None

@@ -13,18 +13,26 @@ from torch import nn
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import Ids, pack
 from orpo_ray.data.schedule import deal
-from orpo_ray.modeling.loading import load_policy
+from orpo_ray.modeling.loading import Warn, load_policy, log_warning
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import PackedRewardModel, load_reward_model
 
+_CPU = torch.device("cpu")
 Scorer = PackedPolicy | PackedRewardModel
 """Takes a packed batch, returns a float32 number for each sequence: a log-prob sum, or a reward."""
 
 
-def load_scorer(kind: Literal["policy", "reward"], model: ModelConfig, *, seed: int) -> Scorer:
+def load_scorer(
+    kind: Literal["policy", "reward"],
+    model: ModelConfig,
+    *,
+    seed: int,
+    device: torch.device = _CPU,
+    warn: Warn = log_warning,
+) -> Scorer:
     """Load `model` as a policy or as a reward model; see `load_policy` and `load_reward_model`."""
     load = load_policy if kind == "policy" else load_reward_model
-    return load(model, seed=seed)
+    return load(model, seed=seed, device=device, warn=warn)
 
 
 def packed_scores(model: nn.Module, rows: Sequence[Sequence[Ids | Sequence[int]]], budget: int) -> list[list[float]]:

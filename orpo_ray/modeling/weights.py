@@ -22,8 +22,9 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SUFFIX = ".safetensors"
 
 
-def require_safetensors(location: str, config: PretrainedConfig) -> str | None:
-    """The revision at which `location`, a folder or a Hub id, may be loaded with its `config`; None: any.
+def require_safetensors(location: str, config: PretrainedConfig, revision: str = "main") -> str:
+    """The revision at which `location`, a folder or a Hub id, may be loaded with its `config` of `revision`: the commit
+    that was looked at, where that matters.
 
     Raises `UserError` where weights would come from anywhere else than its own safetensors, or these are not whole. Of
     a Hub id, whose files are not here yet, the names are looked at.
@@ -36,13 +37,13 @@ def require_safetensors(location: str, config: PretrainedConfig) -> str | None:
                 f"call that file {WEIGHTS}"
             )
     if not os.path.isdir(location):
-        return _require_safe_names_on_the_hub(location)
+        return _require_safe_names_on_the_hub(location, revision)
     folder = Path(location)
     if (folder / ADAPTER).is_file():  # transformers would load it without a word
         raise UserError(f"{folder}: holds an adapter ({ADAPTER}); name its merged model, or its base")
     for file in weight_files(folder):
         require_readable(file)
-    return None
+    return revision
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -90,34 +91,33 @@ def require_readable(file: Path) -> None:
 
 
 def adapter_base(folder: Path) -> str:
-    """The model that the LoRA adapter in `folder` belongs to. Raises `UserError` where its files are no such adapter's,
-    or not in safetensors."""
+    """The model that the LoRA adapter in `folder` belongs to, a Hub id with its revision behind it. Raises `UserError`
+    where its files are no such adapter's, or not in safetensors."""
     config = folder / ADAPTER
     found = read_object(config)
     try:
         base: str = member(found, "base_model_name_or_path", str)
         if (of_type := member(found, "peft_type", str)) != "LORA":  # others may load more files than these two
             raise ValueError(f"peft_type is {of_type!r:.40}, and only LORA is supported")
-        if (revision := found.get("revision")) not in (None, "main"):  # nobody looks at the base's files there
-            raise ValueError(f"revision is {revision!r:.40}, and only main is supported; put the base into a folder")
+        revision = member({"revision": None, **found}, "revision", str, type(None))
     except ValueError as error:
         raise UserError(f"{config}: {error}") from None
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():  # peft would take pickled ones, which can hold any program
         raise UserError(f"the adapter {folder} holds no weights in safetensors (no {weights.name})")
     require_readable(weights)
-    return base
+    return base if revision is None or os.path.isdir(base) else f"{base}@{revision}"
 
 
-def _require_safe_names_on_the_hub(name: str) -> str | None:
-    """The commit whose index was looked at; None where the weights are one file."""
+def _require_safe_names_on_the_hub(name: str, revision: str) -> str:
+    """The commit whose index was looked at; `revision` where the weights are one file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     found = {}
     for file in (ADAPTER, INDEX):
         try:
-            found[file] = Path(hf_hub_download(name, file))
+            found[file] = Path(hf_hub_download(name, file, revision=revision))
         except EntryNotFoundError:  # or it is not in the cache and the Hub not in reach: the loader will say so
             continue
         except (HfHubHTTPError, OSError, ValueError) as error:
@@ -125,6 +125,6 @@ def _require_safe_names_on_the_hub(name: str) -> str | None:
     if ADAPTER in found:
         raise UserError(f"{name}: holds an adapter ({ADAPTER}); name its merged model, or its base")
     if INDEX not in found:
-        return None
+        return revision
     files_of_index(found[INDEX])
     return found[INDEX].parent.name

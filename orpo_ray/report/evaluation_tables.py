@@ -147,8 +147,8 @@ def training(runs: Mapping[str, Run]) -> list[Row]:
                 "run": label,
                 "λ": f"{weight:g}" if isinstance(weight, (int, float)) else "–",
                 "steps": number(run.last_step),
-                "eval loss": number(run.value_at("eval_loss", run.best_step)),
-                "reward accuracy": percent(run.value_at("eval_reward_accuracy", run.best_step), 1),
+                "eval loss": number(run.value_at("eval_loss", run.kept_step)),
+                "reward accuracy": percent(run.value_at("eval_reward_accuracy", run.kept_step), 1),
             }
         )
     return rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from functools import cache
 from pathlib import Path
@@ -45,7 +47,7 @@ def write_report(run_dir: Path) -> Path:
 
 def _figures(run: Run) -> list[Drawn]:
     drawn: list[Drawn] = [
-        ("Loss", figures.loss(run), "The kept model is the one with the lowest evaluation loss."),
+        ("Loss", figures.loss(run), _kept_caption(run)),
         ("Log-probs of chosen and rejected", figures.log_probs(run), _log_prob_caption(run)),
         ("Log odds ratio", figures.log_odds_ratio(run), "How much likelier, in odds, chosen is than rejected."),
         ("Reward accuracy", figures.reward_accuracy(run), "Pairs whose chosen response is the likelier one."),
@@ -76,8 +78,11 @@ def run_page(run: Run, drawn: list[Drawn]) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from one of `templates/`, every value escaped but the figures drawn here."""
-    return _environment().get_template(template).render(version=__version__, **values)
+    """A page from one of `templates/`, every value escaped but the figures drawn here.
+
+    All have one policy: no script but `browser.js`, which it names by its hash, and nothing from elsewhere.
+    """
+    return _environment().get_template(template).render(**values)
 
 
 def write_page(path: Path, html: str) -> Path:
@@ -120,8 +125,8 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     """The headline: what each number is, the number, and a word on it."""
     objective, model, data = run.section("objective"), run.section("model"), run.section("data")
     name = str(objective.get("name", "?"))
-    steps, best = run.last_step, run.best_step
-    margin = _margin(run, best)
+    steps, best, kept = run.last_step, run.best_step, run.kept_step
+    margin = _margin(run, kept)
     start = _margin(run, 0)
     _, pace = run.series("pairs_per_second")
     pace = pace[pace == pace]
@@ -134,7 +139,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         ("Steps", number(steps), _planned(run)),
         ("Best eval loss", number(run.value_at("eval_loss", best)), f"at step {number(best)}"),
         ("Eval log-prob margin", number(margin), origin),
-        ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", best), 1), "of evaluation pairs"),
+        ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", kept), 1), "of evaluation pairs"),
         ("Pairs per second", number(float(pace[-len(pace) // 2 :].mean()), 1) if pace.size else "–", _seconds(run)),
     ]
 
@@ -173,6 +178,14 @@ def _diverged(run: Run) -> str:
         f"The loss or the gradient was not finite at {number(len(skipped))} steps, which were skipped: first at step "
         f"{number(first['step'])}, with the records {records}."
     )
+
+
+def _kept_caption(run: Run) -> str:
+    best = "the one with the lowest evaluation loss"
+    return {
+        "last": "The kept model is the last one evaluated.",
+        "both": f"The kept models are {best}, in model/, and the last one evaluated, in model-last/.",
+    }.get(str(run.section("train").get("keep")), f"The kept model is {best}.")
 
 
 def _log_prob_caption(run: Run) -> str:
@@ -220,5 +233,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (Path(__file__).parent / "templates" / "browser.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(version=__version__, script=Markup(script), script_digest=digest)
     environment.filters.update(number=number, percent=percent)
     return environment

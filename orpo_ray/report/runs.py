@@ -45,8 +45,16 @@ class Run:
         return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
 
     @property
+    def kept_step(self) -> int | None:
+        """The evaluation whose model is in `model/`, if any is so far."""
+        if self.section("train").get("keep") != "last":
+            return self.best_step
+        steps, _ = self.series("eval_loss")
+        return int(steps[-1]) if steps.size else None
+
+    @property
     def best_step(self) -> int | None:
-        """The evaluation whose model is kept: the summary's word, else the lowest eval loss so far."""
+        """The evaluation of the lowest loss: the summary's word, else the lowest so far."""
         if self.summary is not None and isinstance(self.summary.get("best_step"), int):
             return int(self.summary["best_step"])
         steps, losses = self.series("eval_loss")

@@ -14,6 +14,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.report.runs import Run, read_events, read_run
 from orpo_ray.status.status import Status, again, age_of, duration, figures, state_of
 from orpo_ray.training.checkpoints import Checkpoints
+from orpo_ray.training.run_folder import KeptModel, RunFolder, kept_model
 
 _RECENT = 20  # steps that speed is taken over
 _EVENTS = 5
@@ -48,15 +49,18 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
         "evaluation": evaluation, "best_step": run.best_step,
     }  # fmt: skip
     checkpoint, told = _checkpoint(run)
+    models = _models(folder)
     rows = [
         ("step", f"{run.last_step} of {'an unknown number' if total is None else total}{_epoch(facts)}"),
         ("loss", _loss(run, facts)),
         ("held out", _held_out(evaluation, run.best_step)),
         ("speed", _speed(facts, state)),
         ("checkpoint", told),
+        ("model", "; ".join(f"{name}/: step {kept.step}, {kept.why}" for name, kept in models.items()) or "none yet"),
     ]
     return Status(
-        "training run", run.name, str(folder), state, age, {**facts, "checkpoint_step": checkpoint}, rows,
+        "training run", run.name, str(folder), state, age,
+        {**facts, "checkpoint_step": checkpoint, "models": {name: kept.step for name, kept in models.items()}}, rows,
         _next(state, folder, config, text), run.events[-_EVENTS:],
     )  # fmt: skip
 
@@ -67,6 +71,12 @@ def _next(state: str, folder: Path, config: dict[str, Any], text: str) -> str:
     if state == "running":
         return f"orpo-ray report {folder}"
     return again("train", folder, config, text)
+
+
+def _models(folder: Path) -> dict[str, KeptModel]:
+    """Those that are kept, by the folders that they are in."""
+    run = RunFolder(folder)
+    return {path.name: kept for path in (run.model, run.model_last) if (kept := kept_model(path)) is not None}
 
 
 def _last(run: Run, key: str) -> float | None:
@@ -86,12 +96,13 @@ def _total_steps(run: Run) -> int | None:
         return run.last_step
     train = run.section("train")
     limit, epochs = train.get("max_steps"), train.get("epochs", 1)
+    if isinstance(limit, int):
+        return limit
     steps, values = run.series("epoch")
     known = np.isfinite(values) & (values > 0)
     if known.any() and isinstance(epochs, int):
-        whole = epochs * round(float(steps[known][-1] / values[known][-1]))
-        return min(limit, whole) if isinstance(limit, int) else whole
-    return limit if isinstance(limit, int) else None
+        return epochs * round(float(steps[known][-1] / values[known][-1]))
+    return None
 
 
 def _rate(run: Run) -> float | None:

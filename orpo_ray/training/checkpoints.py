@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -59,6 +59,8 @@ class Manifest:
     eval_loss: float | None
     """Where the run was evaluated at this step."""
     files: dict[str, FileSum]
+    weights: dict[str, str] = field(default_factory=dict)
+    """Digests of weights that the run rests on and its checkpoints do not hold, by the setting that names them."""
 
     def to_json(self) -> str:
         files = {name: total._asdict() for name, total in self.files.items()}
@@ -78,7 +80,16 @@ class Manifest:
             data=member(found, "data", str),
             eval_loss=member(found, "eval_loss", *NUMBER, type(None)),
             files={name: _file_sum(name, total) for name, total in member(found, "files", dict).items()},
+            weights=_weights(found),
         )
+
+
+def _weights(found: dict[str, Any]) -> dict[str, str]:
+    held = member({"weights": {}, **found}, "weights", dict)  # those of runs that began earlier have none
+    try:
+        return {name: member(held, name, str) for name in held}
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from None
 
 
 def _file_sum(name: str, found: Any) -> FileSum:

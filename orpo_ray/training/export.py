@@ -16,28 +16,28 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray import __version__
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.templates import resolve_template, write_text_rule
-from orpo_ray.modeling.loading import locate
+from orpo_ray.modeling.loading import hub_id, locate
 from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.loop import Line
-from orpo_ray.training.run_folder import STEP_OF_MODEL, replace_folder
+from orpo_ray.training.run_folder import BEST, STEP_OF_MODEL, KeptModel, replace_folder
 
 _CARD = Template(
     """---
 library_name: transformers
 tags: [orpo_ray, {{ config.objective.name }}]
-{%- if base_is_hub_id %}
-base_model: {{ config.model.name_or_path }}
+{%- if base_on_hub %}
+base_model: {{ base_on_hub }}
 {%- endif %}
 ---
 # {{ config.name }}
 
-{{ config.model.name_or_path }}{% if config.model.init == "random" %} (architecture only, random weights){% endif %}
+{{ base }}{% if config.model.init == "random" %} (architecture only, random weights){% endif %}
 trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 
 | setting | value |
 |---|---|
-| base model | `{{ config.model.name_or_path }}` ({{ config.model.init }}, {{ config.model.dtype }}) |
+| base model | `{{ base }}` ({{ config.model.init }}, {{ config.model.dtype }}) |
 | data | `{{ config.data.train }}`, split {{ config.data.train_split }} |
 | objective | {{ objective }} |
 {%- if lora %}
@@ -48,8 +48,8 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 | longest text | {{ config.data.max_length }} tokens, prompt {{ config.data.max_prompt_length }} |
 | chat template | {{ template }} |
 | seed | {{ config.seed }} |
-| weights of step | {{ step }} of {{ total_steps }} (lowest eval loss) |
-
+| weights of step | {{ step }}{% if total_steps %} of {{ total_steps }}{% endif %} ({{ why }}) |
+{% if evaluation %}
 Held-out pairs at that step:
 
 | metric | value |
@@ -57,7 +57,9 @@ Held-out pairs at that step:
 {%- for name, value in evaluation.items() %}
 | {{ name }} | {{ "%.4f" | format(value) }} |
 {%- endfor %}
-"""
+{% else %}
+The held-out pairs were not evaluated at that step.
+{% endif %}"""
 )
 
 
@@ -68,11 +70,13 @@ def export_model(
     tokenizer: Tokenizer,
     config: TrainConfig,
     evaluation: Line,
-    total_steps: int,
+    total_steps: int | None,
+    why: str = BEST,
 ) -> None:
     """Write `target` whole or not at all.
 
-    `weights`: of the plain network, adapters merged. `evaluation`: the evaluation line of the weights' step.
+    `weights`: of the plain network, adapters merged. `evaluation`: the evaluation line of the weights' step, or that
+    step alone. `total_steps`: None where they are not known. `why` these are kept.
     """
     new = _begin(target)
     model.save_pretrained(new, state_dict=weights, safe_serialization=True)
@@ -80,21 +84,24 @@ def export_model(
     config = TrainConfig.model_validate(config.for_a_file())  # without secrets: cards are published
     settings = config.objective.model_dump(by_alias=True, exclude={"name"}, exclude_none=True)
     described = [f"{'λ' if name == 'lambda' else name} = {value}" for name, value in settings.items()]
-    template, lora = config.data.chat_template, config.model.lora
+    name, template, lora = config.model.name_or_path, config.data.chat_template, config.model.lora
     adapted = lora and ("all-linear" if lora.target_modules == "all-linear" else ", ".join(lora.target_modules))
     card = _CARD.render(
         config=config,
         version=__version__,
         objective=", ".join([config.objective.name, *described]),
-        base_is_hub_id=config.model.name_or_path.count("/") == 1 and not Path(config.model.name_or_path).exists(),
+        base=name if config.model.revision is None else f"{name}@{config.model.revision}",
+        base_on_hub=hub_id(name)[0] if hub_id(name)[0].count("/") == 1 and not Path(name).exists() else None,
         template=f"`{template.splitlines()[0][:60]}`" if template else "the tokenizer's own, none for plain text",
         lora=lora and f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {adapted}",
         step=evaluation["step"],
         total_steps=total_steps,
+        why=why,
         evaluation={name: value for name, value in evaluation.items() if name != "step"},
     )
     (new / "README.md").write_text(card, encoding="utf-8")
-    (new / STEP_OF_MODEL).write_text(json.dumps({"step": evaluation["step"]}) + "\n", encoding="utf-8")
+    kept = KeptModel(evaluation["step"], why)
+    (new / STEP_OF_MODEL).write_text(json.dumps(kept._asdict()) + "\n", encoding="utf-8")
     replace_folder(new, target)
 
 
@@ -111,7 +118,7 @@ def export_adapter(
     `weights`: the state dict of `model`, adapters and all; `exported`: what of it went into the merged model.
     """
     new = _begin(target)
-    write_adapter(new, model, weights, exported, base=locate(config.model.name_or_path))
+    write_adapter(new, model, weights, exported, *locate(config.model.name_or_path, config.model.revision))
     _save_manner(new, tokenizer, config)
     replace_folder(new, target)
 

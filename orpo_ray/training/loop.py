@@ -69,8 +69,14 @@ class Sink:
         """
         return True
 
+    def last_model(self, engine: Engine, evaluation: Line, table: Tensor) -> None:
+        """After every evaluation: keep these weights, where the last are wanted."""
+
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
         """Make the run resumable from here."""
+
+    def compare(self, engine: Engine, state: State, line: Line) -> None:
+        """At a checkpoint that the step number asks for, so not at those of the clock: have the model compared."""
 
     def signals(self) -> dict[str, float]:
         """What this rank has to tell the others at the end of a step; always under the same names."""
@@ -130,8 +136,12 @@ def run(
             better = evaluation["eval_loss"] < best
             if better and sink.best_model(engine, evaluation, table):
                 state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
-        if state.step % checkpoint_every == 0 or state.step == total_steps or checkpoint_wanted:
+            sink.last_model(engine, evaluation, table)
+        planned = state.step % checkpoint_every == 0 or state.step == total_steps
+        if planned or checkpoint_wanted:
             sink.checkpoint(engine, state, line)
+        if planned:
+            sink.compare(engine, state, line)
     return state
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -21,12 +22,12 @@ from typing import IO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from rich.console import Console
 
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.parsing import member, object_from_json, read_member
+from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
 from orpo_ray.training.checkpoints import open_filesystem
 from orpo_ray.training.driver_lock import LOCK
@@ -35,7 +36,8 @@ from orpo_ray.training.run_folder import STEP_OF_MODEL, write_atomically
 _SESSION = "mirror.json"
 _LAST = (STEP_OF_MODEL, "summary.json", "winrates.json", "sweep.json")  # each says that what it speaks of is there
 _NOT_COPIED = {"checkpoints", "ray", "__pycache__"}
-_MODEL, _ADAPTER = "model", "adapter"
+_KEPT = re.compile(r"(?:model|adapter)(|-last|-step-\d+)")
+"""Folders of a model, or of its adapters."""
 _SECONDS_BETWEEN_LOOKS = 15.0
 _SHARE = 10  # of the time, in which it copies: at most one tenth
 _TRIES_AT_THE_END = 5
@@ -72,13 +74,10 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
                 troubled.clear()
             except _Errors as error:
                 if not troubled.is_set():
-                    console.print(
-                        f"{mirror.name}: cannot be written, and is tried again: {_said(error)}",
-                        highlight=False, markup=False, soft_wrap=True,
-                    )  # fmt: skip
+                    console.say(f"{mirror.name}: cannot be written, and is tried again: {_said(error)}")
                 troubled.set()
             except UserError as error:
-                console.print(f"{error}", highlight=False, markup=False, soft_wrap=True)
+                console.say(str(error))
                 return
             pause = max(_SECONDS_BETWEEN_LOOKS, _SHARE * (time.monotonic() - started))
 
@@ -114,10 +113,7 @@ class Mirror:
             arriving.mkdir(parents=True)
             names = self._there()
             size = sum(size for size, _ in names.values()) / 2**20
-            console.print(
-                f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
+            console.say(f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB")
             for name, (_, written) in names.items():
                 (arriving / name).parent.mkdir(parents=True, exist_ok=True)
                 with (
@@ -260,8 +256,10 @@ def _left_out(name: str) -> bool:
 
 def _marker(name: str) -> str | None:
     """What says that the model is whole which this file belongs to."""
-    model = next((parent for parent in Path(name).parents if parent.name in (_MODEL, _ADAPTER)), None)
-    return None if model is None else (model.parent / _MODEL / STEP_OF_MODEL).as_posix()
+    for parent in Path(name).parents:
+        if kept := _KEPT.fullmatch(parent.name):
+            return (parent.parent / f"model{kept[1]}" / STEP_OF_MODEL).as_posix()
+    return None
 
 
 def _rank(name: str) -> int:

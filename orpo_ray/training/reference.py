@@ -30,6 +30,7 @@ def with_reference(
     policy: PackedPolicy,
     cache: Path,
     *,
+    weights: str,
     rank: int,
     ranks: int,
     budget: int,
@@ -37,9 +38,10 @@ def with_reference(
 ) -> PairDataset:
     """`data` with its reference log-probs under `policy`, computed by all ranks together or found in `cache`.
 
-    `budget`: packed tokens computed at once. `barrier` returns when every rank has called it.
+    `weights`: the policy's digest (see `network_digest`). `budget`: packed tokens computed at once. `barrier` returns
+    when every rank has called it.
     """
-    folder = cache / reference_key(policy, data)
+    folder = cache / reference_key(weights, data)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = list(_pieces(len(data)))
     for index in range(rank, len(pieces), ranks):
@@ -52,20 +54,17 @@ def with_reference(
 
 
 def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:
-    """The reference policy: `objective.reference`, or the model that training starts from."""
+    """The reference policy on `device`: `objective.reference`, or the model that training starts from."""
     name = getattr(config.objective, "reference", None)
     model = config.model
     if name is not None:
-        model = model.model_copy(update={"name_or_path": name, "init": "pretrained"})
-    return load_policy(model, seed=config.seed).to(device).eval()
+        model = model.model_copy(update={"name_or_path": name, "revision": None, "init": "pretrained"})
+    return load_policy(model, seed=config.seed, device=device).eval()
 
 
-def reference_key(policy: PackedPolicy, data: PairDataset) -> str:
-    """Names the numbers that this reference gives to these pairs: a hash of its weights and of their tokens."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(policy.model.state_dict().items()):
-        digest.update(f"{name} {weight.dtype}".encode())
-        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
+def reference_key(weights: str, data: PairDataset) -> str:
+    """Names the numbers that the reference of this digest gives to these pairs."""
+    digest = hashlib.blake2b(weights.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(data.bounds).data)
     for start in range(0, len(data.tokens), 1 << 24):
         digest.update(np.ascontiguousarray(data.tokens[start : start + (1 << 24)]).data)

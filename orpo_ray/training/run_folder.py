@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from stat import S_IMODE
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,14 +20,17 @@ from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
-from orpo_ray.parsing import member, read_member, read_object, read_text
+from orpo_ray.parsing import member, read_object, read_text
 from orpo_ray.telemetry.logs import line_of, log
 from orpo_ray.training.metrics_file import read_metrics
+from orpo_ray.visible import say
 
 _ANY_STEP = 2**63
 
 STEP_OF_MODEL = "training_step.json"
-"""In a model's folder: the step that its weights are of."""
+"""In a model's folder: the step that its weights are of, and why they are kept."""
+BEST, LAST = "lowest eval loss", "the last evaluated"
+"""Why a run keeps a model."""
 MODEL_IN_CHECKPOINT = "model"
 """The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
 
@@ -42,6 +45,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.adapter = path / "adapter"
+        self.model_last = path / "model-last"
+        self.adapter_last = path / "adapter-last"
         self.tensorboard = path / "tensorboard"
         self.wandb = path / "wandb"
         self.eval_scores = path / "eval_scores.parquet"
@@ -72,7 +77,7 @@ class RunFolder:
                     f"remove the folder, or continue it with 'resume.allow_changes=[{', '.join(refused)}]'"
                 )
         self.forget_after(_ANY_STEP)  # mistakes are told here, before workers start
-        _ = self.kept_step, self.last_checkpoint
+        _ = kept_model(self.model), kept_model(self.model_last), self.last_checkpoint
         write_atomically(self.config, config.to_yaml())
 
     def forget_after(self, step: int) -> None:
@@ -108,7 +113,7 @@ class RunFolder:
             with self.events.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line_of(text), ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
-            print(f"{text} ({self.events} cannot be written: {error})", file=sys.stderr)
+            say(f"{text} ({self.events} cannot be written: {error})", error=True)
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""
@@ -129,22 +134,30 @@ class RunFolder:
         except (UserError, ValueError):
             raise UserError(f"{self._last_checkpoint}: was changed by something else; remove it") from None
 
-    @property
-    def kept_step(self) -> int:
-        """Of the model that is kept; -1: there is none. Raises `UserError` where it does not say."""
-        file = self.model / STEP_OF_MODEL
-        if not file.is_file():
-            return -1
-        try:
-            step: int = read_member(file, "step", int)
-        except UserError as error:
-            raise UserError(f"{error}; restore it, or remove {self.model} to have another model kept") from None
-        return step
-
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line that another process than rank 0 has found, in one write."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+class KeptModel(NamedTuple):
+    """A model's folder in a run's."""
+
+    step: int
+    why: str
+
+
+def kept_model(folder: Path) -> KeptModel | None:
+    """None: there is none. Raises `UserError` where it does not say."""
+    file = folder / STEP_OF_MODEL
+    if not file.is_file():
+        return None
+    try:
+        found = {"why": BEST, **read_object(file)}
+        return KeptModel(member(found, "step", int), member(found, "why", str))
+    except (UserError, ValueError) as error:
+        told = error if isinstance(error, UserError) else f"{file}: {error}"
+        raise UserError(f"{told}; restore it, or remove {folder} to have another model kept") from None
 
 
 def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:
@@ -184,9 +197,21 @@ def join_files(path: Path, parts: Iterable[Path]) -> None:
 
 def replace_folder(new: Path, target: Path) -> None:
     """Put the finished folder `new` in the place of `target`, which is missing only for a moment."""
+    _open_as_the_umask_says(new)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_as_the_umask_says(folder: Path) -> None:
+    """Give each file the mode of any that is made there: safetensors makes its own for their owner alone."""
+    made = folder / f".{os.getpid()}"  # a process's umask cannot be asked for without changing it for all threads
+    made.touch()
+    mode = S_IMODE(made.stat().st_mode)
+    made.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)

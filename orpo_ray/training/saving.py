@@ -6,18 +6,19 @@ any checkpoint, reading the elements it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orpo_ray.errors import UserError
 from orpo_ray.training.checkpoint_files import FileSum, Vector, read_header, read_into, write_vectors
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
-from orpo_ray.training.engine import Engine, Piece
+from orpo_ray.training.engine import Engine
 
 _PARTS = ("weight", "exp_avg", "exp_avg_sq")
 
@@ -184,28 +185,58 @@ def _manifest(checkpoints: Checkpoints, step: int) -> tuple[Manifest | None, str
     return manifest, "" if manifest else _UNFINISHED
 
 
+BASE, REFERENCE = "model.name_or_path", "objective.reference"
+_RESTS_ON = {BASE: "the base's frozen weights", REFERENCE: "the reference's weights"}
+
+
+def require_same_weights(manifest: Manifest, weights: dict[str, str], allowed: Sequence[str]) -> None:
+    """Raises `UserError` where a checkpoint rests on other weights than `weights`, digests by the settings that name
+    them; `allowed`: settings in which they may differ."""
+    for key, held in manifest.weights.items():
+        if weights.get(key, held) != held and key not in allowed:
+            raise UserError(
+                f"{key}: {_RESTS_ON[key]} are not those that the run began with (step {manifest.step} was saved with "
+                f"others); restore them, choose another name=..., or continue with 'resume.allow_changes=[{key}]'"
+            )
+
+
 def load(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> None:
     """Fill the engine with a checkpoint. Raises `UserError` where it is one of another network, or its files hold
     something else."""
-    folder = checkpoints.folder(manifest.step)
-    paths = [f"{folder}/{name}" for name in manifest.files]
-    files = {path: checkpoints.filesystem.open_input_file(path) for path in paths}
-    try:
-        stored = _Stored(files)
+    with _opened(checkpoints, manifest) as stored:
         for piece in engine.pieces():
-            if not stored.fill(piece):
-                end = piece.start + len(piece.weight)
-                raise UserError(f"{folder}: does not hold elements {piece.start} to {end} of {piece.name}")
-    finally:
-        for file in files.values():
-            file.close()
+            stored.fill(piece.name, piece.start, {part: getattr(piece, part) for part in _PARTS})
     engine.filled(manifest.updates)
+
+
+def load_weights(module: nn.Module, checkpoints: Checkpoints, manifest: Manifest) -> None:
+    """Fill the trained parameters of `module`, in whichever dtype, with a checkpoint's weights, and without an engine.
+
+    Raises `UserError` where it is one of another network, or its files hold something else.
+    """
+    with _opened(checkpoints, manifest) as stored, torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                weight = torch.empty(parameter.numel(), dtype=torch.float32)
+                stored.fill(name, 0, {"weight": weight})
+                parameter.copy_(weight.view_as(parameter))
+
+
+@contextmanager
+def _opened(checkpoints: Checkpoints, manifest: Manifest) -> Iterator[_Stored]:
+    folder = checkpoints.folder(manifest.step)
+    with ExitStack() as stack:
+        paths = [f"{folder}/{name}" for name in manifest.files]
+        yield _Stored(
+            folder, {path: stack.enter_context(checkpoints.filesystem.open_input_file(path)) for path in paths}
+        )
 
 
 class _Stored:
     """All runs in the files of a checkpoint, by parameter."""
 
-    def __init__(self, files: dict[str, Any]) -> None:
+    def __init__(self, folder: str, files: dict[str, Any]) -> None:
+        self._folder = folder
         self._runs: dict[str, dict[int, dict[str, tuple[Any, Vector]]]] = {}
         for path, file in files.items():
             try:
@@ -216,18 +247,20 @@ class _Stored:
             except ValueError as error:
                 raise UserError(f"{path}: {error}") from None
 
-    def fill(self, piece: Piece) -> bool:
-        """Whether all of the piece was there, weights and moments."""
-        end = piece.start + len(piece.weight)
+    def fill(self, name: str, begin: int, targets: dict[str, Tensor]) -> None:
+        """Fill `targets`, by part, with the elements of a parameter from `begin` on. Raises `UserError` where some are
+        not there, weights and moments."""
+        elements = len(targets["weight"])
         filled = 0
-        for start, parts in self._runs.get(piece.name, {}).items():
+        for start, parts in self._runs.get(name, {}).items():
             if {*parts} != {*_PARTS} or len({vector.elements for _, vector in parts.values()}) != 1:
-                return False
-            first, last = max(start, piece.start), min(start + parts["weight"][1].elements, end)
+                continue
+            first, last = max(start, begin), min(start + parts["weight"][1].elements, begin + elements)
             if first >= last:
                 continue
             filled += last - first
-            for part in _PARTS:
+            for part, target in targets.items():
                 file, vector = parts[part]
-                read_into(getattr(piece, part)[first - piece.start : last - piece.start], file, vector, first - start)
-        return filled == len(piece.weight)
+                read_into(target[first - begin : last - begin], file, vector, first - start)
+        if filled != elements:
+            raise UserError(f"{self._folder}: does not hold elements {begin} to {begin + elements} of {name}")

@@ -25,10 +25,11 @@ from orpo_ray.config.objectives import RewardConfig
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.digests import frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.memory import set_recomputation
-from orpo_ray.modeling.reward import PackedRewardModel, StateDict, centre, ensure_pad_token
+from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.telemetry.logs import at_step, log, log_as
@@ -37,15 +38,22 @@ from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
-from orpo_ray.training.engine import Engine
+from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, build_schedule, evaluate, run, scores
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.room import choose_recomputation
-from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder, write_eval_scores
-from orpo_ray.training.saving import Saver, choose, load
+from orpo_ray.training.run_folder import (
+    BEST,
+    LAST,
+    MODEL_IN_CHECKPOINT,
+    RunFolder,
+    kept_model,
+    write_eval_scores,
+)
+from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
 from orpo_ray.training.watchdog import Watchdog
 
 _NOTICE_SECONDS = 60.0  # where a notice does not say when
@@ -84,20 +92,24 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     if objective.model == "reward":
         ensure_pad_token(tokenizer)
     train_pairs, held_out = data.train, data.eval
+    folder, weights = RunFolder(config.run_dir), {}
     if objective.needs_reference:
         with phase("reference"):
-            train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
-    with phase("model"):
-        policy = load_scorer(objective.model, config.model, seed=config.seed).to(device)
+            (train_pairs, held_out), weights[REFERENCE] = _with_reference(config, device, train_pairs, held_out)
     context = ray.train.get_context()
+    leads = context.get_world_rank() == 0
+    with phase("model"):
+        warn = folder.note if leads else _say_nothing
+        policy = load_scorer(objective.model, config.model, seed=config.seed, device=device, warn=warn)
+        if leads and (frozen := frozen_digest(policy.model)) is not None:
+            weights[BASE] = frozen
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
     with phase("engine"):
         engine = engine_for(policy, config, device)
-    folder = RunFolder(config.run_dir)
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
     checkpoints = Checkpoints(config.checkpoints_location)
-    digests = {"config": digest, "data": data.digest}
+    digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}
     with phase("resume"):
         state = _resume(config, engine, checkpoints, digests, folder)
     at_step(state.step)
@@ -117,9 +129,11 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         folder.note_checkpoint(step, checkpoints.location)
         checkpoint_finished(folder.path, step)
 
-    keep = config.train.keep_checkpoints, config.train.keep_best_checkpoints
+    newest, best = config.train.keep_checkpoints, config.train.keep_best_checkpoints
     with phase("memory for checkpoints"):
-        saver = Saver(checkpoints, engine, *keep, folder.note, committed)
+        saver = Saver(checkpoints, engine, newest, best, folder.note, committed)
+    keep = config.train.keep
+    place_of_last = folder.model if keep == "last" else folder.model_last
     alarm = Alarm(config.train.checkpoint_every_minutes)
 
     class RunSink(Sink):
@@ -133,27 +147,32 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
                     log("evaluation", **{key: value for key, value in line.items() if key != "step"})
 
         def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> bool:
+            return keep == "last" or self._keep(engine, evaluation, table, folder.model, BEST)
+
+        def last_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
+            if keep != "best":
+                self._keep(engine, evaluation, table, place_of_last, LAST)
+
+        def _keep(self, engine: Engine, evaluation: Line, table: torch.Tensor, target: Path, why: str) -> bool:
             centred = isinstance(config.objective, RewardConfig) and config.objective.centre
             mean = float(scores(engine, config, objective, train_pairs)[0][:, 1:].mean()) if centred else None
             weights = engine.weights()
             kept = True
             if weights is not None:
                 try:
-                    self._export(weights, mean, evaluation, table)
+                    exported = merged_weights(policy.model, weights)
+                    if isinstance(policy, PackedRewardModel) and mean is not None:
+                        centre(policy, mean, exported)
+                    if target == folder.model:
+                        write_eval_scores(folder.eval_scores, held_out, table)
+                    export_model(target, policy.model, exported, tokenizer, config, evaluation, total_steps, why)
+                    if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it
+                        adapter = folder.adapter if target == folder.model else folder.adapter_last
+                        export_adapter(adapter, policy.model, weights, exported, tokenizer, config)
                 except (OSError, SafetensorError) as error:
                     folder.note(f"the model of step {evaluation['step']} was not kept: {error}")
                     kept = False
             return bool(engine.gather(kept)[0])
-
-        def _export(self, weights: StateDict, mean: float | None, evaluation: Line, table: torch.Tensor) -> None:
-            """On rank 0. `mean`: the reward that is to become zero."""
-            exported = merged_weights(policy.model, weights)
-            if isinstance(policy, PackedRewardModel) and mean is not None:
-                centre(policy, mean, exported)
-            write_eval_scores(folder.eval_scores, held_out, table)
-            export_model(folder.model, policy.model, exported, tokenizer, config, evaluation, total_steps)
-            if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it on
-                export_adapter(folder.adapter, policy.model, weights, exported, tokenizer, config)
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
             eval_loss = line.get("eval_loss")
@@ -163,18 +182,18 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
             if alarm.urgent:
                 saver.finish()
             alarm.reset()
-            if config.eval.win_rate is not None:
-                self._validate(engine, state, line)
 
-        def _validate(self, engine: Engine, state: State, line: Line) -> None:
+        def compare(self, engine: Engine, state: State, line: Line) -> None:
             """Hand the model to Ray Train's validation, which works beside training."""
+            if config.eval.win_rate is None:
+                return
             weights = engine.weights()
             with tempfile.TemporaryDirectory() as handed:
                 checkpoint = None
                 if weights is not None:
                     exported, whole = merged_weights(policy.model, weights), {"step": state.step, **line}
                     target = Path(handed) / MODEL_IN_CHECKPOINT
-                    export_model(target, policy.model, exported, tokenizer, config, whole, total_steps)
+                    export_model(target, policy.model, exported, tokenizer, config, whole, total_steps, "to compare")
                     checkpoint = Checkpoint.from_directory(handed)
                 validation = checkpoint is not None and ValidationTaskConfig(fn_kwargs={"step": state.step})
                 ray.train.report({"step": state.step}, checkpoint=checkpoint, validation=validation)
@@ -191,7 +210,11 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
 
     sink = RunSink()
     try:
-        _keep_in_place_of_a_lost_model(engine, config, objective, held_out, sink, state, folder)
+        lost = {
+            BEST: keep != "last" and state.best_step is not None and not _is_there(folder.model, BEST, state.best_step),
+            LAST: keep != "best" and state.step == total_steps and not _is_there(place_of_last, LAST, state.step),
+        }
+        _keep_in_place_of_lost_models(engine, config, objective, held_out, sink, state, folder, lost)
         run(engine, config, train_pairs, held_out, sink, state)
         saver.finish()
     finally:
@@ -202,7 +225,13 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
 
 
-def _keep_in_place_of_a_lost_model(
+def _is_there(model: Path, why: str, step: int) -> bool:
+    """Whether a model is kept for that reason that is of the step or of a later one."""
+    kept = kept_model(model)
+    return kept is not None and kept.why == why and kept.step >= step
+
+
+def _keep_in_place_of_lost_models(
     engine: Engine,
     config: TrainConfig,
     objective: Objective,
@@ -210,16 +239,20 @@ def _keep_in_place_of_a_lost_model(
     sink: Sink,
     state: State,
     folder: RunFolder,
+    lost: dict[str, bool],
 ) -> None:
-    """A folder that came from a copy may lack the best model so far: the one of now is the best then."""
-    lost = state.best_step is not None and folder.kept_step < state.best_step
-    if not engine.gather(lost)[0]:
+    """A folder that came from a copy may lack the best model so far, or the last: those of now are they then."""
+    lost = engine.gather(lost)[0]
+    if not any(lost.values()):
         return
-    if engine.rank == 0:
+    if engine.rank == 0 and lost[BEST]:
         folder.note(f"the model of step {state.best_step} is lost; that of step {state.step} is kept in its place")
     line, table = evaluate(engine, config, objective, held_out)
-    if sink.best_model(engine, {"step": state.step, **line}, table):
+    evaluation = {"step": state.step, **line}
+    if lost[BEST] and sink.best_model(engine, evaluation, table):
         state.best_step, state.best_eval_loss = state.step, line["eval_loss"]
+    if lost[LAST]:
+        sink.last_model(engine, evaluation, table)
 
 
 def _seconds_left() -> float | None:
@@ -230,27 +263,35 @@ def _seconds_left() -> float | None:
     return notice.deadline_ms / 1000 - time.time() if notice.deadline_ms else _NOTICE_SECONDS
 
 
-def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> list[PairDataset]:
-    """The pairs with their reference log-probs; the reference is gone again when this returns."""
+def _say_nothing(text: str) -> None:
+    """Another rank says it."""
+
+
+def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> tuple[list[PairDataset], str]:
+    """The pairs with their reference log-probs, and the reference's digest; it is gone again when this returns."""
     # The reference is what training starts from, before it has adapters.
     plain = config.model.model_copy(update={"lora": None})
     policy = load_reference(config.model_copy(update={"model": plain}), device)
-    return [
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    weights: str = gather(network_digest(policy.model, policy.model.state_dict()) if rank == 0 else "")[0]
+    with_log_probs = [
         with_reference(
             part,
             policy,
             config.cache_dir / "reference",
-            rank=torch.distributed.get_rank(),
-            ranks=torch.distributed.get_world_size(),
+            weights=weights,
+            rank=rank,
+            ranks=ranks,
             budget=config.train.tokens_per_microbatch,
             barrier=torch.distributed.barrier,
         )
         for part in parts
     ]
+    return with_log_probs, weights
 
 
 def _resume(
-    config: TrainConfig, engine: Engine, checkpoints: Checkpoints, digests: dict[str, str], folder: RunFolder
+    config: TrainConfig, engine: Engine, checkpoints: Checkpoints, digests: dict[str, Any], folder: RunFolder
 ) -> State:
     """Continue from the newest checkpoint that is whole. Raises `UserError` where that is one of another run."""
     manifest = choose(checkpoints, engine, folder.note)
@@ -269,6 +310,7 @@ def _resume(
             f"data.train or data.eval: other pairs than those that the run began with (step {manifest.step} was saved "
             "with those); restore them, choose another name=..., or continue with 'resume.allow_changes=[data.train]'"
         )
+    require_same_weights(manifest, digests["weights"], allowed)
     try:
         state = State.from_json(manifest.state)
         if state.step != manifest.step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig, read_yaml
 from orpo_ray.errors import UserError
-from orpo_ray.parsing import NUMBER, member, read_object
+from orpo_ray.parsing import NUMBER, member, read_member, read_object
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.driver_lock import LOCK
 from orpo_ray.training.run_folder import RunFolder, write_atomically
@@ -22,6 +23,10 @@ from orpo_ray.tuning.points import Settings
 _FREE = {"trials", "steps", "hours", "concurrency", "finalists", "storage"}
 _MEMBERS = {"lag": (int,), "seconds": NUMBER, "finished": (str,)}
 """What a sweep that goes on takes from `sweep.json`."""
+
+
+START = "start.json"
+"""In a trial's folder: seconds from its turn to its first optimizer step."""
 
 
 class SweepFolder:
@@ -81,6 +86,17 @@ class SweepFolder:
         """The trials that have a folder."""
         return sorted(int(path.name) for path in self.trials.glob("[0-9]*") if path.name.isdecimal())
 
+    def start(self, index: int) -> float | None:
+        """Seconds from a trial's turn to its first optimizer step; None: not known. Raises `UserError` where the file
+        is damaged."""
+        file = self.trial(index).path / START
+        if not file.is_file():
+            return None
+        seconds: float = read_member(file, "seconds", *NUMBER)
+        if not abs(seconds) <= sys.float_info.max:  # JSON has integers beyond it, and Python's also NaN and infinity
+            raise UserError(f"{file}: seconds is not finite")
+        return seconds
+
     def failure(self, index: int) -> Path:
         return self.trial(index).path / "failed.json"
 
@@ -94,7 +110,8 @@ class SweepFolder:
     def strip(self, index: int, settings: Settings, *, model: bool) -> None:
         """Remove what takes room of a trial that is over: its checkpoints, and its `model` too."""
         run = self.trial(index)
-        kept = {run.tensorboard, run.wandb} | (set() if model else {run.model, run.adapter})
+        models = {run.model, run.adapter, run.model_last, run.adapter_last}
+        kept = {run.tensorboard, run.wandb} | (set() if model else models)
         heavy = [part for part in run.path.glob("*/") if part not in kept]
         if heavy and (training := self.training(index, settings)).storage.checkpoints is not None:
             checkpoints = Checkpoints(training.checkpoints_location)

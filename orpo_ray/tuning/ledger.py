@@ -30,6 +30,8 @@ class Trial:
     failure: str = ""
     steps_run: int = 0
     """Optimizer steps that were computed, past an early stop too."""
+    start: float | None = None
+    """Seconds from its turn to its first step."""
 
     @property
     def over(self) -> bool:
@@ -62,7 +64,7 @@ class Ledger:
     def refresh(self, index: int) -> None:
         """Read what a trial's folder holds now. Raises `UserError`, naming the file, where that cannot be done."""
         trial = self.trials[index]
-        lines, failure = left_by(self._folder, index, self._config)
+        lines, trial.start, failure = left_by(self._folder, index, self._config)
         for line in lines:
             trial.steps_run = max(trial.steps_run, line["step"])
             if "loss" not in line:  # an evaluation, or a win-rate that came later
@@ -151,12 +153,12 @@ class Ledger:
         return trial.failure
 
 
-def left_by(folder: SweepFolder, index: int, config: SweepConfig) -> tuple[list[Line], str | None]:
-    """The metrics of a trial, and why it failed if it did. Raises `UserError`, naming the file, where one cannot be
-    read."""
+def left_by(folder: SweepFolder, index: int, config: SweepConfig) -> tuple[list[Line], float | None, str | None]:
+    """The metrics of a trial, its `start`, and why it failed if it did. Raises `UserError`, naming the file, where one
+    cannot be read."""
     metrics, failure = folder.trial(index).metrics, folder.failure(index)
     lines = list(read_metrics(metrics, config.directions).values()) if metrics.is_file() else []
-    return lines, read_member(failure, "reason", str) if failure.is_file() else None
+    return lines, folder.start(index), read_member(failure, "reason", str) if failure.is_file() else None
 
 
 def _beaten(own: Sequence[float], others: Iterable[Sequence[float]]) -> bool:

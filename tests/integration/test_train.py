@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import ray
 import torch
+from file_modes import unlike_the_umask
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -28,7 +31,10 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.report import write_report
+from orpo_ray.training.checkpoints import Checkpoints
+from orpo_ray.training.from_checkpoint import export_checkpoint
 from orpo_ray.training.launcher import train
+from orpo_ray.training.run_folder import BEST, LAST, kept_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -93,6 +99,7 @@ def test_run_folder_is_complete_and_the_model_learns(run: Path) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 25))
     card = (run / "model" / "README.md").read_text()
     assert "λ = 1.0" in card and "step | 24 of 24" in card.replace("weights of ", "")
+    assert unlike_the_umask(run) == {}
 
 
 def test_every_worker_logs_lines_with_run_rank_and_step(run: Path) -> None:
@@ -153,13 +160,18 @@ def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) 
     assert exported["lm_head.weight"].dtype == torch.bfloat16
     assert exported["lm_head.weight"].abs().sum() > 0
     assert torch.equal(exported["lm_head.weight"], exported["model.decoder.embed_tokens.weight"])
+    # What is made of the shards of both ranks, without Ray, is what they made together.
+    assert load_file(export_checkpoint(folder) / "model.safetensors").keys() == exported.keys() - {"lm_head.weight"}
+    for parameter, weight in load_file(folder / "model-step-8" / "model.safetensors").items():
+        assert torch.equal(weight, exported[parameter]), parameter
     # SFT packs the chosen response alone, so its training lines know nothing of rejected ones.
     assert "logps_rejected" not in lines(folder)[1]
 
 
 def test_adapters_under_zero3_are_exported_merged_and_apart(run: Path, storage: Path) -> None:
+    base_folder = Path(shutil.copytree(run / "model", storage / "base"))
     config = toy(
-        storage, "name=lora", f"model.name_or_path={run}", "model.lora={rank: 4}", "train.zero_stage=3",
+        storage, "name=lora", f"model.name_or_path={base_folder}", "model.lora={rank: 4}", "train.zero_stage=3",
         "train.max_steps=6", "train.eval_every_steps=6", "train.checkpoint_every_steps=6", "optim.lr=5e-3",
         "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}",
     )  # fmt: skip
@@ -184,6 +196,17 @@ def test_adapters_under_zero3_are_exported_merged_and_apart(run: Path, storage: 
     checkpoint = sum(f.stat().st_size for f in (folder / "checkpoints/step-00000006").rglob("*") if f.is_file())
     held = sum(weight.numel() for weight in before.values())
     assert 12 * adapters < checkpoint < 20 * adapters < 4 * held
+    _assert_continued_over_no_other_base(config, base_folder)
+
+
+def _assert_continued_over_no_other_base(config: TrainConfig, base: Path) -> None:
+    """One that was retrained in place has the same name, and other weights."""
+    (config.run_dir / "summary.json").unlink()
+    weights = {name: weight.clone() for name, weight in load_file(base / "model.safetensors").items()}
+    weights["model.decoder.final_layer_norm.bias"][0] += 1
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"^model\.name_or_path: the base's frozen weights are not those that the run"):
+        train(config)
 
 
 def test_dpo_starts_at_its_reference_and_computes_it_once(run: Path, storage: Path) -> None:
@@ -196,9 +219,21 @@ def test_dpo_starts_at_its_reference_and_computes_it_once(run: Path, storage: Pa
     pieces = sorted((storage / ".cache" / "reference").glob("*/*.npy"))
     written = {path: path.stat().st_mtime_ns for path in pieces}
     assert written
-    train(toy(storage, "name=dpo-again", *settings, "objective.beta=0.2", "train.max_steps=2"))
+    # A decay that takes away a fifth of the weights at the first step, and more at each after it.
+    worse = ["train.max_steps=3", "train.eval_every_steps=1", "optim.weight_decay=2000", "optim.warmup_steps=0"]
+    second = train(toy(storage, "name=dpo-again", *settings, "objective.beta=0.2", "train.keep=both", *worse)).path
     again = sorted((storage / ".cache" / "reference").glob("*/*.npy"))
     assert {path: path.stat().st_mtime_ns for path in again} == written
+    manifest = Checkpoints(str(second / "checkpoints")).manifest(3)
+    assert manifest is not None and manifest.weights.keys() == {"objective.reference"}
+    # The best of its models and the last are two.
+    losses = {line["step"]: line["eval_loss"] for line in evaluations(second) if line["step"]}
+    assert losses[1] < losses[2] < losses[3]
+    assert kept_model(second / "model") == (1, BEST) and kept_model(second / "model-last") == (3, LAST)
+    last = load_file(second / "model-last" / "model.safetensors")
+    assert any(not torch.equal(weight, last[name]) for name, weight in weights(second).items() if name in last)
+    for name, weight in load_file(export_checkpoint(second) / "model.safetensors").items():
+        assert torch.equal(weight, last[name]), name
 
 
 def test_reward_model_is_a_plain_classifier_centred_on_the_training_set(ray_cluster: None, storage: Path) -> None:

@@ -14,7 +14,7 @@ from one_by_one import typed
 from test_report import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "status", "doctor", "demo")
+COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "status", "export", "doctor", "demo")
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "vllm", "numpy", "matplotlib", "rich"}
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzzing import assert_one_line
-from rich.console import Console
 from test_checkpoints import engine, saved
 from test_report import make_run
 from test_sweep_results import STEPS, write_run
@@ -25,13 +24,14 @@ from orpo_ray.evaluation.evaluate import read_winrates
 from orpo_ray.evaluation.store import EvaluationFolder
 from orpo_ray.report import write_report
 from orpo_ray.status.read import read_status
+from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoint_files import sum_up
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.driver_lock import LOCK, only_driver
 from orpo_ray.training.loop import State
 from orpo_ray.training.mirror import Mirror
 from orpo_ray.training.progress import _new_lines
-from orpo_ray.training.run_folder import RunFolder, join_files
+from orpo_ray.training.run_folder import RunFolder, join_files, kept_model
 from orpo_ray.training.saving import choose, load
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, left_by
@@ -124,7 +124,7 @@ def test_the_step_of_the_kept_model(text: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "unit")
     folder.open_for(config())
     folder.model.mkdir()
-    assert folder.kept_step == -1
+    assert kept_model(folder.model) is None
     write(folder.model / "training_step.json", text)
     told = refused(lambda: folder.open_for(config()), f"{folder.model}/training_step.json")
     assert told.endswith(f"restore it, or remove {folder.model} to have another model kept")

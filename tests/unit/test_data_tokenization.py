@@ -73,6 +73,29 @@ def test_a_response_is_cut_by_its_own_room() -> None:
     assert pair.rejected[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "kept"),
+    [
+        (900, 100, 123, 900),  # all of it fits beside the longer response
+        (900, 100, 124, 899),  # no more is cut than has to be
+        (900, 255, 20, 768),
+        (900, 999, 20, 768),  # and no further than to max_prompt_length, where a response is longer still
+        (700, 999, 20, 700),
+    ],
+)
+def test_a_prompt_is_cut_only_where_it_does_not_fit_beside_its_responses(
+    prompt: int, chosen: int, rejected: int, kept: int
+) -> None:
+    """Lengths in tokens, the prompt's with its BOS, the responses' without EOS."""
+    texts = PreferencePair("p" * (prompt - 2) + "q", "c" * chosen, "r" * rejected)
+    pair = tokenize(bytes_tokenizer(), texts, max_length=1024, max_prompt_length=768)
+    assert len(pair.prompt) == kept
+    assert bytes_tokenizer().decode(pair.prompt).endswith("pq") and pair.prompt[0] == 1
+    room = 1024 - kept
+    assert (len(pair.chosen), len(pair.rejected)) == (min(chosen + 1, room), min(rejected + 1, room))
+    assert pair.cut == (kept < prompt, chosen + 1 > room, rejected + 1 > room)
+
+
 ids = st.lists(st.integers(10, 99), max_size=60)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from rich.console import Console
 
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
+from orpo_ray.terminal import Console
 from orpo_ray.training import mirror as module
-from orpo_ray.training.mirror import Mirror, mirrored
+from orpo_ray.training.mirror import Mirror, _marker, mirrored
 
 MARKER = "model/training_step.json"
 QUIET = Console(quiet=True)
@@ -173,6 +173,20 @@ def test_half_a_model_is_none(folder: Path, copy: Path, tmp_path: Path) -> None:
     assert sorted(tree(tmp_path / "elsewhere/run")) == ["config.yaml", "metrics.jsonl"]
     mirror.update()
     assert tree(copy)["model/weights"] == b"two" and (copy / MARKER).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "marker"),
+    [
+        ("model/a/b", "model/training_step.json"), ("adapter/weights", "model/training_step.json"),
+        ("trials/001/model-last/weights", "trials/001/model-last/training_step.json"),
+        ("adapter-last/weights", "model-last/training_step.json"),
+        ("model-step-20/weights", "model-step-20/training_step.json"),
+        ("models/weights", None), ("model-best/weights", None), ("metrics.jsonl", None),
+    ],
+)  # fmt: skip
+def test_each_kept_model_has_a_marker_of_its_own(name: str, marker: str | None) -> None:
+    assert _marker(name) == marker
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.report import curves_png, write_report
 from orpo_ray.report.figures import MAX_POINTS, _binned, _running_mean
+from orpo_ray.report.page import _facts, _kept_caption
 from orpo_ray.report.runs import read_run
 from orpo_ray.training.run_folder import write_eval_scores
 
@@ -263,3 +264,20 @@ def test_best_step_without_summary_is_the_lowest_eval_loss(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 121, "eval_loss": 5.0}) + "\n")
     assert read_run(run).best_step == 120
+
+
+def test_the_numbers_of_a_run_are_those_of_the_model_that_it_keeps(tmp_path):
+    """The last of these evaluations is not the best."""
+    for keep, accuracy, told in (
+        ("best", "90.0%", "The kept model is the one with the lowest evaluation loss."),
+        ("both", "90.0%", "in model/, and the last one evaluated, in model-last/."),
+        ("last", "61.0%", "The kept model is the last one evaluated."),
+    ):
+        run = make_run(tmp_path / keep, train={"max_steps": 130, "keep": keep})
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 130, "eval_loss": 5.0, "eval_reward_accuracy": 0.61}) + "\n")
+        read = read_run(run)
+        assert (read.best_step, read.kept_step) == (120, 130 if keep == "last" else 120)
+        assert _kept_caption(read).endswith(told)
+        assert {what: (number, word) for what, number, word in _facts(read)}["Best eval loss"][1] == "at step 120"
+        assert {what: number for what, number, _ in _facts(read)}["Reward accuracy"] == accuracy

@@ -50,9 +50,16 @@ def test_every_epoch_meets_every_pair_once(pairs: int, batch: int, epochs: int) 
     assert schedule.total_steps == epochs * schedule.steps_per_epoch
 
 
-def test_max_steps_ends_a_run_early_but_never_lengthens_it() -> None:
-    assert StepSchedule(100, 10, 2, max_steps=7, seed=0).total_steps == 7
-    assert StepSchedule(100, 10, 2, max_steps=70, seed=0).total_steps == 20
+def test_max_steps_wins_over_epochs() -> None:
+    """Fewer end a run early, with the steps that it would have had; more repeat epochs, each in another order."""
+    whole = StepSchedule(100, 10, 2, max_steps=None, seed=0)
+    early, longer = (StepSchedule(100, 10, 2, max_steps=steps, seed=0) for steps in (7, 35))
+    assert [schedule.total_steps for schedule in (early, whole, longer)] == [7, 20, 35]
+    for step in range(20):
+        assert whole.indices(step).tolist() == longer.indices(step).tolist() == early.indices(step).tolist()
+    epochs = [np.concatenate([longer.indices(10 * epoch + i) for i in range(10)]).tolist() for epoch in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(100))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 @given(

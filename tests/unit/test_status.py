@@ -14,7 +14,6 @@ import pytest
 import yaml
 from evaluation_run import make_evaluation
 from one_by_one import typed
-from rich.console import Console
 from test_report import make_run
 from test_sweep_results import STEPS, config, write_run
 
@@ -22,6 +21,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import RESPONSES, REWARDS, Pieces
 from orpo_ray.status.read import as_json, print_status, read_status
 from orpo_ray.status.status import duration
+from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoint_files import FileSum
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.run_folder import RunFolder
@@ -94,6 +94,12 @@ class TestTraining:
         age(folder / "metrics.jsonl", 7300)
         assert read_status(folder).next.startswith("the orpo-ray train that it was started with")
 
+    def test_max_steps_decides_whatever_epochs_says(self, tmp_path: Path) -> None:
+        for limit in (50, 500):
+            train = {"max_steps": limit, "epochs": 2, "global_batch_size": 32}
+            folder = make_run(tmp_path / f"run-{limit}", steps=45, finished=False, train=train)
+            assert read_status(folder).facts["total_steps"] == limit
+
     def test_slow_steps_explain_a_silence(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path / "slow", finished=False, train={"global_batch_size": 80 * 60, "max_steps": 120})
         age(folder / "metrics.jsonl", 300)  # a step takes a minute
@@ -103,6 +109,12 @@ class TestTraining:
         folder = make_run(tmp_path / "done")
         text = told(folder)
         assert "state      finished" in text and "step       120 of 120" in text
+        assert "model      none yet" in text
+        for name, said in (("model", '{"step": 60}'), ("model-last", '{"step": 120, "why": "the last evaluated"}')):
+            (folder / name).mkdir()
+            (folder / name / "training_step.json").write_text(said)
+        assert "model      model/: step 60, lowest eval loss; model-last/: step 120, the last evaluated" in told(folder)
+        assert read_status(folder).facts["models"] == {"model": 60, "model-last": 120}
         assert f"open {folder}/report.html; the model is in {folder}/model" in text
         assert " left" not in text
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, build, random_pairs
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
@@ -26,16 +25,18 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.terminal import Console
 from orpo_ray.training.build_locks import wait_for_builds
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
-from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.loop import Line, Sink, State, build_schedule, run
 from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.recorder import Recorder
-from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.training.remarks import remarks
+from orpo_ray.training.run_folder import BEST, LAST, RunFolder, kept_model
 from orpo_ray.training.saving import Saver, load
 
 
@@ -69,6 +70,29 @@ class TestLearningRate:
 
     def test_no_warm_up(self) -> None:
         assert learning_rate(0, 10, OptimConfig(lr=1.0, warmup_steps=0)) == pytest.approx(1.0)
+
+
+class TestRemarks:
+    def said(self, *overrides: str, pairs: int = 100) -> list[str]:
+        settings = config("train.global_batch_size=10", "optim.warmup_steps=0", *overrides)
+        return remarks(settings, build_schedule(settings, pairs))
+
+    def test_epochs_that_are_repeated(self) -> None:
+        assert self.said("train.epochs=2", "train.max_steps=35") == [
+            "train.max_steps=35 is more than the 20 steps of train.epochs=2, and wins: the data is read 3.5 times"
+        ]
+        for settings in (["train.max_steps=20"], ["train.max_steps=3"], []):
+            assert self.said("train.epochs=2", *settings) == []
+
+    def test_a_warm_up_without_end(self) -> None:
+        for warmup in ("10", "0.99", "1000"):
+            [told] = self.said(f"optim.warmup_steps={warmup}", "optim.lr=1e-3")
+            assert told.startswith(
+                f"optim.warmup_steps={warmup} is as long as the run (10 steps): the learning rate only"
+            )
+        assert told.endswith("rises, to 1e-05 in the last step, of optim.lr=0.001")
+        for settings in (["optim.warmup_steps=9"], ["optim.warmup_steps=0.5"], ["train.max_steps=1"]):
+            assert self.said(*settings) == []
 
 
 def test_workers_find_what_a_relative_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,12 +199,14 @@ class TestLoading:
         kept = load_policy(ModelConfig(name_or_path="toy", keep_dropout=True), seed=0)
         assert kept.model.config.dropout == toyworld.model_config().dropout > 0
 
-    def test_models_without_attention_interface_are_refused(self, tmp_path: Path) -> None:
+    def test_models_without_attention_interface_are_not_packed(self, tmp_path: Path) -> None:
         from transformers import MambaConfig
 
         MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match=r"packed|cannot be loaded"):
-            load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
+        model = ModelConfig(name_or_path=str(tmp_path), init="random")
+        assert "does not take its attention from" in load_policy(model, seed=0).alone
+        with pytest.raises(UserError, match=r"model\.packing: .* cannot be packed: MambaForCausalLM does not take"):
+            load_policy(model.model_copy(update={"packing": "shared_prefix"}), seed=0)
 
     def test_model_and_data_must_fit(self, shared: Path) -> None:
         toy = ModelConfig(name_or_path="toy")
@@ -211,7 +237,11 @@ class Collect(Sink):
     def __init__(self) -> None:
         self.lines: list[Line] = []
         self.best: list[int] = []
+        self.last: list[int] = []
         self.checkpoints: list[int] = []
+        self.compared: list[int] = []
+        self.wanted: set[int] = set()
+        """Steps after which the clock wants a checkpoint."""
 
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
@@ -221,8 +251,17 @@ class Collect(Sink):
         assert table.shape == (12, 3)
         return True
 
+    def last_model(self, engine: Any, evaluation: Line, table: torch.Tensor) -> None:
+        self.last.append(evaluation["step"])
+
     def checkpoint(self, engine: Any, state: State, line: Line) -> None:
         self.checkpoints.append(state.step)
+
+    def compare(self, engine: Any, state: State, line: Line) -> None:
+        self.compared.append(state.step)
+
+    def heard(self, signals: dict[str, float]) -> bool:
+        return self.lines[-1]["step"] in self.wanted
 
 
 def small_data() -> PairDataset:
@@ -234,12 +273,14 @@ class TestLoop:
         overrides = ["train.global_batch_size=4", "train.epochs=4", "train.eval_every_steps=5", "model.dtype=float32"]
         settings = config(*overrides, "train.checkpoint_every_steps=4", "optim.lr=1e-2", "optim.warmup_steps=0")
         sink = Collect()
+        sink.wanted = {3, 8}
         engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
         state = run(engine, settings, small_data(), small_data(), sink, State())
         assert state.step == 12
         assert [line["step"] for line in sink.lines if "eval_loss" in line] == [0, 5, 10, 12]
-        assert sink.checkpoints == [4, 8, 12]
-        assert sink.best == [5, 10, 12]
+        assert sink.checkpoints == [3, 4, 8, 12]
+        assert sink.compared == [4, 8, 12], "what is compared depends on steps alone, not on how fast a machine is"
+        assert sink.best == sink.last == [5, 10, 12]
         assert state.best_step == 12
         assert [line["epoch"] for line in sink.lines if "epoch" in line][2] == 1.0
 
@@ -256,6 +297,7 @@ class TestLoop:
         state = run(engine, settings, small_data(), other, sink, State())
         losses = {line["step"]: line["eval_loss"] for line in sink.lines if line["step"] and "eval_loss" in line}
         assert state.best_step == min(losses, key=lambda step: losses[step]) < 30
+        assert sink.last == list(range(2, 31, 2))
         assert state.best_eval_loss == min(losses.values())
 
     def test_resuming_repeats_dropout(self, tmp_path: Path) -> None:
@@ -303,7 +345,7 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
     for step in (1, 2):  # a better model takes the place of the first
         export_model(
             target, policy.model, dict(policy.model.state_dict()), toyworld.tokenizer(), settings,
-            {"step": step, "eval_loss": 1.5}, total_steps=9,
+            {"step": step, "eval_loss": 1.5}, total_steps=9, why="lowest eval loss",
         )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     loaded = AutoModelForCausalLM.from_pretrained(target)
@@ -314,7 +356,16 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
     card = (target / "README.md").read_text()
     assert "λ = 0.25" in card
     assert "2 of 9" in card
-    assert "| eval_loss | 1.5000 |" in card
+    assert "| eval_loss | 1.5000 |" in card and "(lowest eval loss)" in card
+    assert kept_model(target) == (2, BEST)
+    weights = dict(policy.model.state_dict())
+    export_model(target, policy.model, weights, toyworld.tokenizer(), settings, {"step": 3}, 9, "the last evaluated")
+    card = (target / "README.md").read_text()
+    assert "| weights of step | 3 of 9 (the last evaluated) |" in card and card.endswith("evaluated at that step.\n")
+    assert kept_model(target) == (3, LAST)
+    (target / "training_step.json").write_text('{"step": 4}\n')  # as it was written before there were two kinds
+    assert kept_model(target) == (4, BEST)
+    assert kept_model(tmp_path / "nothing") is None
 
 
 def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from rich.console import Console
-
 from orpo_ray.bench.task import Task, Turn
+from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
 from orpo_ray.training.metrics_file import read_metrics
 

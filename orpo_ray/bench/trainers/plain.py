@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from orpo_ray.bench.task import Pair, Task, Turn
 from orpo_ray.config import ModelConfig, OrpoConfig
 from orpo_ray.data.packing import Ids
-from orpo_ray.modeling.loading import build_network, load_config
+from orpo_ray.modeling.loading import build_network, load_config, require_weights
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.training.engine import parameter_groups
 from orpo_ray.training.lr import learning_rate
@@ -27,7 +27,8 @@ def load_network(model: ModelConfig, seed: int) -> PreTrainedModel:
     Random weights are those that this package's own loop starts from.
     """
     in_float32 = model.model_copy(update={"dtype": "float32"})
-    network, _ = build_network(AutoModelForCausalLM, load_config(in_float32), in_float32, seed)
+    network, missing = build_network(AutoModelForCausalLM, load_config(in_float32), in_float32, seed)
+    require_weights(model.name_or_path, missing)
     network.set_attn_implementation("sdpa")
     return network
 

@@ -1,0 +1,32 @@
+"""What a run's settings do that whoever wrote them may not expect, each in a line."""
+
+from __future__ import annotations
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.training.lr import learning_rate, warmup_steps
+
+
+def remarks(config: TrainConfig, schedule: StepSchedule) -> list[str]:
+    """To be said before the run of `config` begins."""
+    return [text for text in (_repeated_epochs(schedule), _endless_warmup(config, schedule)) if text]
+
+
+def _repeated_epochs(schedule: StepSchedule) -> str:
+    steps = schedule.epochs * schedule.steps_per_epoch
+    if schedule.max_steps is None or schedule.max_steps <= steps:
+        return ""
+    return (
+        f"train.max_steps={schedule.max_steps} is more than the {steps} steps of train.epochs={schedule.epochs}, and "
+        f"wins: the data is read {schedule.total_steps / schedule.steps_per_epoch:.1f} times"
+    )
+
+
+def _endless_warmup(config: TrainConfig, schedule: StepSchedule) -> str:
+    total, optim = schedule.total_steps, config.optim
+    if warmup_steps(total, optim) < max(total, 2):  # a single step has no room to rise in
+        return ""
+    return (
+        f"optim.warmup_steps={optim.warmup_steps:g} is as long as the run ({total} steps): the learning rate only "
+        f"rises, to {learning_rate(total - 1, total, optim):.3g} in the last step, of optim.lr={optim.lr:.3g}"
+    )
