@@ -341,7 +341,7 @@ def export(
 ) -> None:
     from orpo_ray.training.from_checkpoint import export_checkpoint
 
-    typer.echo(export_checkpoint(run, step, out))
+    say(export_checkpoint(run, step, out))
 
 
 @app.command(

@@ -118,17 +118,22 @@ def test_the_bar_passes_over_what_is_no_line(tmp_path: Path) -> None:
 # A run's small files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [*NO_OBJECTS, "{}", '{"step": "3"}', '{"step": null}', '{"step": 3.5}'])
-def test_the_step_of_the_kept_model(text: str, tmp_path: Path) -> None:
+STEPS_OF_MODELS = [*NO_OBJECTS, "{}", '{"step": "3"}', '{"step": null}', '{"step": 3.5}', '{"step": 3, "why": 1}']
+
+
+@pytest.mark.parametrize("name", ["model", "model-last"])
+@pytest.mark.parametrize("text", STEPS_OF_MODELS)
+def test_the_step_of_a_kept_model(text: str, name: str, tmp_path: Path) -> None:
     """Were it taken for missing, the best model would be replaced by that of now."""
     folder = RunFolder(tmp_path / "unit")
     folder.open_for(config())
-    folder.model.mkdir()
-    assert kept_model(folder.model) is None
-    write(folder.model / "training_step.json", text)
-    told = refused(lambda: folder.open_for(config()), f"{folder.model}/training_step.json")
-    assert told.endswith(f"restore it, or remove {folder.model} to have another model kept")
-    assert folder.model.is_dir()
+    model = folder.path / name
+    model.mkdir()
+    assert kept_model(model) is None
+    write(model / "training_step.json", text)
+    told = refused(lambda: folder.open_for(config()), f"{model}/training_step.json")
+    assert told.endswith(f"restore it, or remove {model} to have another model kept")
+    assert model.is_dir()
 
 
 @pytest.mark.parametrize("text", [*NO_OBJECTS, "{}", '{"step": 8}', '{"step": "8", "location": "x"}'])
@@ -201,6 +206,8 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "size should be a whole number, and is text": lambda m: m["files"]["rank-00000.safetensors"].update(size="9"),
     "has no sha256": lambda m: m["files"]["rank-00000.safetensors"].pop("sha256"),
     "format should be a whole number, and is text": lambda m: m.update(format="1"),
+    "weights should be an object, and is text": lambda m: m.update(weights="a"),
+    "weights: a should be text, and is a list": lambda m: m.update(weights={"a": []}),
 }  # fmt: skip
 
 
@@ -296,6 +303,7 @@ TRIALS = {
     "metrics.jsonl": ['{"step": "abc"}\n', "[]\n", f"{ENDLESS}\n", '{"step": 80, "eval_reward_accuracy": "0.9"}\n',
                       '{"step": 80, "eval_reward_accuracy": 1e999}\n'],
     "failed.json": [*NO_OBJECTS, "{}", '{"reason": 3}'],
+    "start.json": [*NO_OBJECTS, "{}", '{"seconds": "3"}', '{"seconds": NaN}', '{"seconds": 1e999}'],
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,14 @@ def test_what_cannot_be_exported_is_told_in_one_line(tmp_path: Path) -> None:
         (["export", str(folder), "--step", "3"], "holds no finished checkpoint of step 3; --step may be 2, 4"),
         (["export", str(folder), "--step", "2"], "rank-00000.safetensors has another content than its manifest says"),
         (["export", str(folder), "--out", "there"], f"{there}: is there already; remove it, or choose another by"),
+        (["export", "damaged"], "damaged/metrics.jsonl, line 2: has no step number"),
         (["export", str(folder), "--step", "x"], "Invalid value for '--step'"),
         (["export", str(folder), "--out", "model"], ""),
     ]  # fmt: skip
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.yaml").write_text(config.to_yaml())
+    shutil.copytree(folder / "checkpoints", tmp_path / "damaged" / "checkpoints")
+    (tmp_path / "damaged" / "metrics.jsonl").write_text('{"step": 2}\n{"step": "x"}\n')
     *refused, done = typed(*(arguments for arguments, _ in cases), cwd=tmp_path)
     for one, (_, told) in zip(refused, cases[:-1], strict=True):
         assert (one.returncode, one.stdout, one.stderr.count("\n")) == (2, "", 1), one
