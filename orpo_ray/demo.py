@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as, parse_config
-from orpo_ray.evaluation.evaluate import evaluate
+from orpo_ray.evaluation.evaluate import evaluate, read_winrates
 from orpo_ray.report import curves_png, write_evaluation_report, write_report
 from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import train
@@ -90,7 +89,7 @@ def run_demo(out: Path) -> None:
     runs = {stage: out / stage for stage in ("sft", "dpo", "orpo")}
     report = write_evaluation_report(folder.path, runs)
     curves_png(out / "curves.png", {"SFT": out / "sft", "ORPO": out / "orpo"})
-    _print(console, json.loads(folder.winrates.read_text(encoding="utf-8")))
+    _print(console, read_winrates(folder))
     console.print()
     console.say(f"{report} shows it all ({time.monotonic() - started:.0f} s)")
 

@@ -6,7 +6,6 @@ python -m orpo_ray.bench.table README.md
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from orpo_ray.bench.results import STAGES, TRAINERS
 from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig, load_benchmark
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import from_json, read_text
 from orpo_ray.terminal import Console
 from orpo_ray.training.run_folder import write_atomically
 
@@ -130,8 +130,13 @@ def _gib(size: int | None) -> str:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The results in a folder that holds other files too, by name."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in _files(folder, "*.json")]
+    """The results in a folder that holds other files too, by name. Raises `UserError` where one is not readable."""
+    found = []
+    for path in _files(folder, "*.json"):
+        try:
+            found.append(from_json(read_text(path)))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
     return [result for result in found if isinstance(result, dict) and result.get("kind") in _HEADERS]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, field_validator
 
-from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
+from orpo_ray.config.schema import MAX_RECORD_CHARACTERS, StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.section import Count, Integer, Number, RunName, Section
 
 
@@ -34,6 +34,8 @@ class PromptsConfig(Section):
     format: Literal["auto", "hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational", "prompts"] = "auto"
     chat_template: str | None = None
     """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained."""
+    max_record_characters: Count = MAX_RECORD_CHARACTERS
+    """Of a prompt and the data set's responses to it; a record of more is a bad one."""
     on_bad_record: Literal["error", "quarantine"] = "error"
 
 
@@ -120,6 +122,7 @@ def on_held_out(
             "prompts": {
                 "source": run.data.eval, "split": run.data.eval_split, "limit": asked.prompts,
                 "format": run.data.format, "on_bad_record": run.data.on_bad_record,
+                "max_record_characters": run.data.max_record_characters,
             },
             "reward_models": {JUDGE: asked.reward_model},
             "sampling": {

@@ -12,6 +12,8 @@ from orpo_ray.config.identity import digest
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
+MAX_RECORD_CHARACTERS = 1_500_000
+
 
 class LoraConfig(Section):
     """Low-rank adapters on a frozen model (arXiv 2106.09685): a layer computes `W x + alpha / rank * B A x`."""
@@ -89,6 +91,10 @@ class DataConfig(Section):
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None
     """A named template, a Jinja text, or null: the tokenizer's own for message lists, none for plain text."""
+    max_record_characters: Count = MAX_RECORD_CHARACTERS
+    """Of prompt, chosen and rejected together; a record of more is a bad one, which keeps a huge one from taking all
+    memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters, twice
+    that where both responses repeat the prompt."""
     on_bad_record: Literal["error", "quarantine"] = "error"
     """`quarantine`: set unreadable records aside in `quarantine.jsonl`, with the reason, and go on."""
     limit: Count | None = None

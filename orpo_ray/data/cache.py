@@ -13,7 +13,6 @@ import mmap
 import os
 import shutil
 import socket
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.tokenization import TokenizedPair
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import member, object_from_json
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
@@ -153,18 +153,18 @@ def _build(entry: Path, build: Callable[[CacheWriter], Account]) -> TokenizedSou
 def _read(entry: Path) -> TokenizedSource | None:
     """The entry, memory-mapped, or None where it is not there or not whole."""
     try:
-        manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        sizes, account, digest = manifest["sizes"], manifest["account"], manifest["digest"]
+        manifest = object_from_json((entry / MANIFEST).read_text(encoding="utf-8"))
+        sizes, digest = member(manifest, "sizes", dict), member(manifest, "digest", str)
+        account = Account.from_json(member(manifest, "account", dict))
         whole = all((entry / name).stat().st_size == sizes[name] for name in [*ARRAYS, QUARANTINE])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError):
         return None
     if not whole:
         return None
     tokens, bounds, record_ids, hashes = (mapped(entry / name, dtype) for name, dtype in ARRAYS.items())
-    account["dropped"], account["quarantined"] = Counter(account["dropped"]), Counter(account["quarantined"])
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
     return TokenizedSource(
-        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, Account(**account), quarantine, digest, entry
+        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, account, quarantine, digest, entry
     )
 
 

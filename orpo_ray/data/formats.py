@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-from orpo_ray.data.records import BadRecord
+from orpo_ray.data.records import BadRecord, too_long
 
 Format = Literal["hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational"]
 ASSISTANT_TURN = "\n\nAssistant:"
@@ -36,6 +36,15 @@ class PreferencePair:
     prompt: str | list[Message]
     chosen: str | list[Message]
     rejected: str | list[Message]
+
+
+def require_short(most: int, *turns: str | list[Message]) -> None:
+    """Raises `BadRecord` where texts, and messages with their roles, have more than `most` characters together."""
+    size = sum(
+        len(each) if isinstance(each, str) else sum(len(m["role"]) + len(m["content"]) for m in each) for each in turns
+    )
+    if size > most:
+        raise too_long(size, "in its texts", most)
 
 
 def recognise(value: dict[str, Any]) -> Format:

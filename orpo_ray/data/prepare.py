@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from orpo_ray.config import DataConfig, TrainConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.dataset import PairDataset
-from orpo_ray.data.formats import Format, Message, parse, recognise
+from orpo_ray.data.formats import Format, Message, parse, recognise, require_short
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import RenderedPair, Renderer
-from orpo_ray.data.tokenization import PairTokenizer, tokenizer_digest
+from orpo_ray.data.tokenization import PairTokenizer, TokenizedPair, tokenizer_digest
 from orpo_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CODE_VERSION = 2
 """Raised by one whenever the same records would come out as other tokens: older caches are then not found."""
 RECORDS_PER_BATCH = 256
+CHARACTERS_AT_ONCE = 1 << 20
+"""Tokenising takes memory by the character; 256 records that are as long as they may be would take too much."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def prepare(
     names = [(data.train, data.train_split, data.limit)]
     if data.eval is not None:
         names.append((data.eval, data.eval_split, None))
-    sources = [open_source(name, split) for name, split, _ in names]
+    sources = [open_source(name, split, data.max_record_characters) for name, split, _ in names]
     fingerprints = tuple(fingerprints) or tuple(source.fingerprint() for source in sources)
     train, *others = [
         _tokenized(config, name, source, fingerprint, limit, tokenizer, progress)
@@ -107,6 +109,7 @@ def _tokenized(
             "template": [renderer.template, renderer.overrides_text],
             "format": data.format,
             "lengths": [data.max_length, data.max_prompt_length, data.drop_prompts_over],
+            "max_record_characters": data.max_record_characters,
             "on_bad_record": data.on_bad_record,
         }
     )
@@ -135,19 +138,42 @@ class _Tokenization:
         self.writer = writer
         self.format: Format | None = None if data.format == "auto" else data.format
         self.account = Account()
+        self._waiting: list[tuple[int, RenderedPair]] = []
+        """Pairs to tokenise together, with their records' indices."""
+        self._characters = 0
+        """Of those."""
+        self._kept: list[tuple[int, TokenizedPair]] = []
 
     def run(self, source: Source, limit: int | None, progress: Callable[[int], None] | None) -> Account:
-        records = islice(source.records(), limit)
-        while batch := list(islice(records, RECORDS_PER_BATCH)):
-            self._batch(batch)
-            self.account.read += len(batch)
-            if progress is not None:
-                progress(self.account.read)
+        for record in islice(source.records(), limit):
+            self.account.read += 1
+            rendered = self._rendered(record)
+            if rendered is not None:
+                self._add(record.index, rendered)
+            if self.account.read % RECORDS_PER_BATCH == 0:
+                self._write(progress)
+        if self.account.read % RECORDS_PER_BATCH:
+            self._write(progress)
         return self.account
 
-    def _batch(self, records: list[Record]) -> None:
-        rendered = list(self._rendered(records))
-        kept = []
+    def _add(self, index: int, pair: RenderedPair) -> None:
+        size = sum(len(segment.text) for text in (pair.prompt, pair.chosen, pair.rejected) for segment in text)
+        if self._characters + size > CHARACTERS_AT_ONCE:
+            self._tokenize()
+        self._waiting.append((index, pair))
+        self._characters += size
+
+    def _write(self, progress: Callable[[int], None] | None) -> None:
+        """The digest of the pairs, which a run is known by, depends on how many are written at once."""
+        self._tokenize()
+        self.account.kept += len(self._kept)
+        self.writer.write(self._kept)
+        self._kept = []
+        if progress is not None:
+            progress(self.account.read)
+
+    def _tokenize(self) -> None:
+        rendered, self._waiting, self._characters = self._waiting, [], 0
         tokenized = self.tokenize([pair for _, pair in rendered])
         for (index, _), (pair, prompt_length) in zip(rendered, tokenized, strict=True):
             limit = self.data.drop_prompts_over
@@ -158,31 +184,26 @@ class _Tokenization:
             elif pair.chosen == pair.rejected:
                 self.account.dropped["chosen = rejected once tokenised and cut"] += 1
             else:
-                kept.append((index, pair))
+                self._kept.append((index, pair))
                 self.account.cut_prompts += pair.cut[0]
                 self.account.cut_chosen += pair.cut[1]
                 self.account.cut_rejected += pair.cut[2]
-        self.account.kept += len(kept)
-        self.writer.write(kept)
 
-    def _rendered(self, records: list[Record]) -> Iterator[tuple[int, RenderedPair]]:
-        """The text of the pairs that are sound and pass the paper's filters, with their records' indices."""
-        for record in records:
-            try:
-                rendered = self._render(record)
-            except BadRecord as error:
-                if self.data.on_bad_record == "error":
-                    raise UserError(
-                        f"{record.location}: {error}; mend the record, or set data.on_bad_record=quarantine "
-                        "to set such records aside"
-                    ) from None
-                self.account.quarantined[error.reason] += 1
-                self.writer.quarantine(record, error)
-            except UserError as error:
-                raise UserError(f"{record.location}: {error}") from None
-            else:
-                if rendered is not None:
-                    yield record.index, rendered
+    def _rendered(self, record: Record) -> RenderedPair | None:
+        """The text of a pair that is sound and passes the paper's filters."""
+        try:
+            return self._render(record)
+        except BadRecord as error:
+            if self.data.on_bad_record == "error":
+                raise UserError(
+                    f"{record.location}: {error}; mend the record, or set data.on_bad_record=quarantine "
+                    "to set such records aside"
+                ) from None
+            self.account.quarantined[error.reason] += 1
+            self.writer.quarantine(record, error)
+            return None
+        except UserError as error:
+            raise UserError(f"{record.location}: {error}") from None
 
     def _render(self, record: Record) -> RenderedPair | None:
         if record.value is None:
@@ -190,6 +211,7 @@ class _Tokenization:
         if self.format is None:
             self.format = recognise(record.value)
         pair = parse(record.value, self.format, as_messages=self.renderer.overrides_text)
+        require_short(self.data.max_record_characters, pair.prompt, pair.chosen, pair.rejected)
         # An empty answer is sound text that teaches nothing: the paper drops it. One that is not text at all
         # is a bad record.
         if _is_empty(pair.chosen) or _is_empty(pair.rejected):

@@ -8,7 +8,16 @@ from itertools import islice
 from typing import Any
 
 from orpo_ray.config.evaluation import PromptsConfig
-from orpo_ray.data.formats import Format, Message, checked_text, message_list, parse, recognise, text_field
+from orpo_ray.data.formats import (
+    Format,
+    Message,
+    checked_text,
+    message_list,
+    parse,
+    recognise,
+    require_short,
+    text_field,
+)
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import open_source
 from orpo_ray.data.templates import Turns
@@ -51,14 +60,17 @@ def read_prompts(
     format: Format | None = None
     if config.format != "auto" and config.format != "prompts":
         format = config.format
-    for record in islice(open_source(config.source, config.split).records(), config.limit):
+    source = open_source(config.source, config.split, config.max_record_characters)
+    for record in islice(source.records(), config.limit):
         account.read += 1
         try:
             if record.value is None:
                 raise record.error or BadRecord("unreadable")
             if config.format == "auto" and not prompts and "chosen" in record.value:
                 format = recognise(record.value)
-            prompts.append(_prompt(record, record.value, format, with_messages))
+            prompt = _prompt(record, record.value, format, with_messages)
+            require_short(config.max_record_characters, prompt.as_found.prompt, *prompt.as_found.completions)
+            prompts.append(prompt)
         except BadRecord as error:
             if config.on_bad_record == "error":
                 raise UserError(

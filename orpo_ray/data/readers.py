@@ -7,51 +7,43 @@ through.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
+from orpo_ray.data.documents import elements
+from orpo_ray.data.records import RAW_LIMIT, BadRecord, Record, as_json, one_line, too_long
+from orpo_ray.data.streams import CHUNK_BYTES, COMPRESSIONS, TooLong, Unreadable, content, lines
+from orpo_ray.data.tables import Row, arrow_rows, parquet_rows
+from orpo_ray.parsing import from_json, kind
 
-from orpo_ray.data.records import RAW_LIMIT, BadRecord, Record, as_json, one_line
-
-CHUNK_BYTES = 1 << 16
-ROWS_PER_BATCH = 1000
-COMPRESSIONS: dict[str, tuple[bytes, Callable[[], Any]]] = {
-    ".gz": (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
-    ".zst": (b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
-}
-"""Extension: (first bytes, new decompressor of one frame)."""
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
-_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+_MAGIC = 8  # bytes at a file's beginning that tell its kind
+_BOM = b"\xef\xbb\xbf"
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_DATA_ARRAY = re.compile(rb'\{(?:\s*%b\s*:\s*(?:%b|[\w.+-]+)\s*,)*\s*"data"\s*:\s*\[' % (_TEXT, _TEXT))
 
 
-class Unreadable(Exception):
-    """The content of a file is damaged or of no known kind."""
-
-
-def read_file(handle: BinaryIO, name: str, numbers: Iterator[int]) -> Iterator[Record]:
+def read_file(handle: BinaryIO, name: str, numbers: Iterator[int], most: int) -> Iterator[Record]:
     """Records of one open file, numbered by `numbers`; `name` is what locations call it.
 
-    Damage that ends the reading (a file cut short, not Parquet at all) is one last record with an error. JSON
-    Lines, Parquet and Arrow are streamed; a JSON array or `{"data": [...]}` is held in memory whole.
+    A record of more than `most` bytes, as it stands in the file, has an error; of a line, of an element of a JSON array
+    and of a Parquet row group no more is held. Damage that ends the reading (a file cut short, not Parquet at all) is
+    one last record with an error.
     """
     seen = 0
     location = name
     try:
-        for location, value, raw in _entries(handle, name):
+        for location, value, raw in _entries(handle, name, most):
             seen += 1
             number = next(numbers)
             if isinstance(value, BadRecord):
                 yield Record(number, location, None, value, raw)
             elif not isinstance(value, dict):
-                found = BadRecord("not a record", f"expected an object with fields, found {_kind(value)}")
+                found = BadRecord("not a record", f"expected an object with fields, found {kind(value)}")
                 yield Record(number, location, None, found, as_json(value))
             else:
                 yield Record(number, location, value)
@@ -72,138 +64,34 @@ Entry = tuple[str, Any, str | None]
 """Location, value or `BadRecord`, raw text where there is no value."""
 
 
-def _entries(handle: BinaryIO, name: str) -> Iterator[Entry]:
-    stored = handle.read(CHUNK_BYTES)
-    compression = next((new for magic, new in COMPRESSIONS.values() if stored.startswith(magic)), None)
-    if not stored and name.lower().endswith(tuple(COMPRESSIONS)):
-        raise Unreadable("the compressed file is empty")
-    chunks = _chunks(handle, stored) if compression is None else _decompressed(handle, stored, compression)
-    head = next(chunks, b"")
-
-    def seekable() -> BinaryIO:
-        if compression is None and handle.seekable():
-            handle.seek(0)
-            return handle
-        return io.BytesIO(head + b"".join(chunks))
-
+def _entries(handle: BinaryIO, name: str, most: int) -> Iterator[Entry]:
+    chunks, is_compressed = content(handle, name)
+    head = b""
+    while len(head) < _MAGIC and (chunk := next(chunks, b"")):
+        head += chunk
+    whole = itertools.chain([head], chunks)
     extension = base_extension(name)
+    rows: Iterator[Row] | None = None
     if head.startswith(b"PAR1") or extension == ".parquet":
-        yield from _table_entries(_parquet_batches(seekable()), name)
+        rows = parquet_rows(_seekable(handle, is_compressed, whole, most), most)
     elif head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or extension == ".arrow":
-        yield from _table_entries(_arrow_batches(seekable()), name)
+        rows = arrow_rows(_seekable(handle, is_compressed, whole, most), most)
+    if rows is None:
+        yield from _json_entries(whole, name, extension, most)
     else:
-        yield from _json_entries(itertools.chain([head], chunks), name, extension)
+        yield from ((f"{name}[record {row}]", value, raw) for row, (value, raw) in enumerate(rows))
 
 
-def _chunks(handle: BinaryIO, stored: bytes) -> Iterator[bytes]:
-    while stored:
-        yield stored
-        stored = handle.read(CHUNK_BYTES)
-
-
-def _decompressed(handle: BinaryIO, stored: bytes, compression: Callable[[], Any]) -> Iterator[bytes]:
-    """The content of one compressed frame after another."""
-    decompressor = compression()
-    for chunk in _chunks(handle, stored):
-        while chunk:
-            if decompressor.eof:
-                decompressor = compression()
-            try:
-                content = decompressor.decompress(chunk)
-            except (zlib.error, zstandard.ZstdError) as error:
-                raise Unreadable(f"damaged compressed data: {error}") from None
-            if content:
-                yield content
-            chunk = decompressor.unused_data
-    if not decompressor.eof:
-        raise Unreadable("the compressed file is cut short")
-
-
-def _parquet_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
-    with _content_errors("Parquet"):
-        yield from pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH)
-
-
-def _arrow_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """Batches of an Arrow IPC file or, as `datasets` writes, a stream."""
-    is_file = file.read(6) == b"ARROW1"
-    file.seek(0)
-    with _content_errors("Arrow"):
-        if is_file:
-            reader = pa.ipc.open_file(file)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            batches = iter(pa.ipc.open_stream(file))
-        for batch in batches:
-            _require_sound(batch)
-            yield batch
-
-
-def _require_sound(batch: pa.RecordBatch) -> None:
-    """Raises pyarrow's error where offsets or lengths are damaged: it would follow them out of its memory and die."""
-    try:
-        batch.validate(full=True)
-    except pa.ArrowInvalid as error:
-        if "UTF8" not in str(error):
-            raise
-        for column in batch.columns:  # text that is not UTF-8 is a row's own affair, but may hide worse
-            as_bytes = _BYTES.get(column.type)
-            (column.view(as_bytes) if as_bytes else column).validate(full=True)
-
-
-@contextmanager
-def _content_errors(kind: str) -> Iterator[None]:
-    """Turns pyarrow's errors about the content into `Unreadable`; those of the disk pass through."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a column's name
-        # pyarrow reports damaged pages as an OSError without errno; an error of the system carries one.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise Unreadable(f"not a whole {kind} file: {one_line(error)}") from None
-
-
-def _table_entries(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[Entry]:
-    row = 0
-    for batch in batches:
-        with _content_errors("readable"):
-            names = batch.schema.names
-        if len(set(names)) < len(names):
-            raise Unreadable(f"the column {max(names, key=names.count)!r:.80} occurs twice")
-        for value, raw in table_rows(batch):
-            yield f"{name}[record {row}]", value, raw
-            row += 1
-
-
-def table_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[tuple[dict[str, Any] | BadRecord, str | None]]:
-    """(value, None) of each row, or (error, raw text): its text is not UTF-8, or Python cannot hold its date."""
-    try:
-        values = batch.to_pylist()
-    except (ValueError, OverflowError):
-        for i in range(batch.num_rows):
-            row = batch.slice(i, 1)
-            try:
-                yield row.to_pylist()[0], None
-            except (ValueError, OverflowError) as error:
-                cells = {name: _cell(row.column(name)[0]) for name in row.column_names}
-                found = BadRecord("no value", one_line(error))
-                if isinstance(error, UnicodeDecodeError):
-                    found = BadRecord("invalid UTF-8", error.reason)
-                yield found, as_json(cells)
-    else:
-        yield from ((value, None) for value in values)
-
-
-def _cell(cell: Any) -> Any:
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError:
-        as_buffer = getattr(cell, "as_buffer", None)
-        if as_buffer is None:  # text nested in a list or a struct
-            return "(not UTF-8)"
-        return as_buffer().to_pybytes()[:RAW_LIMIT].decode("utf-8", "backslashreplace")
-    except (ValueError, OverflowError) as error:  # such as a date of the year 300,000
-        return f"({one_line(error)})"
+def _seekable(handle: BinaryIO, is_compressed: bool, chunks: Iterator[bytes], most: int) -> BinaryIO:
+    """The content as a file to move about in; on the disk, where it is not one and larger than `most`."""
+    if not is_compressed and handle.seekable():
+        handle.seek(0)
+        return handle
+    spool = tempfile.SpooledTemporaryFile(most)  # noqa: SIM115 (it lives as long as its reader)
+    for chunk in chunks:
+        spool.write(chunk)
+    spool.seek(0)
+    return cast(BinaryIO, spool)
 
 
 def _object(fields: list[tuple[str, Any]]) -> dict[str, Any] | BadRecord:
@@ -218,105 +106,86 @@ def _object(fields: list[tuple[str, Any]]) -> dict[str, Any] | BadRecord:
 _JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _json_entries(chunks: Iterator[bytes], name: str, extension: str) -> Iterator[Entry]:
-    lines = _lines(chunks)
-    first = b""
-    skipped = 0
-    for line in lines:
-        first = line.removeprefix(b"\xef\xbb\xbf") if skipped == 0 else line
-        if first.strip():
-            break
-        skipped += 1
-    rest = itertools.chain([first], lines)
-    is_document = _is_one_document(first.strip(), extension)
-    if is_document and first.rstrip().endswith((b"]", b"}")):
-        # Perhaps the first of many lines: then one that is no record must not take the others with it.
-        following = []
-        for line in lines:
-            following.append(line)
-            if line.strip():
-                is_document = not _is_whole(first)
-                break
-        rest = itertools.chain([first, *following], lines)
+def _json_entries(chunks: Iterator[bytes], name: str, extension: str, most: int) -> Iterator[Entry]:
+    opening, is_document = _opening(chunks, extension, most)
+    whole = itertools.chain([opening], chunks)
     if is_document:
-        yield from _document_entries(b"\n" * skipped + b"\n".join(rest), name)
-    else:
-        yield from _line_entries(rest, name, skipped + 1)
+        for i, element in enumerate(elements(whole, most)):
+            yield f"{name}[record {i}]", *_decoded(element, most)
+        return
+    for number, line in enumerate(lines(whole, most), start=1):
+        is_blank = line.blank if isinstance(line, TooLong) else not line or line.isspace()
+        if not is_blank:  # blank lines are no records
+            yield f"{name}:{number}", *_decoded(line, most)
+
+
+def _decoded(text: bytes | TooLong, most: int) -> tuple[Any, str | None]:
+    """The JSON value that `text` is, or the error and how the text begins."""
+    value: Any
+    if isinstance(text, TooLong):
+        return too_long(text.size, "bytes", most), text.beginning.decode("utf-8", "backslashreplace")
+    try:
+        value = _JSON.decode(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        value = BadRecord("invalid UTF-8", f"byte {error.start + 1} of the line")
+    except json.JSONDecodeError as error:
+        value = BadRecord("malformed JSON", f"{error.msg} at character {error.pos + 1}")
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        value = BadRecord("malformed JSON", one_line(error))
+    return value, text[:RAW_LIMIT].decode("utf-8", "backslashreplace") if isinstance(value, BadRecord) else None
+
+
+def _opening(chunks: Iterator[bytes], extension: str, most: int) -> tuple[bytes, bool]:
+    """The file up to where its second line that is not blank begins, or as much of it as may be held; and whether it is
+    one JSON document, rather than a JSON value on each line."""
+    held: list[bytes] = []
+    size = 0
+    first, has_second = None, False
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(chunk)
+        if b"\n" in chunk:
+            first, has_second = _first_line(b"".join(held))
+        if has_second or size > most:
+            break
+    opening = b"".join(held).removeprefix(_BOM)
+    if size <= most or first is not None:
+        first = _first_line(opening)[0] or opening
+        return opening, _is_document(first.strip(), extension, has_second)
+    first = opening.lstrip()
+    is_data = extension not in {".jsonl", ".ndjson"} and _DATA_ARRAY.match(first[:CHUNK_BYTES]) is not None
+    return opening, is_data or first.startswith(b"[")
+
+
+def _first_line(text: bytes) -> tuple[bytes | None, bool]:
+    """The first line that is not blank, None where its end is not in sight; and whether another begins behind it."""
+    line, newline, rest = text.lstrip().partition(b"\n")
+    return (line if newline and line else None), bool(rest.strip())
+
+
+def _is_document(first: bytes, extension: str, has_second: bool) -> bool:
+    """Told by the first line."""
+    if not _begins_document(first, extension):
+        return False
+    # Perhaps the first of many lines: then one that is no record must not take the others with it.
+    return not (has_second and first.endswith((b"]", b"}")) and _is_whole(first))
 
 
 def _is_whole(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        from_json(line)
+    except ValueError:
         return False
     return True
 
 
-def _is_one_document(first: bytes, extension: str) -> bool:
-    """Whether the file is one JSON value, rather than a JSON value on each line; told by its first line."""
+def _begins_document(first: bytes, extension: str) -> bool:
     if first.startswith(b"["):
         return True
     if extension in {".jsonl", ".ndjson"}:
         return False
     try:
-        value = json.loads(first)
-    except (ValueError, RecursionError):  # the first line of an object that goes on, or a malformed record
+        value = from_json(first)
+    except ValueError:  # the first line of an object that goes on, or a malformed record
         return first.startswith(b"{") and (extension == ".json" or first == b"{")
     return isinstance(value, dict) and isinstance(value.get("data"), list) and "chosen" not in value
-
-
-def _document_entries(content: bytes, name: str) -> Iterator[Entry]:
-    try:
-        document = _JSON.decode(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise Unreadable(f"invalid UTF-8 in line {line}") from None
-    except json.JSONDecodeError as error:
-        raise Unreadable(f"not valid JSON in line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not usable JSON: {one_line(error)}") from None
-    if isinstance(document, BadRecord):
-        raise Unreadable(str(document))
-    values = document.get("data") if isinstance(document, dict) else document
-    if not isinstance(values, list):
-        raise Unreadable('expected an array of records, or an object with an array "data"')
-    for i, value in enumerate(values):
-        yield f"{name}[record {i}]", value, "" if isinstance(value, BadRecord) else None
-
-
-def _line_entries(lines: Iterator[bytes], name: str, first_number: int) -> Iterator[Entry]:
-    """A value of each line; blank lines are no records."""
-    for number, line in enumerate(lines, first_number):
-        if not line or line.isspace():
-            continue
-        value: Any
-        try:
-            value = _JSON.decode(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            value = BadRecord("invalid UTF-8", f"byte {error.start + 1} of the line")
-        except json.JSONDecodeError as error:
-            value = BadRecord("malformed JSON", f"{error.msg} at character {error.pos + 1}")
-        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-            value = BadRecord("malformed JSON", one_line(error))
-        raw = line[:RAW_LIMIT].decode("utf-8", "backslashreplace") if isinstance(value, BadRecord) else None
-        yield f"{name}:{number}", value, raw
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    parts: list[bytes] = []  # of a line that goes on; joined once, so long lines cost no more than short
-    for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        parts.append(first)
-        if rest:
-            yield b"".join(parts)
-            yield from rest[:-1]
-            parts = [rest[-1]]
-    yield b"".join(parts)
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
-    return names.get(type(value), type(value).__name__)

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from orpo_ray.parsing import member
+
 RAW_LIMIT = 4096
 """Characters of a bad record that are kept in `quarantine.jsonl`."""
 
@@ -17,6 +19,17 @@ class BadRecord(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+
+
+def bytes_of(characters: int) -> int:
+    """How many bytes a record of so many characters may have in a file. JSON writes a character in up to 12; where that
+    is little, other fields have room."""
+    return 12 * max(characters, 1 << 20)
+
+
+def too_long(size: int, what: str, most: int) -> BadRecord:
+    """The error of a record of which `size` is more than the `most` that follow from `max_record_characters`."""
+    return BadRecord("too many characters", f"{size:,} {what}, where max_record_characters allows {most:,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,16 @@ class Account:
     cut_chosen: int = 0
     cut_rejected: int = 0
     """Of the kept pairs, how many had their prompt or response cut to fit."""
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Account:
+        """What `vars` of one gave. Raises `ValueError`, naming the key, for anything else."""
+        reasons = [member(found, name, dict) for name in ("dropped", "quarantined")]
+        dropped, quarantined = (Counter({key: member(each, key, int) for key in each}) for each in reasons)
+        numbers = {
+            name: member(found, name, int) for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected")
+        }
+        return cls(**numbers, dropped=dropped, quarantined=quarantined)
 
     def check(self) -> None:
         """Raises `AssertionError` where a record is not accounted for."""

@@ -15,8 +15,11 @@ from typing import Any, Protocol
 
 import fsspec
 
-from orpo_ray.data.readers import COMPRESSIONS, EXTENSIONS, base_extension, read_file, table_rows
-from orpo_ray.data.records import BadRecord, Record, one_line
+from orpo_ray.config.schema import MAX_RECORD_CHARACTERS
+from orpo_ray.data.readers import EXTENSIONS, base_extension, read_file
+from orpo_ray.data.records import BadRecord, Record, bytes_of, one_line
+from orpo_ray.data.streams import COMPRESSIONS
+from orpo_ray.data.tables import table_rows
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 
@@ -50,8 +53,12 @@ def read_records(source: str, split: str, limit: int | None = None) -> Iterator[
     return itertools.islice(open_source(source, split).records(), limit)
 
 
-def open_source(source: str, split: str) -> Source:
-    """Decide what `source` names. An existing path wins over a Hub id of the same name."""
+def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD_CHARACTERS) -> Source:
+    """Decide what `source` names. An existing path wins over a Hub id of the same name.
+
+    `max_record_characters`: a record that needs more has an error; one that is far longer is not held at all.
+    """
+    most = bytes_of(max_record_characters)
     from orpo_ray.data import toyworld
 
     if "\0" in source:
@@ -59,13 +66,13 @@ def open_source(source: str, split: str) -> Source:
     if source in toyworld.SOURCES:
         return ToySource(source)
     if "://" in source or os.path.exists(os.path.expanduser(source)):
-        return _file_source(source, split)
+        return _file_source(source, split, most)
     looks_like_path = source.startswith(("/", ".", "~")) or base_extension(source) or source.endswith("/")
     hub_id = HUB_ID.fullmatch(source)
     if looks_like_path or hub_id is None:
         hint = "" if looks_like_path else ", and not a Hub id (org/name or org/name:subset)"
         raise UserError(f"{source}: no such file or folder{hint}")
-    return HubSource(hub_id["name"], hub_id["subset"], split)
+    return HubSource(hub_id["name"], hub_id["subset"], split, most)
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,14 @@ class FileSource:
     filesystem: fsspec.AbstractFileSystem
     files: tuple[tuple[str, str], ...]
     """(path in the file system, name that messages give it)"""
+    most: int
+    """Bytes of a record."""
 
     def records(self) -> Iterator[Record]:
         numbers = itertools.count()
         for path, name in self.files:
             with _reading(self.filesystem, path, name) as handle:
-                yield from read_file(handle, name, numbers)
+                yield from read_file(handle, name, numbers, self.most)
 
     def fingerprint(self) -> str:
         """Of the files' bytes; of a remote file that has one, the version (ETag, time) and size."""
@@ -122,11 +131,12 @@ class HubSource:
     name: str
     subset: str | None
     split: str
+    most: int = bytes_of(MAX_RECORD_CHARACTERS)
 
     def records(self) -> Iterator[Record]:
         numbers = itertools.count()
         for table in self._dataset.with_format("arrow").iter(batch_size=1000):
-            for value, raw in table_rows(table):
+            for value, raw in table_rows(table, self.most):
                 number = next(numbers)
                 location = f"{self.name}[record {number}]"
                 if isinstance(value, BadRecord):
@@ -163,7 +173,7 @@ class HubSource:
             raise UserError(f"{name}: cannot be loaded from the Hub: {one_line(error)}; {hint}") from error
 
 
-def _file_source(source: str, split: str) -> FileSource:
+def _file_source(source: str, split: str, most: int) -> FileSource:
     url, source = source, masked(source)  # locations and messages are written down, credentials are not
     try:
         filesystem, root = fsspec.core.url_to_fs(url if "://" in url else os.path.expanduser(url))
@@ -180,11 +190,11 @@ def _file_source(source: str, split: str) -> FileSource:
     except Exception as error:  # every driver has errors of its own
         raise UserError(f"{source}: cannot be listed: {one_line(error)}") from error
     if not is_folder:
-        return FileSource(filesystem, ((root, source),))
+        return FileSource(filesystem, ((root, source),), most)
     relative = {path[len(root) :].lstrip("/"): path for path in found}
     chosen = _files_of_split(source, [name for name in relative if _is_data(name)], split)
     folder = source.rstrip("/")
-    return FileSource(filesystem, tuple((relative[name], f"{folder}/{name}") for name in chosen))
+    return FileSource(filesystem, tuple((relative[name], f"{folder}/{name}") for name in chosen), most)
 
 
 def _is_data(name: str) -> bool:

@@ -21,6 +21,7 @@ from orpo_ray.data.formats import Message, PreferencePair
 from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.data.time_limit import TimeOut, limited
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import read_member
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,10 +111,7 @@ def read_text_rule(folder: Path) -> bool:
     file = folder / TEXT_RULE
     if not file.is_file():
         return False
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["chat_template_for_text"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+    return bool(read_member(file, "chat_template_for_text", bool))
 
 
 class Renderer:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,7 +18,8 @@ from transformers.utils import logging
 
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import files_digest
-from orpo_ray.modeling.loading import hub_id
+from orpo_ray.modeling.loading import hub_id, require_objects
+from orpo_ray.modeling.weights import require_safetensors
 
 DEFAULT = "all-MiniLM-L6-v2"
 MAX_TOKENS = 256
@@ -69,15 +69,18 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        require_objects(source)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if config.model_type not in ENCODERS or config.is_encoder_decoder:
             raise UserError(f"{name}: a model of type {config.model_type} is no encoder, so it gives no embeddings")
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         network, info = AutoModel.from_pretrained(
-            source, revision=revision, config=config, dtype=torch.float32, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True,
+            source, revision=require_safetensors(source, config, revision), config=config, dtype=torch.float32,
+            use_safetensors=True, trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what files of strangers bring about is of every kind
         if "contains custom code" in str(error):
             raise UserError(f"{name}: the model comes with Python code of its own, which is not run") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -98,8 +101,8 @@ def embedder_identity(name: str) -> str:
     folder = Path(os.path.expanduser(name))
     if name == DEFAULT or not os.path.isdir(folder):
         return name
-    files = [file for kind in ("*.json", "*.safetensors", "*.txt") for file in sorted(folder.glob(kind))]
-    return f"{name} {files_digest(files)}"
+    found = [file for kind in ("*.json", "*.safetensors", "*.txt") for file in sorted(folder.glob(kind))]
+    return f"{name} {files_digest(file for file in found if file.is_file())}"
 
 
 def _source(name: str) -> tuple[str, str]:

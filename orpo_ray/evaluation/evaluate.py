@@ -20,6 +20,7 @@ from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
+from orpo_ray.parsing import read_object
 from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.run_folder import write_atomically, write_table
@@ -75,16 +76,15 @@ def _evaluate(
 
 
 def read_winrates(folder: EvaluationFolder) -> dict[str, Any]:
-    """What `winrates.json` says."""
-    found: dict[str, Any] = json.loads(folder.winrates.read_text(encoding="utf-8"))
-    return found
+    """What `winrates.json` says. Raises `UserError` where it is no JSON object."""
+    return read_object(folder.winrates)
 
 
 def _is_finished(folder: EvaluationFolder, key: str) -> bool:
     """Whether the results are those of `key`; damaged ones are not, and are made again."""
     try:
-        return folder.results.is_file() and read_winrates(folder)["key"] == key
-    except (OSError, ValueError, TypeError, LookupError):
+        return folder.results.is_file() and read_winrates(folder).get("key") == key
+    except UserError:
         return False
 
 

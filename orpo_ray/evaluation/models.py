@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from safetensors import SafetensorError
-
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
+from orpo_ray.data.records import one_line
 from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
@@ -24,19 +23,30 @@ from orpo_ray.modeling.loading import (
     load_tokenizer,
     load_weights,
     log_warning,
+    require_objects,
     require_weights,
+)
+from orpo_ray.modeling.weights import (
+    ADAPTER,
+    INDEX,
+    SUFFIX,
+    adapter_base,
+    files_of_index,
+    require_readable,
+    require_safetensors,
+    weight_files,
 )
 from orpo_ray.training.run_folder import replace_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
 
 _STORED: dict[str, Literal["float32", "bfloat16", "float16"]] = {"bfloat16": "bfloat16", "float16": "float16"}
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-_ADAPTER = "adapter_config.json"
+_SETTINGS = ("config.json", "generation_config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -72,7 +82,7 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
     """
     key = f"models.{label}"
     folder = _folder(key, name)
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER).is_file():
         folder = _merged(key, folder, _base_of(key, folder), cache, trust_remote_code)
     model = _describe(key, label, name, folder, "auto", trust_remote_code)
     architectures = load_config(model.settings).architectures or []
@@ -87,7 +97,7 @@ def find_reward_model(
     """The reward model that a label of `reward_models` names; raises `UserError` where it is none of one label."""
     key = f"reward_models.{label}"
     folder = _folder(key, name)
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER).is_file():
         raise UserError(f"{key}: {name} is an adapter; name the merged model, which its run keeps in model/")
     model = _describe(key, label, name, folder, dtype, trust_remote_code)
     config = load_config(model.settings)
@@ -174,7 +184,7 @@ def _folder(key: str, name: str) -> Path:
     if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long
         if (path / "model" / "config.json").is_file():
             path = path / "model"
-        elif not (path / "config.json").is_file() and not (path / _ADAPTER).is_file():
+        elif not (path / "config.json").is_file() and not (path / ADAPTER).is_file():
             is_run = (path / "metrics.jsonl").is_file()
             hint = "the run has none yet; train it further" if is_run else "give a run folder or its model/ folder"
             raise UserError(f"{key}: {name} holds no model (no config.json): {hint}")
@@ -195,14 +205,13 @@ def _folder(key: str, name: str) -> Path:
 def _describe(
     key: str, label: str, name: str, folder: Path, dtype: Literal["auto", "float32", "bfloat16"], trust: bool
 ) -> EvaluatedModel:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"{key}: {folder} holds no weights in safetensors (no *.safetensors file)")
     if not any((folder / name).is_file() for name in _TOKENIZER):  # transformers would make an empty one up
         raise UserError(f"{key}: {folder} holds no tokenizer (no tokenizer.json)")
     settings = ModelConfig(name_or_path=str(folder), trust_remote_code=trust)
     try:
+        weights = _opened(folder)
         config, tokenizer = load_config(settings), load_tokenizer(settings)
+        require_safetensors(str(folder), config)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
     stored = _STORED.get(str(getattr(config, "dtype", None)).removeprefix("torch."), "float32")
@@ -210,7 +219,7 @@ def _describe(
     digest = hashlib.blake2b(tokenizer_digest(tokenizer).encode(), digest_size=16)
     digest.update(json.dumps([tokenizer.chat_template, read_text_rule(folder)]).encode())
     # A generation ends at any EOS that generation_config.json lists, whatever the tokenizer calls its own.
-    settings_files = [folder / "config.json", *folder.glob("generation_config.json")]
+    settings_files = [file for name in _SETTINGS if (file := folder / name).is_file()]
     digest.update(files_digest([*settings_files, *weights]).encode())
     return EvaluatedModel(
         label=label, name=name, folder=folder, digest=digest.hexdigest(),
@@ -219,15 +228,27 @@ def _describe(
     )  # fmt: skip
 
 
+def _opened(folder: Path) -> list[Path]:
+    """All weight files that any of the loaders opens: transformers one or those of an index, vLLM all that there are,
+    and the index in any case. Raises `UserError` where one is not in safetensors."""
+    files = {*weight_files(folder), *folder.glob(f"*{SUFFIX}")}
+    if (folder / INDEX).is_file():
+        files.update(files_of_index(folder / INDEX))
+    for file in files:
+        require_readable(file)
+    return sorted(files)
+
+
 def _base_of(key: str, adapter: Path) -> Path:
-    """The folder of the model that an adapter was trained on."""
+    """The folder of the model that an adapter was trained on. Raises `UserError` where the adapter's own files are not
+    such that they may be opened."""
     try:
-        described = json.loads((adapter / _ADAPTER).read_text(encoding="utf-8"))
-        name, revision = str(described.get("base_model_name_or_path")), described.get("revision")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{key}: {adapter / _ADAPTER}: cannot be read: {error}") from None
+        name = adapter_base(adapter)
+        require_objects(str(adapter))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
     try:
-        return _folder(key, name if revision is None or os.path.isdir(name) else f"{name}@{revision}")
+        return _folder(key, name)
     except UserError as error:
         raise UserError(f"{error}; it is the base of the adapter {adapter}") from None
 
@@ -236,19 +257,17 @@ def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Pa
     """A LoRA adapter merged into its base, kept in `cache` by the content of both folders."""
     from transformers import AutoTokenizer
 
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():  # peft would take pickled ones, which can hold any program
-        raise UserError(f"{key}: the adapter {adapter} holds no weights in safetensors (no {weights.name})")
-    files = [file for folder in (adapter, base) for kind in _FILES for file in sorted(folder.glob(kind))]
-    target = cache / "merged" / files_digest(files)
-    if (target / "config.json").is_file():
-        return target
-    own = (adapter / "tokenizer_config.json").is_file()
+    found = [file for folder in (adapter, base) for kind in _FILES for file in sorted(folder.glob(kind))]
     try:
+        target = cache / "merged" / files_digest(file for file in found if file.is_file())
+        if (target / "config.json").is_file():
+            return target
+        settings = ModelConfig(name_or_path=str(base), trust_remote_code=trust)
+        config, own = load_config(settings), (adapter / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(str(adapter if own else base), trust_remote_code=trust)
-        model = _merge(adapter, base, len(tokenizer) if own else 0, trust)
-    except (OSError, ValueError, KeyError, RuntimeError, UserError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        model = _merge(adapter, base, config, len(tokenizer) if own else 0, trust)
+    except Exception as error:  # what files of strangers bring about is of every kind
+        reason = str(error) if isinstance(error, UserError) else one_line(error)
         raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error
     temporary = target.with_name(f".{target.name}.new")
     model.save_pretrained(temporary, safe_serialization=True)
@@ -258,10 +277,11 @@ def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Pa
     return target
 
 
-def _merge(adapter: Path, base: Path, tokens: int, trust: bool) -> PreTrainedModel:
+def _merge(adapter: Path, base: Path, config: PretrainedConfig, tokens: int, trust: bool) -> PreTrainedModel:
     """What `AutoPeftModelForCausalLM` gives, merged, but that nothing in it is drawn anew, unseeded and unsaid.
 
-    `tokens`: of the adapter's own tokenizer. Raises `UserError` where the files of either lack weights.
+    `config`: of the base. `tokens`: of the adapter's own tokenizer. Raises `UserError` where the files of either lack
+    weights, or the base's are not in safetensors.
     """
     import torch
     from peft import PeftConfig, PeftModelForCausalLM
@@ -271,7 +291,7 @@ def _merge(adapter: Path, base: Path, tokens: int, trust: bool) -> PreTrainedMod
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"it is one for the task {task}, not for a language model")
     network, missing = load_weights(
-        AutoModelForCausalLM, str(base), warn=log_warning, dtype="auto", trust_remote_code=trust
+        AutoModelForCausalLM, str(base), config=config, warn=log_warning, dtype="auto", trust_remote_code=trust
     )
     require_weights(str(base), missing)
     if tokens > network.get_input_embeddings().weight.shape[0]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -21,6 +20,8 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.parity import choose_way
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.weights import require_safetensors
+from orpo_ray.parsing import read_object
 from orpo_ray.telemetry.logs import log
 
 Warn = Callable[[str], None]
@@ -29,6 +30,10 @@ Warn = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _CPU = torch.device("cpu")
+_OBJECTS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""Files of a model that loaders take to be JSON objects."""
 _DROPOUT = ("dropout", "layerdrop", "layer_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
 # A policy made of a reward model, and a reward model made of a policy, leave the other's head in the files.
 _OTHER_HEADS = ("lm_head.", "score.")
@@ -90,6 +95,9 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     if model.name_or_path == "toy":
         return toyworld.model_config()
     config: PretrainedConfig = _from_hub_or_folder(AutoConfig.from_pretrained, model.name_or_path, "model", model)
+    names = config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+        raise UserError(f"{model.name_or_path}: config.json: architectures should be a list of names")
     return config
 
 
@@ -117,12 +125,24 @@ def build_network(
     return network.to(DTYPES[model.dtype]), set()
 
 
-def load_weights(auto: Any, location: str, *, warn: Warn, **options: Any) -> tuple[PreTrainedModel, set[str]]:
-    """`auto.from_pretrained`, and which weights the files lack but for those tied to others; see `build_network`."""
+def load_weights(
+    auto: Any, location: str, *, config: PretrainedConfig, warn: Warn, revision: str = "main", **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """`auto.from_pretrained`, and which weights the files lack but for those tied to others; see `build_network`.
+
+    Raises `UserError` where they would come from anywhere else than safetensors of `location`.
+    """
+    revision = require_safetensors(location, config, revision)
     with _without_load_report():
         # A shape that differs is told by transformers in a report of many lines, which it raises an error about.
         network, info = auto.from_pretrained(
-            location, **options, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            location,
+            config=config,
+            revision=revision,
+            **options,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     for weight, held, wanted in sorted(info["mismatched_keys"]):
         raise UserError(
@@ -191,9 +211,12 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
     name = name if revision is None else f"{name}@{revision}"
+    require_objects(location)
     try:
         return load(location, revision=revision_there or "main", trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what files of strangers bring about is of every kind
         if "contains custom code" in str(error):
             raise UserError(
                 f"{name}: the {what} comes with Python code of its own, which is not run; set "
@@ -201,6 +224,14 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: the {what} cannot be loaded: {reason}") from error
+
+
+def require_objects(location: str) -> None:
+    """Raises `UserError`, naming the file, where a model's folder (a Hub id: nothing is looked at) has a file that is
+    not the JSON object that loaders take it for."""
+    for name in _OBJECTS:
+        if os.path.isfile(file := os.path.join(location, name)):
+            read_object(Path(file))
 
 
 def _turn_dropout_off(config: PretrainedConfig) -> None:

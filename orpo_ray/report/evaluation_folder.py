@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from orpo_ray.config import read_yaml
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.errors import UserError
+from orpo_ray.report.columns import KEY, NUMBER, TEXT, read_columns
 
 """The data set's own responses, which stand among the models' with these labels."""
 SIGNIFICANCE = 0.05
@@ -186,15 +185,15 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read what an evaluation left in `folder`. Raises `UserError`, naming the file, where that cannot be done."""
     numbers = _read_numbers(folder / "winrates.json")
     config = read_yaml(folder / "config.yaml")
-    texts = {"text": _TEXT, **dict.fromkeys(DATA_LABELS, _TEXT)}
-    columns = _read_columns(folder / "prompts.parquet", {"prompt": _KEY, **texts})
+    texts = {"text": TEXT, **dict.fromkeys(DATA_LABELS, TEXT)}
+    columns = read_columns(folder / "prompts.parquet", {"prompt": KEY, **texts})
     prompts = [
         Prompt(number, text or "", {name: columns[name][i] for name in DATA_LABELS if columns[name][i] is not None})
         for i, (number, text) in enumerate(zip(columns["prompt"], columns["text"], strict=True))
     ]
     labels = {label: f"reward:{label}" for label in numbers.reward_models}
-    plain = {"prompt": _KEY, "model": _TEXT, "round": _KEY, "text": _TEXT, "tokens": _NUMBER, "ended": _TEXT}
-    columns = _read_columns(folder / "results.parquet", plain | dict.fromkeys(labels.values(), _NUMBER))
+    plain = {"prompt": KEY, "model": TEXT, "round": KEY, "text": TEXT, "tokens": NUMBER, "ended": TEXT}
+    columns = read_columns(folder / "results.parquet", plain | dict.fromkeys(labels.values(), NUMBER))
     given = [text is not None for text in columns["text"]]  # a response that was not generated has a row, but no text
     columns = {
         name: [value for value, has in zip(values, given, strict=True) if has] for name, values in columns.items()
@@ -220,27 +219,3 @@ def _read_numbers(path: Path) -> Numbers:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from None
-
-
-_TEXT, _KEY, _NUMBER = pa.large_binary(), pa.int64(), pa.float64()
-
-
-def _read_columns(path: Path, types: Mapping[str, pa.DataType]) -> dict[str, list[Any]]:
-    """Columns of a Parquet file as lists. Bytes of a text that are not UTF-8 become U+FFFD: models write anything."""
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file)
-        missing = [name for name in types if name not in table.column_names]
-        if missing:
-            raise UserError(f"{path}: has no column {missing[0]}")
-        return {name: _values(table.column(name), type) for name, type in types.items()}
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        said = str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: cannot be read: {said[0]}") from None
-
-
-def _values(column: Any, type: pa.DataType) -> list[Any]:
-    values = column.cast(type).to_pylist()
-    if type == _KEY and None in values:
-        raise ValueError("a row has no number")
-    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]

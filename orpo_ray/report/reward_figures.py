@@ -5,23 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
+from orpo_ray.errors import UserError
 from orpo_ray.objectives.reliability import Accuracy, accuracy, accuracy_by_length, calibration
+from orpo_ray.report.columns import KEY, NUMBER, read_columns
 from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, legend, svg
 
 Floats = NDArray[np.float64]
+_LARGEST = 1e100  # no reward is; and the square of what is drawn is finite
 
 
 def reward_figures(scores: Path) -> list[tuple[str, Markup, str]]:
-    """Title, figure and caption of each: distribution, calibration, accuracy by length."""
-    table = pq.read_table(scores).to_pydict()
-    chosen, rejected = np.array(table["chosen"]), np.array(table["rejected"])
+    """Title, figure and caption of each: distribution, calibration, accuracy by length; none where there is no pair.
+
+    Raises `UserError` where `scores` is no such file.
+    """
+    columns = {"chosen": NUMBER, "rejected": NUMBER, "chosen_tokens": KEY, "rejected_tokens": KEY}
+    table = read_columns(scores, columns)
+    chosen, rejected = (np.array(table[name], dtype=np.float64) for name in ("chosen", "rejected"))
+    if not (np.abs(np.r_[chosen, rejected]) < _LARGEST).all():
+        raise UserError(f"{scores}: chosen or rejected holds a reward that is not finite")
+    if not len(chosen):
+        return []
     margins = chosen - rejected
     differences = np.array(table["chosen_tokens"]) - np.array(table["rejected_tokens"])
     error = calibration(margins).expected_calibration_error
@@ -53,7 +63,7 @@ def _distribution(chosen: Floats, rejected: Floats) -> Markup:
     def draw(axes: Axes) -> None:
         for name, rewards, colour in (("chosen", chosen, CHOSEN), ("rejected", rejected, REJECTED)):
             axes.hist(rewards, edges, density=True, color=colour, alpha=0.35, label=name)
-            if np.ptp(rewards) > 0:
+            if np.var(rewards) > 0:
                 x = np.linspace(both.min(), both.max(), 200)
                 axes.plot(x, gaussian_kde(rewards)(x), color=colour)
         axes.set(xlabel="reward", ylabel="density")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from orpo_ray.config import read_yaml
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import read_lines, read_object
+from orpo_ray.training.metrics_file import read_metrics
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Steps and values, both `(points,)`; a value that was not finite is NaN."""
@@ -80,56 +81,20 @@ def read_run(folder: Path) -> Run:
     if not metrics.is_file():
         raise UserError(f"{folder}: not a folder of a run with metrics (no metrics.jsonl)")
     config = read_yaml(folder / "config.yaml")
-    lines = _read_lines(metrics)
+    lines = list(read_metrics(metrics).values())
     if not lines:
         raise UserError(f"{metrics}: holds no metrics yet; try again after the first step")
     summary_file = folder / "summary.json"
     summary = None
     if summary_file.is_file():
-        summary = _parse_object(_read_text(summary_file), str(summary_file))
+        summary = read_object(summary_file)
     return Run(folder, config, lines, summary, read_events(folder / "events.jsonl"))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = _read_objects(path)
-    for number, line in lines.items():
-        if type(line.get("step")) is not int or not 0 <= line["step"] < 2**63:
-            raise UserError(f"{path}, line {number}: has no step number")
-    return list(lines.values())
 
 
 def read_events(path: Path) -> list[tuple[str, str]]:
     """When, and what happened; none where there is no such file."""
-    found = _read_objects(path).values() if path.is_file() else ()
+    found = read_lines(path).values() if path.is_file() else ()
     return [(str(line.get("time", "")), str(line.get("event", ""))) for line in found]
-
-
-def _read_objects(path: Path) -> dict[int, dict[str, Any]]:
-    """Of a file of JSON lines, by line number."""
-    lines = {}
-    rows = _read_text(path).split("\n")
-    for number, row in enumerate(rows, start=1):
-        # Training may be in the middle of writing the last line: it counts once its newline is there.
-        if row.strip() and number < len(rows):
-            lines[number] = _parse_object(row, f"{path}, line {number}")
-    return lines
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def _parse_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _finite(value: Any) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from orpo_ray.config import read_yaml
 from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import NUMBER, read_object
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
 
@@ -72,6 +72,22 @@ class Numbers(BaseModel):
     seconds: float
     finished: str
 
+    @model_validator(mode="after")
+    def _speaks_of_its_own_trials(self) -> Numbers:
+        for key, dimension in self.dimensions.items():
+            for trial in self.trials:
+                if key not in trial.settings:
+                    raise ValueError(f"trial {trial.label} has no {key}")
+                if dimension.numeric and type(trial.settings[key]) not in NUMBER:
+                    raise ValueError(f"trial {trial.label}: {key} should be a number")
+        known = {trial.trial for trial in self.trials}
+        named = [*self.ranking, *self.front, *(finalist.trial for finalist in self.finalists)]
+        if strange := [index for index in [*named, self.winner] if index is not None and index not in known]:
+            raise ValueError(f"there is no trial {strange[0]}")
+        if any(finalist.behind is None for finalist in self.finalists[1:]):
+            raise ValueError("a finalist is not compared with the best")
+        return self
+
     @property
     def dimensions(self) -> dict[str, Dimension]:
         return {key: parse_dimension(text) for key, text in self.space.items()}
@@ -88,7 +104,7 @@ class Sweep:
         """Steps and values of one metric of a trial, where it has one that is finite."""
         rows = [row for row in self.rows if row["trial"] == trial.trial and row["step"] is not None]
         found = [(row["step"], row.get(key)) for row in rows]
-        return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+        return [(step, value) for step, value in found if isinstance(value, NUMBER) and math.isfinite(value)]
 
     def last(self, trial: Trial, key: str) -> float | None:
         """One metric of a trial at its last evaluation that has it."""
@@ -99,20 +115,32 @@ class Sweep:
 def read_sweep(folder: Path) -> Sweep:
     """Raises `UserError`, naming the file, where one is missing or unreadable."""
     numbers = read_numbers(folder)
+    return Sweep(folder, numbers, _read_rows(folder / "results.parquet"), read_yaml(folder / "config.yaml"))
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    """A dict for each evaluation; `trial` and `step` are whole numbers."""
     try:
-        rows = pq.read_table(folder / "results.parquet").to_pylist()
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise UserError(f"{folder}: not a readable sweep: {error}") from None
-    return Sweep(folder, numbers, rows, read_yaml(folder / "config.yaml"))
+        with file.open("rb") as opened:
+            table = pq.read_table(opened)
+        for name in ("trial", "step"):
+            if name not in table.column_names:
+                raise ValueError(f"has no column {name}")
+            whole = table.column(name).cast(pa.int64())
+            table = table.set_column(table.column_names.index(name), name, whole)
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (OSError, ValueError, OverflowError, TypeError, pa.ArrowException) as error:
+        said = str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__]
+        raise UserError(f"{file}: cannot be read: {said[0]}") from None
+    return rows
 
 
 def read_numbers(folder: Path) -> Numbers:
     """What `sweep.json` says. Raises `UserError`, naming the file, where it is missing or unreadable."""
     summary = folder / "sweep.json"
     try:
-        return Numbers.model_validate(json.loads(summary.read_text(encoding="utf-8")))
+        return Numbers.model_validate(read_object(summary))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{summary}: {where}: {error.errors()[0]['msg']}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a readable sweep: {error}") from None
+        first = error.errors()[0]
+        where = "".join(f"{part}." for part in first["loc"]).rstrip(".")
+        raise UserError(f"{summary}: {where + ': ' if where else ''}{first['msg']}") from None

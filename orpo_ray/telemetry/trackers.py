@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import from_json
 from orpo_ray.telemetry.metrics import run_and_trial
 
 Line = dict[str, Any]
@@ -226,7 +227,7 @@ def _remembered(folder: Path, name: str, known: tuple[int, int]) -> tuple[str, t
     """
     file = folder / _MEMORY
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = from_json(file.read_text(encoding="utf-8"))
         identity, before = str(held["id"]), held["told"]
         known = max(known[0], int(before[0])), max(known[1], int(before[1]))
     except (OSError, ValueError, LookupError, TypeError):

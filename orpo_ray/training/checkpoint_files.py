@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orpo_ray.parsing import member, object_from_json
+
 _BLOCK = 1 << 26  # bytes read or written at once
 _ITEM = 4  # bytes of a float32
 
@@ -69,15 +71,32 @@ def sum_up(file: Any) -> FileSum:
 
 
 def read_header(file: Any) -> dict[str, Vector]:
-    """The vectors in a file that can be read at any place (`read_at(bytes, offset)`)."""
+    """The vectors in a file that can be read at any place (`read_at(bytes, offset)`) and knows its `size()`.
+
+    Raises `ValueError` where that is no file of `write_vectors`, or not all of one.
+    """
+    size = file.size()
+    if size < 8:
+        raise ValueError("is cut short")
     (length,) = struct.unpack("<Q", file.read_at(8, 0))
-    header = json.loads(bytes(file.read_at(length, 8)))
     begin = 8 + length
-    return {
-        name: Vector(begin + entry["data_offsets"][0], entry["shape"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    if begin > size:
+        raise ValueError("is cut short")
+    header = object_from_json(bytes(file.read_at(length, 8)))
+    return {name: _vector(header, name, begin, size) for name in header if name != "__metadata__"}
+
+
+def _vector(header: dict[str, Any], name: str, begin: int, size: int) -> Vector:
+    """`begin`: byte of the file at which its vectors begin; `size`: its bytes."""
+    entry = member(header, name, dict)
+    match entry:
+        case {"dtype": "F32", "shape": [int(elements)], "data_offsets": [int(start), int(end)]} if (
+            start >= 0 and end - start == _ITEM * elements
+        ):
+            if begin + end > size:
+                raise ValueError("is cut short")
+            return Vector(begin + start, elements)
+    raise ValueError(f"{name} is no vector of float32 numbers")
 
 
 def read_into(target: Tensor, file: Any, vector: Vector, start: int) -> None:

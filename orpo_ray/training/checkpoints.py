@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import NUMBER, member, object_from_json
 from orpo_ray.training.checkpoint_files import FileSum, sum_up
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{8,})")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
@@ -66,15 +68,36 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
-        """Raises `ValueError` for anything else than what `to_json` writes."""
-        try:
-            found = json.loads(text)
-            if found.pop("format") != _FORMAT:
-                raise ValueError("written by another version")
-            files = {name: FileSum(**total) for name, total in found.pop("files").items()}
-            return cls(**found, files=files)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a manifest: {error!r}") from None
+        """Raises `ValueError`, naming the key, for anything else than what `to_json` writes."""
+        found = object_from_json(text)
+        if member(found, "format", int) != _FORMAT:
+            raise ValueError("written by another version")
+        return cls(
+            step=member(found, "step", int),
+            state=member(found, "state", dict),
+            updates=member(found, "updates", int),
+            config=member(found, "config", str),
+            data=member(found, "data", str),
+            eval_loss=member(found, "eval_loss", *NUMBER, type(None)),
+            files={name: _file_sum(name, total) for name, total in member(found, "files", dict).items()},
+            weights=_weights(found),
+        )
+
+
+def _weights(found: dict[str, Any]) -> dict[str, str]:
+    held = member({"weights": {}, **found}, "weights", dict)  # those of runs that began earlier have none
+    try:
+        return {name: member(held, name, str) for name in held}
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from None
+
+
+def _file_sum(name: str, found: Any) -> FileSum:
+    if not _FILE.fullmatch(name):
+        raise ValueError(f"files: {name!r:.80} is no file of a checkpoint")
+    if not isinstance(found, dict):
+        raise ValueError(f"files: {name} should have a size and a sha256")
+    return FileSum(member(found, "size", int), member(found, "sha256", str))
 
 
 class Checkpoints:
@@ -98,11 +121,14 @@ class Checkpoints:
         path = f"{self.folder(step)}/{_MANIFEST}"
         try:
             with self.filesystem.open_input_stream(path) as file:
-                return Manifest.from_json(file.read())
+                found = Manifest.from_json(file.read())
         except OSError:  # S3's for an object that goes between opening and reading is no FileNotFoundError
             if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
                 return None
             raise
+        if found.step != step:
+            raise ValueError(f"step is {found.step}, in the folder of step {step}")
+        return found
 
     def finished(self) -> list[Manifest]:
         """Newest first; those whose manifest is not readable left out."""

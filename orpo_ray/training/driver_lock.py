@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import member, object_from_json
 from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
 from orpo_ray.visible import say
@@ -44,12 +45,13 @@ class _Held:
 
     @property
     def holder(self) -> dict[str, Any]:
-        """Empty where its holder has not come to writing it."""
+        """Empty where its holder has not come to writing it, or something else was written there."""
         try:
-            found = json.loads(self.text)
+            found = object_from_json(self.text)
+            member(found, "pid", int)
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return found
 
 
 @contextmanager
@@ -102,7 +104,7 @@ def _started(pid: int) -> str | None:
 
 def _look(lock: Path) -> _Held:
     """Opening a file, unlike asking for its times, makes an NFS client forget what it knew of it."""
-    with lock.open(encoding="utf-8") as file:
+    with lock.open(encoding="utf-8", errors="replace") as file:
         return _Held(file.read(), os.fstat(file.fileno()).st_mtime_ns)
 
 
@@ -150,7 +152,7 @@ def _is_alive(held: _Held, first: _Held, now: int) -> bool | None:
     """Whether the holder is; None: wait and see. `first`: its lock as first seen. `now`: ns, by the same clock."""
     holder, pids_of = held.holder, _pids_of()
     if pids_of is not None and holder.get("pids_of") == pids_of:
-        return bool(_started(holder["pid"]) == holder["started"])
+        return _started(holder["pid"]) == holder.get("started")
     if held.beat != first.beat:
         return True
     return False if now - held.beat > _STILL * 1e9 else None
@@ -171,7 +173,7 @@ def _remove(lock: Path, dead: _Held) -> None:
 def _beat(lock: Path, own: str, over: threading.Event) -> None:
     while not over.wait(_BEAT):
         with suppress(OSError):  # storage that fails for a while stops no run
-            with lock.open(encoding="utf-8") as file:
+            with lock.open(encoding="utf-8", errors="replace") as file:
                 if file.read() in (own, ""):  # or it is being put back
                     os.utime(file.fileno())
                     continue

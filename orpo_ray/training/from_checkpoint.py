@@ -5,11 +5,9 @@ Left out: adapters in peft's format, which a run keeps beside its own models.
 
 from __future__ import annotations
 
-import json
+import math
 import os
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -28,6 +26,7 @@ from orpo_ray.objectives.registry import build_objective
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import Line
+from orpo_ray.training.metrics_file import read_metrics
 from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import BASE, load_weights, require_same_weights
 
@@ -121,13 +120,9 @@ def _mean_reward(policy: Scorer, pairs: PairDataset, config: TrainConfig) -> flo
 
 
 def _metrics(run: Path) -> list[Line]:
-    """The lines of `metrics.jsonl` that can be read; they are for the card alone."""
-    lines: list[Any] = []
-    with suppress(OSError, UnicodeDecodeError):
-        for text in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, RecursionError):
-                lines.append(json.loads(text))
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+    """They are for the card alone. Raises `UserError` where a line is damaged."""
+    file = RunFolder(run).metrics
+    return list(read_metrics(file).values()) if file.is_file() else []
 
 
 def _evaluation(metrics: list[Line], step: int) -> Line:
@@ -143,6 +138,6 @@ def _total_steps(config: TrainConfig, metrics: list[Line]) -> int | None:
         return config.train.max_steps
     for line in metrics:
         epoch = line.get("epoch")
-        if isinstance(epoch, float) and epoch > 0:
-            return config.train.epochs * round(float(line["step"]) / epoch)
+        if isinstance(epoch, float) and epoch > 0 and math.isfinite(steps := float(line["step"]) / epoch):
+            return config.train.epochs * round(steps)
     return None

@@ -25,7 +25,7 @@ from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
-from orpo_ray.training.run_folder import RunFolder, write_atomically
+from orpo_ray.training.run_folder import RunFolder, join_files, write_atomically
 
 Validation = Callable[..., dict[str, Any]]
 """Asks a checkpoint what it is worth: `(checkpoint, *, config, step)` to metrics. Ray Train runs it as a task."""
@@ -63,8 +63,7 @@ def _train(
         console.say(f"{folder.path}: already finished")
         return
     if data.quarantine:
-        text = "".join(path.read_text(encoding="utf-8") for path in data.quarantine)
-        write_atomically(folder.quarantine, text)
+        join_files(folder.quarantine, data.quarantine)
     schedule = build_schedule(config, len(data.train))
     console.say(
         f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "

@@ -23,6 +23,7 @@ from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.objectives.reliability import accuracy_by_length, calibration
 from orpo_ray.objectives.terms import Metrics, Totals
+from orpo_ray.parsing import NUMBER, member
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.batches import MicroBatch, Work, micro_batches, plan, predictions
 from orpo_ray.training.engine import Engine, evaluating
@@ -43,6 +44,15 @@ class State:
     best_eval_loss: float | None = None
     skipped: int = 0
     """Steps in a row, up to this one, whose loss or gradient was not finite."""
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> State:
+        """Raises `ValueError`, naming the key, where `found` is not what a checkpoint keeps of it."""
+        none = type(None)
+        kinds = {"step": (int,), "best_step": (int, none), "best_eval_loss": (*NUMBER, none), "skipped": (int,)}
+        if unknown := found.keys() - kinds.keys():
+            raise ValueError(f"{min(unknown)!r:.40} is unknown")
+        return cls(**{key: member(found, key, *kinds[key]) for key in found})
 
 
 class Sink:

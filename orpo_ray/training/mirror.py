@@ -26,6 +26,7 @@ import pyarrow.fs as pafs
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
+from orpo_ray.parsing import member, object_from_json, read_member
 from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
 from orpo_ray.training.checkpoints import open_filesystem
@@ -188,7 +189,7 @@ class Mirror:
     def _make_sure_of_the_copy(self) -> None:
         """Raises `UserError` where it is of another folder than this one; another driver on this one is none."""
         own = self.folder / _SESSION
-        known = json.loads(own.read_text(encoding="utf-8"))["session"] if own.is_file() else None
+        known = read_member(own, "session", str) if own.is_file() else None
         if self._held_session() != known:
             raise UserError(
                 f"{self.name}: is the copy of another folder than {self.folder}, or another machine has gone on with "
@@ -199,10 +200,10 @@ class Mirror:
         """Of the last command that worked on the copy; None: there is no copy."""
         try:
             with self._filesystem.open_input_stream(f"{self._path}/{_SESSION}") as file:
-                return str(json.loads(file.read())["session"])
+                return str(member(object_from_json(file.read()), "session", str))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             raise UserError(f"{self.name}/{_SESSION}: was changed by something else; remove it") from None
 
     def _there(self) -> dict[str, _Stamp]:

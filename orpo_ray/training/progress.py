@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orpo_ray.parsing import object_from_json
 from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
 from orpo_ray.training.run_folder import RunFolder
@@ -112,5 +112,14 @@ def _new_lines(path: Path, offset: int) -> tuple[list[Line], int]:
         file.seek(offset)
         data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
-    lines = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
+    lines = [line for text in whole.splitlines() if (line := _line(text)) is not None]
     return lines, offset + len(whole)
+
+
+def _line(text: bytes) -> Line | None:
+    """None: neither metrics nor an event; who reads the whole file says so."""
+    try:
+        line = object_from_json(text)
+    except ValueError:
+        return None
+    return line if "event" in line or type(line.get("step")) is int else None

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
+from orpo_ray.parsing import member, read_object, read_text
 from orpo_ray.telemetry.logs import line_of, log
+from orpo_ray.training.metrics_file import read_metrics
 from orpo_ray.visible import say
 
 _ANY_STEP = 2**63
@@ -75,6 +77,7 @@ class RunFolder:
                     f"remove the folder, or continue it with 'resume.allow_changes=[{', '.join(refused)}]'"
                 )
         self.forget_after(_ANY_STEP)  # mistakes are told here, before workers start
+        _ = kept_model(self.model), kept_model(self.model_last), self.last_checkpoint
         write_atomically(self.config, config.to_yaml())
 
     def forget_after(self, step: int) -> None:
@@ -86,24 +89,21 @@ class RunFolder:
         if not self.metrics.is_file():
             return
         last = step or -1
-        with self.metrics.open(encoding="utf-8") as file:
-            lines = [line for line in file if line.endswith("\n")]
         try:
-            kept = [line for line in lines if json.loads(line)["step"] <= last]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{self.metrics}: was changed by something else; remove what is no line of metrics"
-            ) from None
+            found = read_metrics(self.metrics)
+        except UserError as error:
+            raise UserError(f"{error}; the file was changed by something else: mend or remove that line") from None
+        texts = read_text(self.metrics).split("\n")
+        kept = [texts[number - 1] + "\n" for number, line in found.items() if line["step"] <= last]
         write_atomically(self.metrics, "".join(kept))
 
     def last_steps(self) -> tuple[int, int]:
-        """Of the training lines and of the evaluation lines that are there; -1: none."""
+        """Of the training lines and of the evaluation lines that are there; -1: none. Raises `UserError` as
+        `forget_after` does."""
         last = [-1, -1]
         if self.metrics.is_file():
-            for text in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-                with suppress(ValueError, KeyError, TypeError):  # `forget_after` complains
-                    line = json.loads(text)
-                    last["loss" not in line] = max(last["loss" not in line], line["step"])
+            for line in read_metrics(self.metrics).values():
+                last["loss" not in line] = max(last["loss" not in line], line["step"])
         return last[0], last[1]
 
     def note(self, text: str) -> None:
@@ -129,10 +129,10 @@ class RunFolder:
         if not self._last_checkpoint.is_file():
             return None
         try:
-            found: dict[str, Any] = json.loads(self._last_checkpoint.read_text(encoding="utf-8"))
-        except ValueError:
+            found = read_object(self._last_checkpoint)
+            return {"step": member(found, "step", int), "location": member(found, "location", str)}
+        except (UserError, ValueError):
             raise UserError(f"{self._last_checkpoint}: was changed by something else; remove it") from None
-        return found
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line that another process than rank 0 has found, in one write."""
@@ -148,11 +148,16 @@ class KeptModel(NamedTuple):
 
 
 def kept_model(folder: Path) -> KeptModel | None:
-    """None: there is none, or it does not say."""
-    with suppress(OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
-        found = json.loads((folder / STEP_OF_MODEL).read_text(encoding="utf-8"))
-        return KeptModel(int(found["step"]), str(found.get("why", BEST)))
-    return None
+    """None: there is none. Raises `UserError` where it does not say."""
+    file = folder / STEP_OF_MODEL
+    if not file.is_file():
+        return None
+    try:
+        found = {"why": BEST, **read_object(file)}
+        return KeptModel(member(found, "step", int), member(found, "why", str))
+    except (UserError, ValueError) as error:
+        told = error if isinstance(error, UserError) else f"{file}: {error}"
+        raise UserError(f"{told}; restore it, or remove {folder} to have another model kept") from None
 
 
 def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:
@@ -177,6 +182,16 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader or a crash never meets half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def join_files(path: Path, parts: Iterable[Path]) -> None:
+    """Write the contents of `parts` one after the other so that a reader or a crash never meets half of them."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as content:
+                shutil.copyfileobj(content, file)
     temporary.replace(path)
 
 

@@ -6,7 +6,7 @@ any checkpoint, reading the elements it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -201,7 +201,8 @@ def require_same_weights(manifest: Manifest, weights: dict[str, str], allowed: S
 
 
 def load(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> None:
-    """Fill the engine with a checkpoint. Raises `UserError` where it is one of another network."""
+    """Fill the engine with a checkpoint. Raises `UserError` where it is one of another network, or its files hold
+    something else."""
     with _opened(checkpoints, manifest) as stored:
         for piece in engine.pieces():
             stored.fill(piece.name, piece.start, {part: getattr(piece, part) for part in _PARTS})
@@ -211,7 +212,7 @@ def load(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> None:
 def load_weights(module: nn.Module, checkpoints: Checkpoints, manifest: Manifest) -> None:
     """Fill the trained parameters of `module`, in whichever dtype, with a checkpoint's weights, and without an engine.
 
-    Raises `UserError` where it is one of another network.
+    Raises `UserError` where it is one of another network, or its files hold something else.
     """
     with _opened(checkpoints, manifest) as stored, torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -225,28 +226,35 @@ def load_weights(module: nn.Module, checkpoints: Checkpoints, manifest: Manifest
 def _opened(checkpoints: Checkpoints, manifest: Manifest) -> Iterator[_Stored]:
     folder = checkpoints.folder(manifest.step)
     with ExitStack() as stack:
-        names = [f"{folder}/{name}" for name in manifest.files]
-        yield _Stored(folder, [stack.enter_context(checkpoints.filesystem.open_input_file(name)) for name in names])
+        paths = [f"{folder}/{name}" for name in manifest.files]
+        yield _Stored(
+            folder, {path: stack.enter_context(checkpoints.filesystem.open_input_file(path)) for path in paths}
+        )
 
 
 class _Stored:
     """All runs in the files of a checkpoint, by parameter."""
 
-    def __init__(self, folder: str, files: Iterable[Any]) -> None:
+    def __init__(self, folder: str, files: dict[str, Any]) -> None:
         self._folder = folder
         self._runs: dict[str, dict[int, dict[str, tuple[Any, Vector]]]] = {}
-        for file in files:
-            for key, vector in read_header(file).items():
-                where, _, part = key.rpartition("/")
-                name, _, start = where.rpartition("@")
-                self._runs.setdefault(name, {}).setdefault(int(start), {})[part] = (file, vector)
+        for path, file in files.items():
+            try:
+                for key, vector in read_header(file).items():
+                    where, _, part = key.rpartition("/")
+                    name, _, start = where.rpartition("@")
+                    self._runs.setdefault(name, {}).setdefault(int(start), {})[part] = (file, vector)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from None
 
     def fill(self, name: str, begin: int, targets: dict[str, Tensor]) -> None:
         """Fill `targets`, by part, with the elements of a parameter from `begin` on. Raises `UserError` where some are
-        not there."""
+        not there, weights and moments."""
         elements = len(targets["weight"])
         filled = 0
         for start, parts in self._runs.get(name, {}).items():
+            if {*parts} != {*_PARTS} or len({vector.elements for _, vector in parts.values()}) != 1:
+                continue
             first, last = max(start, begin), min(start + parts["weight"][1].elements, begin + elements)
             if first >= last:
                 continue

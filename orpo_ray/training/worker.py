@@ -311,5 +311,11 @@ def _resume(
             "with those); restore them, choose another name=..., or continue with 'resume.allow_changes=[data.train]'"
         )
     require_same_weights(manifest, digests["weights"], allowed)
+    try:
+        state = State.from_json(manifest.state)
+        if state.step != manifest.step:
+            raise ValueError(f"step is {state.step}, of a checkpoint of step {manifest.step}")
+    except ValueError as error:
+        raise UserError(f"{checkpoints.folder(manifest.step)}/manifest.json: state: {error}") from None
     load(engine, checkpoints, manifest)
-    return State(**manifest.state)
+    return state

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig
+from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig, read_yaml
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import NUMBER, member, read_member, read_object
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.driver_lock import LOCK
 from orpo_ray.training.run_folder import RunFolder, write_atomically
@@ -19,6 +21,8 @@ from orpo_ray.tuning.points import Settings
 
 # A sweep that goes on may do so with more trials, at another place, for longer, and compare other finalists.
 _FREE = {"trials", "steps", "hours", "concurrency", "finalists", "storage"}
+_MEMBERS = {"lag": (int,), "seconds": NUMBER, "finished": (str,)}
+"""What a sweep that goes on takes from `sweep.json`."""
 
 
 START = "start.json"
@@ -41,17 +45,22 @@ class SweepFolder:
 
     @property
     def held(self) -> dict[str, Any]:
-        """What `sweep.json` says; empty before anything was written there."""
+        """What `sweep.json` says; empty before anything was written there. Raises `UserError` where that is damaged."""
         if not self.summary.is_file():
             return {}
-        found: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        found = read_object(self.summary)
+        try:
+            for key, kinds in _MEMBERS.items():
+                member(found, key, *kinds)
+        except ValueError as error:
+            raise UserError(f"{self.summary}: {error}") from None
         return found
 
     def open_for(self, config: SweepConfig) -> None:
         """Create the folder, or make sure that the sweep in it is the same one. Raises `UserError` where it is not."""
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.is_file():
-            held = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            held = read_yaml(self.config)
             wanted = yaml.safe_load(config.to_yaml())
             differing = [key for key in wanted if key not in _FREE and held.get(key) != wanted[key]]
             if differing:
@@ -72,11 +81,21 @@ class SweepFolder:
     def trial(self, index: int) -> RunFolder:
         return RunFolder(self.trials / f"{index:03d}")
 
+    @property
+    def begun(self) -> list[int]:
+        """The trials that have a folder."""
+        return sorted(int(path.name) for path in self.trials.glob("[0-9]*") if path.name.isdecimal())
+
     def start(self, index: int) -> float | None:
-        """Seconds from a trial's turn to its first optimizer step; None: not known."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return float(json.loads((self.trial(index).path / START).read_text(encoding="utf-8"))["seconds"])
-        return None
+        """Seconds from a trial's turn to its first optimizer step; None: not known. Raises `UserError` where the file
+        is damaged."""
+        file = self.trial(index).path / START
+        if not file.is_file():
+            return None
+        seconds: float = read_member(file, "seconds", *NUMBER)
+        if not abs(seconds) <= sys.float_info.max:  # JSON has integers beyond it, and Python's also NaN and infinity
+            raise UserError(f"{file}: seconds is not finite")
+        return seconds
 
     def failure(self, index: int) -> Path:
         return self.trial(index).path / "failed.json"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orpo_ray.config import SweepConfig
+from orpo_ray.parsing import read_member
+from orpo_ray.training.metrics_file import read_metrics
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.points import Outcome, Settings
 from orpo_ray.tuning.stopping import Curve, early_stops, rule_of
@@ -61,20 +62,15 @@ class Ledger:
         return trial
 
     def refresh(self, index: int) -> None:
-        """Read what a trial's folder holds now."""
-        trial, run = self.trials[index], self._folder.trial(index)
-        if run.metrics.is_file():
-            for text in run.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-                if text.endswith("\n"):
-                    line = json.loads(text)
-                    trial.steps_run = max(trial.steps_run, line["step"])
-                    if "loss" not in line:  # an evaluation, or a win-rate that came later
-                        trial.lines.setdefault(line["step"], {}).update(line)
-        trial.finished = run.finished
-        trial.start = self._folder.start(index)
-        failure = self._folder.failure(index)
-        if failure.is_file():
-            trial.failure = json.loads(failure.read_text(encoding="utf-8"))["reason"]
+        """Read what a trial's folder holds now. Raises `UserError`, naming the file, where that cannot be done."""
+        trial = self.trials[index]
+        lines, trial.start, failure = left_by(self._folder, index, self._config)
+        for line in lines:
+            trial.steps_run = max(trial.steps_run, line["step"])
+            if "loss" not in line:  # an evaluation, or a win-rate that came later
+                trial.lines.setdefault(line["step"], {}).update(line)
+        trial.finished = self._folder.trial(index).finished
+        trial.failure = trial.failure if failure is None else failure
         curves = [Curve(t.values(self._config.metric), t.over) for t in self.trials]
         self.stops = early_stops(curves, self._rule(), self._total_steps)
 
@@ -155,6 +151,14 @@ class Ledger:
         if (stop := self.stops[trial.index]) is not None:
             return f"by {self._config.scheduler} at step {stop}"
         return trial.failure
+
+
+def left_by(folder: SweepFolder, index: int, config: SweepConfig) -> tuple[list[Line], float | None, str | None]:
+    """The metrics of a trial, its `start`, and why it failed if it did. Raises `UserError`, naming the file, where one
+    cannot be read."""
+    metrics, failure = folder.trial(index).metrics, folder.failure(index)
+    lines = list(read_metrics(metrics, config.directions).values()) if metrics.is_file() else []
+    return lines, folder.start(index), read_member(failure, "reason", str) if failure.is_file() else None
 
 
 def _beaten(own: Sequence[float], others: Iterable[Sequence[float]]) -> bool:

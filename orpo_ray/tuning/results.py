@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from orpo_ray.config import SweepConfig, read_yaml
+from orpo_ray.errors import UserError
+from orpo_ray.parsing import NUMBER, member
 from orpo_ray.training.run_folder import write_atomically, write_table
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, Trial
@@ -37,8 +39,12 @@ def write_best(folder: SweepFolder, config: SweepConfig, winner: Trial) -> None:
     """`best.yaml`: the winner's whole configuration, under a name and storage of its own."""
     training = config.training(winner.settings, f"{config.name}-best", config.storage)
     # By as many threads as the trial had: by others its numbers would come out again but for their last digits.
-    trial = read_yaml(folder.trial(winner.index).config)
-    scaling = training.scaling.model_copy(update={"cpus_per_worker": trial["scaling"]["cpus_per_worker"]})
+    file = folder.trial(winner.index).config
+    try:
+        cpus = member(member(read_yaml(file), "scaling", dict), "cpus_per_worker", *NUMBER, str)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+    scaling = training.scaling.model_copy(update={"cpus_per_worker": cpus})
     training = training.model_copy(update={"scaling": scaling})
     head = f"# Trial {winner.index:03d} of the sweep {config.name}: orpo-ray train {folder.best}\n"
     write_atomically(folder.best, head + training.to_yaml())

@@ -21,7 +21,7 @@ from orpo_ray.training.remarks import remarks
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.finalists import compare
 from orpo_ray.tuning.folder import SweepFolder
-from orpo_ray.tuning.ledger import Ledger, Status, Trial
+from orpo_ray.tuning.ledger import Ledger, Status, Trial, left_by
 from orpo_ray.tuning.points import searcher_of
 from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
 from orpo_ray.tuning.room import concurrency
@@ -43,6 +43,8 @@ def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
 def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     folder.open_for(config)
     held = folder.held
+    for index in folder.begun:
+        left_by(folder, index, config)  # mistakes are told here, before a trial begins
     if held.get("finished") == config.to_yaml():
         console.say(f"{folder.path}: already finished")
         return

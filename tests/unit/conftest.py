@@ -11,6 +11,8 @@ settings.register_profile("untimed", deadline=None)  # an example takes as long 
 settings.load_profile("untimed")
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PretrainedConfig
 
 
@@ -32,3 +34,9 @@ def family(request: pytest.FixtureRequest) -> PretrainedConfig:
     from families import FAMILIES
 
     return FAMILIES[request.param]
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """What a stranger's code would write."""
+    return tmp_path / "the-code-ran"

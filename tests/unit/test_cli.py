@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from one_by_one import typed
+from test_report import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "status", "export", "doctor", "demo")
@@ -155,6 +156,12 @@ def test_damaged_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_bytes(b'{"step": 1}\n\x00\xff\n')
     (tmp_path / "run" / "config.yaml").write_text("name: run\n")
+    half, nested = make_run(tmp_path / "half"), make_run(tmp_path / "nested")
+    with (half / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 120, "eval_win_rate": 0.5}\n')
+    (nested / "summary.json").write_text("[" * 100_000)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("[1]")
     toy = ["data", str(ROOT / "configs" / "toy-orpo.yaml"), "model.name_or_path=toy", f"storage.path={tmp_path}"]
     cases = [
         ([*toy, "data.train=pairs.jsonl"], "pairs.jsonl:1: invalid UTF-8"),
@@ -162,6 +169,10 @@ def test_damaged_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
         ([*toy, "data.train=http://me:secret@127.0.0.1:9/x"], "http://me:***@127.0.0.1:9/x: cannot be read"),
         (["train", "bomb.yaml"], "bomb.yaml, line 1: not valid YAML: an alias stands for what holds it"),
         (["report", "run"], "metrics.jsonl: cannot be read"),
+        (["report", "half"], "half/metrics.jsonl, line 126: has no eval_win_rate_low"),
+        (["status", "half"], "half/metrics.jsonl, line 126: has no eval_win_rate_low"),
+        (["report", "nested"], "nested/summary.json: not valid JSON: "),
+        ([*toy, "model.name_or_path=model"], "model/config.json: expected a JSON object, found a list"),
         (["evaluate", str(ROOT / "configs" / "toy-winrate.yaml"), "models={a: ./nowhere}"],
          "models.a: ./nowhere: no such folder"),
     ]  # fmt: skip

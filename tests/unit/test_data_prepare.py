@@ -188,6 +188,7 @@ def test_the_cache_is_found_again_unless_something_changed(tmp_path: Path) -> No
         {"chat_template": "orpo"},
         {"format": "plain"},
         {"limit": 2},
+        {"max_record_characters": 10**6},
         {"on_bad_record": "quarantine"},
     ):
         assert built(config(tmp_path, file, **{**base, **change})), change

@@ -21,9 +21,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_ray.data import readers
 from orpo_ray.data.records import Record
 from orpo_ray.data.sources import HubSource, open_source, read_records
+from orpo_ray.data.streams import TooLong, lines
 from orpo_ray.errors import UserError
 
 PAIRS: list[dict[str, Any]] = [
@@ -166,9 +166,11 @@ def test_a_limit_reads_no_further(tmp_path: Path) -> None:
     assert values(read_records(str(file), "train", limit=7)) == PAIRS
 
 
-@given(st.lists(st.binary(max_size=8).map(lambda b: b.replace(b"x", b"\n"))))
-def test_lines_do_not_depend_on_chunks(chunks: list[bytes]) -> None:
-    assert list(readers._lines(iter(chunks))) == b"".join(chunks).split(b"\n")
+@given(st.lists(st.binary(max_size=8).map(lambda b: b.replace(b"x", b"\n"))), st.integers(0, 9))
+def test_lines_do_not_depend_on_chunks(chunks: list[bytes], most: int) -> None:
+    whole = b"".join(chunks).split(b"\n")
+    expected = [line if len(line) <= most else TooLong(line, len(line), line.isspace()) for line in whole]
+    assert list(lines(iter(chunks), most)) == expected
 
 
 # Folders ------------------------------------------------------------------------------------------------

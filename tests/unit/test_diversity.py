@@ -265,7 +265,7 @@ def fails_in_one_line(name: str) -> str:
     with pytest.raises(UserError) as caught:
         load_embedder(name)
     message = str(caught.value)
-    assert message.startswith(f"{name}: ") and "\n" not in message
+    assert message.startswith(name) and "\n" not in message
     return message
 
 
@@ -289,10 +289,10 @@ def test_an_encoder_with_weights_missing_is_refused(encoder):
 def test_damaged_or_unsafe_weights_are_refused(encoder):
     weights = encoder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    assert "cannot be loaded" in fails_in_one_line(str(encoder))
+    assert "not a whole safetensors file" in fails_in_one_line(str(encoder))
     weights.unlink()
     torch.save({}, encoder / "pytorch_model.bin")
-    assert "cannot be loaded" in fails_in_one_line(str(encoder))
+    assert "holds no weights in safetensors" in fails_in_one_line(str(encoder))
 
 
 def test_without_its_package_the_default_comes_from_the_hub_or_names_the_package(monkeypatch):

@@ -52,9 +52,9 @@ NAMES = ["x.jsonl", "x.json", "x.parquet", "x.arrow", "x.jsonl.gz", "x.json.zst"
 # Bytes of every kind -------------------------------------------------------------------------------------------------
 
 
-def read(content: bytes, name: str) -> list[Record]:
-    """All records of a file, each with its text as `quarantine.jsonl` would keep it."""
-    records = list(read_file(io.BytesIO(content), name, itertools.count()))
+def read(content: bytes, name: str, most: int = 1 << 24) -> list[Record]:
+    """All records of a file, each with its text as `quarantine.jsonl` would keep it. `most`: bytes of a record."""
+    records = list(read_file(io.BytesIO(content), name, itertools.count(), most))
     for i, record in enumerate(records):
         assert record.index == i
         assert (record.value is None) == (record.error is not None)
@@ -211,7 +211,7 @@ class Given:
         self.content = b"\n".join(lines)
 
     def records(self) -> Iterator[Record]:
-        return read_file(io.BytesIO(self.content), "x.jsonl", itertools.count())
+        return read_file(io.BytesIO(self.content), "x.jsonl", itertools.count(), 1 << 24)
 
     def fingerprint(self) -> str:
         return ""

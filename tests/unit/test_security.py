@@ -37,12 +37,6 @@ from orpo_ray.training.run_folder import RunFolder
 # Code that comes with a model -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def marker(tmp_path: Path) -> Path:
-    """What a stranger's code would write."""
-    return tmp_path / "the-code-ran"
-
-
 def with_code(folder: Path, marker: Path, *, labels: int | None = None) -> Path:
     """A whole model whose configuration, model and tokenizer want Python code from its own folder."""
     save_toy(folder, labels=labels)
@@ -113,7 +107,7 @@ def test_the_code_runs_where_it_is_trusted(tmp_path: Path, marker: Path) -> None
 # Pickles --------------------------------------------------------------------------------------------------------------
 
 
-class _Code:
+class Code:
     """Unpickled, it writes a file."""
 
     def __init__(self, marker: Path) -> None:
@@ -127,7 +121,7 @@ def pickled(folder: Path, marker: Path, name: str = "pytorch_model.bin") -> Path
     """`folder` with its weights replaced by a pickle."""
     for file in folder.glob("*.safetensors"):
         file.unlink()
-    torch.save({"weight": _Code(marker)}, folder / name)
+    torch.save({"weight": Code(marker)}, folder / name)
     return folder
 
 
@@ -146,14 +140,18 @@ def test_pickled_weights_are_refused(kind: str, tmp_path: Path, marker: Path) ->
     assert "safetensors" in told
 
 
-def test_pickled_weights_of_an_embedder_are_refused(tmp_path: Path, marker: Path) -> None:
+def save_encoder(folder: Path) -> Path:
     from transformers import BertConfig, BertModel
 
-    folder = tmp_path / "embedder"
     BertModel(BertConfig(vocab_size=200, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
         folder
     )
     toyworld.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_pickled_weights_of_an_embedder_are_refused(tmp_path: Path, marker: Path) -> None:
+    folder = save_encoder(tmp_path / "embedder")
     assert "safetensors" in refused(lambda: load_embedder(str(pickled(folder, marker))), marker)
 
 
@@ -183,7 +181,7 @@ def test_an_adapter_brings_in_neither_pickles_nor_code_by_its_base(tmp_path: Pat
     assert "safetensors" in refused(lambda: find_policy("x", str(folder), tmp_path / "cache"), marker)
     shutil.rmtree(base)
     with_code(base, marker)
-    assert "custom code" in refused(lambda: find_policy("x", str(folder), tmp_path / "cache"), marker)
+    assert "Python code of its own" in refused(lambda: find_policy("x", str(folder), tmp_path / "cache"), marker)
 
 
 ENGINES = {

@@ -193,7 +193,7 @@ def test_a_trade_off_has_a_front_and_a_figure(tmp_path: Path) -> None:
 
 
 def test_a_page_without_a_sweep_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a readable sweep"):
+    with pytest.raises(UserError, match=r"sweep\.json: cannot be read"):
         write_sweep_report(tmp_path)
 
 

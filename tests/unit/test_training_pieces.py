@@ -149,8 +149,9 @@ class TestRunFolder:
 
     def test_metrics_after_the_checkpoint_are_forgotten(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path)
+        late = {"step": 2, "eval_win_rate": 0.6, "eval_win_rate_low": 0.5, "eval_win_rate_high": 0.7}
         written = [{"step": 0, "eval_loss": 1}, {"step": 1}, {"step": 2}, {"step": 2, "eval_loss": 1}, {"step": 3},
-                   {"step": 2, "eval_win_rate": 0.6}, {"step": 4}]  # fmt: skip
+                   late, {"step": 4}]  # fmt: skip
         folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in written) + '{"step": 2, "lo')
         folder.forget_after(2)  # the win-rate of step 2 came late, and stays
         assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [*written[:4], written[5]]
@@ -177,7 +178,7 @@ class TestLoading:
 
     def test_folder_without_weights(self, tmp_path: Path) -> None:
         toyworld.model_config().save_pretrained(tmp_path)
-        with pytest.raises(UserError, match="cannot be loaded"):
+        with pytest.raises(UserError, match="holds no weights in safetensors"):
             load_policy(ModelConfig(name_or_path=str(tmp_path)), seed=0)
         assert load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
 
@@ -185,7 +186,7 @@ class TestLoading:
         model = AutoModelForCausalLM.from_config(toyworld.model_config())
         model.config.save_pretrained(tmp_path)
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-        with pytest.raises(UserError, match="cannot be loaded"):
+        with pytest.raises(UserError, match="holds no weights in safetensors"):
             load_policy(ModelConfig(name_or_path=str(tmp_path)), seed=0)
 
     def test_seed_decides_random_weights_and_dropout_is_off(self) -> None:

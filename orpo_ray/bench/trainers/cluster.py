@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 from orpo_ray.bench.task import Task, Turn
 from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
+from orpo_ray.training.metrics_file import read_metrics
 
 
 class ThroughRay:
@@ -21,7 +21,6 @@ class ThroughRay:
         turn()
         shutil.rmtree(self.config.run_dir, ignore_errors=True)
         folder = launcher.train(self.config, Console(stderr=True))
-        for text in folder.metrics.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
+        for line in read_metrics(folder.metrics).values():
             if "loss" in line:
                 turn(seconds=line["tokens"] / line["tokens_per_second"], resident=line["peak_memory_bytes"])
