@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from orpo_ray.config import EvaluationConfig, SweepConfig, load_config, load_sweep, parse_as, parse_config
 from orpo_ray.demo import demo_config
 from orpo_ray.evaluation.evaluate import evaluate, read_winrates
 from orpo_ray.report import write_sweep_report
+from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import train
 from orpo_ray.tuning.sweep import sweep
 

@@ -16,6 +16,7 @@ import typer
 from orpo_ray import __version__
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
+from orpo_ray.visible import have_libraries_do_so, say, tell_of_a_bug
 
 EXIT_CODES = """\
 \b
@@ -48,7 +49,7 @@ OverridesArgument = Annotated[
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"orpo-ray {__version__}")
+        say(f"orpo-ray {__version__}")
         raise typer.Exit()
 
 
@@ -93,7 +94,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
         folder = launcher.train(resolved, validation=validate_checkpoint)
         from orpo_ray.report import write_report  # not before: drawing takes a second to import
 
-        typer.echo(write_report(folder.path))
+        say(write_report(folder.path))
 
 
 @app.command(
@@ -117,10 +118,9 @@ def data(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_config
 
     resolved = load_config(config, overrides)
-    from rich.console import Console
-
     from orpo_ray.data.summary import print_summary
     from orpo_ray.modeling.loading import load_tokenizer
+    from orpo_ray.terminal import Console
 
     print_summary(resolved, Console(), load_tokenizer(resolved.model))
 
@@ -157,7 +157,7 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
         folder = run(resolved)
         from orpo_ray.report import write_evaluation_report
 
-        typer.echo(write_evaluation_report(folder.path))
+        say(write_evaluation_report(folder.path))
 
 
 @app.command(
@@ -192,7 +192,7 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
         folder = run(resolved)
         from orpo_ray.report import write_sweep_report
 
-        typer.echo(write_sweep_report(folder.path))
+        say(write_sweep_report(folder.path))
 
 
 @app.command(
@@ -221,7 +221,7 @@ def pipeline(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
     begin(resolved.cpus, later=ENGINES)
     from orpo_ray.pipeline import run_pipeline
 
-    typer.echo(run_pipeline(resolved))
+    say(run_pipeline(resolved))
 
 
 @app.command(
@@ -251,15 +251,14 @@ def bench(
     from orpo_ray.config import load_benchmark
 
     resolved = load_benchmark(config, overrides)
-    from rich.console import Console
-
     from orpo_ray.bench.results import write
     from orpo_ray.bench.run import run
     from orpo_ray.bench.table import print_result
+    from orpo_ray.terminal import Console
 
     result = run(resolved, Console(stderr=True))
     print_result(result, Console())
-    typer.echo(write(result, out))
+    say(write(result, out))
 
 
 @app.command(
@@ -282,9 +281,9 @@ def report(
     from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
 
     if (run / "sweep.json").is_file():
-        typer.echo(write_sweep_report(run))
+        say(write_sweep_report(run))
     else:
-        typer.echo(write_evaluation_report(run) if (run / "winrates.json").is_file() else write_report(run))
+        say(write_evaluation_report(run) if (run / "winrates.json").is_file() else write_report(run))
 
 
 @app.command(
@@ -307,13 +306,12 @@ def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, evaluation or sweep.")],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
-    from rich.console import Console
-
     from orpo_ray.status import read
+    from orpo_ray.terminal import Console
 
     found = read.read_status(run)
     if as_json:
-        typer.echo(read.as_json(found))
+        say(read.as_json(found))
     else:
         read.print_status(found, Console())
 
@@ -370,9 +368,8 @@ def doctor(
     from orpo_ray.config import StorageConfig, TrainConfig, load_any
 
     resolved = None if config is None else load_any(config, overrides)
-    from rich.console import Console
-
     from orpo_ray.doctor.examine import examine, print_findings
+    from orpo_ray.terminal import Console
 
     storage = StorageConfig() if resolved is None else resolved.storage
     scaling = resolved.scaling if isinstance(resolved, TrainConfig) else None
@@ -412,6 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     `arguments` default to the process's own; a bare `orpo-ray` shows the help.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    have_libraries_do_so()
     try:
         code = app(arguments or ["--help"], prog_name="orpo-ray", standalone_mode=False)
     except UserError as error:
@@ -420,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context else ""
         code = _complain(error.format_message().rstrip(".") + hint)
+    except Exception as error:
+        code = tell_of_a_bug(error)
     if code == 130:
         command = shlex.join(["orpo-ray", *arguments])
         again = "starts anew" if arguments[0] == "bench" else "continues where it stopped"
@@ -428,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _complain(message: str) -> int:
-    typer.echo(f"orpo-ray: {masked(' '.join(message.split()))}", err=True)
+    say(f"orpo-ray: {masked(' '.join(message.split()))}", error=True)
     return 2
 
 

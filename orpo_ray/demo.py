@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as, parse_config
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.report import curves_png, write_evaluation_report, write_report
+from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import train
 from orpo_ray.training.run_folder import RunFolder
 
@@ -91,7 +91,8 @@ def run_demo(out: Path) -> None:
     report = write_evaluation_report(folder.path, runs)
     curves_png(out / "curves.png", {"SFT": out / "sft", "ORPO": out / "orpo"})
     _print(console, json.loads(folder.winrates.read_text(encoding="utf-8")))
-    console.print(f"\n{report} shows it all ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+    console.print()
+    console.say(f"{report} shows it all ({time.monotonic() - started:.0f} s)")
 
 
 def _tell(console: Console, stage: str, seconds: float, usual: float) -> None:
@@ -99,7 +100,7 @@ def _tell(console: Console, stage: str, seconds: float, usual: float) -> None:
     before = list(_SECONDS).index(stage)
     left = sum(list(_SECONDS.values())[before:]) * (seconds / usual if usual else 1.0)
     rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
-    console.print(f"stage {before + 1} of {len(_SECONDS)}: {stage}, {rest}", highlight=False, soft_wrap=True)
+    console.say(f"stage {before + 1} of {len(_SECONDS)}: {stage}, {rest}")
 
 
 def _print(console: Console, found: dict[str, Any]) -> None:
@@ -114,8 +115,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
         if pair["model"] == "orpo":
             low, high = pair["ci95"]
             judge = "the truth" if pair["reward_model"] == "truth" else "the reward model"
-            console.print(
+            console.say(
                 f"ORPO over {pair['against']:4} by {judge}: win-rate {pair['win_rate']:.1%}, "
-                f"95 % interval {low:.1%} to {high:.1%} (ties count half)",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                f"95 % interval {low:.1%} to {high:.1%} (ties count half)"
+            )

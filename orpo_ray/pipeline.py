@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from orpo_ray.cluster.connection import connect
 from orpo_ray.config import Pipeline
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.report import write_evaluation_report, write_report
+from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import train
 from orpo_ray.training.mirror import mirrored
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from orpo_ray.bench.contestant_process import ContestantProcess, Lost
@@ -22,6 +21,7 @@ from orpo_ray.modeling.flops import StepFlops, measured_peak
 from orpo_ray.modeling.loading import DTYPES, check_fit, load_config, load_tokenizer
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
+from orpo_ray.terminal import Console
 
 PARTS_STEPS = 3
 """Steps of our own loop after the measured ones, for what they consist of."""
@@ -212,7 +212,7 @@ def _nothing() -> Iterator[None]:
 def _progress(config: BenchmarkConfig, tasks: dict[str, Task], console: Console) -> Iterator[Show]:
     """A bar over all steps; plain lines where there is no terminal."""
     if not console.is_terminal:
-        yield lambda text: console.print(f"{config.name}: {text}", highlight=False, soft_wrap=True)
+        yield lambda text: console.say(f"{config.name}: {text}")
         return
     columns = (
         TextColumn(config.name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"),

@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from orpo_ray.bench.results import STAGES, TRAINERS
 from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig, load_benchmark
 from orpo_ray.errors import UserError
+from orpo_ray.terminal import Console
 from orpo_ray.training.run_folder import write_atomically
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -39,7 +38,7 @@ def print_result(result: Result, console: Console) -> None:
     aligned = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in measured]
     unmeasured = [f"{name}: {why}" for name, why, *_ in rows(result) if why.startswith(_NOT_MEASURED)]
     for line in [*aligned, *unmeasured, *remarks(result)]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:

@@ -19,8 +19,15 @@ from orpo_ray.cluster.setup_worker import SOCKET
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.phases import phase
 
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
-"""Where the workers of a cluster of this machine talk to each other."""
+_OWN = {
+    # Where the workers talk to each other.
+    "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1",
+    "RAY_AUTH_MODE": "token",
+    # Asked for 127.0.0.1, Ray on Linux takes the machine's own address and listens on all, unless it is told that this
+    # is a system on which no other machine can join.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}  # fmt: skip
+"""What the environment of a cluster of this machine holds, whatever else it was set to, for a person's own clusters."""
 _SECONDS_TO_ANSWER = 10.0
 
 SHARED = ("deepspeed", "pandas", "pyarrow.parquet", "torch.utils.tensorboard", "orpo_ray.training.launcher")
@@ -34,6 +41,8 @@ TRIALS = ("ray.tune", "orpo_ray.tuning.trial")
 
 _head: Head | None = None
 _forks: ForkServer | None = None
+_before: dict[str, str | None] = {}
+"""The environment variables of this process that are set for its own cluster, as they were."""
 
 
 def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> None:
@@ -44,7 +53,6 @@ def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> N
     not call it waits longer in `connect`, and that is all.
     """
     global _forks
-    _set_modes()
     if not os.environ.get("RAY_ADDRESS"):
         _start_head(cpus)
     if _may_fork():
@@ -71,10 +79,7 @@ def connect(cpus: int = 1) -> None:
     at `RAY_ADDRESS`, or none lets this process in.
     """
     global _forks
-    _set_modes()
-    import ray
-
-    if ray.is_initialized():
+    if _is_connected():
         return
     address = os.environ.get("RAY_ADDRESS")
     if not address and _head is None:
@@ -91,25 +96,24 @@ def connect(cpus: int = 1) -> None:
 def disconnect() -> None:
     """Leave the cluster, and end it where this process has started it: nothing of it is left when this returns."""
     global _head, _forks
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
+    if _is_connected():
+        sys.modules["ray"].shutdown()
     if _forks is not None:
         _forks.stop()
     if _head is not None:
         _head.stop()
     _head = _forks = None
+    for name, value in _before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _before.clear()
 
 
-def _set_modes() -> None:
-    """Ray's settings, some of which it reads when it is imported."""
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
-        # Asked for 127.0.0.1, Ray on Linux takes the machine's own address and listens on all, unless it is told that
-        # this is a system on which no other machine can join.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _may_fork() -> bool:
@@ -124,8 +128,10 @@ def _may_fork() -> bool:
 
 def _start_head(cpus: int) -> None:
     global _head
-    for name, value in _LOOPBACK.items():
-        os.environ.setdefault(name, value)
+    own = {**_OWN, "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    _before.update({name: os.environ.get(name) for name in own})
+    os.environ.update(own)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default (15) the cluster's own daemons go before training
     # Each of Ray's actors takes 1 % of a core, which training uses whole: no spare one, and none that waits for a
     # notice that this machine is to be drained, which nobody else could give.
@@ -141,7 +147,7 @@ def _join_own() -> None:
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     assert _head is not None
-    # Somebody may have imported Ray before `_set_modes`: it is told to look at the environment again.
+    # Somebody may have imported Ray before, which reads its settings then: it is told to look again.
     ray_constants.ENABLE_RAY_CLUSTER = False
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

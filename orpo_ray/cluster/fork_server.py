@@ -24,7 +24,6 @@ import os
 import random
 import runpy
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.cluster.allocator import ENVIRONMENT, keep_freed_memory
+from orpo_ray.cluster.temporary import make_folder, remove_folder
 
 _OF_A_JOB = ("RAY_JOB_ID", "RAY_RAYLET_PID")  # what Ray's extension module reads when it is loaded
 _MOST_BYTES = 1 << 24  # of a request
@@ -53,7 +53,7 @@ class ForkServer:
         `copy`: it is forked, and has what this process has imported. This process must have no other Python thread
         then, must not have computed anything by torch nor imported Ray.
         """
-        self._folder = Path(tempfile.mkdtemp(prefix="orpo-ray-"))
+        self._folder, lock = make_folder()
         reading, self._lifeline = os.pipe()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.path)
@@ -61,14 +61,15 @@ class ForkServer:
             if copy:
                 self._pid = os.fork()
                 if self._pid == 0:
-                    _close_all_but(listener.fileno(), reading)
+                    _close_all_but(listener.fileno(), reading, lock)
                     _live(listener, reading, self._folder, first, then, later)
             else:
                 passed = (listener.fileno(), reading)
                 words = [*map(str, passed), str(self._folder), *map(",".join, (first, then, later))]
                 command = [sys.executable, "-m", "orpo_ray.cluster.fork_server", *words]
-                self._pid = subprocess.Popen(command, pass_fds=passed, env=os.environ | ENVIRONMENT).pid
+                self._pid = subprocess.Popen(command, pass_fds=(*passed, lock), env=os.environ | ENVIRONMENT).pid
         os.close(reading)
+        os.close(lock)
 
     @property
     def path(self) -> str:
@@ -106,7 +107,7 @@ def _live(listener: socket.socket, lifeline: int, folder: Path, *modules: Sequen
         sys.excepthook(*sys.exc_info())
     finally:
         if os.getpid() == server:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -135,7 +136,8 @@ class _Worker:
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"], encoding="ascii")
         signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked_signals"])
-        # What a fresh process draws anew. torch's generator begins with the same seed in each.
+        # What a fresh process finds out or draws anew. torch's generator begins with the same seed in each.
+        tempfile.tempdir = None
         random.seed()
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()

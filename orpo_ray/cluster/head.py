@@ -1,8 +1,9 @@
 """The process that holds this machine's own cluster: apart from the driver, which imports while Ray starts.
 
-    python -m orpo_ray.cluster.head CPUS
+    python -m orpo_ray.cluster.head CPUS FOLDER
 
-prints the cluster's address, and ends the cluster when its standard input ends.
+prints the cluster's address, and ends the cluster when its standard input ends. Ray's files, logs and sockets, and what
+its workers put into temporary files, lie in FOLDER, which is removed then.
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ import select
 import subprocess
 import sys
 from functools import cached_property
+from pathlib import Path
 
 from orpo_ray.cluster import setup_worker
+from orpo_ray.cluster.temporary import make_folder, remove_folder
 
 
 class Head:
     """That process, as the one that starts it sees it."""
 
     def __init__(self, cpus: int) -> None:
-        command = [sys.executable, "-m", "orpo_ray.cluster.head", str(cpus)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        """Raises `UserError` where this machine has no place for its files."""
+        self._folder, lock = make_folder()
+        command = [sys.executable, "-m", "orpo_ray.cluster.head", str(cpus), str(self._folder)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=(lock,)
+        )
+        os.close(lock)
 
     @property
     def ready(self) -> bool:
@@ -44,10 +52,13 @@ class Head:
         if "address" not in vars(self):  # still starting, for nothing: Ray's own reaper ends what there is of it
             self._process.kill()
         self._process.communicate()
+        remove_folder(self._folder)
 
 
-def _hold(cpus: int) -> None:
+def _hold(cpus: int, folder: Path) -> None:
     os.setsid()  # Ctrl-C in a terminal is for the driver, which ends this process when it is done
+    (temporary := folder / "tmp").mkdir()
+    os.environ["TMPDIR"] = str(temporary)  # vLLM leaves a file there for each engine
     import ray
     from ray._private import ray_constants
 
@@ -59,12 +70,14 @@ def _hold(cpus: int) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
         _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder / "ray"),  # which Ray lets everybody write to
     )
     print(context.address_info["gcs_address"], flush=True)
     sys.stdin.read()
     ray.shutdown(wait_for_processes=True)
+    remove_folder(folder)
     os._exit(0)  # Ray's own way out waits for half a second
 
 
 if __name__ == "__main__":
-    _hold(int(sys.argv[1]))
+    _hold(int(sys.argv[1]), Path(sys.argv[2]))

@@ -16,6 +16,7 @@ from orpo_ray.config.schema import TrainConfig
 from orpo_ray.config.section import Section
 from orpo_ray.errors import UserError
 from orpo_ray.masking import holds_mask
+from orpo_ray.visible import visible
 
 MAX_CHARACTERS = 1 << 20
 MAX_VALUES = 100_000
@@ -237,8 +238,8 @@ def _nearest_key(location: list[str], schema: type[Section]) -> str:
 
 
 def _printable(key: str) -> str:
-    """A dotted key, cut to fit a line, with what cannot be printed written out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in key[:200])
+    """A dotted key, cut to fit a line, with what a terminal would obey written out."""
+    return visible(key[:200])
 
 
 def _shown(value: Any) -> str:

@@ -47,6 +47,9 @@ class ModelConfig(Section):
     """What the network computes in. Master weights, losses and optimizer states are float32 either way."""
     keep_dropout: bool = False
     """Train with the dropout that the model ships with (OPT: 0.1): the authors' code does, TRL does not."""
+    packing: Literal["auto", "shared_prefix", "off"] = "auto"
+    """How texts are computed: each prompt once for all of its responses (`shared_prefix`), or a text at a time (`off`).
+    `auto`: packed where that is found to give this model's own numbers when it loads, else a text at a time."""
     lora: LoraConfig | None = None
     """Train adapters instead of the model's own weights; null: train all weights."""
     trust_remote_code: bool = False

@@ -139,14 +139,16 @@ class Layout:
         """
         if (window, dtype) not in self._masks:
             self._masks[window, dtype] = [
-                part.mask(window, dtype) if isinstance(part, Block) else _mask(part, window, self.device)
+                part.mask(window, dtype)
+                if isinstance(part, Block)
+                else causal_mask(part.end - part.start, part.prompt_end - part.prompt_start, window, self.device)
                 for part in self.parts
             ]
         return self._masks[window, dtype]
 
 
-def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
-    queries, prompt = segment.end - segment.start, segment.prompt_end - segment.prompt_start
+def causal_mask(queries: int, prompt: int, window: int | None, device: torch.device) -> Tensor | None:
+    """`(queries, prompt + queries)`: True where a query sees a key of the prompt or of its own; None: plain causal."""
     slides = window is not None and window < prompt + queries
     if prompt == 0 and not slides:
         return None

@@ -8,8 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
-
 from orpo_ray.cluster.connection import connect
 from orpo_ray.config import ScalingConfig, StorageConfig
 from orpo_ray.doctor import checks, reach, storage
@@ -18,6 +16,7 @@ from orpo_ray.doctor.finding import Finding
 from orpo_ray.doctor.nodes import Nodes, RayNodes, Silent, ThisMachine
 from orpo_ray.doctor.ports import ports
 from orpo_ray.doctor.probe import NodeReport, now, probe
+from orpo_ray.terminal import Console
 
 _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 
@@ -25,7 +24,7 @@ _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 def examine(places: StorageConfig, scaling: ScalingConfig | None) -> Iterator[Finding]:
     """Findings as they come. `places`: the run's storage; `scaling`: what it wants of the cluster, where it is one."""
     if not os.environ.get("RAY_ADDRESS"):
-        yield alone(os.environ)
+        yield alone()
         yield from ports()
         yield from _on(ThisMachine(), places)
         return
@@ -52,9 +51,9 @@ def print_findings(findings: Iterator[Finding], console: Console) -> int:
     for finding in findings:
         colour = _COLOURS[finding.verdict] if console.is_terminal else None
         console.print(f"{finding.verdict:<4}", style=colour, end="  ")
-        console.print(f"{finding.check:<13}  {finding.found}", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"{finding.check:<13}  {finding.found}")
         if finding.fix:
-            console.print(f"{'':19}  -> {finding.fix}", markup=False, highlight=False, soft_wrap=True)
+            console.say(f"{'':19}  -> {finding.fix}")
         failed += finding.verdict == "FAIL"
     return failed
 

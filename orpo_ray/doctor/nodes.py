@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,8 +38,14 @@ class ThisMachine:
     def ask(self, function: Callable[..., Any], calls: Sequence[Call], *, with_gpu: bool = False) -> list[Any]:
         if len(calls) == 1:
             return [function(*calls[0][1])]
-        with ProcessPoolExecutor(len(calls), multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(calls), spawn, initializer=_stay_on_loopback) as pool:
             return [future.result() for future in [pool.submit(function, *arguments) for _, arguments in calls]]
+
+
+def _stay_on_loopback() -> None:
+    """As a run on this machine alone does."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
 
 class RayNodes:

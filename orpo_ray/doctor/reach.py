@@ -15,6 +15,9 @@ def all_reduce(backend: str, rank: int, ranks: int, address: str, port: int) -> 
     import torch
     import torch.distributed as dist
 
+    from orpo_ray.cluster.store import listen_where_told
+
+    listen_where_told()
     try:
         dist.init_process_group(
             backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=ranks,

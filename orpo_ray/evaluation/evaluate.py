@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -21,6 +20,7 @@ from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
+from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.run_folder import write_atomically, write_table
 
@@ -49,7 +49,7 @@ def evaluate(
         embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes,
     )  # fmt: skip
     if _is_finished(folder, key):
-        console.print(f"{folder.path}: already finished", soft_wrap=True)
+        console.say(f"{folder.path}: already finished")
         return folder
     with only_driver(folder.path, console, wait=wait):
         _evaluate(config, plan, key, resources, console)
@@ -63,7 +63,7 @@ def _evaluate(
     write_atomically(folder.config, config.to_yaml())
     write_table(folder.prompts, prompts_table(plan))
     for note in plan.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"note: {note}")
     embed, unavailable = _embedder(config)
     if not _all_there(plan):
         _work(plan, resources, console)
@@ -109,15 +109,15 @@ def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
 
 
 def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
-    import ray
-
     scaling = plan.config.scaling
     connect(plan.config.cpus)
     if resources is None:
+        import ray
+
         cluster = ray.cluster_resources()
         cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
         resources = share_out(scaling, cpus, gpus, most=len(plan.policies) * len(plan.blocks))
-    console.print(_described(plan, resources), highlight=False, soft_wrap=True)
+    console.say(_described(plan, resources))
     with _progress(plan, console) as progress:
         Pipeline(plan, resources, progress).run()
 
@@ -160,6 +160,6 @@ def _progress(plan: EvaluationPlan, console: Console) -> Iterator[Progress]:
             if not console.is_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
                 parts = [f"{done[key]} of {total} {names[key]}" for key, total in totals.items() if total]
-                console.print(f"{plan.config.name}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+                console.say(f"{plan.config.name}: {', '.join(parts)}")
 
         yield advance

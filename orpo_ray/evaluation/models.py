@@ -26,6 +26,7 @@ from orpo_ray.modeling.loading import (
     log_warning,
     require_weights,
 )
+from orpo_ray.training.run_folder import replace_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -253,7 +254,7 @@ def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Pa
     model.save_pretrained(temporary, safe_serialization=True)
     tokenizer.save_pretrained(temporary)
     write_text_rule(temporary, read_text_rule(adapter if own else base))
-    temporary.rename(target)
+    replace_folder(temporary, target)
     return target
 
 

@@ -49,7 +49,7 @@ class PackedJudge:
         self.speaker = Speaker(model, chat_template)
         self._context = model.context
         self._budget = budget
-        self._model = load_reward_model(model.settings, seed=0).to(device).eval()
+        self._model = load_reward_model(model.settings, seed=0, device=device).eval()
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
         fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self._context)
@@ -91,7 +91,7 @@ class VllmJudge:
     def _check(self, rows: Sequence[Rows]) -> None:
         """Raises `UserError` where vLLM and the packed forward disagree on the first texts."""
         some = [row for row in rows if len(row) > 1][:_PARITY_TEXTS]
-        model = load_reward_model(self._model.settings, seed=0).to(self._device).eval()
+        model = load_reward_model(self._model.settings, seed=0, device=self._device).eval()
         ours = np.array([value for values in packed_scores(model, some, self._budget) for value in values])
         theirs = np.array([value for values in self._scores(some) for value in values])
         apart = float(np.abs(ours - theirs).max(initial=0))
@@ -153,7 +153,7 @@ class Scorer:
         """
         if self._policy is None or self._policy[0] != policy.label:
             self._policy = None  # one at a time in memory
-            network = load_policy(policy.settings, seed=0).to(self._device).eval()
+            network = load_policy(policy.settings, seed=0, device=self._device).eval()
             self._policy = (policy.label, Speaker(policy, self._chat_template), network)
         _, speaker, model = self._policy
         rows = [judged_rows(speaker, Judged(prompt, ())) for prompt in prompts]

@@ -6,7 +6,8 @@ layer (and through the recomputation of gradient checkpointing) to the function 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from orpo_ray.data.packing import Block, Layout
-from orpo_ray.errors import UserError
+from orpo_ray.data.packing import Block, Layout, causal_mask
 
 NAME = "shared_prefix"
+_CHUNKS = -1
 
 
 def shared_prefix_attention(
@@ -29,25 +30,39 @@ def shared_prefix_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout,
+    layout: Layout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one packed row.
+    """Attention of one packed row; without a layout, of texts of one length as they are, a row each.
 
     `query (1, heads, tokens, head_dim)`, `key` and `value (1, kv_heads, tokens, head_dim)`; returns
-    `(1, tokens, heads, head_dim)`. Raises `UserError` for a model whose attention needs what this does not
-    compute (soft-capped scores, attention sinks).
+    `(1, tokens, heads, head_dim)`, contiguous. `attention_mask`: None, or what `_window_alone` made of a window that
+    the model puts into its mask alone. `softcap` bounds scores (Gemma 2); `s_aux (heads,)` are sinks (gpt-oss): scores
+    of a key that everybody sees and that has no value. Raises `NotImplementedError` for attention in chunks.
     """
-    for name in ("softcap", "s_aux"):
-        if options.get(name) is not None:
-            raise UserError(f"{type(module).__name__} uses {name}, which packed attention does not compute")
+    window = sliding_window if attention_mask is None else int(attention_mask)
+    if window == _CHUNKS:
+        raise NotImplementedError("its attention is in chunks")
+    if softcap is not None or s_aux is not None:
+        compute: Callable[..., Tensor] = partial(_attend, scale=scaling, softcap=softcap, sinks=s_aux, dropout=dropout)
     # The varlen kernel exists for CUDA in half precision and has no dropout.
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
-        return _varlen(query[0], key[0], value[0], layout, scaling, sliding_window)[None], None
-    return _part_by_part(query, key, value, layout, scaling, dropout, sliding_window), None
+    elif layout and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
+        return _varlen(query[0], key[0], value[0], layout, scaling, window)[None], None
+    else:
+        compute = partial(
+            F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )  # fmt: skip
+    if layout is None:
+        mask = causal_mask(query.shape[2], 0, window, query.device)
+        attended = compute(query, key, value, attn_mask=mask, is_causal=mask is None)
+        return attended.transpose(1, 2).contiguous(), None
+    return _part_by_part(compute, query, key, value, layout, window), None
 
 
 def _varlen(
@@ -73,19 +88,39 @@ def _varlen(
     return attended
 
 
-def _part_by_part(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: Layout,
-    scaling: float | None,
+    *,
+    attn_mask: Tensor | None,
+    is_causal: bool = False,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
     dropout: float,
-    window: int | None,
 ) -> Tensor:
-    """Scaled-dot-product attention of one of the layout's parts after another: the path of CPUs and of float32."""
-    compute: Callable[..., Tensor] = partial(
-        F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
-    )
+    """As `F.scaled_dot_product_attention`, with what that does not compute."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)], dim=3)
+    weights = scores.softmax(3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = weights if sinks is None else weights[..., :-1]
+    return F.dropout(weights, dropout) @ value
+
+
+def _part_by_part(
+    compute: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, layout: Layout, window: int | None
+) -> Tensor:
+    """Attention of one of the layout's parts after another: the path of CPUs and of float32."""
     # split, not slices: the gradient of each slice would be a zeroed tensor of the whole row.
     sizes = [part.end - part.start for part in layout.parts]
     padding = query.shape[2] - sum(sizes)  # behind the row (see `policy.hidden_states`)
@@ -109,7 +144,7 @@ def _part_by_part(
         attended.append(result)
     if padding:
         attended.append(query.new_zeros(1, padding, *attended[0].shape[2:]))
-    return torch.cat(attended, dim=1)
+    return torch.cat(attended, dim=1).contiguous()
 
 
 def _filled(tokens: Tensor, block: Block) -> Tensor:
@@ -151,6 +186,28 @@ class _Emptied(torch.autograd.Function):
         return slots.index_copy_(0, ctx.block.places, grad), None
 
 
+def _window_alone(
+    *arguments: Any, mask_function: Callable[..., Any], local_size: int | None = None, **options: Any
+) -> Tensor | None:
+    """What transformers hands to layers as mask. The layout is the mask, so there is no dense one of (tokens, tokens);
+    but some models (Qwen2-MoE, Phi-MoE) tell their window to nothing else: it is a number here. `_CHUNKS` stands for
+    another mask than a window's (Llama 4).
+    """
+    if local_size is None:
+        return None
+    in_chunks = any("chunked" in name for name in _names(mask_function))
+    return torch.tensor(_CHUNKS if in_chunks else local_size).view(1, 1, 1, 1)
+
+
+def _names(function: Callable[..., Any]) -> Iterator[str]:
+    """Of a mask's function and of those that it is put together from."""
+    yield function.__qualname__
+    for cell in function.__closure__ or ():
+        within = cell.cell_contents
+        for part in within if isinstance(within, tuple) else (within,):
+            if inspect.isfunction(part):
+                yield from _names(part)
+
+
 AttentionInterface.register(NAME, shared_prefix_attention)
-# The layout is the mask: transformers must not build a dense one of (tokens, tokens).
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(NAME, _window_alone)

@@ -35,18 +35,19 @@ class StepFlops:
         """
         embeddings = {id(m.weight) for m in scorer.modules() if isinstance(m, torch.nn.Embedding)}
         if isinstance(scorer, PackedPolicy):
-            head = scorer.model.get_output_embeddings().weight
+            head = getattr(scorer.model.get_output_embeddings(), "weight", None)
             embeddings.add(id(head))
-            per_prediction = _operations(head)
+            per_prediction = 0.0 if head is None else _operations(head)
         else:
             per_prediction = 0.0
         trunk = [p for p in scorer.parameters() if _dims(p) == 2 and id(p) not in embeddings]
-        config = scorer.model.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        config = scorer.model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", None) or 0  # of a network without attention
+        width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
         return cls(
             per_token=sum(_operations(weight) for weight in trunk),
             per_prediction=per_prediction,
-            per_visible_pair=12.0 * config.num_hidden_layers * width * config.num_attention_heads,
+            per_visible_pair=12.0 * config.num_hidden_layers * width * heads,
         )
 
     def __call__(self, batch: PackedBatch) -> float:

@@ -7,11 +7,12 @@ the module fails there (trl#6372).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 
 from orpo_ray.modeling.linear import SharedLinear, gram, product
 
@@ -28,6 +29,21 @@ class LogprobHead(SharedLinear):
     """
 
     chunk_bytes = 1 << 30
+    scale = 1.0
+    """Of the logits (Cohere, Granite)."""
+    softcap: float | None = None
+    """What bounds the logits (Gemma 2): `softcap * tanh(logits / softcap)`."""
+
+    @classmethod
+    def of(cls, network: PreTrainedModel) -> LogprobHead:
+        """In the place of a network's output layer. What a network does to its logits behind that layer, the
+        log-probs have had done to them; the logits have not, as it goes on doing it."""
+        head = cls.from_linear(network.get_output_embeddings())
+        config = network.config.get_text_config()
+        factor, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+        head.scale = float(factor) / float(divisor)
+        head.softcap = getattr(config, "final_logit_softcapping", None)
+        return head
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits `(..., vocab)` of `hidden (..., width)`, as any output layer; or, with `targets (predictions,)`,
@@ -37,8 +53,26 @@ class LogprobHead(SharedLinear):
             return super().forward(hidden)
         rows = max(1, self.chunk_bytes // (self.out_features * hidden.element_size()))
         chunks = _slices(targets.numel(), rows)
-        logps: Tensor = _Logprob.apply(hidden, self.weight, self.bias, targets, chunks)  # type: ignore[no-untyped-call]
+        behind = None if self.scale == 1.0 and self.softcap is None else _Behind(self.scale, self.softcap)
+        logps: Tensor = _Logprob.apply(hidden, self.weight, self.bias, targets, chunks, behind)  # type: ignore[no-untyped-call]
         return logps
+
+
+class _Behind(NamedTuple):
+    """What is done to logits behind the layer."""
+
+    scale: float
+    softcap: float | None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """In place."""
+        logits.mul_(self.scale)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def back(self, residuals: Tensor, logits: Tensor) -> Tensor:
+        """`residuals`, gradients of what `apply` gave as `logits`, made those of what it was given, in place."""
+        residuals.mul_(self.scale)
+        return residuals if self.softcap is None else residuals.mul_(1 - (logits / self.softcap).square())
 
 
 class _Logprob(torch.autograd.Function):
@@ -51,21 +85,27 @@ class _Logprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunks: list[slice]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunks: list[slice],
+        behind: _Behind | None,
     ) -> Tensor:
         logps = torch.empty(targets.shape, dtype=_exact(hidden), device=hidden.device)
         residuals = None
         for rows in chunks:
             del residuals  # before there are others
-            logps[rows], residuals = _residuals(hidden[rows], weight, bias, targets[rows])
+            logps[rows], residuals = _residuals(hidden[rows], weight, bias, targets[rows], behind)
         ctx.save_for_backward(hidden, weight, bias, targets)
         # Not a saved tensor: backward lets go of it as soon as it is used.
-        ctx.chunks, ctx.held = chunks, residuals
+        ctx.chunks, ctx.held, ctx.behind = chunks, residuals, behind
         return logps
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, bias, targets = ctx.saved_tensors
         factors = -grad_logps[:, None]  # as exact as it came: rounded, it would be one error for all tokens alike
         scaled = (hidden * factors).to(hidden.dtype)
@@ -75,7 +115,7 @@ class _Logprob(torch.autograd.Function):
         residuals, ctx.held = ctx.held, None  # a second backward computes it again
         for rows in reversed(ctx.chunks):  # the last is held
             if residuals is None:
-                residuals = _residuals(hidden[rows], weight, bias, targets[rows])[1]
+                residuals = _residuals(hidden[rows], weight, bias, targets[rows], ctx.behind)[1]
             grad_hidden[rows] = product(residuals, weight.t())
             if ctx.needs_input_grad[1]:
                 grad_weight = _plus_product(grad_weight, residuals, scaled[rows])
@@ -88,17 +128,50 @@ class _Logprob(torch.autograd.Function):
             None if grad_bias is None else grad_bias[:, 0].to(weight.dtype),
             None,
             None,
+            None,
         )
 
 
-def _residuals(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs `(rows,)` of `targets (rows,)`, and `softmax - onehot(target)` `(rows, vocab)`."""
+def _residuals(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, behind: _Behind | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs `(rows,)` of `targets (rows,)`, and the gradient `(rows, vocab)` of minus them by the layer's logits:
+    `softmax - onehot(target)`, through what lies `behind` it."""
     logits = product(hidden, weight, bias)
-    exact = _exact(hidden)
-    logps = torch.empty(targets.shape, dtype=exact, device=hidden.device)
-    size = max(1, (_CPU_BLOCK if hidden.device.type == "cpu" else _DEVICE_BLOCK) // weight.shape[0])
-    scratch = None if hidden.dtype == exact else logits.new_empty(min(size, len(hidden)), len(weight), dtype=exact)
-    for rows in _slices(len(hidden), size):
+    if behind is None:
+        return _of_logits(logits, targets)
+    given = behind.apply(logits)
+    logps, residuals = _of_logits(given.clone() if behind.softcap else given, targets)
+    return logps, behind.back(residuals, given)
+
+
+def logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probs `(rows,)`, in float32 at least, of `targets (rows,)` by `logits (rows, vocab)`."""
+    logps: Tensor = _LogprobOfLogits.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return logps
+
+
+class _LogprobOfLogits(torch.autograd.Function):
+    """Log-softmax at the targets: of the logits one copy is held, the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        logps, ctx.residuals = _of_logits(logits.clone(), targets)
+        return logps
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None]:
+        return (ctx.residuals * -grad_logps[:, None]).to(ctx.residuals.dtype), None
+
+
+def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs `(rows,)` of `targets (rows,)`, and, in place of `logits (rows, vocab)`, `softmax - onehot(target)`."""
+    exact = _exact(logits)
+    logps = torch.empty(targets.shape, dtype=exact, device=logits.device)
+    size = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _DEVICE_BLOCK) // logits.shape[1])
+    scratch = None if logits.dtype == exact else logits.new_empty(min(size, len(logits)), logits.shape[1], dtype=exact)
+    for rows in _slices(len(logits), size):
         block, target = logits[rows], targets[rows, None]
         every = block if scratch is None else scratch[: len(block)].copy_(block)
         torch.log_softmax(every, -1, out=every)

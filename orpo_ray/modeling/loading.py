@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.attention import NAME as ATTENTION
 from orpo_ray.modeling.lora import add_adapters
+from orpo_ray.modeling.parity import choose_way
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.telemetry.logs import log
 
@@ -28,8 +28,7 @@ Warn = Callable[[str], None]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Settings of a model that change what its logits are; the log-prob head computes plain linear logits.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_CPU = torch.device("cpu")
 _DROPOUT = ("dropout", "layerdrop", "layer_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
 # A policy made of a reward model, and a reward model made of a policy, leave the other's head in the files.
 _OTHER_HEADS = ("lm_head.", "score.")
@@ -51,33 +50,38 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_policy(model: ModelConfig, *, seed: int, warn: Warn = log_warning) -> PackedPolicy:
-    """The policy in the configured dtype, in training mode; with `model.lora`, frozen but for its adapters.
+def load_policy(
+    model: ModelConfig, *, seed: int, device: torch.device = _CPU, warn: Warn = log_warning
+) -> PackedPolicy:
+    """The policy on `device`, in the configured dtype, in training mode; with `model.lora`, frozen but for adapters.
 
-    Random weights are drawn from `seed`, the same on every rank. Raises `UserError` for a model that is not
-    there, is not in safetensors, lacks weights, or computes something that packing does not.
+    Random weights are drawn from `seed`, the same on every rank. It is packed where that was found to be exact (see
+    `parity.choose_way`), or `warn` is told why not. Raises `UserError` for a model that is not there, is not in
+    safetensors, lacks weights, or whose log-probs nothing here computes.
     """
     network, missing = build_network(AutoModelForCausalLM, load_config(model), model, seed, warn)
     require_weights(model.name_or_path, missing)
-    require_packable(network)
+    network = network.to(device)
+    alone = choose_way(network, PackedPolicy, model, warn)
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
-    return PackedPolicy(network).train()
+    return PackedPolicy(network, alone=alone).train()
 
 
 def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None:
     """Raises `UserError` where the model has no place for a token or a position that the data may hold."""
     config = load_config(model)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise UserError(
             f"data.max_length is {max_length}, but {model.name_or_path} has positions for {positions} tokens; "
             f"set data.max_length={positions} or less"
         )
-    if len(tokenizer) > config.vocab_size:
+    embedded = config.get_text_config().vocab_size
+    if len(tokenizer) > embedded:
         raise UserError(
             f"model.tokenizer: {model.tokenizer or model.name_or_path} has {len(tokenizer)} tokens, but "
-            f"{model.name_or_path} has embeddings for {config.vocab_size}; they do not belong together"
+            f"{model.name_or_path} has embeddings for {embedded}; they do not belong together"
         )
 
 
@@ -86,9 +90,6 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     if model.name_or_path == "toy":
         return toyworld.model_config()
     config: PretrainedConfig = _from_hub_or_folder(AutoConfig.from_pretrained, model.name_or_path, "model", model)
-    for name in _LOGIT_CHANGES:
-        if getattr(config, name, None) not in (None, 1.0):
-            raise UserError(f"{model.name_or_path}: models with {name} are not supported by the log-prob head")
     return config
 
 
@@ -105,12 +106,12 @@ def build_network(
     if model.has_weights:
         loaded: tuple[PreTrainedModel, set[str]] = _from_hub_or_folder(
             partial(load_weights, auto, warn=warn), model.name_or_path, "model", model, config=config,
-            dtype=DTYPES[model.dtype], attn_implementation=ATTENTION,
+            dtype=DTYPES[model.dtype],
         )  # fmt: skip
         return loaded
     torch.manual_seed(seed)
     try:
-        network = auto.from_config(config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code)
+        network = auto.from_config(config, trust_remote_code=model.trust_remote_code)
     except ValueError as error:  # there is no such class for this architecture
         raise UserError(f"{model.name_or_path}: the model cannot be built: {str(error).splitlines()[0]}") from error
     return network.to(DTYPES[model.dtype]), set()
@@ -158,15 +159,6 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def require_packable(network: PreTrainedModel) -> None:
-    """Raises `UserError` for a network that does not let `shared_prefix` compute its attention."""
-    if not network._supports_attention_backend or network._is_stateful:
-        raise UserError(
-            f"model.name_or_path: {type(network).__name__} does not take its attention from transformers' "
-            "attention interface, so it cannot be trained packed"
-        )
 
 
 def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:

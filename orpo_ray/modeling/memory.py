@@ -46,8 +46,8 @@ def set_recomputation(scorer: Scorer, level: Recomputation) -> None:
         if level == "selective":
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _selective)
         network.gradient_checkpointing_enable(options)
-    if isinstance(scorer, PackedPolicy):
-        head = network.get_output_embeddings()
+    head = network.get_output_embeddings()
+    if isinstance(head, LogprobHead):
         head.chunk_bytes = _SMALL_CHUNK if level == "full" else LogprobHead.chunk_bytes
 
 
@@ -56,6 +56,8 @@ def least_recomputation(scorer: Scorer, tokens: int, room: int) -> Recomputation
 
     `full` where none does. `scorer` must hold its whole weights and no recomputation may be set yet.
     """
+    if not scorer.model.supports_gradient_checkpointing:
+        return "none"
     needed = activation_bytes(scorer, tokens)
     return next((level for level in LEVELS if needed[level] <= room), "full")
 
@@ -80,10 +82,12 @@ def activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
         return tensor
 
     with torch.random.fork_rng(), saved_tensors_hooks(keep, lambda tensor: tensor), products, torch.enable_grad():
-        hidden = hidden_states(network, batch)  # alive: what is freed could give its address to the next
-    layers, scale = network.config.num_hidden_layers, tokens / batch.tokens
+        # alive: what is freed could give its address to the next
+        results = scorer(batch) if scorer.alone else hidden_states(network, batch)
+    config = network.config.get_text_config()
+    layers, scale = config.num_hidden_layers, tokens / batch.tokens
     everything = sum(kept.values())
-    inputs = layers * hidden.nbytes
+    inputs = layers * batch.tokens * config.hidden_size * results.element_size()
     one_layer = everything / layers
     full = inputs + one_layer
     trunk = {"none": everything, "selective": min(everything, products.bytes + full), "full": full}

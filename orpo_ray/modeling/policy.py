@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.head import LogprobHead
 from orpo_ray.modeling.linear import ROWS, by_onednn, quicken
+from orpo_ray.modeling.plain import longest, text_logps
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
@@ -28,22 +29,42 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return hidden
 
 
+def is_long(model: PreTrainedModel, batch: PackedBatch) -> bool:
+    """Whether a text of `batch` is so long that a model of LongRoPE embeds its positions otherwise.
+
+    It embeds all of such a text by another factor, and so it would all that stands in one row with it.
+    """
+    ropes = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [ropes, *(kind for kind in ropes.values() if isinstance(kind, dict))]  # by type of layer, in some
+    thresholds = [
+        rope["original_max_position_embeddings"]
+        for rope in kinds
+        if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings")
+    ]
+    return bool(thresholds) and longest(batch) > min(thresholds)
+
+
 class PackedPolicy(nn.Module):
     """A Hugging Face causal language model behind shared-prefix packing.
 
     `model` must have been built with `attn_implementation="shared_prefix"` (see `loading.load_policy`). Its
     output layer is replaced by a `LogprobHead` with the same parameters, so `model.save_pretrained` writes
-    what it always did.
+    what it always did. Where it is to be `alone`, it is left as it is and asked a text at a time (`modeling.plain`).
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, alone: str = "") -> None:
         super().__init__()
-        quicken(model.base_model)
-        model.set_output_embeddings(LogprobHead.from_linear(model.get_output_embeddings()))
+        if not alone:
+            quicken(model.base_model)
+            model.set_output_embeddings(LogprobHead.of(model))
         self.model = model
+        self.alone = alone
+        """Why it is asked a text at a time; nothing: it is packed."""
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`."""
+        if self.alone or is_long(self.model, batch):
+            return text_logps(self.model, batch)
         hidden = hidden_states(self.model, batch)  # (tokens, width)
         logps = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)
         # segment_reduce adds in order; index_add on CUDA would not give the same bits twice.

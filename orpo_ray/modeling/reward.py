@@ -16,20 +16,15 @@ from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.linear import SharedLinear, quicken
-from orpo_ray.modeling.loading import (
-    Warn,
-    build_network,
-    load_config,
-    load_tokenizer,
-    log_warning,
-    require_packable,
-    require_weights,
-)
+from orpo_ray.modeling.loading import Warn, build_network, load_config, load_tokenizer, log_warning, require_weights
 from orpo_ray.modeling.lora import add_adapters, merged_weights, plain_name
-from orpo_ray.modeling.policy import hidden_states
+from orpo_ray.modeling.parity import choose_way
+from orpo_ray.modeling.plain import text_rewards
+from orpo_ray.modeling.policy import hidden_states, is_long
 
 StateDict = dict[str, Tensor]
 
+_CPU = torch.device("cpu")
 _HEAD = "score.weight"
 # What the decoders of transformers call the norm whose output their heads read.
 _FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
@@ -52,11 +47,14 @@ class PackedRewardModel(nn.Module):
     head becomes a `RewardHead` with the same weight, so `model.save_pretrained` writes what it always did.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, alone: str = "") -> None:
         super().__init__()
-        quicken(model.base_model)
+        if not alone:
+            quicken(model.base_model)
         model.score = RewardHead.from_linear(model.score)
         self.model = model
+        self.alone = alone
+        """Why it is asked a text at a time; nothing: it is packed."""
         self.offset = float(getattr(model.config, "reward_offset", 0.0))
         """What is subtracted from the network's own rewards (see `centre`)."""
 
@@ -65,20 +63,25 @@ class PackedRewardModel(nn.Module):
 
         They view as `(prompts, 1 + K)`, as the log-prob sums of a `PackedPolicy` do.
         """
-        hidden = hidden_states(self.model, batch)  # (tokens, width)
-        last = batch.ends.view(batch.prompts, -1)[:, 1:]  # (prompts, K)
-        rewards = self.model.score(hidden[last])[..., 0] - self.offset
-        return F.pad(rewards, (1, 0)).flatten()
+        if self.alone or is_long(self.model, batch):
+            rewards = text_rewards(self.model, batch).view(batch.prompts, -1)  # (prompts, K)
+        else:
+            hidden = hidden_states(self.model, batch)  # (tokens, width)
+            last = batch.ends.view(batch.prompts, -1)[:, 1:]  # (prompts, K)
+            rewards = self.model.score(hidden[last])[..., 0]
+        return F.pad(rewards - self.offset, (1, 0)).flatten()
 
 
-def load_reward_model(model: ModelConfig, *, seed: int, warn: Warn = log_warning) -> PackedRewardModel:
-    """The reward model in the configured dtype, in training mode.
+def load_reward_model(
+    model: ModelConfig, *, seed: int, device: torch.device = _CPU, warn: Warn = log_warning
+) -> PackedRewardModel:
+    """The reward model on `device`, in the configured dtype, in training mode.
 
     `model` names a sequence-classification model of one label, whose score head is kept, or a (causal) language
     model, which gets a head drawn from `seed`, the same on every rank, from N(0, 1/(width + 1)) as in Stiennon
     et al. (arXiv 2009.01325). With `model.lora` the head is trained beside the adapters. Raises `UserError` for a
     model that is not there, is not in safetensors, lacks weights, has more than one label, has no class with a score
-    head on its last token, or computes something that packing does not.
+    head on its last token, or whose rewards nothing here computes.
     """
     config = load_config(model)
     is_classifier = any("ForSequenceClassification" in name for name in config.architectures or [])
@@ -97,11 +100,12 @@ def load_reward_model(model: ModelConfig, *, seed: int, warn: Warn = log_warning
     if missing or not model.has_weights:
         _draw_head(network.score, seed)
     _make_room(network, tokenizer, pad)
-    require_packable(network)
+    network = network.to(device)
+    alone = choose_way(network, PackedRewardModel, model, warn)
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
         network.score.requires_grad_(True)
-    return PackedRewardModel(network).train()
+    return PackedRewardModel(network, alone=alone).train()
 
 
 def ensure_pad_token(tokenizer: Tokenizer) -> int:

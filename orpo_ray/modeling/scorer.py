@@ -17,16 +17,22 @@ from orpo_ray.modeling.loading import Warn, load_policy, log_warning
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import PackedRewardModel, load_reward_model
 
+_CPU = torch.device("cpu")
 Scorer = PackedPolicy | PackedRewardModel
 """Takes a packed batch, returns a float32 number for each sequence: a log-prob sum, or a reward."""
 
 
 def load_scorer(
-    kind: Literal["policy", "reward"], model: ModelConfig, *, seed: int, warn: Warn = log_warning
+    kind: Literal["policy", "reward"],
+    model: ModelConfig,
+    *,
+    seed: int,
+    device: torch.device = _CPU,
+    warn: Warn = log_warning,
 ) -> Scorer:
     """Load `model` as a policy or as a reward model; see `load_policy` and `load_reward_model`."""
     load = load_policy if kind == "policy" else load_reward_model
-    return load(model, seed=seed, warn=warn)
+    return load(model, seed=seed, device=device, warn=warn)
 
 
 def packed_scores(model: nn.Module, rows: Sequence[Sequence[Ids | Sequence[int]]], budget: int) -> list[list[float]]:

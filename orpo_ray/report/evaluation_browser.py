@@ -1,12 +1,9 @@
-"""The responses that an evaluation's page carries along, and the script that lets a reader go through them."""
+"""The responses that an evaluation's page carries along, for `templates/browser.js` to let a reader go through them."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,12 +66,6 @@ def to_json(value: Any) -> Markup:
     """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"))
-
-
-def script() -> tuple[Markup, str]:
-    """The browser's script, and its SHA-256 as a content security policy names it."""
-    text = (Path(__file__).parent / "templates" / "browser.js").read_text(encoding="utf-8")
-    return Markup(text), base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _finite(value: float) -> float | None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import gaussian_kde
 
 from orpo_ray.report.evaluation_folder import Floats, Pair, Rating
-from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, legend, svg
+from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, VARIABLES, legend, svg
 
 # Okabe and Ito's colours without the blue and vermilion of chosen and rejected, with two of Paul Tol's: any two differ
 # for readers with deuteranopia and protanopia too. `_svg` makes variables of them; a last digit is off by one where
@@ -182,7 +182,7 @@ def _name(axes: Axes, y: int, label: str, value: str) -> None:
     for x, text, side in ((0.0, _short(label, 44), "left"), (1.0, value, "right")):
         axes.annotate(
             text, (x, y), (0, 8), xycoords=("axes fraction", "data"), textcoords="offset points", ha=side,
-            fontsize=9, parse_math=False, bbox={"facecolor": CARD, "edgecolor": "none", "pad": 0.8},
+            fontsize=9, bbox={"facecolor": CARD, "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
 
 
@@ -202,7 +202,5 @@ def _short(label: str, longest: int = 24) -> str:
 
 def _svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
     """`figures.svg` with the further colours of models as variables too."""
-    text = str(svg(draw, str(escape(title)), size))
-    for i, colour in enumerate(MODELS):
-        text = text.replace(colour, f"var(--model-{i})")
-    return Markup(text.replace(CARD, "var(--card)"))
+    models = {colour: f"var(--model-{i})" for i, colour in enumerate(MODELS)}
+    return svg(draw, title, size, {**VARIABLES, **models, CARD: "var(--card)"})

@@ -31,7 +31,6 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
     runs = {label: read_run(path) for label, path in (curves or {}).items()}
     numbers = evaluation.numbers
     entries = evaluation_browser.entries(evaluation)
-    script, digest = evaluation_browser.script()
     best = _ranked(numbers, next(iter(numbers.reward_models)))[:2]
     settings = numbers.model_dump(include={"rounds", "tie"}) | {
         "models": list(numbers.models), "reward_models": list(numbers.reward_models), "best": best, "prompts": entries,
@@ -55,8 +54,6 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         entries=entries,
         shown=entries[:SHOWN_WITHOUT_SCRIPT],
         data=evaluation_browser.to_json(settings),
-        script=script,
-        script_digest=digest,
         origins=evaluation_tables.origins(numbers),
         configuration=yaml.safe_dump(evaluation.config, sort_keys=False, allow_unicode=True),
     )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from orpo_ray.report.runs import Run, Series
@@ -151,7 +152,7 @@ def panels(runs: dict[str, Run]) -> Figure:
         rows = figure.subplots(1, len(runs), sharey=True, squeeze=False)
         for axes, (label, run) in zip(rows[0], runs.items(), strict=True):
             draw_log_probs(axes, run)
-            axes.set_title(label, loc="left", fontweight="bold", parse_math=False)
+            axes.set_title(label, loc="left", fontweight="bold")
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             axes.label_outer()
@@ -163,6 +164,7 @@ def panels(runs: dict[str, Run]) -> Figure:
         handles = {text: h for axes in rows[0] for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         names = sorted(handles)
         figure.legend([handles[name] for name in names], names, loc="outside upper center", ncols=len(names))
+        _show_dollars(figure)
     return figure
 
 
@@ -231,19 +233,23 @@ def legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = 2 if any(len(label) > 12 for label in labels) else 3  # as many as a phone is wide enough for
-        placed = axes.legend(
+        axes.legend(
             handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2,
             columnspacing=1.4, handlelength=2.2,
         )  # fmt: skip
-        for text in placed.get_texts():
-            text.set_parse_math(False)
 
 
-def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
-    """Draw into a fresh figure and return it as an `<svg>` element for a page."""
+def svg(
+    draw: Callable[[Axes], None], title: str, size: tuple[float, float], variables: Mapping[str, str] = VARIABLES
+) -> Markup:
+    """Draw into a fresh figure and return it as an `<svg>` element for a page, whatever texts are in it.
+
+    `variables`: what becomes of its colours.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
+        _show_dollars(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -252,10 +258,26 @@ def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> 
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     # What is left of ids names shapes to reuse; equal shapes of two figures must not share one on a page.
     own = f"{zlib.crc32(text.encode()):08x}-"
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}", text)
-    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)  # implied inside HTML
-    text = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", text)
-    text = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
+    text = re.sub(r"<[^>]+>", lambda tag: _for_a_page(tag[0], own, variables), text)  # a label is not rewritten
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))
+
+
+def _for_a_page(tag: str, own: str, variables: Mapping[str, str]) -> str:
+    """A tag of matplotlib's, its ids and references begun with `own`."""
+    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}", tag)
+    tag = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", tag)  # implied inside HTML
+    if tag.startswith("<svg"):
+        tag = re.sub(r'\s+(width|height)="[^"]*"', "", tag)
+    for colour, variable in variables.items():
+        tag = tag.replace(colour, variable)
+    return tag
+
+
+def _show_dollars(figure: Figure) -> None:
+    """A `$` in a name begins no formula, which might have no end. The powers of ten on a log axis are formulas."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            for label in axis.get_ticklabels(which="both"):
+                label.set_parse_math(True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from functools import cache
 from pathlib import Path
@@ -76,8 +78,11 @@ def run_page(run: Run, drawn: list[Drawn]) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from one of `templates/`, every value escaped but the figures drawn here."""
-    return _environment().get_template(template).render(version=__version__, **values)
+    """A page from one of `templates/`, every value escaped but the figures drawn here.
+
+    All have one policy: no script but `browser.js`, which it names by its hash, and nothing from elsewhere.
+    """
+    return _environment().get_template(template).render(**values)
 
 
 def write_page(path: Path, html: str) -> Path:
@@ -228,5 +233,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (Path(__file__).parent / "templates" / "browser.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(version=__version__, script=Markup(script), script_digest=digest)
     environment.filters.update(number=number, percent=percent)
     return environment

@@ -27,6 +27,8 @@ class Trial(BaseModel):
     """Up to where it was stopped."""
     steps_run: int
     value: float | None
+    start_seconds: float | None = None
+    """From its turn to its first optimizer step."""
     reason: str
 
     @property

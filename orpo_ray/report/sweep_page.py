@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -91,8 +92,17 @@ def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
             "lower is better" if numbers.mode == "min" else "higher is better",
         ),
         ("Steps run", number(numbers.steps_run), f"{percent(share)} of running every trial to its end"),
+        *_starts([trial.start_seconds for trial in numbers.trials if trial.start_seconds is not None]),
         ("Time", f"{minutes:.0f} min" if minutes >= 1 else f"{numbers.seconds:.0f} s", "over all tries"),
     ]
+
+
+def _starts(seconds: list[float]) -> list[tuple[str, str, str]]:
+    """What each trial pays before it trains."""
+    if not seconds:
+        return []
+    words = f"from its turn to its first step, at the median; {sum(seconds):.0f} s of all trials"
+    return [("A trial's start", f"{statistics.median(seconds):.1f} s", words)]
 
 
 def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:

@@ -6,14 +6,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from orpo_ray.config import read_yaml
 from orpo_ray.errors import UserError
 from orpo_ray.status.evaluation import evaluation_status
 from orpo_ray.status.status import Status, duration
 from orpo_ray.status.sweep import sweep_status
 from orpo_ray.status.training import training_status
+from orpo_ray.terminal import Console
 
 _READERS = {"space": sweep_status, "models": evaluation_status, "model": training_status}
 """By the key that only such a configuration has."""
@@ -46,13 +45,13 @@ def print_status(status: Status, console: Console) -> None:
     rows = [("state", f"{_STATES[status.state]}{age}"), *status.rows]
     rows += [("event", f"{when}  {what}") for when, what in status.events]
     rows.append(("next", status.next))
-    console.print(f"{status.kind} {status.name} in {status.folder}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"{status.kind} {status.name} in {status.folder}")
     for label, text in rows:
-        console.print(f"  {label:<10} {text}", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"  {label:<10} {text}")
 
 
 def as_json(status: Status) -> str:
     """One line: the numbers and no sentences, but for the events and the next command."""
     found = asdict(status)
     del found["rows"]
-    return json.dumps({**found.pop("facts"), **found}, ensure_ascii=False)
+    return json.dumps({**found.pop("facts"), **found})

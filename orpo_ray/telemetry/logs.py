@@ -49,4 +49,4 @@ def line_of(event: str, **values: Any) -> dict[str, Any]:
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         values = {"level": record.levelname.lower(), **getattr(record, "values", {})}
-        return json.dumps(line_of(record.getMessage(), **values), ensure_ascii=False, default=str)
+        return json.dumps(line_of(record.getMessage(), **values), default=str)

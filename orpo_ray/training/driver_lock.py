@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -22,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from orpo_ray.errors import UserError
+from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
+from orpo_ray.visible import say
 
 LOCK = "driver.lock"
 
@@ -140,7 +139,7 @@ def _acquire(lock: Path, own: str, console: Console, wait: bool) -> None:
                     f"{lock.parent}: {who} is at work on it; wait until it is done, stop it, or choose another name=..."
                 )
             if not told:
-                console.print(f"{lock.parent}: {who} may be at work on it; waiting to see", soft_wrap=True)
+                console.say(f"{lock.parent}: {who} may be at work on it; waiting to see")
                 told = True
             time.sleep(_LOOK)
     finally:
@@ -176,6 +175,6 @@ def _beat(lock: Path, own: str, over: threading.Event) -> None:
                 if file.read() in (own, ""):  # or it is being put back
                     os.utime(file.fileno())
                     continue
-            print(f"{lock.parent}: another driver has taken it over; this one ends", file=sys.stderr)
+            say(f"{lock.parent}: another driver has taken it over; this one ends", error=True)
             os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored where a shell runs it behind
             return

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from orpo_ray.cluster.allocator import ENVIRONMENT
@@ -20,6 +19,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
+from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
@@ -60,20 +60,19 @@ def _train(
 ) -> None:
     folder.open_for(config)
     if folder.finished:
-        console.print(f"{folder.path}: already finished", soft_wrap=True)
+        console.say(f"{folder.path}: already finished")
         return
     if data.quarantine:
         text = "".join(path.read_text(encoding="utf-8") for path in data.quarantine)
         write_atomically(folder.quarantine, text)
     schedule = build_schedule(config, len(data.train))
-    console.print(
+    console.say(
         f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "
-        f"{_workers(config)} worker(s)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{_workers(config)} worker(s)"
+    )
     for remark in remarks(config, schedule):
-        console.print(f"{config.name}: {remark}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"{config.name}: {remark}")
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()
@@ -81,7 +80,7 @@ def _train(
         outcome = _fit(config, folder, data, validation)
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
-    console.print(f"{config.name}: done; the model is in {folder.model}{kept}", soft_wrap=True)
+    console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
@@ -106,9 +105,10 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
     with phase("imports of Ray Train"):
         pass
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
+    from orpo_ray.training.process_group import GroupConfig
     from orpo_ray.training.worker import train_worker
 
     nodes = cluster_nodes()
@@ -126,7 +126,7 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
                 **({"GPU": config.scaling.gpus_per_worker} if use_gpu else {}),
             },
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             storage_path=str(folder.path),
             name=folder.ray.name,

@@ -22,11 +22,11 @@ from typing import IO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from rich.console import Console
 
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
+from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
 from orpo_ray.training.checkpoints import open_filesystem
 from orpo_ray.training.driver_lock import LOCK
@@ -73,13 +73,10 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
                 troubled.clear()
             except _Errors as error:
                 if not troubled.is_set():
-                    console.print(
-                        f"{mirror.name}: cannot be written, and is tried again: {_said(error)}",
-                        highlight=False, markup=False, soft_wrap=True,
-                    )  # fmt: skip
+                    console.say(f"{mirror.name}: cannot be written, and is tried again: {_said(error)}")
                 troubled.set()
             except UserError as error:
-                console.print(f"{error}", highlight=False, markup=False, soft_wrap=True)
+                console.say(str(error))
                 return
             pause = max(_SECONDS_BETWEEN_LOOKS, _SHARE * (time.monotonic() - started))
 
@@ -115,10 +112,7 @@ class Mirror:
             arriving.mkdir(parents=True)
             names = self._there()
             size = sum(size for size, _ in names.values()) / 2**20
-            console.print(
-                f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
+            console.say(f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB")
             for name, (_, written) in names.items():
                 (arriving / name).parent.mkdir(parents=True, exist_ok=True)
                 with (

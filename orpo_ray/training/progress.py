@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
 from orpo_ray.training.run_folder import RunFolder
 
@@ -56,11 +56,11 @@ def _bar(news: Iterator[list[Line]], name: str, total_steps: int, console: Conso
         for lines in news:
             for line in lines:
                 if "event" in line:
-                    progress.console.print(f"  {line['event']}", highlight=False, markup=False)
+                    console.say(f"  {line['event']}")
                 elif "loss" in line:
                     progress.update(task, completed=line["step"], figures=_figures(line))
                 else:
-                    progress.console.print(f"  {_evaluation(line)}", highlight=False)
+                    console.say(f"  {_evaluation(line)}")
 
 
 def _lines(news: Iterator[list[Line]], name: str, total_steps: int, console: Console) -> None:
@@ -68,13 +68,12 @@ def _lines(news: Iterator[list[Line]], name: str, total_steps: int, console: Con
     for lines in news:
         for line in lines:
             if "event" in line:
-                console.print(f"{name}: {line['event']}", highlight=False, markup=False, soft_wrap=True)
+                console.say(f"{name}: {line['event']}")
             elif "loss" not in line:
-                console.print(f"{name}: {_evaluation(line)}", highlight=False, soft_wrap=True)
+                console.say(f"{name}: {_evaluation(line)}")
             elif time.monotonic() - last > _SECONDS_BETWEEN_LINES or line["step"] == total_steps:
                 last = time.monotonic()
-                text = f"{name}: step {line['step']}/{total_steps} {_figures(line)}"
-                console.print(text, highlight=False, soft_wrap=True)
+                console.say(f"{name}: step {line['step']}/{total_steps} {_figures(line)}")
 
 
 def _figures(line: Line) -> str:

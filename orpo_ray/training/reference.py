@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from orpo_ray.config import TrainConfig
@@ -52,13 +53,13 @@ def with_reference(
     return replace(data, reference=np.concatenate(parts))
 
 
-def load_reference(config: TrainConfig) -> PackedPolicy:
-    """The reference policy: `objective.reference`, or the model that training starts from."""
+def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:
+    """The reference policy on `device`: `objective.reference`, or the model that training starts from."""
     name = getattr(config.objective, "reference", None)
     model = config.model
     if name is not None:
         model = model.model_copy(update={"name_or_path": name, "revision": None, "init": "pretrained"})
-    return load_policy(model, seed=config.seed).eval()
+    return load_policy(model, seed=config.seed, device=device).eval()
 
 
 def reference_key(weights: str, data: PairDataset) -> str:

@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.telemetry.logs import line_of, log
+from orpo_ray.visible import say
 
 _ANY_STEP = 2**63
 
@@ -112,7 +113,7 @@ class RunFolder:
             with self.events.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line_of(text), ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
-            print(f"{text} ({self.events} cannot be written: {error})", file=sys.stderr)
+            say(f"{text} ({self.events} cannot be written: {error})", error=True)
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""
@@ -181,9 +182,21 @@ def write_atomically(path: Path, text: str) -> None:
 
 def replace_folder(new: Path, target: Path) -> None:
     """Put the finished folder `new` in the place of `target`, which is missing only for a moment."""
+    _open_as_the_umask_says(new)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_as_the_umask_says(folder: Path) -> None:
+    """Give each file the mode of any that is made there: safetensors makes its own for their owner alone."""
+    made = folder / f".{os.getpid()}"  # a process's umask cannot be asked for without changing it for all threads
+    made.touch()
+    mode = S_IMODE(made.stat().st_mode)
+    made.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)

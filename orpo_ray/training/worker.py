@@ -100,10 +100,9 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     leads = context.get_world_rank() == 0
     with phase("model"):
         warn = folder.note if leads else _say_nothing
-        policy = load_scorer(objective.model, config.model, seed=config.seed, warn=warn)
+        policy = load_scorer(objective.model, config.model, seed=config.seed, device=device, warn=warn)
         if leads and (frozen := frozen_digest(policy.model)) is not None:
             weights[BASE] = frozen
-        policy = policy.to(device)
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
     with phase("engine"):
@@ -272,10 +271,9 @@ def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDatas
     """The pairs with their reference log-probs, and the reference's digest; it is gone again when this returns."""
     # The reference is what training starts from, before it has adapters.
     plain = config.model.model_copy(update={"lora": None})
-    policy = load_reference(config.model_copy(update={"model": plain}))
+    policy = load_reference(config.model_copy(update={"model": plain}), device)
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     weights: str = gather(network_digest(policy.model, policy.model.state_dict()) if rank == 0 else "")[0]
-    policy = policy.to(device)
     with_log_probs = [
         with_reference(
             part,

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.config import SweepConfig
+from orpo_ray.terminal import Console
 from orpo_ray.tuning.ledger import Ledger
 
 _SHOWN = 5
@@ -30,7 +31,7 @@ def board(config: SweepConfig, ledger: Ledger, console: Console) -> Iterator[Cal
             live.update(_table(config, ledger, len(over), time.monotonic() - started), refresh=True)
         else:
             for index in sorted(over - said):
-                console.print(_line(config, ledger, index), highlight=False, markup=False, soft_wrap=True)
+                console.say(_line(config, ledger, index))
         said.update(over)
 
     with live or nullcontext():

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from orpo_ray.config import SweepConfig
 from orpo_ray.config.evaluation import AGAINST, on_held_out
 from orpo_ray.evaluation.evaluate import evaluate, read_winrates
+from orpo_ray.terminal import Console
 from orpo_ray.tuning.folder import SweepFolder
 
 SIGNIFICANCE = 0.05

@@ -21,6 +21,10 @@ from orpo_ray.tuning.points import Settings
 _FREE = {"trials", "steps", "hours", "concurrency", "finalists", "storage"}
 
 
+START = "start.json"
+"""In a trial's folder: seconds from its turn to its first optimizer step."""
+
+
 class SweepFolder:
     """Paths and small files of one sweep; its trials are run folders, which hold all that there is to know of them."""
 
@@ -67,6 +71,12 @@ class SweepFolder:
 
     def trial(self, index: int) -> RunFolder:
         return RunFolder(self.trials / f"{index:03d}")
+
+    def start(self, index: int) -> float | None:
+        """Seconds from a trial's turn to its first optimizer step; None: not known."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return float(json.loads((self.trial(index).path / START).read_text(encoding="utf-8"))["seconds"])
+        return None
 
     def failure(self, index: int) -> Path:
         return self.trial(index).path / "failed.json"

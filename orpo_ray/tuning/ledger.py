@@ -29,6 +29,8 @@ class Trial:
     failure: str = ""
     steps_run: int = 0
     """Optimizer steps that were computed, past an early stop too."""
+    start: float | None = None
+    """Seconds from its turn to its first step."""
 
     @property
     def over(self) -> bool:
@@ -69,6 +71,7 @@ class Ledger:
                     if "loss" not in line:  # an evaluation, or a win-rate that came later
                         trial.lines.setdefault(line["step"], {}).update(line)
         trial.finished = run.finished
+        trial.start = self._folder.start(index)
         failure = self._folder.failure(index)
         if failure.is_file():
             trial.failure = json.loads(failure.read_text(encoding="utf-8"))["reason"]

@@ -60,6 +60,7 @@ def summary(
             {
                 "trial": trial.index, "settings": trial.settings, "status": ledger.status(trial),
                 "steps": ledger.steps(trial), "steps_run": trial.steps_run, "value": ledger.value(trial),
+                "start_seconds": trial.start,
                 "reason": trial.failure,
             }
             for trial in ledger.trials

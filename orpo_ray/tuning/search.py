@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
@@ -58,7 +60,7 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
                 run = self._folder.training(index, trial.settings)
                 scaling = run.scaling.model_copy(update={"cpus_per_worker": float(self._cpus)})
                 run = run.model_copy(update={"scaling": scaling})
-                return {"index": index, "run": run.model_dump_json(by_alias=True)}
+                return {"index": index, "run": run.model_dump_json(by_alias=True), "given": time.time()}
         return TuneSearcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -115,6 +117,9 @@ def search(
     called whenever more is known."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep like any other command
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
+    # Ray Tune by itself puts AWS keys into its trials' runtime environment, which Ray writes into its logs. Trials have
+    # the keys of the machine they run on, as the workers of any run.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if name.startswith("AWS_")}
     training = folder.training(0, config.first_point)
     tuner = tune.Tuner(
         tune.with_resources(run_trial, OF_A_TRIAL),

@@ -7,14 +7,13 @@ import time
 from collections import Counter
 from typing import Any, get_args
 
-from rich.console import Console
-
 from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.telemetry.trackers import require_trackers
+from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
@@ -45,7 +44,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     folder.open_for(config)
     held = folder.held
     if held.get("finished") == config.to_yaml():
-        console.print(f"{folder.path}: already finished", soft_wrap=True)
+        console.say(f"{folder.path}: already finished")
         return
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
@@ -62,13 +61,12 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     cpus = cpus_of_a_worker(all_workers, cluster_nodes(), spare=first.spare_cpus * at_a_time)
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
-    console.print(
+    console.say(
         f"{config.name}: {config.number_of_trials} trials of {total_steps} steps, {at_a_time} at a time, by "
-        f"{config.searcher} search and {config.scheduler}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{config.searcher} search and {config.scheduler}"
+    )
     for remark in remarks(first, schedule):
-        console.print(f"{config.name}: {remark}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"{config.name}: {remark}")
     ledger = Ledger(config, folder, total_steps)
     started = time.monotonic()
 
@@ -100,7 +98,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     winner, rates = _winner(config, folder, ledger, console)
     write_best(folder, config, winner)
     save(winner, rates, finished=config.to_yaml())
-    console.print(_verdict(config, ledger, winner, rates), highlight=False, markup=False, soft_wrap=True)
+    console.say(_verdict(config, ledger, winner, rates))
 
 
 def keep_the_best(config: SweepConfig, folder: SweepFolder, ledger: Ledger) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray.tune
-from rich.console import Console
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.telemetry.logs import log, log_as
 from orpo_ray.telemetry.metrics import run_and_trial
+from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
 from orpo_ray.training.progress import following
-from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.training.run_folder import RunFolder, write_atomically
+from orpo_ray.tuning.folder import START
 
 
 def run_trial(trial: dict[str, Any]) -> None:
-    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON.
+    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON, and when it was `given`.
 
     A trial that fails reports why; it raises nothing, for Ray Train has retried what was the machine's fault already.
     That the driver writes it down, not the trial, keeps a sweep that is being killed from blaming its trials.
@@ -33,7 +35,7 @@ def run_trial(trial: dict[str, Any]) -> None:
     log_as(run=name, trial=index, role="trial")
     log("trial begins")
     failure = ""
-    with (run.path / "log.txt").open("a", encoding="utf-8") as said, told_to_tune(run.metrics):
+    with (run.path / "log.txt").open("a", encoding="utf-8") as said, told_to_tune(run, trial["given"]):
         try:
             # The sweep holds its own folder: who holds a trial's is an earlier process of this trial, and goes.
             launcher.train(config, Console(file=said), validate_checkpoint, wait=True)
@@ -55,18 +57,26 @@ def crash(error: BaseException) -> str:
 
 
 @contextmanager
-def told_to_tune(metrics: Path) -> Iterator[None]:
-    """While the body runs, report each evaluation in `metrics` to Ray Tune, those of an earlier try too.
+def told_to_tune(run: RunFolder, given: float) -> Iterator[None]:
+    """While the body runs, report each evaluation in a run's metrics to Ray Tune, those of an earlier try too.
+
+    A trial that is new here also notes how long its first step took to come since it was `given`.
 
     Reports come from the run's own file rather than from its workers (`ray.train.report` is a barrier for all of
     them), so a trial computes exactly what `orpo-ray train` does.
     """
 
+    waits = run.last_steps()[0] < 0
+
     def tell(news: Iterator[list[dict[str, Any]]]) -> None:
+        nonlocal waits
         for lines in news:
             for line in lines:
-                if "loss" not in line and line["step"]:
+                if "loss" in line and waits:
+                    waits = False
+                    write_atomically(run.path / START, json.dumps({"seconds": round(time.time() - given, 1)}) + "\n")
+                elif "loss" not in line and line["step"]:
                     ray.tune.report({"step": line["step"]})
 
-    with following({metrics: 0}, tell):
+    with following({run.metrics: 0}, tell):
         yield

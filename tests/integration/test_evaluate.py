@@ -19,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from file_modes import unlike_the_umask
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, OPTConfig
 
 from orpo_ray.config import EvaluationConfig, parse_as
@@ -130,6 +131,7 @@ def test_every_response_is_there_and_judged(finished: EvaluationFolder, rows: li
     )
     assert pair["win_rate"] == pytest.approx(((a - b > 1e-4) + (abs(a - b) <= 1e-4) / 2).mean(), abs=1e-12)
     assert "<svg" in write_evaluation_report(finished.path).read_text()
+    assert unlike_the_umask(finished.path) == {}
     assert "vllm" not in sys.modules, "vLLM belongs in the actors, not in this process"
 
 

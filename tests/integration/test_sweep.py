@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+from file_modes import unlike_the_umask
 
 from orpo_ray.config import SweepConfig, load_config, parse_as
 from orpo_ray.errors import UserError
@@ -136,6 +137,7 @@ def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Pa
         left = {part.name for part in (folder / f"trials/{index:03d}").iterdir() if part.is_dir()}
         assert left == ({"tensorboard", "model"} if index == 1 else {"tensorboard"})
     assert write_sweep_report(folder).read_text().count("<svg") >= 3
+    assert unlike_the_umask(folder) == {}
 
 
 def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp_path: Path) -> None:
@@ -151,6 +153,7 @@ def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp
     sweep(own)
     found = json.loads((folder / "sweep.json").read_text())
     assert [trial["status"] for trial in found["trials"]] == ["finished"] * 3
+    assert all(0 < trial["start_seconds"] < 60 for trial in found["trials"])
     ends = {row["trial"]: (-row["eval_reward_accuracy"], row["eval_nll"]) for row in rows(folder) if row["step"] == 32}
     front = [
         trial for trial, end in ends.items()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from file_modes import unlike_the_umask
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -98,6 +99,7 @@ def test_run_folder_is_complete_and_the_model_learns(run: Path) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 25))
     card = (run / "model" / "README.md").read_text()
     assert "λ = 1.0" in card and "step | 24 of 24" in card.replace("weights of ", "")
+    assert unlike_the_umask(run) == {}
 
 
 def test_every_worker_logs_lines_with_run_rank_and_step(run: Path) -> None:

@@ -6,10 +6,10 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from orpo_ray.config import EvaluationConfig, load_as, load_config
 from orpo_ray.demo import _SECONDS, STAGES, _tell, demo_config, demo_evaluation
+from orpo_ray.terminal import Console
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch.distributed
-from rich.console import Console
 
 from orpo_ray.config import ScalingConfig, load_any
 from orpo_ray.doctor import checks, reach, storage
@@ -22,6 +21,7 @@ from orpo_ray.doctor.finding import Finding
 from orpo_ray.doctor.nodes import ThisMachine
 from orpo_ray.doctor.ports import ports
 from orpo_ray.doctor.probe import NodeReport, probe
+from orpo_ray.terminal import Console
 
 HERE = ThisMachine()
 
@@ -154,9 +154,8 @@ class TestCluster:
             (finding,) = access({**environment, "RAY_ADDRESS": f"127.0.0.1:{cluster.getsockname()[1]}"})
         assert finding.verdict == "FAIL" and f"RAY_AUTH_TOKEN_PATH={tmp_path}/none cannot be read" in finding.found
 
-    def test_without_one_the_token_may_be_off(self) -> None:
-        assert alone({"RAY_AUTH_MODE": "disabled"}).verdict == "WARN"
-        assert alone({}).verdict == "OK"
+    def test_without_one_the_token_is_our_own(self) -> None:
+        assert alone().verdict == "OK"
 
 
 class TestReports:

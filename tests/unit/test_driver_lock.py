@@ -16,12 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from orpo_ray.cli import main
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation import evaluate
+from orpo_ray.terminal import Console
 from orpo_ray.training import driver_lock
 from orpo_ray.training.driver_lock import LOCK, only_driver
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rich.console import Console
+from orpo_ray.terminal import Console
 from orpo_ray.training import driver_lock
 driver_lock._BEAT = 0.05
 with driver_lock.only_driver(Path(sys.argv[1]), Console()):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from rich.console import Console
 
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
+from orpo_ray.terminal import Console
 from orpo_ray.training import mirror as module
 from orpo_ray.training.mirror import Mirror, _marker, mirrored
 

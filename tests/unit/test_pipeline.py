@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from orpo_ray import pipeline as pipeline_module
 from orpo_ray.config import load_pipeline
 from orpo_ray.errors import UserError
 from orpo_ray.pipeline import run_pipeline
+from orpo_ray.terminal import Console
 
 
 @pytest.fixture

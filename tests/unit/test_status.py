@@ -14,7 +14,6 @@ import pytest
 import yaml
 from evaluation_run import make_evaluation
 from one_by_one import typed
-from rich.console import Console
 from test_report import make_run
 from test_sweep_results import STEPS, config, write_run
 
@@ -22,6 +21,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import RESPONSES, REWARDS, Pieces
 from orpo_ray.status.read import as_json, print_status, read_status
 from orpo_ray.status.status import duration
+from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoint_files import FileSum
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.run_folder import RunFolder

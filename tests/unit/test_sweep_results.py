@@ -15,7 +15,7 @@ from test_sweep_search import TRAIN
 from orpo_ray.config import SweepConfig, load_config, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_sweep_report
-from orpo_ray.tuning.folder import SweepFolder
+from orpo_ray.tuning.folder import START, SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.points import searcher_of
 from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
@@ -141,6 +141,9 @@ def test_a_folder_holds_one_sweep_which_may_go_on(tmp_path: Path) -> None:
 
 def test_the_page_says_who_won_and_how_sure_that_is(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:
     own, folder, ledger = sweep
+    for index, seconds in enumerate((4.5, 2.5, 2.0)):
+        (folder.trial(index).path / START).write_text(json.dumps({"seconds": seconds}))
+        ledger.refresh(index)
     write_results(folder, ledger)
     best, second = ledger.ranking()[:2]
     rate = {"win_rate": 0.62, "ci95": [0.58, 0.66], "p_holm": 1e-4, "told_apart": True}
@@ -157,6 +160,7 @@ def test_the_page_says_who_won_and_how_sure_that_is(sweep: tuple[SweepConfig, Sw
     assert "crashed: a worker was lost" in page
     share = 100 * found["steps_run"] / found["steps_of_all"]
     assert f"{share:.0f}% of running every trial to its end" in page
+    assert "2.5 s" in page and "from its turn to its first step, at the median; 9 s of all trials" in page
 
 
 def test_the_page_of_a_sweep_under_way(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:

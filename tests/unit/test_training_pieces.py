@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, build, random_pairs
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
@@ -26,6 +25,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.terminal import Console
 from orpo_ray.training.build_locks import wait_for_builds
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
@@ -199,12 +199,14 @@ class TestLoading:
         kept = load_policy(ModelConfig(name_or_path="toy", keep_dropout=True), seed=0)
         assert kept.model.config.dropout == toyworld.model_config().dropout > 0
 
-    def test_models_without_attention_interface_are_refused(self, tmp_path: Path) -> None:
+    def test_models_without_attention_interface_are_not_packed(self, tmp_path: Path) -> None:
         from transformers import MambaConfig
 
         MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match=r"packed|cannot be loaded"):
-            load_policy(ModelConfig(name_or_path=str(tmp_path), init="random"), seed=0)
+        model = ModelConfig(name_or_path=str(tmp_path), init="random")
+        assert "does not take its attention from" in load_policy(model, seed=0).alone
+        with pytest.raises(UserError, match=r"model\.packing: .* cannot be packed: MambaForCausalLM does not take"):
+            load_policy(model.model_copy(update={"packing": "shared_prefix"}), seed=0)
 
     def test_model_and_data_must_fit(self, shared: Path) -> None:
         toy = ModelConfig(name_or_path="toy")

@@ -172,7 +172,7 @@ class TestRevision:
                 "name": "r", "model": {"name_or_path": hub, "revision": "v2"}, "data": {"train": "toy"},
                 "objective": {"name": "dpo", "reference": reference},
             }  # fmt: skip
-            policy = load_reference(parse_config(mapping, [], "test"))
+            policy = load_reference(parse_config(mapping, [], "test"), torch.device("cpu"))
             assert len(policy.model.base_model.decoder.layers) == layers, reference
 
     def test_an_evaluation_and_an_embedder_take_it_behind_the_id(self, hub: str, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from orpo_ray.bench.results import STAGES, described, spread
 from orpo_ray.bench.stages.way import Way
 from orpo_ray.config import EvaluationBenchmarkConfig
 from orpo_ray.config.evaluation_benchmark import GenerationBenchmarkConfig, ScoringBenchmarkConfig
+from orpo_ray.terminal import Console
 
 _WARM_UP = {"generation": 1, "scoring": 1, "pipeline": 0}
 """Turns that do not count. The pipeline's actors are started anew each time, as for a user."""
@@ -30,7 +30,7 @@ def run(config: EvaluationBenchmarkConfig, console: Console) -> dict[str, Any]:
             for name, way in ways.items():
                 way.take_turn()
                 said = f"round {number}" if number else "warm-up"
-                console.print(f"{config.name}: {said}: {name} {way.seconds[-1]:.1f} s", highlight=False, soft_wrap=True)
+                console.say(f"{config.name}: {said}: {name} {way.seconds[-1]:.1f} s")
     for way in ways.values():
         del way.seconds[: -config.rounds], way.made[: -config.rounds]
     return result(config, ways)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-from rich.console import Console
-
 from orpo_ray.bench.task import Task, Turn
+from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
 
 

@@ -29,7 +29,7 @@ class Own:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.objective = build_objective(task.config.objective)
-        policy = load_scorer(self.objective.model, task.config.model, seed=task.config.seed).to(task.device)
+        policy = load_scorer(self.objective.model, task.config.model, seed=task.config.seed, device=task.device)
         set_recomputation(policy, choose_recomputation(policy, task.config, task.device))
         self.engine = TorchEngine(policy, task.config.optim, task.device)
 

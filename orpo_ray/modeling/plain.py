@@ -1,0 +1,98 @@
+"""Texts one by one: what a network is asked that cannot be packed, and what packing is held against.
+
+A *text* is a prompt with one of its continuations, by itself: a forward of the network as it is, without padding, of
+all texts of one length at once. It costs a prompt for each of its continuations, where packing computes it once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from orpo_ray.data.packing import PackedBatch
+from orpo_ray.modeling.head import logprobs
+
+
+class Text(NamedTuple):
+    """One of a packed batch."""
+
+    prompt: int
+    """Number of its prompt's sequence."""
+    continuation: int
+    """Number of its own."""
+    positions: np.ndarray[tuple[int], np.dtype[np.int64]]
+    """`(tokens,)`: where its tokens lie in the packed row."""
+    tokens_of_prompt: int
+
+
+def texts(batch: PackedBatch) -> list[Text]:
+    """In the order of the row."""
+    found = []
+    prompt = 0
+    for number, (start, end, prompt_start, prompt_end) in enumerate(batch.layout.segments):
+        if prompt_start == prompt_end:
+            prompt = number
+        else:
+            positions = np.r_[prompt_start:prompt_end, start:end]
+            found.append(Text(prompt, number, positions, prompt_end - prompt_start))
+    return found
+
+
+def longest(batch: PackedBatch) -> int:
+    """Tokens of the longest text."""
+    return max(
+        end - start + prompt_end - prompt_start for start, end, prompt_start, prompt_end in batch.layout.segments
+    )
+
+
+def by_length(batch: PackedBatch) -> list[tuple[list[Text], Tensor]]:
+    """Texts of one length together, with their token ids `(texts, tokens)`."""
+    groups = defaultdict(list)
+    for text in texts(batch):
+        groups[len(text.positions)].append(text)
+    return [
+        (
+            group,
+            batch.input_ids[torch.from_numpy(np.stack([text.positions for text in group])).to(batch.input_ids.device)],
+        )
+        for group in groups.values()
+    ]
+
+
+def text_logps(network: nn.Module, batch: PackedBatch) -> Tensor:
+    """Summed log-probs `(sequences,)`, in float32 at least, of prompts and continuations, as `PackedPolicy` gives them.
+
+    A prompt's own are those within the first of its texts; 0 where they are not wanted.
+    """
+    of_continuations = sum(end - start for start, end, p0, p1 in batch.layout.segments if p0 != p1)
+    scores_prompts = batch.targets.numel() > of_continuations
+    sums: dict[int, Tensor] = {}
+    for group, ids in by_length(batch):
+        logits = forward(network, ids)[:, :-1]
+        every = logprobs(logits.flatten(0, 1), ids[:, 1:].flatten()).view(len(group), -1)
+        for text, logps in zip(group, every, strict=True):
+            sums[text.continuation] = logps[text.tokens_of_prompt - 1 :].sum()
+            if scores_prompts and text.continuation == text.prompt + 1:
+                sums[text.prompt] = logps[: text.tokens_of_prompt - 1].sum()
+    nothing = next(iter(sums.values())).new_zeros(())
+    return torch.stack([sums.get(number, nothing) for number in range(len(batch.layout.segments))])
+
+
+def text_rewards(network: nn.Module, batch: PackedBatch) -> Tensor:
+    """Rewards `(continuations,)` by a classifier of one label, in the order of the row."""
+    rewards: dict[int, Tensor] = {}
+    for group, ids in by_length(batch):
+        rewards |= dict(zip((text.continuation for text in group), forward(network, ids)[:, 0], strict=True))
+    return torch.stack([rewards[number] for number in sorted(rewards)])
+
+
+def forward(network: nn.Module, ids: Tensor) -> Tensor:
+    """What the network itself makes of `ids (texts, tokens)`: logits `(texts, tokens, vocab)`, or `(texts, labels)`."""
+    options = {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}
+    logits: Tensor = network(input_ids=ids, **options).logits
+    return logits
