@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
@@ -119,7 +120,7 @@ def build_network(
 
 def load_weights(auto: Any, location: str, *, warn: Warn, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     """`auto.from_pretrained`, and which weights the files lack but for those tied to others; see `build_network`."""
-    with _without_load_report():
+    with _quiet():
         # A shape that differs is told by transformers in a report of many lines, which it raises an error about.
         network, info = auto.from_pretrained(
             location, **options, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
@@ -147,18 +148,22 @@ def _some(weights: set[str]) -> str:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers from a table of weights that are new or not used: what matters of it is said in one line."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers from a bar, and from a table of weights that are new or not used: what matters of it is said in
+    one line."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    logger = logging.getLogger("transformers.modeling_utils")
+    logger, bars = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
     logger.addFilter(keep)
+    disable_progress_bar()
     try:
         yield
     finally:
         logger.removeFilter(keep)
+        if bars:
+            enable_progress_bar()
 
 
 def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:
