@@ -88,6 +88,7 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
     architectures = load_config(model.settings).architectures or []
     if any("ForSequenceClassification" in architecture for architecture in architectures):
         raise UserError(f"{key}: {name} is a classifier, which writes no text; name it under reward_models")
+    _require_whole(key, model, "AutoModelForCausalLM")
     return model
 
 
@@ -105,6 +106,7 @@ def find_reward_model(
         raise UserError(f"{key}: {name} is no reward model: it has no score head (train one with objective reward)")
     if config.num_labels != 1:
         raise UserError(f"{key}: {name} is a classifier of {config.num_labels} labels, but a reward model has one")
+    _require_whole(key, model, "AutoModelForSequenceClassification")
     return model
 
 
@@ -237,6 +239,24 @@ def _opened(folder: Path) -> list[Path]:
     for file in files:
         require_readable(file)
     return sorted(files)
+
+
+def _require_whole(key: str, model: EvaluatedModel, auto: str) -> None:
+    """Raises `UserError` where the files lack weights: vLLM goes on with whatever was in the memory of such tensors."""
+    import transformers
+
+    location = str(model.folder)
+    try:
+        # The names alone: of each weight nothing is read.
+        _, missing = load_weights(
+            getattr(transformers, auto), location, config=load_config(model.settings), warn=log_warning,
+            device_map="meta", trust_remote_code=model.trust_remote_code,
+        )  # fmt: skip
+        require_weights(location, missing)
+    except (OSError, SafetensorError, UserError) as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+    except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError):
+        return  # transformers has no such class: whether it is whole is the engine's to know
 
 
 def _base_of(key: str, adapter: Path) -> Path:

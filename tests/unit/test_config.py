@@ -37,6 +37,7 @@ def test_defaults(file: Path) -> None:
     assert config.objective.lambda_ == 0.1
     assert (config.optim.lr, config.optim.schedule, config.optim.warmup_steps) == (8e-6, "cosine", 100)
     assert (config.train.global_batch_size, config.train.zero_stage) == (64, 2)
+    assert (config.train.keep, config.train.checkpoint_every_minutes) == ("best", 10)
     assert config.run_dir == Path("runs/run").resolve()
     assert config.cache_dir == Path("runs/.cache").resolve()
 

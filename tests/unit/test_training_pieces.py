@@ -114,6 +114,7 @@ class TestRunFolder:
         folder = RunFolder(tmp_path / "unit")
         folder.open_for(config())
         folder.open_for(config("scaling.num_workers=8", "train.tokens_per_microbatch=100", "storage.path=x"))
+        folder.open_for(config("train.keep=both", "train.checkpoint_every_minutes=null"))
 
     def test_another_run_is_refused_by_its_keys(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path / "unit")
