@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from safetensors import SafetensorError
+
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.records import one_line
