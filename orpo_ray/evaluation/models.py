@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
@@ -239,9 +240,8 @@ def _merged(key: str, adapter: Path, cache: Path, trust: bool) -> Path:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error
-    temporary = target.with_name(f".{target.name}.new")
-    model.save_pretrained(temporary, safe_serialization=True)
-    tokenizer.save_pretrained(temporary)
-    write_text_rule(temporary, read_text_rule(adapter if own else Path(base)))
-    temporary.rename(target)
+    with new_folder(target) as new:
+        model.save_pretrained(new, safe_serialization=True)
+        tokenizer.save_pretrained(new)
+        write_text_rule(new, read_text_rule(adapter if own else Path(base)))
     return target

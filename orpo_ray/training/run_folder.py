@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig, read_yaml
 from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
@@ -155,23 +154,11 @@ def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with new_file(path) as new:
+        pq.write_table(table, new)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` in the place of `target`, which is missing only for a moment."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_file(path) as new:
+        new.write_text(text, encoding="utf-8")
