@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from safetensors import SafetensorError
 
+from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.records import one_line
@@ -38,7 +39,6 @@ from orpo_ray.modeling.weights import (
     require_safetensors,
     weight_files,
 )
-from orpo_ray.training.run_folder import replace_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -291,11 +291,10 @@ def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Pa
     except Exception as error:  # what files of strangers bring about is of every kind
         reason = str(error) if isinstance(error, UserError) else one_line(error)
         raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error
-    temporary = target.with_name(f".{target.name}.new")
-    model.save_pretrained(temporary, safe_serialization=True)
-    tokenizer.save_pretrained(temporary)
-    write_text_rule(temporary, read_text_rule(adapter if own else base))
-    replace_folder(temporary, target)
+    with new_folder(target) as new:
+        model.save_pretrained(new, safe_serialization=True)
+        tokenizer.save_pretrained(new)
+        write_text_rule(new, read_text_rule(adapter if own else base))
     return target
 
 

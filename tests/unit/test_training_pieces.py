@@ -162,7 +162,7 @@ class TestRunFolder:
 
 class TestDeepSpeedConfig:
     def test_own_settings_are_merged_over_ours(self) -> None:
-        own = "train.deepspeed={zero_optimization: {stage: 3, x: 1}}"
+        own = "train.deepspeed={zero_optimization: {x: 1}}"
         settings = deepspeed_config(config("train.zero_stage=3", own))
         assert settings["zero_optimization"]["x"] == 1
         assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
