@@ -140,12 +140,13 @@ def bytes_sent(
     A gather or a reduce-scatter sends (ranks - 1) / ranks of the parameters' bytes, an all-reduce twice that. ZeRO-1
     all-reduces gradients after a step's last backward. ZeRO-2 all-reduces them in every micro-batch's backward
     (of which a rank keeps its part). 1 and 2 gather the weights after the update. ZeRO-3 gathers weights in every
-    forward and again in backward, and reduce-scatters gradients.
+    forward and again in backward, and reduce-scatters gradients. Gradients travel in float32, weights as they are.
     """
-    beside = {1: 0.0, 2: 2 * micro_batches, 3: 3 * micro_batches}[stage]
-    in_turn = {1: 3.0, 2: 1.0, 3: 0.0}[stage]
-    once = element * parameters * (ranks - 1) / ranks
-    return beside * once, in_turn * once
+    once = parameters * (ranks - 1) / ranks
+    weights, gradients = element * once, FP32 * once
+    beside = {1: 0.0, 2: 2 * gradients, 3: 2 * weights + gradients}[stage]
+    in_turn = {1: 2 * gradients + weights, 2: weights, 3: 0.0}[stage]
+    return micro_batches * beside, in_turn
 
 
 class Collectives(NamedTuple):
@@ -252,16 +253,17 @@ def step_time(
 def held_bytes(stage: int, parameters: int, ranks: int) -> dict[str, float]:
     """Bytes on each GPU when backward is done, in bfloat16 with float32 masters, DeepSpeed's buffers at their defaults.
 
-    Gradients add up in float32; ZeRO-1 keeps whole bfloat16 ones beside them. A bucket holds 5e8 gradients,
-    and ZeRO-2 has two, since reduction overlaps. ZeRO-3 holds up to 1e9 gathered weights.
+    Gradients add up in float32; ZeRO-1 keeps whole bfloat16 ones beside them. A bucket holds 5e8 gradients. ZeRO-2 has
+    two, in bfloat16, since reduction overlaps, and a float32 copy of the one that is reduced; ZeRO-3 has one in float32
+    and a copy of it in the order of ranks, and holds up to 1e9 gathered weights.
     """
     p, n = parameters, ranks
-    bucket = BF16 * min(p, 5e8)
+    bucket = min(p, 5e8)
     return {
         "weights": BF16 * p / (n if stage == 3 else 1),
         "gradients": {1: (BF16 + FP32) * p, 2: FP32 * p / n, 3: FP32 * p / n}[stage],
         "optimizer": 3 * FP32 * p / n,
-        "buffers": {1: 0.0, 2: 2 * bucket, 3: bucket + BF16 * min(p, 1e9)}[stage],
+        "buffers": {1: 0.0, 2: (2 * BF16 + FP32) * bucket, 3: 2 * FP32 * bucket + BF16 * min(p, 1e9)}[stage],
     }
 
 

@@ -175,8 +175,8 @@ def _works(config: BenchmarkConfig, task: Task) -> list[Work]:
     """What the pairs of each measured step need, over all repeats."""
     objective = build_objective(task.config.objective)
     shape = task.config.model.model_copy(update={"init": "random"})  # FLOPs follow from the shapes alone
-    with torch.device("meta"):
-        flops = StepFlops.of(load_scorer(objective.model, shape, seed=0))
+    with torch.device("meta") as nowhere:
+        flops = StepFlops.of(load_scorer(objective.model, shape, seed=0, device=nowhere))
     found = []
     for step in range(config.warm_up, config.warm_up + config.steps):
         pairs = [pair[: 1 + objective.continuations] for pair in task.pairs(step)]

@@ -122,6 +122,39 @@ class OptimConfig(Section):
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
 
 
+_NAMED_HERE = {
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "bf16": "model.dtype",
+    "bfloat16": "model.dtype",
+    "fp16": "model.dtype",
+    "amp": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "train_batch_size": "train.global_batch_size",
+    "gradient_allreduce_op": "train.global_batch_size, over which losses are means",
+    "train_micro_batch_size_per_gpu": "train.tokens_per_microbatch",
+    "gradient_accumulation_steps": "train.tokens_per_microbatch",
+    "activation_checkpointing": "train.memory",
+    "elasticity": "scaling.num_workers",
+    "zero_optimization.stage": "train.zero_stage",
+    "zero_optimization.cpu_offload": "train.offload_optimizer",
+    "zero_optimization.offload_optimizer.device": "train.offload_optimizer",
+}
+"""Keys of DeepSpeed's configuration, and those here that decide the same."""
+
+
+def _holds(mapping: Any, path: list[str]) -> bool:
+    """Whether `mapping` says something at `path`, or has no mapping on the way there."""
+    for key in path:
+        if not isinstance(mapping, dict):
+            return True
+        if key not in mapping:
+            return False
+        mapping = mapping[key]
+    return True
+
+
 class LoopConfig(Section):
     epochs: Count = 1
     max_steps: Count | None = None
@@ -132,7 +165,8 @@ class LoopConfig(Section):
     """Packed tokens that one worker computes at once; changes memory and speed, not the result."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     deepspeed: FreeForm = Field(default_factory=dict)
-    """DeepSpeed settings of your own, merged over those made from this file (bucket sizes, overlap, …)."""
+    """DeepSpeed settings of your own (bucket sizes, overlap, …), merged over those made from this file. What this file
+    has keys for is refused."""
     offload_optimizer: bool = False
     """Keep optimizer states in host memory (ZeRO 1 to 3)."""
     memory: Literal["auto", "none", "selective", "full"] = "auto"
@@ -154,6 +188,14 @@ class LoopConfig(Section):
     max_skipped_steps: Annotated[Integer, Field(ge=0, le=10**6)] = 3
     """Steps in a row whose loss or gradient is not finite that are left out, with their records in `metrics.jsonl`;
     one more ends the run."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _names_nothing_twice(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for theirs, ours in _NAMED_HERE.items():
+            if _holds(settings, theirs.split(".")):
+                raise ValueError(f"{theirs} follows from {ours}; set that")
+        return settings
 
     @model_validator(mode="after")
     def _stage_zero_is_without_deepspeed(self) -> LoopConfig:

@@ -12,9 +12,8 @@ import json
 import mmap
 import os
 import shutil
-import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 
+from orpo_ray.atomic import new_folder
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.tokenization import TokenizedPair
@@ -130,20 +130,12 @@ def read_or_build(root: Path, key: str, build: Callable[[CacheWriter], Account])
 
 
 def _build(entry: Path, build: Callable[[CacheWriter], Account]) -> TokenizedSource:
-    partial = entry.with_name(f"{entry.name}.partial-{socket.gethostname()}")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    partial.mkdir()
-    writer = CacheWriter(partial)
-    try:
+    with new_folder(entry) as new, closing(CacheWriter(new)) as writer:
         account = build(writer)
         account.check()
         writer.finish(account)
-        if _read(entry) is None:
+        if _read(entry) is None:  # what is there, if anything, is damaged
             shutil.rmtree(entry, ignore_errors=True)
-            partial.rename(entry)
-    finally:
-        writer.close()
-        shutil.rmtree(partial, ignore_errors=True)
     built = _read(entry)
     if built is None:
         raise UserError(f"{entry}: was changed while it was being built; run again, or set storage.cache")

@@ -6,18 +6,16 @@ and the lists are memory-mapped, so a node's ranks share their pages.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
-import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orpo_ray.atomic import new_folder
 from orpo_ray.data.cache import mapped
 from orpo_ray.data.schedule import Indices, mix64
 from orpo_ray.errors import UserError
@@ -38,19 +36,12 @@ def split_by_prompt(
     digest = hashlib.blake2b(f"{fraction} {seed}".encode(), digest_size=8).hexdigest()
     place = folder / f"split-{digest}"
     if not place.is_dir():
-        # Any process may be the first. All write the same, each beside; one's folder then gets the place.
-        beside = place.with_name(f"{place.name}.partial-{socket.gethostname()}-{os.getpid()}")
         try:
-            shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
-            beside.mkdir()
-            _write(hashes, fraction, seed, name, beside)
-            with contextlib.suppress(OSError):  # it is taken
-                beside.rename(place)
+            with new_folder(place) as new:  # any process may be the first, and all write the same
+                _write(hashes, fraction, seed, name, new)
         except OSError as error:
             message = f"{folder}: cannot hold the split: {error.strerror or error}; set storage.cache to another folder"
             raise UserError(message) from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
     train, held = (mapped(place / file, np.int64) for file in _FILES)
     return train, held
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from safetensors import SafetensorError
+
+from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.records import one_line
@@ -36,7 +39,6 @@ from orpo_ray.modeling.weights import (
     require_safetensors,
     weight_files,
 )
-from orpo_ray.training.run_folder import replace_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -88,6 +90,7 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
     architectures = load_config(model.settings).architectures or []
     if any("ForSequenceClassification" in architecture for architecture in architectures):
         raise UserError(f"{key}: {name} is a classifier, which writes no text; name it under reward_models")
+    _require_whole(key, model, "AutoModelForCausalLM")
     return model
 
 
@@ -105,6 +108,7 @@ def find_reward_model(
         raise UserError(f"{key}: {name} is no reward model: it has no score head (train one with objective reward)")
     if config.num_labels != 1:
         raise UserError(f"{key}: {name} is a classifier of {config.num_labels} labels, but a reward model has one")
+    _require_whole(key, model, "AutoModelForSequenceClassification")
     return model
 
 
@@ -239,6 +243,24 @@ def _opened(folder: Path) -> list[Path]:
     return sorted(files)
 
 
+def _require_whole(key: str, model: EvaluatedModel, auto: str) -> None:
+    """Raises `UserError` where the files lack weights: vLLM goes on with whatever was in the memory of such tensors."""
+    import transformers
+
+    location = str(model.folder)
+    try:
+        # The names alone: of each weight nothing is read.
+        _, missing = load_weights(
+            getattr(transformers, auto), location, config=load_config(model.settings), warn=log_warning,
+            device_map="meta", trust_remote_code=model.trust_remote_code,
+        )  # fmt: skip
+        require_weights(location, missing)
+    except (OSError, SafetensorError, UserError) as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+    except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError):
+        return  # transformers has no such class: whether it is whole is the engine's to know
+
+
 def _base_of(key: str, adapter: Path) -> Path:
     """The folder of the model that an adapter was trained on. Raises `UserError` where the adapter's own files are not
     such that they may be opened."""
@@ -269,11 +291,10 @@ def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Pa
     except Exception as error:  # what files of strangers bring about is of every kind
         reason = str(error) if isinstance(error, UserError) else one_line(error)
         raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error
-    temporary = target.with_name(f".{target.name}.new")
-    model.save_pretrained(temporary, safe_serialization=True)
-    tokenizer.save_pretrained(temporary)
-    write_text_rule(temporary, read_text_rule(adapter if own else base))
-    replace_folder(temporary, target)
+    with new_folder(target) as new:
+        model.save_pretrained(new, safe_serialization=True)
+        tokenizer.save_pretrained(new)
+        write_text_rule(new, read_text_rule(adapter if own else base))
     return target
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _VERSION = "2"
 """Of what is hashed, and how: what was kept under an earlier one's digests is not found."""
 _STRETCH = 1 << 25  # bytes
 _BUFFER = 1 << 18
+_WAITING = 64  # stretches that are to be hashed, or are hashed and next
 _SETTLED = 2 * 10**9  # ns: a file system's clock may tick so slowly that a change sooner leaves the times as they are
 _known: dict[tuple[str, int, int, int, int, int], bytes] = {}
 """Digests that this process has taken, by path, device, inode, size and times."""
@@ -72,9 +74,18 @@ def network_digest(network: PreTrainedModel, tensors: Mapping[str, Tensor]) -> s
     digest = _begun()
     digest.update(json.dumps([settings, described], sort_keys=True, default=str).encode())
     with _threads() as pool:
-        for hashed in pool.map(lambda part: hashlib.sha256(part).digest(), _stretches(tensors[name] for name in names)):
-            digest.update(hashed)
+        waiting: deque[Future[bytes]] = deque()
+        for part in _stretches(tensors[name] for name in names):
+            waiting.append(pool.submit(_sum, part))
+            if len(waiting) > _WAITING:  # of a model on a device only so much is on the host
+                digest.update(waiting.popleft().result())
+        for hashed in waiting:
+            digest.update(hashed.result())
     return digest.hexdigest()
+
+
+def _sum(part: memoryview) -> bytes:
+    return hashlib.sha256(part).digest()
 
 
 def frozen_digest(network: PreTrainedModel) -> str | None:

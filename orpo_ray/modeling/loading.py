@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
@@ -133,7 +134,7 @@ def load_weights(
     Raises `UserError` where they would come from anywhere else than safetensors of `location`.
     """
     revision = require_safetensors(location, config, revision)
-    with _without_load_report():
+    with _quiet():
         # A shape that differs is told by transformers in a report of many lines, which it raises an error about.
         network, info = auto.from_pretrained(
             location,
@@ -167,18 +168,22 @@ def _some(weights: set[str]) -> str:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers from a table of weights that are new or not used: what matters of it is said in one line."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers from a bar, and from a table of weights that are new or not used: what matters of it is said in
+    one line."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    logger = logging.getLogger("transformers.modeling_utils")
+    logger, bars = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
     logger.addFilter(keep)
+    disable_progress_bar()
     try:
         yield
     finally:
         logger.removeFilter(keep)
+        if bars:
+            enable_progress_bar()
 
 
 def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:

@@ -46,6 +46,8 @@ def choose_way(
     where `auto` does not pack. Raises `UserError` where what the
     network gives could not be trained on, or where `model.packing` asks for what it cannot do.
     """
+    if network.device.type == "meta":
+        return ""  # there is nothing to compute with
     name = model.name_or_path
     probed = network
     if network.dtype not in _FLOOR and network.num_parameters() <= _COPIED:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orpo_ray import __version__
+from orpo_ray.atomic import new_file
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures
 from orpo_ray.report.reward_figures import reward_figures
@@ -87,11 +87,10 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page whole or not at all. Raises `UserError` where the folder cannot be written to."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
+        with new_file(path) as new:
+            new.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     return path

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import from_json
@@ -232,7 +233,6 @@ def _remembered(folder: Path, name: str, known: tuple[int, int]) -> tuple[str, t
         known = max(known[0], int(before[0])), max(known[1], int(before[1]))
     except (OSError, ValueError, LookupError, TypeError):
         identity = f"{name}-{secrets.token_hex(4)}"
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"id": identity, "told": known}) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    with new_file(file) as new:
+        new.write_text(json.dumps({"id": identity, "told": known}) + "\n", encoding="utf-8")
     return identity, known

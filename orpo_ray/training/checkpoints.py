@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,9 +151,10 @@ class Checkpoints:
     def commit(self, manifest: Manifest) -> None:
         """Make a checkpoint whose files are all written one to continue from."""
         path = f"{self.folder(manifest.step)}/{_MANIFEST}"
-        with self.filesystem.open_output_stream(f"{path}.part") as file:
+        new = f"{path}.{uuid.uuid4().hex}"
+        with self.filesystem.open_output_stream(new) as file:
             file.write(manifest.to_json().encode())
-        self.filesystem.move(f"{path}.part", path)
+        self.filesystem.move(new, path)
 
     def discard(self, step: int) -> None:
         """Remove a checkpoint, its manifest first: what is left of it, if this is interrupted, is no checkpoint."""

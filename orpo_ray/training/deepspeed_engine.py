@@ -45,8 +45,9 @@ class DeepSpeedEngine:
             parameter_groups(policy, config.optim.weight_decay),
             lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps, fused=True,
         )  # fmt: skip
-        self._engine = deepspeed.initialize(model=policy, optimizer=self._adam, config=deepspeed_config(config))[0]
+        settings = deepspeed_config(config)
         self._stage = config.train.zero_stage
+        self._engine = deepspeed.initialize(model=policy, optimizer=self._adam, config=settings)[0]
         self.policy = policy
         self.device = device
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -99,7 +100,8 @@ class DeepSpeedEngine:
                 if elements > 0:
                     yield _Run(name, start, elements, flats[group], offset)
             return
-        for group, flat in zip(zero.bit16_groups, flats, strict=True):
+        groups = zero.bf16_groups if self._bf16_optimizer else zero.bit16_groups
+        for group, flat in zip(groups, flats, strict=True):
             for parameter in group:
                 if parameter._hp_mapping is not None:  # some of it is in this rank's partition
                     here, there = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
@@ -108,10 +110,19 @@ class DeepSpeedEngine:
     def _flats(self) -> list[Tensor]:
         """DeepSpeed's float32 partitions of this rank."""
         zero = self._engine.optimizer
-        flats: list[Tensor] = (
-            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
-        )
+        flats: list[Tensor]
+        if self._stage == 3:
+            flats = zero.fp32_partitioned_groups_flat
+        elif self._bf16_optimizer:
+            flats = zero.fp32_groups_flat_partition
+        else:
+            flats = zero.single_partition_of_fp32_groups
         return flats
+
+    @property
+    def _bf16_optimizer(self) -> bool:
+        """DeepSpeed has an optimizer apart for stage 1 in bfloat16, but where states are offloaded."""
+        return hasattr(self._engine.optimizer, "bf16_groups")
 
     @property
     def updates(self) -> int:
@@ -164,7 +175,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": stage}
     if torch.cuda.is_available():  # reduce gradients on a stream of their own, beside backward
         zero |= {"overlap_comm": True}
-    elif stage < 3:  # by default it all-reduces each bucket too, but cut up into a copy and put together again
+    if stage < 3:  # by default it all-reduces each bucket too, but cut up into a copy that it divides in bfloat16
         zero |= {"reduce_scatter": False}
     if stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": True}
@@ -180,6 +191,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": half, "check_grad_overflow": True},  # a gradient that is not finite updates nothing
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # in bfloat16 a sum over ranks would lose the small gradients
         "steps_per_print": 10**12,
     }
     return _merged(settings, config.train.deepspeed)

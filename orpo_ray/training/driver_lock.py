@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orpo_ray.alive import pids_of, started
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import member, object_from_json
 from orpo_ray.terminal import Console
@@ -78,28 +79,9 @@ def only_driver(folder: Path, console: Console, *, wait: bool = False) -> Iterat
 def _described() -> str:
     pid = os.getpid()
     return json.dumps({
-        "host": socket.gethostname(), "pid": pid, "started": _started(pid), "pids_of": _pids_of(),
+        "host": socket.gethostname(), "pid": pid, "started": started(pid), "pids_of": pids_of(),
         "id": uuid.uuid4().hex,
     })  # fmt: skip
-
-
-def _pids_of() -> str | None:
-    """Within what a process's number names it: a boot of a machine, and a container there. None: cannot be told."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, in ticks since boot, which no change of the clock moves; None where it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    state, *others = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else others[18]
 
 
 def _look(lock: Path) -> _Held:
@@ -150,9 +132,9 @@ def _acquire(lock: Path, own: str, console: Console, wait: bool) -> None:
 
 def _is_alive(held: _Held, first: _Held, now: int) -> bool | None:
     """Whether the holder is; None: wait and see. `first`: its lock as first seen. `now`: ns, by the same clock."""
-    holder, pids_of = held.holder, _pids_of()
-    if pids_of is not None and holder.get("pids_of") == pids_of:
-        return _started(holder["pid"]) == holder.get("started")
+    holder, here = held.holder, pids_of()
+    if here is not None and holder.get("pids_of") == here:
+        return bool(started(holder["pid"]) == holder.get("started"))
     if held.beat != first.beat:
         return True
     return False if now - held.beat > _STILL * 1e9 else None

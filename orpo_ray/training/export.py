@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
 from jinja2 import Template
@@ -14,13 +13,14 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from orpo_ray import __version__
+from orpo_ray.atomic import next_folder
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.templates import resolve_template, write_text_rule
 from orpo_ray.modeling.loading import hub_id, locate
 from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.loop import Line
-from orpo_ray.training.run_folder import BEST, STEP_OF_MODEL, KeptModel, replace_folder
+from orpo_ray.training.run_folder import BEST, STEP_OF_MODEL, KeptModel
 
 _CARD = Template(
     """---
@@ -78,15 +78,21 @@ def export_model(
     `weights`: of the plain network, adapters merged. `evaluation`: the evaluation line of the weights' step, or that
     step alone. `total_steps`: None where they are not known. `why` these are kept.
     """
-    new = _begin(target)
-    model.save_pretrained(new, state_dict=weights, safe_serialization=True)
-    _save_manner(new, tokenizer, config)
+    with next_folder(target) as new:
+        model.save_pretrained(new, state_dict=weights, safe_serialization=True)
+        _save_manner(new, tokenizer, config)
+        (new / "README.md").write_text(_card(config, evaluation, total_steps, why), encoding="utf-8")
+        kept = KeptModel(evaluation["step"], why)
+        (new / STEP_OF_MODEL).write_text(json.dumps(kept._asdict()) + "\n", encoding="utf-8")
+
+
+def _card(config: TrainConfig, evaluation: Line, total_steps: int | None, why: str) -> str:
     config = TrainConfig.model_validate(config.for_a_file())  # without secrets: cards are published
     settings = config.objective.model_dump(by_alias=True, exclude={"name"}, exclude_none=True)
     described = [f"{'λ' if name == 'lambda' else name} = {value}" for name, value in settings.items()]
     name, template, lora = config.model.name_or_path, config.data.chat_template, config.model.lora
     adapted = lora and ("all-linear" if lora.target_modules == "all-linear" else ", ".join(lora.target_modules))
-    card = _CARD.render(
+    card: str = _CARD.render(
         config=config,
         version=__version__,
         objective=", ".join([config.objective.name, *described]),
@@ -99,10 +105,7 @@ def export_model(
         why=why,
         evaluation={name: value for name, value in evaluation.items() if name != "step"},
     )
-    (new / "README.md").write_text(card, encoding="utf-8")
-    kept = KeptModel(evaluation["step"], why)
-    (new / STEP_OF_MODEL).write_text(json.dumps(kept._asdict()) + "\n", encoding="utf-8")
-    replace_folder(new, target)
+    return card
 
 
 def export_adapter(
@@ -117,17 +120,9 @@ def export_adapter(
 
     `weights`: the state dict of `model`, adapters and all; `exported`: what of it went into the merged model.
     """
-    new = _begin(target)
-    write_adapter(new, model, weights, exported, *locate(config.model.name_or_path, config.model.revision))
-    _save_manner(new, tokenizer, config)
-    replace_folder(new, target)
-
-
-def _begin(target: Path) -> Path:
-    """The empty place beside `target` where its successor is written."""
-    new = target.with_name(f".{target.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    return new
+    with next_folder(target) as new:
+        write_adapter(new, model, weights, exported, *locate(config.model.name_or_path, config.model.revision))
+        _save_manner(new, tokenizer, config)
 
 
 def _save_manner(folder: Path, tokenizer: Tokenizer, config: TrainConfig) -> None:

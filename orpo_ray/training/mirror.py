@@ -23,6 +23,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from orpo_ray.atomic import new_folder
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
@@ -105,36 +106,33 @@ class Mirror:
         """Where there is no folder but a copy: make the folder from it, whole or not at all; returns whether it was."""
         if self.folder.exists():
             return False
-        arriving = self.folder.with_name(f".{self.folder.name}.{self._session}")
         try:
             held = self._held_session()
             if held is None:
                 return False
-            arriving.mkdir(parents=True)
-            names = self._there()
-            size = sum(size for size, _ in names.values()) / 2**20
-            console.say(f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB")
-            for name, (_, written) in names.items():
-                (arriving / name).parent.mkdir(parents=True, exist_ok=True)
-                with (
-                    self._filesystem.open_input_stream(f"{self._path}/{name}") as source,
-                    (arriving / name).open("wb") as target,
-                ):
-                    shutil.copyfileobj(source, target, 1 << 20)
-                os.utime(arriving / name, ns=(written, written))
-            (arriving / _SESSION).write_text(_session_text(held), encoding="utf-8")
-            for name in names:
-                if (marker := _marker(name)) is not None and marker not in names:
-                    (arriving / name).unlink()  # of a model whose machine was lost while it was copied
+            with new_folder(self.folder) as arriving:
+                self._fetch(arriving, held, console)
         except _Errors as error:
-            shutil.rmtree(arriving, ignore_errors=True)
             raise UserError(f"{self.name}: cannot be read: {_said(error)}") from None
-        try:
-            arriving.rename(self.folder)
-        except OSError:  # another driver was first
-            shutil.rmtree(arriving, ignore_errors=True)
-            return False
         return True
+
+    def _fetch(self, arriving: Path, held: str, console: Console) -> None:
+        """Fill `arriving` with the copy, which the session `held` has last worked on."""
+        names = self._there()
+        size = sum(size for size, _ in names.values()) / 2**20
+        console.say(f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB")
+        for name, (_, written) in names.items():
+            (arriving / name).parent.mkdir(parents=True, exist_ok=True)
+            with (
+                self._filesystem.open_input_stream(f"{self._path}/{name}") as source,
+                (arriving / name).open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
+            os.utime(arriving / name, ns=(written, written))
+        (arriving / _SESSION).write_text(_session_text(held), encoding="utf-8")
+        for name in names:
+            if (marker := _marker(name)) is not None and marker not in names:
+                (arriving / name).unlink()  # of a model whose machine was lost while it was copied
 
     def begin(self) -> None:
         """Claim the copy for this command. Raises `UserError` where another machine's has gone on with it since."""

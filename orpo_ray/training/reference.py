@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.modeling.loading import load_policy
@@ -85,7 +86,5 @@ def reference_logps(
 
 
 def _write(path: Path, sums: NDArray[np.float32]) -> None:
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
+    with new_file(path) as new, new.open("wb") as file:
         np.save(file, sums)
-    temporary.replace(path)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from stat import S_IMODE
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig, read_yaml
 from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
@@ -173,45 +172,19 @@ def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with new_file(path) as new:
+        pq.write_table(table, new)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with new_file(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def join_files(path: Path, parts: Iterable[Path]) -> None:
     """Write the contents of `parts` one after the other so that a reader or a crash never meets half of them."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with new_file(path) as new, new.open("wb") as file:
         for part in parts:
             with part.open("rb") as content:
                 shutil.copyfileobj(content, file)
-    temporary.replace(path)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` in the place of `target`, which is missing only for a moment."""
-    _open_as_the_umask_says(new)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _open_as_the_umask_says(folder: Path) -> None:
-    """Give each file the mode of any that is made there: safetensors makes its own for their owner alone."""
-    made = folder / f".{os.getpid()}"  # a process's umask cannot be asked for without changing it for all threads
-    made.touch()
-    mode = S_IMODE(made.stat().st_mode)
-    made.unlink()
-    for file in folder.rglob("*"):
-        if file.is_file() and S_IMODE(file.stat().st_mode) != mode:
-            file.chmod(mode)

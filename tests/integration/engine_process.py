@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import OPTConfig
 
 from orpo_ray.config import LoraConfig, TrainConfig, parse_config
@@ -159,6 +161,36 @@ def trained(
     return {"lines": watch.lines, "gradients": gradients, "weights": engine.weights()}
 
 
+class Given(nn.Module):
+    """Its weight's gradient is what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(64, dtype=torch.bfloat16))
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return (self.weight * given).sum()
+
+
+def summed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The norm of a gradient that bfloat16 could not add up over ranks and micro-batches, 1 + 2^-9 + 2^-9; and that of
+    one that is not finite on one rank, with what it did to the weights."""
+    engine = engine_for(Given(), config_of(dtype="bfloat16", **settings), torch.device("cpu"))  # type: ignore[arg-type]
+
+    def step(*given: float) -> float:
+        for value in given:
+            share = engine.forward(torch.full((64,), value, dtype=torch.bfloat16))  # type: ignore[arg-type]
+            engine.backward(share, last=value is given[-1])
+        return engine.step(1e-3)
+
+    tiny = 2.0**-9
+    norm = step(*[(1.0, tiny), (tiny, 0.0)][engine.rank])
+    before = [piece.weight.clone() for piece in engine.pieces()]
+    spoilt = step([1.0, math.nan][engine.rank])
+    after = [piece.weight for piece in engine.pieces()]
+    return {"norm": norm, "spoilt": spoilt, "moved": not all(map(torch.equal, before, after))}
+
+
 def main(out: str) -> None:
     """Run every job of the file `out/jobs.pt`; rank 0 saves the results."""
     folder = Path(out)
@@ -168,6 +200,9 @@ def main(out: str) -> None:
     torch.distributed.init_process_group("gloo")
     results = {}
     for name, job in jobs.items():
+        if "sum" in job:
+            results[name] = summed(job["settings"])
+            continue
         places = {what: Checkpoints(str(folder.parent / job[what])) for what in ("save", "resume") if what in job}
         resumed = (places["resume"], RESUMED_AT) if "resume" in places else None
         results[name] = trained(job["settings"], job.get("engine", ""), places.get("save"), resumed)

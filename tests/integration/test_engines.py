@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -29,7 +30,7 @@ KINDS = {
         **({"checkpointing": True, "lora": {**_LORA, "dropout": 0.2 if dtype == "bfloat16" else 0.0}} if lora else {}),
     }
     for dtype in ("bfloat16", "float32")
-    for stage in (0, 2, 3)
+    for stage in (0, 1, 2, 3)
     for lora in (False, True)
 }
 """What is resumed on two ranks."""
@@ -37,10 +38,10 @@ KINDS = {
 ALONE: dict[str, dict[str, Any]] = {
     "torch": {"engine": "torch", "settings": {**_PLAIN}, "save": "alone"},
     "torch small": {"engine": "torch", "settings": {"tokens_per_microbatch": SMALL}},
-    **{f"zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage}} for stage in (2, 3)},
+    **{f"zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage}} for stage in (1, 2, 3)},
     "zero 2 small": {"settings": {"tokens_per_microbatch": SMALL, "zero_stage": 2}},
     "lora torch": {"engine": "torch", "settings": {**_PLAIN, "lora": _LORA}},
-    **{f"lora zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage, "lora": _LORA}} for stage in (2, 3)},
+    **{f"lora zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage, "lora": _LORA}} for stage in (1, 2, 3)},
 }
 TOGETHER: dict[str, dict[str, Any]] = {
     **{
@@ -63,11 +64,18 @@ TOGETHER: dict[str, dict[str, Any]] = {
         "settings": {**_PLAIN, "zero_stage": 2, "offload_optimizer": True}, "resume": "float32 zero 3"
     },
     **{f"lora zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage, "lora": _LORA}} for stage in (0, 1)},
-    "bfloat16 zero 1": {"settings": {**_PLAIN, "zero_stage": 1, "dtype": "bfloat16"}},
+    **{
+        f"bfloat16 sum zero {stage}{' offload' * offload}": {
+            "sum": True, "settings": {**_PLAIN, "zero_stage": stage, "offload_optimizer": offload}
+        }
+        for stage in (0, 1, 2, 3)
+        for offload in (False, True)[: 1 + (stage > 0)]
+    },
 }  # fmt: skip
+SUMS = [name for name, job in TOGETHER.items() if "sum" in job]
 AGAIN: dict[str, dict[str, Any]] = {
     f"torch resumed from {kind}": {"engine": "torch", "settings": {**_PLAIN}, "resume": f"float32 {kind}"}
-    for kind in ("zero 0", "zero 2", "zero 3")
+    for kind in ("zero 0", "zero 1", "zero 2", "zero 3")
 }
 PHASES = {"alone": (1, ALONE), "together": (2, TOGETHER), "again": (1, AGAIN)}
 """Ranks and jobs; each phase may resume what one before has saved."""
@@ -170,24 +178,47 @@ def test_bfloat16_follows_float32(results: dict[str, dict[str, Any]], stage: int
 def test_a_checkpoint_holds_each_trained_element_once(
     results: dict[str, dict[str, Any]], storage: Path, kind: str
 ) -> None:
-    """Over the files of both ranks; of a model with adapters those alone, not the base."""
+    """Over the files of both ranks, as the network has it; of a model with adapters those alone, not the base."""
     weights = results["together"][kind]["weights"]
     trained = {f"model.{n}": w.numel() for n, w in weights.items() if "lora" not in kind or ".lora_" in n}
     trained.pop("model.lm_head.weight", None)  # tied
     assert len(trained) == 2 * 2 * 6 or "lora" not in kind  # halves, layers, matrices of a layer
-    held: dict[str, list[tuple[int, int]]] = {}
+    held: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for file in (storage / kind / f"step-{STEPS:08d}").glob("*.safetensors"):
         for key, vector in load_file(file).items():
             where, _, part = key.rpartition("/")
             name, _, start = where.rpartition("@")
-            held.setdefault(f"{name}/{part}", []).append((int(start), len(vector)))
+            held.setdefault(f"{name}/{part}", []).append((int(start), vector))
     assert held.keys() == {f"{name}/{part}" for name in trained for part in ("weight", "exp_avg", "exp_avg_sq")}
-    for name, runs in held.items():
-        end = 0
-        for start, elements in sorted(runs):
-            assert start == end, name
-            end += elements
-        assert end == trained[name.rpartition("/")[0]], name
+    for key, runs in held.items():
+        name, _, part = key.rpartition("/")
+        whole = joined(runs)
+        assert len(whole) == trained[name], key
+        if part == "weight":
+            weight = weights[name.removeprefix("model.")]
+            assert torch.equal(whole.to(weight.dtype), weight.flatten()), key
+
+
+def joined(runs: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    """Runs of elements that are to follow one on the other from 0 on."""
+    end = 0
+    for start, elements in sorted(runs, key=lambda run: run[0]):
+        assert start == end
+        end += len(elements)
+    return torch.cat([elements for _, elements in sorted(runs, key=lambda run: run[0])])
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_gradients_in_bfloat16_are_added_up_in_float32(results: dict[str, dict[str, Any]], name: str) -> None:
+    assert results["together"][name]["norm"] == pytest.approx(8 * (1 + 2 * 2.0**-9), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_gradient_in_bfloat16_that_is_not_finite_updates_nothing(
+    results: dict[str, dict[str, Any]], name: str
+) -> None:
+    found = results["together"][name]
+    assert not math.isfinite(found["spoilt"]) and not found["moved"]
 
 
 @pytest.mark.parametrize(("phase", "name"), [job for job in FLOAT32 if "lora" in job[1]])

@@ -52,7 +52,8 @@ def verdict(name: str) -> Verdict:
         assert "\n" not in refused and refused.startswith(f"{name}: ")
         return Verdict("refused", refused.removeprefix(f"{name}: "))
     with torch.no_grad():
-        expected = torch.cat([plain_logps(plain, example) for example in examples])
+        options = {"use_cache": False} if name in ("jamba", "xlstm") else {}  # whose caches want to be given
+        expected = torch.cat([plain_logps(plain, example, **options) for example in examples])
         found = PackedPolicy(network, alone=alone)(pack(examples, score_prompts=True))
     tokens = torch.tensor([max(1, len(ids)) for example in examples for ids in example])
     assert float(((found - expected).abs() / tokens).max()) <= 1e-5
@@ -74,7 +75,8 @@ def test_most_are_exact_and_the_page_says_how() -> None:
     exact = [name for name, (way, _) in verdicts.items() if way in ("packed", "a text at a time")]
     assert len(exact) >= 110
     head, mark, _ = PAGE.read_text(encoding="utf-8").partition("<!-- made by tests/unit/test_architectures.py -->\n")
-    rows = "".join(f"| {name} | {way} | {reason} |\n" for name, (way, reason) in verdicts.items())
+    # Not by how much: that is this machine's.
+    rows = "".join(f"| {name} | {way} | {reason.partition(': by ')[0]} |\n" for name, (way, reason) in verdicts.items())
     text = f"{head}{mark}\n| architecture | how | why not packed |\n|---|---|---|\n{rows}"
     if os.environ.get("WRITE_MODELS"):
         PAGE.write_text(text, encoding="utf-8")

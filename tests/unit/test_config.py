@@ -37,6 +37,7 @@ def test_defaults(file: Path) -> None:
     assert config.objective.lambda_ == 0.1
     assert (config.optim.lr, config.optim.schedule, config.optim.warmup_steps) == (8e-6, "cosine", 100)
     assert (config.train.global_batch_size, config.train.zero_stage) == (64, 2)
+    assert (config.train.keep, config.train.checkpoint_every_minutes) == ("best", 10)
     assert config.run_dir == Path("runs/run").resolve()
     assert config.cache_dir == Path("runs/.cache").resolve()
 
@@ -100,6 +101,36 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, m
 )  # fmt: skip
 def test_a_bad_value_is_refused(file: Path, override: str, message: str) -> None:
     assert mistake(file, override) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{gradient_clipping: 5}", "gradient_clipping follows from optim.max_grad_norm; set that"),
+        ("{bf16: {check_grad_overflow: false}}", "bf16 follows from model.dtype; set that"),
+        ("{fp16: {enabled: true}}", "fp16 follows from model.dtype; set that"),
+        ("{optimizer: {type: Lamb}}", "optimizer follows from optim; set that"),
+        ("{scheduler: {type: OneCycle}}", "scheduler follows from optim.schedule; set that"),
+        ("{train_batch_size: 8}", "train_batch_size follows from train.global_batch_size; set that"),
+        ("{train_micro_batch_size_per_gpu: 2}",
+         "train_micro_batch_size_per_gpu follows from train.tokens_per_microbatch; set that"),
+        ("{gradient_accumulation_steps: 2}",
+         "gradient_accumulation_steps follows from train.tokens_per_microbatch; set that"),
+        ("{gradient_allreduce_op: sum}",
+         "gradient_allreduce_op follows from train.global_batch_size, over which losses are means; set that"),
+        ("{zero_optimization: {stage: 1}}", "zero_optimization.stage follows from train.zero_stage; set that"),
+        ("{zero_optimization: 3}", "zero_optimization.stage follows from train.zero_stage; set that"),
+        ("{zero_optimization: {offload_optimizer: {device: cpu}}}",
+         "zero_optimization.offload_optimizer.device follows from train.offload_optimizer; set that"),
+    ],
+)  # fmt: skip
+def test_deepspeed_is_not_told_what_the_file_says(file: Path, settings: str, message: str) -> None:
+    assert mistake(file, f"train.deepspeed={settings}") == f"train.deepspeed: {message}"
+
+
+def test_deepspeed_is_told_the_rest(file: Path) -> None:
+    own = "{communication_data_type: bf16, zero_optimization: {offload_optimizer: {pin_memory: false}}}"
+    assert load_config(file, [f"train.deepspeed={own}"]).train.deepspeed["communication_data_type"] == "bf16"
 
 
 def test_the_message_counts_further_problems(file: Path) -> None:

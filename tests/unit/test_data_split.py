@@ -96,5 +96,6 @@ def test_a_view_of_the_lists_copies_none(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone: cannot hold the split: No such file or directory; set storage\.cache"):
-        split_by_prompt(np.arange(9, dtype=np.uint64), 0.2, 0, "pairs", tmp_path / "gone")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: cannot hold the split: Not a directory; set storage\.cache"):
+        split_by_prompt(np.arange(9, dtype=np.uint64), 0.2, 0, "pairs", tmp_path / "file")

@@ -67,7 +67,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def abroad(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     """This process cannot look up those that hold locks, as on another host."""
-    monkeypatch.setattr(driver_lock, "_pids_of", lambda: "another boot of another machine")
+    monkeypatch.setattr(driver_lock, "pids_of", lambda: "another boot of another machine")
 
 
 def take(folder: Path, *, wait: bool = False) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, random_pairs
-from one_by_one import typed
 from safetensors.torch import load_file, save_file
 from test_checkpoints import flip
 from test_reward_model import packed_rewards, save_language_model
@@ -163,34 +162,26 @@ def test_a_base_that_was_retrained_in_place_is_not_merged_into(tmp_path: Path) -
 
 
 def test_what_cannot_be_exported_is_told_in_one_line(tmp_path: Path) -> None:
-    """Through the command, and a name of its own for each."""
-    config, sink = trained(tmp_path)
-    folder = config.run_dir
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.yaml").write_text(config.to_yaml())
-    flip(folder / "checkpoints" / "step-00000002" / "rank-00000.safetensors")
-    there = tmp_path / "there"
-    there.mkdir()
-    cases = [
-        (["export", "nowhere"], "nowhere: not the folder of a training run (no config.yaml)"),
-        (["export", "empty"], "empty: not the folder of a training run (no config.yaml)"),
-        (["export", "begun"], "begun/checkpoints: holds no finished checkpoint"),
-        (["export", str(folder), "--step", "3"], "holds no finished checkpoint of step 3; --step may be 2, 4"),
-        (["export", str(folder), "--step", "2"], "rank-00000.safetensors has another content than its manifest says"),
-        (["export", str(folder), "--out", "there"], f"{there}: is there already; remove it, or choose another by"),
-        (["export", "damaged"], "damaged/metrics.jsonl, line 2: has no step number"),
-        (["export", str(folder), "--step", "x"], "Invalid value for '--step'"),
-        (["export", str(folder), "--out", "model"], ""),
-    ]  # fmt: skip
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "config.yaml").write_text(config.to_yaml())
+    config, _ = trained(tmp_path)
+    folder, there = config.run_dir, tmp_path / "there"
+    for name in ("empty", "begun", "there", "damaged"):
+        (tmp_path / name).mkdir()
+    for name in ("begun", "damaged"):
+        (tmp_path / name / "config.yaml").write_text(config.to_yaml())
     shutil.copytree(folder / "checkpoints", tmp_path / "damaged" / "checkpoints")
     (tmp_path / "damaged" / "metrics.jsonl").write_text('{"step": 2}\n{"step": "x"}\n')
-    *refused, done = typed(*(arguments for arguments, _ in cases), cwd=tmp_path)
-    for one, (_, told) in zip(refused, cases[:-1], strict=True):
-        assert (one.returncode, one.stdout, one.stderr.count("\n")) == (2, "", 1), one
-        assert told in one.stderr
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'model'}\n")
-    assert_exported(tmp_path / "model", sink.exported[4])
+    flip(folder / "checkpoints" / "step-00000002" / "rank-00000.safetensors")
+    cases: list[tuple[Path, int | None, Path | None, str]] = [
+        (tmp_path / "nowhere", None, None, "nowhere: not the folder of a training run (no config.yaml)"),
+        (tmp_path / "empty", None, None, "empty: not the folder of a training run (no config.yaml)"),
+        (tmp_path / "begun", None, None, "begun/checkpoints: holds no finished checkpoint"),
+        (folder, 3, None, "holds no finished checkpoint of step 3; --step may be 2, 4"),
+        (folder, 2, None, "rank-00000.safetensors has another content than its manifest says"),
+        (tmp_path / "damaged", None, None, "damaged/metrics.jsonl, line 2: has no step number"),
+        (folder, None, there, f"{there}: is there already; remove it, or choose another by --out"),
+    ]
+    for run_folder, step, out, told in cases:
+        with pytest.raises(UserError) as caught:
+            export_checkpoint(run_folder, step, out)
+        assert told in str(caught.value) and "\n" not in str(caught.value)
     assert not list(there.iterdir()) and not (folder / "model-step-2").exists()

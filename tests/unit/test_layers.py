@@ -43,6 +43,7 @@ import sys
 for name in ("ray", "deepspeed", "vllm", "peft"):
     sys.modules[name] = None  # an import of it now fails
 import orpo_ray.training.loop, orpo_ray.training.batches, orpo_ray.data.prepare, orpo_ray.modeling.loading
+import orpo_ray.training.from_checkpoint
 from orpo_ray.training.engine import TorchEngine
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,6 +20,7 @@ from test_report import make_run
 from test_sweep_results import STEPS, write_run
 from test_sweep_results import config as sweep_config
 
+from orpo_ray.atomic import next_folder
 from orpo_ray.config import StorageConfig
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
@@ -28,7 +29,7 @@ from orpo_ray.evaluation.models import find_policy
 from orpo_ray.evaluation.store import RESPONSES, Pieces
 from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
 from orpo_ray.training.mirror import mirrored
-from orpo_ray.training.run_folder import RunFolder, replace_folder, write_eval_scores
+from orpo_ray.training.run_folder import RunFolder, write_eval_scores
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.points import searcher_of
@@ -98,12 +99,12 @@ def test_an_evaluation_and_a_sweep(tmp_path: Path) -> None:
 
 def test_a_folder_takes_anothers_place_with_its_modes_mended(tmp_path: Path) -> None:
     """Whatever library made them; what the umask already allows is not touched, which some storage would refuse."""
-    (tmp_path / "new" / "deep").mkdir(parents=True)
-    for name in ("new/private", "new/deep/private"):
-        (tmp_path / name).touch(mode=0o600)
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "old").touch()
-    replace_folder(tmp_path / "new", tmp_path / "target")
+    with next_folder(tmp_path / "target") as new:
+        (new / "deep").mkdir()
+        for name in ("private", "deep/private"):
+            (new / name).touch(mode=0o600)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
         "target", "target/deep", "target/deep/private", "target/private",
     ]  # fmt: skip

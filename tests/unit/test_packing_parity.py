@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,13 @@ from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.terms import Totals
 
 
-def plain_logps(model: PreTrainedModel, example: list[np.ndarray]) -> Tensor:
+def plain_logps(model: PreTrainedModel, example: list[np.ndarray], **options: Any) -> Tensor:
     """Log-prob sums `[prompt, cont 1, …]` of one example, a separate unpadded forward for each continuation."""
     prompt = torch.from_numpy(example[0]).long()
     sums = []
     for ids in example[1:]:
         row = torch.cat([prompt, torch.from_numpy(ids).long()])
-        logps = model(input_ids=row[None]).logits[0, :-1].log_softmax(-1).gather(1, row[1:, None])[:, 0]
+        logps = model(input_ids=row[None], **options).logits[0, :-1].log_softmax(-1).gather(1, row[1:, None])[:, 0]
         if not sums:
             sums.append(logps[: len(prompt) - 1].sum())
         sums.append(logps[len(prompt) - 1 :].sum())

@@ -114,6 +114,7 @@ class TestRunFolder:
         folder = RunFolder(tmp_path / "unit")
         folder.open_for(config())
         folder.open_for(config("scaling.num_workers=8", "train.tokens_per_microbatch=100", "storage.path=x"))
+        folder.open_for(config("train.keep=both", "train.checkpoint_every_minutes=null"))
 
     def test_another_run_is_refused_by_its_keys(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path / "unit")
@@ -161,7 +162,7 @@ class TestRunFolder:
 
 class TestDeepSpeedConfig:
     def test_own_settings_are_merged_over_ours(self) -> None:
-        own = "train.deepspeed={zero_optimization: {stage: 3, x: 1}}"
+        own = "train.deepspeed={zero_optimization: {x: 1}}"
         settings = deepspeed_config(config("train.zero_stage=3", own))
         assert settings["zero_optimization"]["x"] == 1
         assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True

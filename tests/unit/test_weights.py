@@ -18,7 +18,7 @@ from orpo_ray.config import ModelConfig, TrainConfig, parse_config
 from orpo_ray.config.identity import digest
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.embedding import load_embedder
-from orpo_ray.evaluation.models import find_policy
+from orpo_ray.evaluation.models import find_policy, find_reward_model
 from orpo_ray.modeling.loading import load_config, load_policy, load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import load_reward_model
@@ -121,6 +121,27 @@ class TestMissing:
         [line] = said
         assert "its files hold weights that the model does not take, such as model.layers.1." in line
         assert line.endswith("(9 in all)") and "\n" not in line
+
+
+class TestEvaluated:
+    def test_models_whose_files_lack_weights_are_refused_before_an_engine_loads_them(self, tmp_path: Path) -> None:
+        """vLLM 0.32 loads them, and computes with what is in memory there."""
+        save_language_model(tmp_path / "policy", FAMILIES["llama-grouped-query"])
+        config = copy.deepcopy(FAMILIES["opt-pre-norm"])
+        config.num_labels = 1
+        save_language_model(tmp_path / "judge", config, AutoModelForSequenceClassification)
+        find_policy("a", str(tmp_path / "policy"), tmp_path / "cache")
+        find_reward_model("r", str(tmp_path / "judge"), "auto")
+        without(tmp_path / "policy", "model.layers.1.mlp.up_proj.weight")
+        without(tmp_path / "judge", "score.weight")
+        with pytest.raises(UserError, match=r"^models\.a: .*policy: its files lack weights .*layers\.1\.mlp\.up_proj"):
+            find_policy("a", str(tmp_path / "policy"), tmp_path / "cache")
+        with pytest.raises(UserError, match=r"^reward_models\.r: .*judge: its files lack weights .*score\.weight"):
+            find_reward_model("r", str(tmp_path / "judge"), "auto")
+        file = tmp_path / "policy" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(UserError, match=r"^models\.a: "):
+            find_policy("a", str(tmp_path / "policy"), tmp_path / "cache")
 
 
 def hub_model(cache: Path, **revisions: int) -> str:
