@@ -40,8 +40,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     its folder stays."""
     with _folder_beside(path) as new:
         yield new
-        _open_as_the_umask_says(new)
         try:
+            _open_as_the_umask_says(new)
             new.rename(path)
         except OSError:
             if not path.is_dir():
@@ -55,7 +55,9 @@ def next_folder(path: Path) -> Iterator[Path]:
     with _folder_beside(path) as new, _folder_beside(path) as old:
         yield new
         _open_as_the_umask_says(new)
-        if path.exists():
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
             path.rename(old)
         new.rename(path)
 

@@ -76,7 +76,8 @@ def test_several_runs_compute_one_reference(tmp_path: Path, monkeypatch: pytest.
     pairs, model = random_pairs(10, 1), PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME))
 
     def compute() -> np.ndarray[Any, Any] | None:
-        return with_reference(pairs, model, tmp_path, rank=0, ranks=1, budget=60, barrier=lambda: None).reference
+        shared = {"weights": "x", "rank": 0, "ranks": 1, "budget": 60}
+        return with_reference(pairs, model, tmp_path, **shared, barrier=lambda: None).reference
 
     at_once(compute, processes=3)
     (cache,) = tmp_path.iterdir()
