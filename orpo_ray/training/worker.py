@@ -88,7 +88,9 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
         with phase("reference"):
             train_pairs, held_out = _with_reference(config, device, train_pairs, held_out)
     with phase("model"):
-        policy = load_scorer(objective.model, config.model, seed=config.seed).to(device)
+        policy = load_scorer(objective.model, config.model, seed=config.seed)
+        if config.train.zero_stage < 3:  # else the device need not hold all of it, and the engine takes it there
+            policy.to(device)
     context = ray.train.get_context()
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
