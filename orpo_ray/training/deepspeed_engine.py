@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.packing import PackedBatch
+from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.modeling.scorer import Scorer
 from orpo_ray.training.build_locks import wait_for_builds
@@ -47,6 +48,8 @@ class DeepSpeedEngine:
         )  # fmt: skip
         settings = deepspeed_config(config)
         self._stage = config.train.zero_stage
+        if self._stage == 3:
+            _partition(policy, settings, device, DTYPES[config.model.dtype])
         self._engine = deepspeed.initialize(model=policy, optimizer=self._adam, config=settings)[0]
         self.policy = policy
         self.device = device
@@ -141,6 +144,22 @@ class DeepSpeedEngine:
         if kept_whole:  # small ones that every rank has gathered already
             kept_whole[0].partition(kept_whole)
             kept_whole[0].all_gather(kept_whole)
+
+
+def _partition(policy: Scorer, settings: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Keep of each parameter this rank's part alone, on `device`. They get there one at a time: a device need not hold
+    them all, and host memory neither, for weights are mapped from their files until they are read."""
+    import deepspeed
+
+    for buffer in policy.buffers():
+        buffer.data = buffer.data.to(device)
+    first = next(policy.parameters())
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.to(device, dtype, copy=True)  # DeepSpeed writes to it
+        if parameter is first:
+            deepspeed.zero.Init(module=nn.ParameterList([first]), config_dict_or_path=settings)
+        else:
+            first.convert_to_zero_parameters(param_list=[parameter])  # type: ignore[attr-defined]
 
 
 def _import_without_compiler(module: str) -> None:

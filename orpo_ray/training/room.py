@@ -11,6 +11,7 @@ from orpo_ray.modeling.scorer import Scorer
 
 _USABLE = 0.8  # of what is free: allocators fragment, and collectives take buffers of their own
 _STATES = 12  # bytes of a trained weight: float32 master copy and two moments
+_GATHERED = 2 * 10**9  # of weights that ZeRO-3 holds whole at a time: DeepSpeed's default of a billion, in bfloat16
 
 
 def choose_recomputation(
@@ -22,7 +23,7 @@ def choose_recomputation(
     """
     if config.train.memory != "auto":
         return config.train.memory
-    room = int(_USABLE * _free(device, ranks_here)) - _states(scorer, config, ranks)
+    room = int(_USABLE * _free(device, ranks_here)) - _to_come(scorer, config, ranks)
     level = LEVELS.index(least_recomputation(scorer, config.train.tokens_per_microbatch, room))
     if ranks > 1:  # under ZeRO-3 ranks gather weights together, so they must compute the same layers again
         most = torch.tensor(level, device=device)
@@ -37,9 +38,11 @@ def _free(device: torch.device, ranks_here: int) -> int:
     return int(psutil.virtual_memory().available) // ranks_here
 
 
-def _states(scorer: Scorer, config: TrainConfig, ranks: int) -> int:
-    """Bytes of gradients and optimizer states, which are not there yet."""
+def _to_come(scorer: Scorer, config: TrainConfig, ranks: int) -> int:
+    """Bytes of gradients and optimizer states, which are not there yet; under ZeRO-3 the weights are not either."""
     trained = sum(parameter.numel() for parameter in scorer.parameters() if parameter.requires_grad)
     stage = config.train.zero_stage
     states = 0 if config.train.offload_optimizer else _STATES * trained // (ranks if stage >= 1 else 1)
-    return states + 4 * trained // (ranks if stage >= 2 else 1)
+    weights = sum(parameter.nbytes for parameter in scorer.parameters()) if stage == 3 else 0
+    gathered = min(weights, _GATHERED)
+    return states + 4 * trained // (ranks if stage >= 2 else 1) + weights // ranks + gathered

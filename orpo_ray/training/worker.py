@@ -100,7 +100,9 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     leads = context.get_world_rank() == 0
     with phase("model"):
         warn = folder.note if leads else _say_nothing
-        policy = load_scorer(objective.model, config.model, seed=config.seed, device=device, warn=warn)
+        # Under ZeRO-3 the device need not hold all of it, and the engine takes it there.
+        place = torch.device("cpu") if config.train.zero_stage == 3 else device
+        policy = load_scorer(objective.model, config.model, seed=config.seed, device=place, warn=warn)
         if leads and (frozen := frozen_digest(policy.model)) is not None:
             weights[BASE] = frozen
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()

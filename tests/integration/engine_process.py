@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from transformers import OPTConfig
 
-from orpo_ray.config import LoraConfig, TrainConfig, parse_config
+from orpo_ray.config import LoraConfig, ModelConfig, TrainConfig, parse_config
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.modeling.attention import NAME
+from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
@@ -191,6 +192,30 @@ def summed(settings: dict[str, Any]) -> dict[str, Any]:
     return {"norm": norm, "spoilt": spoilt, "moved": not all(map(torch.equal, before, after))}
 
 
+def mapped(settings: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Where the weights of a model are read from `file`: how many bytes of its pages each rank has copied, and what the
+    ranks hold then."""
+    model = ModelConfig(name_or_path=str(file.parent), dtype="float32")
+    own = load_policy(model, seed=0)
+    kept = own.model.get_input_embeddings().weight.data  # so that the file stays mapped
+    engine = engine_for(own, config_of(**settings), torch.device("cpu"))
+    copied = engine.gather(_copied_bytes(file))
+    pieces = [(piece.name, piece.start, piece.weight.clone()) for piece in engine.pieces()]
+    return {"copied": copied, "pieces": [piece for rank in engine.gather(pieces) for piece in rank], "kept": kept}
+
+
+def _copied_bytes(file: Path) -> int:
+    """Of the pages that this process has of `file`, those that are its own."""
+    copied, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            here = rest[-1] == str(file)
+        elif here and first == "Anonymous:":
+            copied += 1024 * int(rest[0])
+    return copied
+
+
 def main(out: str) -> None:
     """Run every job of the file `out/jobs.pt`; rank 0 saves the results."""
     folder = Path(out)
@@ -202,6 +227,9 @@ def main(out: str) -> None:
     for name, job in jobs.items():
         if "sum" in job:
             results[name] = summed(job["settings"])
+            continue
+        if "file" in job:
+            results[name] = mapped(job["settings"], folder.parent / job["file"])
             continue
         places = {what: Checkpoints(str(folder.parent / job[what])) for what in ("save", "resume") if what in job}
         resumed = (places["resume"], RESUMED_AT) if "resume" in places else None

@@ -14,6 +14,7 @@ import pytest
 import torch
 from engine_process import RESUMED_AT, STEPS, policy
 from safetensors.torch import load_file
+from transformers import OPTConfig, OPTForCausalLM
 
 from orpo_ray.modeling.lora import plain_name
 
@@ -71,6 +72,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
         for stage in (0, 1, 2, 3)
         for offload in (False, True)[: 1 + (stage > 0)]
     },
+    "mapped zero 3": {"file": "model/model.safetensors", "settings": {**_PLAIN, "zero_stage": 3}},
 }  # fmt: skip
 SUMS = [name for name, job in TOGETHER.items() if "sum" in job]
 AGAIN: dict[str, dict[str, Any]] = {
@@ -90,6 +92,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(storage: Path) -> dict[str, dict[str, Any]]:
     """Every job, on one and on two ranks: real processes, real gloo."""
     by_phase = {}
+    large_enough_for_pages = OPTConfig(
+        vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, ffn_dim=128,
+        max_position_embeddings=64, word_embed_proj_dim=64,
+    )  # fmt: skip
+    OPTForCausalLM(large_enough_for_pages).save_pretrained(storage / "model")
     for phase, (ranks, jobs) in PHASES.items():
         folder = storage / phase
         folder.mkdir()
@@ -119,7 +126,12 @@ def results(storage: Path) -> dict[str, dict[str, Any]]:
     return by_phase
 
 
-FLOAT32 = [(phase, name) for phase, (_, jobs) in PHASES.items() for name in jobs if "bfloat16" not in name]
+FLOAT32 = [
+    (phase, name)
+    for phase, (_, jobs) in PHASES.items()
+    for name, job in jobs.items()
+    if "bfloat16" not in name and "file" not in job
+]
 
 
 @pytest.mark.parametrize(("phase", "name"), [job for job in FLOAT32 if "resumed" not in job[1]])
@@ -219,6 +231,18 @@ def test_a_gradient_in_bfloat16_that_is_not_finite_updates_nothing(
 ) -> None:
     found = results["together"][name]
     assert not math.isfinite(found["spoilt"]) and not found["moved"]
+
+
+def test_zero_3_takes_its_parts_from_the_files(results: dict[str, dict[str, Any]], storage: Path) -> None:
+    """No rank has a copy of all weights at any time: none has written to what it has mapped from the file."""
+    found, runs = results["together"]["mapped zero 3"], dict[str, list[tuple[int, torch.Tensor]]]()
+    assert found["copied"] == [0, 0]
+    for name, start, elements in found["pieces"]:
+        runs.setdefault(name.removeprefix("model."), []).append((start, elements))
+    stored = load_file(storage / "model/model.safetensors")
+    assert runs.keys() == stored.keys()
+    for name, parts in runs.items():
+        assert torch.equal(joined(parts), stored[name].flatten()), name
 
 
 @pytest.mark.parametrize(("phase", "name"), [job for job in FLOAT32 if "lora" in job[1]])
