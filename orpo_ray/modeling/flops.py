@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from orpo_ray.data.packing import PackedBatch
+from orpo_ray.modeling.experts import shares
 from orpo_ray.modeling.linear import product
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.scorer import Scorer
@@ -28,8 +29,9 @@ class StepFlops:
 
     @classmethod
     def of(cls, scorer: Scorer) -> StepFlops:
-        """Six per token and trained weight of the trunk's matrices (four where it is frozen), the same per prediction
-        and weight of a policy's head, twelve per layer and width of attention for a visible pair.
+        """Six per token and trained weight of the trunk's matrices (four where it is frozen; of experts those that a
+        token goes to), the same per prediction and weight of a policy's head, twelve per layer and width of attention
+        for a visible pair.
 
         A reward model's head is one row, read once for a sequence: too little to count.
         """
@@ -40,12 +42,17 @@ class StepFlops:
             per_prediction = 0.0 if head is None else _operations(head)
         else:
             per_prediction = 0.0
-        trunk = [p for p in scorer.parameters() if _dims(p) == 2 and id(p) not in embeddings]
         config = scorer.model.config.get_text_config()
+        experts = shares(scorer, config)
+        trunk = [
+            experts.get(name, 1.0) * _operations(weight)
+            for name, weight in scorer.named_parameters()
+            if (_dims(weight) == 2 or name in experts) and id(weight) not in embeddings and not name.endswith("bias")
+        ]
         heads = getattr(config, "num_attention_heads", None) or 0  # of a network without attention
         width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
         return cls(
-            per_token=sum(_operations(weight) for weight in trunk),
+            per_token=sum(trunk),
             per_prediction=per_prediction,
             per_visible_pair=12.0 * config.num_hidden_layers * width * heads,
         )

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.experts import remarks
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.parity import choose_way
 from orpo_ray.modeling.policy import PackedPolicy
@@ -71,6 +72,8 @@ def load_policy(
     alone = choose_way(network, PackedPolicy, model, warn)
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
+    for remark in remarks(network, model.lora):
+        warn(f"{model.name_or_path}: {remark}")
     return PackedPolicy(network, alone=alone).train()
 
 
@@ -240,6 +243,9 @@ def require_objects(location: str) -> None:
 
 
 def _turn_dropout_off(config: PretrainedConfig) -> None:
-    for name in vars(config):
-        if name in _DROPOUT or name.endswith("_dropout"):
+    """Of parts of a composite too, and of what a router's choice is disturbed by."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            _turn_dropout_off(value)
+        elif name in _DROPOUT or name.endswith(("_dropout", "_jitter_noise")):
             setattr(config, name, 0.0)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.experts import remarks
 from orpo_ray.modeling.linear import SharedLinear, quicken
 from orpo_ray.modeling.loading import Warn, build_network, load_config, load_tokenizer, log_warning, require_weights
 from orpo_ray.modeling.lora import add_adapters, merged_weights, plain_name
@@ -105,6 +106,8 @@ def load_reward_model(
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
         network.score.requires_grad_(True)
+    for remark in remarks(network, model.lora):
+        warn(f"{model.name_or_path}: {remark}")
     return PackedRewardModel(network, alone=alone).train()
 
 
