@@ -52,13 +52,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 def next_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` for the body to fill, which then takes the place of what is there. That is missing
     for a moment."""
-    with _folder_beside(path) as new, _folder_beside(path) as old:
+    with _folder_beside(path) as new, _folder_beside(path) as aside:
         yield new
         _open_as_the_umask_says(new)
-        if path.is_symlink():
-            path.unlink()
-        elif path.exists():
-            path.rename(old)
+        if path.exists():
+            path.rename(aside / path.name)
         new.rename(path)
 
 

@@ -84,28 +84,22 @@ def _why_alone(network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig) -
     if not network._supports_attention_backend:
         return f"{kind} does not take its attention from transformers' attention interface"
     usual = network.config._attn_implementation
-    rounding = _rounding(network, wrapper, batch, expected)
     network.set_attn_implementation(ATTENTION)
     try:
         apart = _apart(wrapper(network)(batch), expected, batch)
     except Exception as error:
-        apart, reason = None, f"{kind} cannot be packed: {_said(error)}"
-    else:
-        reason = f"packed, {kind} gives other numbers: by {apart:.2g} nats, of which rounding explains {rounding:.2g}"
-    network.set_attn_implementation(usual)
-    return "" if apart is not None and apart <= rounding else reason
-
-
-def _rounding(network: PreTrainedModel, wrapper: Wrapper, batch: PackedBatch, expected: Tensor) -> float:
-    """What may part two right ways, as `_apart` counts it."""
-    floor = _FLOOR.get(network.dtype, _HALF)
-    usual = network.config._attn_implementation
-    if usual == "eager":
-        return floor
-    network.set_attn_implementation("eager")
-    other = wrapper(network, alone="probed")(batch)
-    network.set_attn_implementation(usual)
-    return max(floor, _MORE * _apart(other, expected, batch))
+        return f"{kind} cannot be packed: {_said(error)}"
+    finally:
+        network.set_attn_implementation(usual)
+    rounding = _FLOOR.get(network.dtype, _HALF)
+    if apart > rounding and usual != "eager":
+        network.set_attn_implementation("eager")
+        other = wrapper(network, alone="probed")(batch)
+        network.set_attn_implementation(usual)
+        rounding = max(rounding, _MORE * _apart(other, expected, batch))
+    if apart <= rounding:
+        return ""
+    return f"packed, {kind} gives other numbers: by {apart:.2g} nats, of which rounding explains {rounding:.2g}"
 
 
 def _apart(found: Tensor, expected: Tensor, batch: PackedBatch) -> float:

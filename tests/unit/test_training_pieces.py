@@ -24,8 +24,10 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
+from orpo_ray.modeling.memory import activation_bytes
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.terminal import Console
+from orpo_ray.training import room
 from orpo_ray.training.build_locks import wait_for_builds
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
@@ -170,6 +172,19 @@ class TestDeepSpeedConfig:
     def test_offload_needs_zero(self) -> None:
         with pytest.raises(UserError, match="zero_stage"):
             config("train.zero_stage=0", "train.offload_optimizer=true")
+
+
+def test_room_is_left_for_weights_that_zero_3_has_yet_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME))
+    none = activation_bytes(policy, 100)["none"]
+    states = 16 * sum(parameter.numel() for parameter in policy.parameters())
+    monkeypatch.setattr(room, "_free", lambda device, ranks_here: math.ceil((states + none + 1) / 0.8))
+    settings = ["train.tokens_per_microbatch=100"]
+    levels = [
+        room.choose_recomputation(policy, config(f"train.zero_stage={stage}", *settings), torch.device("cpu"))
+        for stage in (2, 3)
+    ]
+    assert levels[0] == "none" and levels[1] != "none"
 
 
 class TestLoading:
