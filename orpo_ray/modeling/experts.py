@@ -25,12 +25,12 @@ def shares(network: nn.Module, config: PretrainedConfig) -> dict[str, float]:
     apart = {name: one.groups() for name in weights if (one := _EXPERT.fullmatch(name))}
     siblings = Counter(apart.values())
     number = {name: siblings[group] for name, group in apart.items()}
-    number |= {name: _shape(weight)[0] for name, weight in weights.items() if is_of_all_experts(name, weight)}
+    number |= {name: whole_shape(weight)[0] for name, weight in weights.items() if is_of_all_experts(name, weight)}
     return {name: min(1.0, chosen / experts) for name, experts in number.items()}
 
 
 def is_of_all_experts(name: str, weight: nn.Parameter) -> bool:
-    return "experts" in name.split(".") and len(_shape(weight)) == 3
+    return "experts" in name.split(".") and len(whole_shape(weight)) == 3
 
 
 def remarks(network: PreTrainedModel, lora: LoraConfig | None) -> list[str]:
@@ -50,6 +50,6 @@ def remarks(network: PreTrainedModel, lora: LoraConfig | None) -> list[str]:
     return found
 
 
-def _shape(weight: nn.Parameter) -> tuple[int, ...]:
+def whole_shape(weight: nn.Parameter) -> tuple[int, ...]:
     """Of the whole parameter, also where ZeRO-3 holds a part of it here."""
     return tuple(getattr(weight, "ds_shape", weight.shape))

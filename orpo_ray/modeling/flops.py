@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from orpo_ray.data.packing import PackedBatch
-from orpo_ray.modeling.experts import shares
+from orpo_ray.modeling.experts import shares, whole_shape
 from orpo_ray.modeling.linear import product
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.scorer import Scorer
@@ -47,7 +47,9 @@ class StepFlops:
         trunk = [
             experts.get(name, 1.0) * _operations(weight)
             for name, weight in scorer.named_parameters()
-            if (_dims(weight) == 2 or name in experts) and id(weight) not in embeddings and not name.endswith("bias")
+            if (len(whole_shape(weight)) == 2 or name in experts)
+            and id(weight) not in embeddings
+            and not name.endswith("bias")
         ]
         heads = getattr(config, "num_attention_heads", None) or 0  # of a network without attention
         width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
@@ -72,10 +74,6 @@ def _operations(weight: torch.nn.Parameter) -> float:
     """Per token, of the whole parameter, also where ZeRO-3 holds a part of it here."""
     elements = int(getattr(weight, "ds_numel", weight.numel()))
     return (_TRAINED if weight.requires_grad else _FROZEN) * elements
-
-
-def _dims(parameter: torch.nn.Parameter) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:

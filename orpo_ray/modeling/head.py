@@ -146,7 +146,7 @@ def _residuals(
 
 
 def logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probs `(rows,)`, in float32 at least, of `targets (rows,)` by `logits (rows, vocab)`."""
+    """Log-probs, in float32 at least, of `targets (...)` by `logits (..., vocab)`, in the shape of `targets`."""
     logps: Tensor = _LogprobOfLogits.apply(logits, targets)  # type: ignore[no-untyped-call]
     return logps
 
@@ -156,13 +156,15 @@ class _LogprobOfLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        logps, ctx.residuals = _of_logits(logits.clone(), targets)
-        return logps
+        own = logits.clone(memory_format=torch.contiguous_format).flatten(0, -2)
+        logps, residuals = _of_logits(own, targets.flatten())
+        ctx.residuals = residuals.view_as(logits)
+        return logps.view_as(targets)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None]:
-        return (ctx.residuals * -grad_logps[:, None]).to(ctx.residuals.dtype), None
+        return (ctx.residuals * -grad_logps[..., None]).to(ctx.residuals.dtype), None
 
 
 def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.experts import remarks
 from orpo_ray.modeling.lora import add_adapters
-from orpo_ray.modeling.parity import choose_way
+from orpo_ray.modeling.parity import Wrapper, choose_way
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.weights import require_safetensors
 from orpo_ray.parsing import read_object
@@ -31,7 +31,7 @@ Warn = Callable[[str], None]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 _OBJECTS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
@@ -57,9 +57,7 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_policy(
-    model: ModelConfig, *, seed: int, device: torch.device = _CPU, warn: Warn = log_warning
-) -> PackedPolicy:
+def load_policy(model: ModelConfig, *, seed: int, device: torch.device = CPU, warn: Warn = log_warning) -> PackedPolicy:
     """The policy on `device`, in the configured dtype, in training mode; with `model.lora`, frozen but for adapters.
 
     Random weights are drawn from `seed`, the same on every rank. It is packed where that was found to be exact (see
@@ -68,13 +66,24 @@ def load_policy(
     """
     network, missing = build_network(AutoModelForCausalLM, load_config(model), model, seed, warn)
     require_weights(model.name_or_path, missing)
-    network = network.to(device)
-    alone = choose_way(network, PackedPolicy, model, warn)
+    alone = make_ready(network, PackedPolicy, model, seed, device, warn)
+    return PackedPolicy(network, alone=alone).train()
+
+
+def make_ready(
+    network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig, seed: int, device: torch.device, warn: Warn
+) -> str:
+    """Take a whole network to `device`, find out whether it may be packed, and put adapters on it, in place.
+
+    Returns why `wrapper` is to ask it a text at a time (see `parity.choose_way`).
+    """
+    network.to(device)
+    alone = choose_way(network, wrapper, model, warn)
     if model.lora is not None:
         add_adapters(network, model.lora, seed)
     for remark in remarks(network, model.lora):
         warn(f"{model.name_or_path}: {remark}")
-    return PackedPolicy(network, alone=alone).train()
+    return alone
 
 
 def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None:

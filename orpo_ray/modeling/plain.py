@@ -55,11 +55,9 @@ def by_length(batch: PackedBatch) -> list[tuple[list[Text], Tensor]]:
     groups = defaultdict(list)
     for text in texts(batch):
         groups[len(text.positions)].append(text)
+    device = batch.input_ids.device
     return [
-        (
-            group,
-            batch.input_ids[torch.from_numpy(np.stack([text.positions for text in group])).to(batch.input_ids.device)],
-        )
+        (group, batch.input_ids[torch.from_numpy(np.stack([text.positions for text in group])).to(device)])
         for group in groups.values()
     ]
 
@@ -74,7 +72,7 @@ def text_logps(network: nn.Module, batch: PackedBatch) -> Tensor:
     sums: dict[int, Tensor] = {}
     for group, ids in by_length(batch):
         logits = forward(network, ids)[:, :-1]
-        every = logprobs(logits.flatten(0, 1), ids[:, 1:].flatten()).view(len(group), -1)
+        every = logprobs(logits, ids[:, 1:])
         for text, logps in zip(group, every, strict=True):
             sums[text.continuation] = logps[text.tokens_of_prompt - 1 :].sum()
             if scores_prompts and text.continuation == text.prompt + 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.head import LogprobHead
@@ -29,22 +29,40 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return hidden
 
 
-def is_long(model: PreTrainedModel, batch: PackedBatch) -> bool:
-    """Whether a text of `batch` is so long that a model of LongRoPE embeds its positions otherwise.
+def longest_alike(config: PretrainedConfig) -> int | None:
+    """The longest text whose positions a model of LongRoPE embeds as those of short ones; None: it is of another kind.
 
-    It embeds all of such a text by another factor, and so it would all that stands in one row with it.
+    It embeds all of a longer text by another factor, and so it would all that stands in one row with it.
     """
-    ropes = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    ropes = getattr(config.get_text_config(), "rope_parameters", None) or {}
     kinds = [ropes, *(kind for kind in ropes.values() if isinstance(kind, dict))]  # by type of layer, in some
     thresholds = [
         rope["original_max_position_embeddings"]
         for rope in kinds
         if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings")
     ]
-    return bool(thresholds) and longest(batch) > min(thresholds)
+    return min(thresholds, default=None)
 
 
-class PackedPolicy(nn.Module):
+class Packable(nn.Module):
+    """A Hugging Face network behind shared-prefix packing; or, where it is to be `alone`, as it is, and asked a text at
+    a time (`modeling.plain`)."""
+
+    def __init__(self, model: PreTrainedModel, alone: str) -> None:
+        super().__init__()
+        if not alone:
+            quicken(model.base_model)
+        self.model = model
+        self.alone = alone
+        """Why it is asked a text at a time; nothing: it is packed."""
+        self._longest_alike = longest_alike(model.config)
+
+    def _one_by_one(self, batch: PackedBatch) -> bool:
+        """Whether it is to be asked for the texts of `batch` one at a time."""
+        return bool(self.alone) or (self._longest_alike is not None and longest(batch) > self._longest_alike)
+
+
+class PackedPolicy(Packable):
     """A Hugging Face causal language model behind shared-prefix packing.
 
     `model` must have been built with `attn_implementation="shared_prefix"` (see `loading.load_policy`). Its
@@ -53,17 +71,13 @@ class PackedPolicy(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, *, alone: str = "") -> None:
-        super().__init__()
+        super().__init__(model, alone)
         if not alone:
-            quicken(model.base_model)
             model.set_output_embeddings(LogprobHead.of(model))
-        self.model = model
-        self.alone = alone
-        """Why it is asked a text at a time; nothing: it is packed."""
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`."""
-        if self.alone or is_long(self.model, batch):
+        if self._one_by_one(batch):
             return text_logps(self.model, batch)
         hidden = hidden_states(self.model, batch)  # (tokens, width)
         logps = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)

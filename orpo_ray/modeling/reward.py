@@ -15,17 +15,23 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.experts import remarks
-from orpo_ray.modeling.linear import SharedLinear, quicken
-from orpo_ray.modeling.loading import Warn, build_network, load_config, load_tokenizer, log_warning, require_weights
-from orpo_ray.modeling.lora import add_adapters, merged_weights, plain_name
-from orpo_ray.modeling.parity import choose_way
+from orpo_ray.modeling.linear import SharedLinear
+from orpo_ray.modeling.loading import (
+    CPU,
+    Warn,
+    build_network,
+    load_config,
+    load_tokenizer,
+    log_warning,
+    make_ready,
+    require_weights,
+)
+from orpo_ray.modeling.lora import merged_weights, plain_name
 from orpo_ray.modeling.plain import text_rewards
-from orpo_ray.modeling.policy import hidden_states, is_long
+from orpo_ray.modeling.policy import Packable, hidden_states
 
 StateDict = dict[str, Tensor]
 
-_CPU = torch.device("cpu")
 _HEAD = "score.weight"
 # What the decoders of transformers call the norm whose output their heads read.
 _FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
@@ -41,7 +47,7 @@ class RewardHead(SharedLinear):
         return F.linear(hidden.to(exact), self.weight.to(exact))
 
 
-class PackedRewardModel(nn.Module):
+class PackedRewardModel(Packable):
     """A Hugging Face sequence-classification model of one label behind shared-prefix packing.
 
     `model` must have been built with `attn_implementation="shared_prefix"` (see `load_reward_model`). Its score
@@ -49,13 +55,8 @@ class PackedRewardModel(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, *, alone: str = "") -> None:
-        super().__init__()
-        if not alone:
-            quicken(model.base_model)
+        super().__init__(model, alone)
         model.score = RewardHead.from_linear(model.score)
-        self.model = model
-        self.alone = alone
-        """Why it is asked a text at a time; nothing: it is packed."""
         self.offset = float(getattr(model.config, "reward_offset", 0.0))
         """What is subtracted from the network's own rewards (see `centre`)."""
 
@@ -64,7 +65,7 @@ class PackedRewardModel(nn.Module):
 
         They view as `(prompts, 1 + K)`, as the log-prob sums of a `PackedPolicy` do.
         """
-        if self.alone or is_long(self.model, batch):
+        if self._one_by_one(batch):
             rewards = text_rewards(self.model, batch).view(batch.prompts, -1)  # (prompts, K)
         else:
             hidden = hidden_states(self.model, batch)  # (tokens, width)
@@ -74,7 +75,7 @@ class PackedRewardModel(nn.Module):
 
 
 def load_reward_model(
-    model: ModelConfig, *, seed: int, device: torch.device = _CPU, warn: Warn = log_warning
+    model: ModelConfig, *, seed: int, device: torch.device = CPU, warn: Warn = log_warning
 ) -> PackedRewardModel:
     """The reward model on `device`, in the configured dtype, in training mode.
 
@@ -101,13 +102,8 @@ def load_reward_model(
     if missing or not model.has_weights:
         _draw_head(network.score, seed)
     _make_room(network, tokenizer, pad)
-    network = network.to(device)
-    alone = choose_way(network, PackedRewardModel, model, warn)
-    if model.lora is not None:
-        add_adapters(network, model.lora, seed)
-        network.score.requires_grad_(True)
-    for remark in remarks(network, model.lora):
-        warn(f"{model.name_or_path}: {remark}")
+    alone = make_ready(network, PackedRewardModel, model, seed, device, warn)
+    network.score.requires_grad_(True)  # adapters freeze all that they find
     return PackedRewardModel(network, alone=alone).train()
 
 

@@ -13,11 +13,10 @@ from torch import nn
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import Ids, pack
 from orpo_ray.data.schedule import deal
-from orpo_ray.modeling.loading import Warn, load_policy, log_warning
+from orpo_ray.modeling.loading import CPU, Warn, load_policy, log_warning
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import PackedRewardModel, load_reward_model
 
-_CPU = torch.device("cpu")
 Scorer = PackedPolicy | PackedRewardModel
 """Takes a packed batch, returns a float32 number for each sequence: a log-prob sum, or a reward."""
 
@@ -27,7 +26,7 @@ def load_scorer(
     model: ModelConfig,
     *,
     seed: int,
-    device: torch.device = _CPU,
+    device: torch.device = CPU,
     warn: Warn = log_warning,
 ) -> Scorer:
     """Load `model` as a policy or as a reward model; see `load_policy` and `load_reward_model`."""

@@ -102,13 +102,12 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with phase("imports of Ray Train"):
-        pass
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
+        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
-    from orpo_ray.training.process_group import GroupConfig
-    from orpo_ray.training.worker import train_worker
+        from orpo_ray.training.process_group import GroupConfig
+        from orpo_ray.training.worker import train_worker
 
     nodes = cluster_nodes()
     use_gpu = uses_gpus(config.scaling, int(sum(gpus for _, gpus in nodes)))

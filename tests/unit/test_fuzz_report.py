@@ -159,16 +159,22 @@ PLACES = [
 ]  # fmt: skip
 
 
+def with_odd_numbers(original: Path, file: str, changes: list[tuple[str, bool, Any]]) -> Path:
+    """A copy of a folder, with values in one of its JSON files changed or missing."""
+    folder = copy(original)
+    numbers = json.loads((folder / file).read_text())
+    for place, is_set, value in changes:
+        change(numbers, place, is_set, value)
+    (folder / file).write_text(json.dumps(numbers))
+    return folder
+
+
 @given(st.lists(st.tuples(st.sampled_from(PLACES), st.booleans(), odd_values), min_size=1, max_size=2))
 @example([("ratings.truth.0.model", True, "nobody")])
 @example([("pairs.0.reward_model", True, "nobody")])
 @cases(25)
 def test_an_evaluation_with_odd_numbers(evaluation: Path, changes: list[tuple[str, bool, Any]]) -> None:
-    folder = copy(evaluation)
-    numbers = json.loads((folder / "winrates.json").read_text())
-    for place, is_set, value in changes:
-        change(numbers, place, is_set, value)
-    (folder / "winrates.json").write_text(json.dumps(numbers))
+    folder = with_odd_numbers(evaluation, "winrates.json", changes)
     try:
         write_evaluation_report(folder)
     except UserError as error:
@@ -255,11 +261,7 @@ PLACES_OF_A_SWEEP = [
 @example([("rungs", True, [10**30])])
 @cases(30)
 def test_a_sweep_with_odd_numbers(sweep: Path, changes: list[tuple[str, bool, Any]]) -> None:
-    folder = copy(sweep)
-    numbers = json.loads((folder / "sweep.json").read_text())
-    for place, is_set, value in changes:
-        change(numbers, place, is_set, value)
-    (folder / "sweep.json").write_text(json.dumps(numbers))
+    folder = with_odd_numbers(sweep, "sweep.json", changes)
     for read in (read_status, write_sweep_report):
         try:
             read(folder)
