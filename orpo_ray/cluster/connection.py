@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from orpo_ray.cluster.allocator import use_one_arena
 from orpo_ray.cluster.fork_server import ForkServer
 from orpo_ray.cluster.head import Head
-from orpo_ray.cluster.setup_worker import SOCKET
+from orpo_ray.cluster.setup_worker import SOCKET, shell_command
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.phases import phase
 
@@ -66,8 +68,8 @@ def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> N
 
 
 def connect_if_ready() -> None:
-    """Connect where that needs no waiting: the cluster that `begin` started is there. `connect` does so in any case."""
-    if _head is not None and _head.ready:
+    """Connect where that needs no waiting: the cluster is there. `connect` does so in any case. Raises as it does."""
+    if os.environ.get("RAY_ADDRESS") or (_head is not None and _head.ready):
         connect()
 
 
@@ -142,7 +144,6 @@ def _start_head(cpus: int) -> None:
 
 def _join_own() -> None:
     """Connect to the cluster that this process has started."""
-    import ray
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
@@ -152,26 +153,28 @@ def _join_own() -> None:
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
     _init(_head.address)
-    if _forks is not None:  # it imports what needs Ray at the first call, which nobody waits for
-        ray.remote(num_cpus=0)(_nothing).remote()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _join(address: str) -> None:
     """Connect to the cluster at `address`. Raises `UserError` where none answers, or none lets this process in."""
     import ray
+    from ray._private.services import canonicalize_bootstrap_address
 
-    host, _, port = address.rpartition(":")
+    try:
+        found = canonicalize_bootstrap_address(address) or address  # of "auto"
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"RAY_ADDRESS={address}: {str(error).partition('.')[0]}") from None
+    host, _, port = found.rpartition(":")
     if host and port.isdigit():  # Ray itself would try for minutes
         try:
             socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
         except OSError as error:
             raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
     try:
-        _init(address)
+        if _forks is None or not _is_of_this_machine(found):
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        else:  # it is somebody else's cluster, and starts workers by Ray's own script
+            _init(address, py_executable=shell_command(_forks.path))
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster there lets this process in; RAY_AUTH_TOKEN or ~/.ray/auth_token "
@@ -179,10 +182,27 @@ def _join(address: str) -> None:
         ) from None
 
 
-def _init(address: str) -> None:
-    """`ray.init`, with workers from this process's fork server where they are on its machine."""
+def _is_of_this_machine(address: str) -> bool:
+    """Whether all nodes that the cluster has now are on this machine. Raises as `ray.init` where it lets nobody in."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one the client would end this process
+    nodes = GcsClient(address=address).get_all_node_info(timeout=_SECONDS_TO_ANSWER).values()
+    own = {one.address for addresses in psutil.net_if_addrs().values() for one in addresses}
+    return all(node.node_manager_address in own for node in nodes if node.state == node.ALIVE)
+
+
+def _init(address: str, **of_workers: str) -> None:
+    """`ray.init`; workers come from this process's fork server. `of_workers`: more of their runtime environment."""
     import ray
 
     # Without any runtime environment Ray starts a worker past `setup_worker.py`.
-    runtime_env = {} if _forks is None else {"env_vars": {SOCKET: _forks.path}}
-    ray.init(address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
+    forked = {} if _forks is None else {"env_vars": {SOCKET: _forks.path}, **of_workers}
+    ray.init(address, runtime_env=forked, log_to_driver=False, logging_level=logging.WARNING)
+    if forked:  # the server imports what needs Ray at the first call, which nobody waits for
+        ray.remote(num_cpus=0)(_nothing).remote()
+
+
+def _nothing() -> None:
+    pass

@@ -2,11 +2,15 @@
 
 Ray's imports Ray to read one argument, which takes longer than all else between a call and its forked worker. This one
 asks `fork_server` for a plain Python worker, and lives as long as that does; any other is Ray's own to start.
+
+On a cluster that somebody else has started it takes the interpreter's place instead (`shell_command`): Ray's script has
+run by then.
 """
 
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -23,6 +27,8 @@ def main() -> None:
             given[name] = value
         else:
             command.append(word)
+    if not given[_LANGUAGE]:  # in the interpreter's place
+        become_worker(os.environ.get(SOCKET, ""), command)
     context = json.loads(given[_CONTEXT] or "{}")
     plain = (
         given[_LANGUAGE] == "PYTHON"
@@ -36,6 +42,15 @@ def main() -> None:
     for name, value in context.get("env_vars", {}).items():
         os.environ[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))  # as Ray does
     become_worker(os.environ.get(SOCKET, ""), command)
+
+
+def shell_command(path: str) -> str:
+    """What stands for the interpreter on the command line of a worker, which Ray gives to bash: this script where the
+    server at `path` is; on a node that has joined since, this interpreter where it is there too, or what is called so.
+    """
+    python, script, path = map(shlex.quote, (sys.executable, os.path.abspath(__file__), path))
+    elsewhere = f"{{ test -x {python} && echo {python} || echo python; }}"
+    return f"$(test -S {path} && echo {python} {script} || {elsewhere})"
 
 
 def _is_this_python(executable: str) -> bool:

@@ -188,6 +188,41 @@ def test_a_command_without_the_token_is_told_so_in_one_line(jobs: Jobs, tmp_path
     assert "Traceback" not in done.stderr
 
 
+DRIVER = """
+import os, sys
+from orpo_ray.cluster import connection
+connection.begin(1)
+connection.connect()
+import ray
+
+@ray.remote(num_cpus=0, max_retries=0)
+def parent() -> str:
+    return open(f"/proc/{os.getppid()}/cmdline").read()
+
+own = open("/proc/self/cmdline").read()
+told = [ray.get(parent.remote()) == own]
+os.unlink(connection._forks.path)
+
+@ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": {"OTHER": "1"}})
+def of_another_environment() -> bool:
+    return "deepspeed" in sys.modules
+
+told.append(ray.get(of_another_environment.remote()))
+print(told)
+"""
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="workers are not forked beside GPUs")
+def test_workers_on_somebody_else_s_cluster_are_forked_too_where_the_server_is(jobs: Jobs) -> None:
+    """Without the server, as on a node that joins later, they are plain processes."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ | {"RAY_ADDRESS": jobs.address},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "[True, False]"
+
+
 def test_everything_listens_on_loopback_alone(jobs: Jobs) -> None:
     assert jobs.listens() == {"127.0.0.1"}
 
