@@ -74,7 +74,7 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
     known = np.zeros((len(pairs), 2), np.float32)  # a cached reference costs the same whatever its numbers
     pairs = replace(pairs, reference=known)
     reference = load_policy(config.model, seed=0).eval() if name == "dpo-on-the-fly" else None
-    schedule, seconds = build_schedule(config, len(pairs)), []
+    schedule, seconds = build_schedule(config, pairs), []
     feed = training_batches(engine, config, objective, schedule, pairs, start=0)
     meter = Meter.of(engine, config)
     for step in range(STEPS):

@@ -15,6 +15,7 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.packing import Ids
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.training.loop import build_schedule
 
@@ -76,14 +77,16 @@ class Task:
     def data(self) -> PairDataset:
         """The training pairs, with the first of each step stretched where the task says so."""
         pairs = prepare(self.config, load_tokenizer(self.config.model)).train
+        if not isinstance(pairs, PairDataset):
+            raise UserError("run.data.train: has to be one source for a benchmark")
         if self.stretch is None:
             return pairs
-        schedule = build_schedule(self.config, len(pairs))
+        schedule = build_schedule(self.config, pairs)
         return stretched(pairs, [int(schedule.indices(step)[0]) for step in range(self.steps)], self.stretch)
 
     @property
     def schedule(self) -> StepSchedule:
-        return build_schedule(self.config, len(self.data))
+        return build_schedule(self.config, self.data)
 
     def pairs(self, step: int) -> list[Pair]:
         """The pairs of optimizer step `step` (from 0), in the schedule's order."""

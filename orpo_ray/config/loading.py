@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from orpo_ray.config.objectives import OBJECTIVES
-from orpo_ray.config.schema import TrainConfig
+from orpo_ray.config.schema import SOURCES, TrainConfig
 from orpo_ray.config.section import Section
 from orpo_ray.errors import UserError
 from orpo_ray.masking import holds_mask
@@ -189,7 +189,7 @@ def _describe(error: ValidationError, schema: type[Section]) -> str:
     """The first problem in one line (unknown keys before all else), and how many more there are."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     kind, value, context = problems[0]["type"], problems[0]["input"], problems[0].get("ctx", {})
-    location = [str(part) for part in problems[0]["loc"]]
+    location = [str(part) for part in problems[0]["loc"] if part not in SOURCES.values()]
     objective = None
     if location[:1] == ["objective"] and len(location) > 1:  # pydantic puts the objective's name in between
         objective = location.pop(1)
@@ -204,6 +204,8 @@ def _describe(error: ValidationError, schema: type[Section]) -> str:
         message = f"{key}.name: should be one of {context['expected_tags']} (got {_shown(context['tag'])})"
     elif kind == "value_error":
         message = f"{key}: {context['error']}" if key else str(context["error"])
+    elif kind == "union_tag_not_found":
+        message = f"{key}: should be a text, or a list (got {_shown(value)})"
     elif kind in {"model_type", "model_attributes_type"}:
         message = f"{key}: should be a mapping of keys (got {_shown(value)})"
     else:

@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from orpo_ray.config.identity import digest
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 MAX_RECORD_CHARACTERS = 1_500_000
+SOURCES = {str: "(one source)", list: "(several sources)"}
+"""What pydantic calls the two in a location."""
 
 
 class LoraConfig(Section):
@@ -71,12 +73,44 @@ class ModelConfig(Section):
         return self.init == "pretrained" and self.name_or_path != "toy"
 
 
+class SourceConfig(Section):
+    """One of several sources of pairs."""
+
+    source: str
+    """As `data.train`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+    """What it is called in counts, metrics and messages. Its order of pairs follows from the name and `seed`."""
+    split: str | None = None
+    """Default: `data.train_split`, or `data.eval_split`."""
+    weight: Annotated[Number, Field(gt=0, le=1e6)] | None = None
+    """Its share of the pairs of every step, beside the others' weights; default: as many pairs as it has."""
+    limit: Count | None = None
+    """Read only so many of its records."""
+
+
+Sources = Annotated[
+    Annotated[str, Tag(SOURCES[str])] | Annotated[list[SourceConfig], Field(min_length=1), Tag(SOURCES[list])],
+    Discriminator(lambda value: SOURCES.get(type(value))),
+]
+
+
+def _listed(sources: str | list[SourceConfig], name: str, split: str, limit: int | None) -> list[SourceConfig]:
+    """Each with its split."""
+    if isinstance(sources, str):
+        return [SourceConfig(source=sources, name=name, split=split, limit=limit)]
+    return [source.model_copy(update={"split": source.split or split}) for source in sources]
+
+
 class DataConfig(Section):
-    train: str
-    """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world."""
+    train: Sources
+    """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world. Or a list of several, each a
+    mapping {source, name, split, weight, limit}; see `SourceConfig`."""
     train_split: str = "train"
-    eval: str | None = None
-    """Held-out pairs; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at a time."""
+    temperature: Annotated[Number, Field(gt=0)] | None = None
+    """Of several sources: one with n pairs weighs n ** (1 / temperature); above 1, small ones come more often."""
+    eval: Sources | None = None
+    """Held-out pairs, of one source or several; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at
+    a time."""
     eval_split: str = "test"
     eval_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
     format: Literal["auto", "hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational"] = "auto"
@@ -98,7 +132,35 @@ class DataConfig(Section):
     on_bad_record: Literal["error", "quarantine"] = "error"
     """`quarantine`: set unreadable records aside in `quarantine.jsonl`, with the reason, and go on."""
     limit: Count | None = None
-    """Read only so many records of `train`."""
+    """Read only so many records of `train`, where that is one source."""
+
+    @property
+    def train_sources(self) -> list[SourceConfig]:
+        """Those of `train`; one that has no name of its own is called `train`."""
+        return _listed(self.train, "train", self.train_split, self.limit)
+
+    @property
+    def eval_sources(self) -> list[SourceConfig]:
+        """Those of `eval`, none where it is not set."""
+        return [] if self.eval is None else _listed(self.eval, "eval", self.eval_split, None)
+
+    @model_validator(mode="after")
+    def _sources_are_told_apart(self) -> DataConfig:
+        for key, sources in (("train", self.train), ("eval", self.eval)):
+            if isinstance(sources, list):
+                names = [source.name for source in sources]
+                if len(set(names)) < len(names):
+                    raise ValueError(f"{key}: two sources are called {max(names, key=names.count)}")
+        weights = [source.weight is not None for source in self.train_sources]
+        if any(weights) and not all(weights):
+            raise ValueError("train: either all sources have a weight or none has")
+        if self.temperature is not None and (any(weights) or not isinstance(self.train, list)):
+            raise ValueError("temperature: is for several sources without weights of their own")
+        if isinstance(self.train, list) and self.limit is not None:
+            raise ValueError("limit: of several sources each has a limit of its own")
+        if any(source.weight is not None for source in self.eval_sources):
+            raise ValueError("eval: held-out pairs are all evaluated, so no source has a weight")
+        return self
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> DataConfig:
@@ -332,6 +394,11 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
 
+def _several(sources: Any) -> list[dict[str, Any]]:
+    """Of dumped sources those of a list."""
+    return sources if isinstance(sources, list) else []
+
+
 class TrainConfig(Section):
     """A training run. Its folder is `storage.path/name`."""
 
@@ -360,6 +427,8 @@ class TrainConfig(Section):
     def _win_rate_has_prompts(self) -> TrainConfig:
         if self.eval.win_rate is not None and self.data.eval is None:
             raise ValueError("eval.win_rate asks the prompts of data.eval, which is not set")
+        if self.eval.win_rate is not None and not isinstance(self.data.eval, str):
+            raise ValueError("eval.win_rate asks the prompts of data.eval, which has to be one source then")
         if self.eval.win_rate is not None and self.objective.name == "reward":
             raise ValueError("eval.win_rate compares what policies write, and a reward model writes nothing")
         return self
@@ -396,7 +465,8 @@ class TrainConfig(Section):
         mapping = self.model_dump(by_alias=True)
         paths = [
             (mapping["model"], ("name_or_path", "tokenizer")),
-            (mapping["data"], ("train", "eval")),
+            *((mapping["data"], (key,)) for key in ("train", "eval") if isinstance(mapping["data"][key], str)),
+            *((one, ("source",)) for key in ("train", "eval") for one in _several(mapping["data"][key])),
             (mapping["objective"], ("reference",)),
             (mapping["eval"]["win_rate"] or {}, ("against", "reward_model")),
         ]

@@ -17,7 +17,7 @@ from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
 
 _TRIALS = 16
-Metric = Annotated[str, Field(pattern=r"^eval_[a-z_]+$")]
+Metric = Annotated[str, Field(pattern=r"^eval_[a-z_]+(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 Direction = Literal["min", "max"]
 
 
@@ -41,7 +41,8 @@ class SweepConfig(Section):
     space: Annotated[dict[str, str], Field(min_length=1)]
     """Dotted key to `loguniform(a, b)`, `uniform(a, b)`, `choice(a, b, …)` or, with searcher: grid, `grid(a, b, …)`."""
     metric: Metric = "eval_reward_accuracy"
-    """What trials are compared by: a key of their evaluations. `eval_win_rate` needs `train.eval.win_rate`."""
+    """What trials are compared by: a key of their evaluations, with `/NAME` that of one of several sources.
+    `eval_win_rate` needs `train.eval.win_rate`."""
     mode: Direction = "max"
     trade_off: dict[Metric, Direction] = Field(default_factory=dict)
     """More metrics, and where each should go: {eval_nll: min}. Optuna seeks them together, and the report shows the

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Pairs(Protocol):
+    """Pairs of one source, or of several."""
+
+    @property
+    def reference(self) -> NDArray[np.float32] | None: ...
+    @property
+    def record_ids(self) -> NDArray[np.int64]: ...
+    def __len__(self) -> int: ...
+    def pair(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]: ...
+    def lengths(self, indices: NDArray[np.integer] | None = None) -> NDArray[np.int64]: ...
+    def record(self, i: int) -> int | str: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,10 @@ class PairDataset:
     def record_ids(self) -> NDArray[np.int64]:
         """(pairs,): the records of all pairs of this view; a copy where it is a subset."""
         return self.source_record_ids if self.rows is None else self.source_record_ids[self.rows]
+
+    def record(self, i: int) -> int | str:
+        """What messages call the record of pair `i`."""
+        return int(self.source_record_ids[i if self.rows is None else self.rows[i]])
 
     def pair(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         """Token ids of the prompt, the chosen and the rejected response of pair `i`, as views."""

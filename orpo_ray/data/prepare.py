@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orpo_ray.config import DataConfig, TrainConfig
+from orpo_ray.config.schema import SourceConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
-from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.dataset import PairDataset, Pairs
 from orpo_ray.data.formats import Format, Message, parse, recognise, require_short
+from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import RenderedPair, Renderer
 from orpo_ray.data.tokenization import PairTokenizer, TokenizedPair, tokenizer_digest
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,18 +36,16 @@ CHARACTERS_AT_ONCE = 1 << 20
 class PreparedData:
     """Tokenised pairs, memory-mapped, and the account of the records they came from."""
 
-    train: PairDataset
-    eval: PairDataset
-    account: Account
-    """Of `data.train`, before pairs are held out of it."""
-    eval_account: Account | None
-    """Of `data.eval`, where it is set."""
+    train: Pairs
+    eval: Pairs
+    accounts: dict[str, Account]
+    """By what was read (`data.train: toy`), before pairs are held out of it."""
     quarantine: tuple[Path, ...]
     """Files of quarantined records, where there are any."""
     digest: str
     """Of all pairs, those of training and those held out."""
     fingerprints: tuple[str, ...]
-    """Of the content of `data.train` and, where it is set, of `data.eval`."""
+    """Of the content of the sources of `data.train` and of `data.eval`."""
 
 
 def prepare(
@@ -61,39 +62,67 @@ def prepare(
     `data.on_bad_record` is `quarantine`; a template that does not fit; nothing left to train on or evaluate.
     """
     data = config.data
-    names = [(data.train, data.train_split, data.limit)]
-    if data.eval is not None:
-        names.append((data.eval, data.eval_split, None))
-    sources = [open_source(name, split, data.max_record_characters) for name, split, _ in names]
-    fingerprints = tuple(fingerprints) or tuple(source.fingerprint() for source in sources)
-    train, *others = [
-        _tokenized(config, name, source, fingerprint, limit, tokenizer, progress)
-        for (name, _, limit), source, fingerprint in zip(names, sources, fingerprints, strict=True)
+    asked = [*data.train_sources, *data.eval_sources]
+    opened = [open_source(one.source, str(one.split), data.max_record_characters) for one in asked]
+    fingerprints = tuple(fingerprints) or tuple(source.fingerprint() for source in opened)
+    sources = [
+        _tokenized(config, one, source, fingerprint, tokenizer, progress)
+        for one, source, fingerprint in zip(asked, opened, fingerprints, strict=True)
     ]
-    if others:
-        [held] = others
-        pairs, eval_account = (train.pairs, held.pairs), held.account
-    else:
-        held_in, held_out = split_by_prompt(
-            train.prompt_hashes, data.eval_fraction, config.seed, data.train, train.folder
-        )
-        pairs, eval_account = (train.pairs.subset(held_in), train.pairs.subset(held_out)), None
+    train, evaluated = sources[: len(data.train_sources)], sources[len(data.train_sources) :]
+    parts = [source.pairs for source in train], [source.pairs for source in evaluated]
+    if not evaluated:
+        parts = _held_out(config, train)
     return PreparedData(
-        *pairs,
-        train.account,
-        eval_account,
-        quarantine=tuple(source.quarantine for source in [train, *others] if source.quarantine is not None),
-        digest="-".join(source.digest for source in [train, *others]),
+        _together(data.train, parts[0]),
+        _together(data.train if data.eval is None else data.eval, parts[1]),
+        accounts={key: source.account for key, source in zip(_keys(data), sources, strict=True)},
+        quarantine=tuple(source.quarantine for source in sources if source.quarantine is not None),
+        digest="-".join(source.digest for source in sources),
         fingerprints=fingerprints,
     )
 
 
+def _held_out(config: TrainConfig, sources: Sequence[TokenizedSource]) -> tuple[list[PairDataset], list[PairDataset]]:
+    """Of each source the pairs to train on and those to evaluate."""
+    data, alone = config.data, isinstance(config.data.train, str)
+    train, evaluated = [], []
+    for asked, source in zip(data.train_sources, sources, strict=True):
+        held_in, held_out = split_by_prompt(
+            source.prompt_hashes, data.eval_fraction, config.seed, asked.source, source.folder, alone=alone
+        )
+        train.append(source.pairs.subset(held_in))
+        evaluated.append(source.pairs.subset(held_out))
+    if not any(map(len, evaluated)):
+        raise UserError(
+            f"data.eval_fraction={data.eval_fraction:g} holds out none of so few prompts; set data.eval to a source of "
+            "its own, or raise data.eval_fraction"
+        )
+    return train, evaluated
+
+
+def _together(sources: str | list[SourceConfig], parts: list[PairDataset]) -> Pairs:
+    """The pairs of `parts` as one data set."""
+    return parts[0] if isinstance(sources, str) else JoinedPairs(tuple(one.name for one in sources), tuple(parts))
+
+
+def _keys(data: DataConfig) -> list[str]:
+    """What the account of each source is called."""
+    return [
+        masked(f"{key}: {one.source}" if isinstance(sources, str) else f"{key}, {one.name}: {one.source}")
+        for key, sources, listed in (
+            ("data.train", data.train, data.train_sources),
+            ("data.eval", data.eval, data.eval_sources),
+        )
+        for one in listed
+    ]
+
+
 def _tokenized(
     config: TrainConfig,
-    name: str,
+    asked: SourceConfig,
     source: Source,
     fingerprint: str,
-    limit: int | None,
     tokenizer: PreTrainedTokenizerBase,
     progress: Callable[[int], None] | None,
 ) -> TokenizedSource:
@@ -104,7 +133,7 @@ def _tokenized(
         {
             "version": CODE_VERSION,
             "source": fingerprint,
-            "limit": limit,
+            "limit": asked.limit,
             "tokenizer": tokenizer_digest(tokenizer),
             "template": [renderer.template, renderer.overrides_text],
             "format": data.format,
@@ -115,14 +144,14 @@ def _tokenized(
     )
 
     def build(writer: CacheWriter) -> Account:
-        return _Tokenization(data, tokenizer, renderer, writer).run(source, limit, progress)
+        return _Tokenization(data, tokenizer, renderer, writer).run(source, asked.limit, progress)
 
     tokenized = read_or_build(config.cache_dir / "tokens", key, build)
     if tokenized.account.read == 0:
-        raise UserError(f"{name}: holds no records")
+        raise UserError(f"{asked.source}: holds no records")
     if tokenized.account.kept == 0:
         where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
-        raise UserError(f"{name}: no pair is left: {tokenized.account.describe()}{where}")
+        raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}")
     return tokenized
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import bisect
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +22,7 @@ Indices = NDArray[np.int64]
 _ROUNDS = 4
 
 
-def permuted(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
+def permuted(positions: Indices, size: int, seed: int | tuple[int, ...], epoch: int) -> Indices:
     """A pseudo-random permutation of `range(size)`, evaluated at `positions` only.
 
     A Feistel network over the smallest even number of bits that holds `size`, walked until it lands inside:
@@ -39,10 +42,11 @@ def permuted(positions: Indices, size: int, seed: int, epoch: int) -> Indices:
     return walked.astype(np.int64)
 
 
-@lru_cache(1)
-def _keys(seed: int, epoch: int) -> list[np.uint64]:
+@lru_cache(64)
+def _keys(seed: int | tuple[int, ...], epoch: int) -> list[np.uint64]:
     """Of the rounds: the same for all steps of an epoch, and dearer to make than to use."""
-    return list(np.random.default_rng([seed, epoch]).integers(0, 2**64, _ROUNDS, dtype=np.uint64))
+    seeds = seed if isinstance(seed, tuple) else (seed,)
+    return list(np.random.default_rng([*seeds, epoch]).integers(0, 2**64, _ROUNDS, dtype=np.uint64))
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -53,9 +57,24 @@ def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+class Share(NamedTuple):
+    """One of several sources, as a schedule sees it."""
+
+    start: int
+    """Its first pair among those of all."""
+    pairs: int
+    weight: int
+    seed: tuple[int, ...]
+    """Of its order."""
+
+
 @dataclass(frozen=True)
 class StepSchedule:
     """The global steps of a run: each epoch meets every pair once, its last step may be smaller.
+
+    With `shares`, each step holds of every source what its weight says. Where weights are not the sources' sizes an
+    epoch is no more than a number of steps: small sources that weigh much come again before large ones are through, and
+    no step is smaller.
 
     `max_steps` wins over `epochs`, as in Hugging Face's trainers: it ends the last epoch early, or repeats epochs.
     """
@@ -65,6 +84,7 @@ class StepSchedule:
     epochs: int
     max_steps: int | None
     seed: int
+    shares: tuple[Share, ...] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,8 +98,37 @@ class StepSchedule:
         """The pairs of global step `step` (from 0)."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.global_batch_size
-        positions = np.arange(start, min(start + self.global_batch_size, self.pairs))
-        return permuted(positions, self.pairs, self.seed, epoch)
+        end = min(start + self.global_batch_size, self.pairs)
+        if not self.shares:
+            return permuted(np.arange(start, end), self.pairs, self.seed, epoch)
+        weights, before = [share.weight for share in self.shares], epoch * self.pairs
+        if any(share.weight * self.pairs != share.pairs * sum(weights) for share in self.shares):
+            before, start, end = 0, step * self.global_batch_size, (step + 1) * self.global_batch_size
+        bounds = zip(apportioned(weights, before + start), apportioned(weights, before + end), strict=True)
+        return np.concatenate([_drawn(share, *bound) for share, bound in zip(self.shares, bounds, strict=True)])
+
+
+def _drawn(share: Share, start: int, end: int) -> Indices:
+    """The pairs at these places of a source's own order, which is another each time it begins anew."""
+    epochs = range(start // share.pairs, (end - 1) // share.pairs + 1) if end > start else ()
+    parts = [np.empty(0, np.int64)]
+    for epoch in epochs:
+        first, last = epoch * share.pairs, (epoch + 1) * share.pairs
+        positions = np.arange(max(start, first), min(end, last)) - first
+        parts.append(permuted(positions, share.pairs, share.seed, epoch) + share.start)
+    return np.concatenate(parts)
+
+
+def apportioned(weights: Sequence[int], seats: int) -> list[int]:
+    """`seats` divided by `weights`, by Webster's method: each next seat is that of the largest `weight / (2 k + 1)`
+    whose holder has k so far, the first of equal ones. No part gets smaller where `seats` grows."""
+    total, parts = sum(weights), len(weights)
+    # No part has less than this in the end: the method's quotients are within half a seat of a common multiple of the
+    # weights, which the roundings of all of them move by `parts / 2` at the most.
+    counts = [max(0, (2 * weight * seats - weight * parts - total) // (2 * total)) for weight in weights]
+    for _ in range(seats - sum(counts)):
+        counts[max(range(parts), key=lambda i: Fraction(weights[i], 2 * counts[i] + 1))] += 1
+    return counts
 
 
 def deal(token_counts: Indices, ranks: int, budget: int) -> list[list[Indices]]:

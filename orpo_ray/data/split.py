@@ -25,20 +25,22 @@ _FILES = ("train.bin", "eval.bin")
 
 
 def split_by_prompt(
-    hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path
+    hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path, *, alone: bool = True
 ) -> tuple[Indices, Indices]:
     """Indices `(train, eval)` of pairs with these prompt hashes, each in its order; found in `folder` or written there.
 
     Whole prompts are held out, in an order drawn by `seed` and the hash alone, until they make up at least
-    `fraction` of the pairs; so pairs of one prompt never part, and adding data moves few of them. Raises
-    `UserError`, about the source `name`, where no prompt would be left to train on, or `folder` cannot be written.
+    `fraction` of the pairs; so pairs of one prompt never part, and adding data moves few of them. Where the source is
+    not `alone`, what is drawn is held against the fraction itself: of all sources the same prompts are held out,
+    whatever else they have, which may be none of a small source. Raises `UserError`, about the source `name`, where no
+    prompt would be left to train on, or `folder` cannot be written.
     """
-    digest = hashlib.blake2b(f"{fraction} {seed}".encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(f"{fraction} {seed}{'' if alone else ' of several'}".encode(), digest_size=8).hexdigest()
     place = folder / f"split-{digest}"
     if not place.is_dir():
         try:
             with new_folder(place) as new:  # any process may be the first, and all write the same
-                _write(hashes, fraction, seed, name, new)
+                _write(hashes, fraction, seed, name, new, alone)
         except OSError as error:
             message = f"{folder}: cannot hold the split: {error.strerror or error}; set storage.cache to another folder"
             raise UserError(message) from error
@@ -46,8 +48,11 @@ def split_by_prompt(
     return train, held
 
 
-def _write(hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path) -> None:
-    last = _smallest(hashes, seed, max(1, math.ceil(fraction * len(hashes))))
+def _write(hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path, alone: bool) -> None:
+    if alone:
+        last = _smallest(hashes, seed, max(1, math.ceil(fraction * len(hashes))))
+    else:
+        last = np.uint64(int(fraction * 2**64) - 1)
     start = held = 0
     with (folder / _FILES[0]).open("wb") as train, (folder / _FILES[1]).open("wb") as evaluation:
         for numbers in _drawn(hashes, seed):

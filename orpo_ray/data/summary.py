@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.config import TrainConfig
-from orpo_ray.data.dataset import PairDataset
-from orpo_ray.data.prepare import prepare
+from orpo_ray.data.dataset import Pairs
+from orpo_ray.data.mixture import JoinedPairs
+from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.data.records import Account
-from orpo_ray.masking import masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ SHOWN_CHARACTERS = 700
 class Example:
     """The text of one tokenised pair, its BOS and EOS left out of the text and noted apart."""
 
-    record: int
+    record: int | str
     prompt: str
     chosen: str
     rejected: str
@@ -49,9 +49,11 @@ class Summary:
     """The figures of a run's data; lengths are in tokens, BOS and EOS included."""
 
     accounts: dict[str, Account]
-    """By what was read: `data.train`, and `data.eval` where it is set."""
+    """By what was read: `data.train`, and `data.eval` where it is set, source by source."""
     train_pairs: int
     eval_pairs: int
+    mixture: tuple[tuple[str, int, int, float], ...]
+    """Of each of several sources: name, pairs to train on, pairs held out, and its part of the pairs of a step."""
     lengths: NDArray[np.int64]
     """(3, 4): of prompt, chosen, rejected: p50, p90, p99, max."""
     shared_tokens: int
@@ -71,21 +73,33 @@ def summarize(
 ) -> Summary:
     """Prepare the data of a run and measure it. Raises `UserError` as `prepare` does."""
     prepared = prepare(config, tokenizer, progress)
-    accounts = {masked(f"data.train: {config.data.train}"): prepared.account}
-    if prepared.eval_account is not None:
-        accounts[masked(f"data.eval: {config.data.eval}")] = prepared.eval_account
     lengths = np.concatenate([prepared.train.lengths(), prepared.eval.lengths()])
     prompt, responses = lengths[:, 0], lengths[:, 1:].sum(axis=1)
     return Summary(
-        accounts=accounts,
+        accounts=prepared.accounts,
         train_pairs=len(prepared.train),
         eval_pairs=len(prepared.eval),
+        mixture=_mixture(config, prepared),
         lengths=np.percentile(lengths, PERCENTILES, axis=0, method="nearest").T.astype(np.int64),
         shared_tokens=int((prompt + responses).sum()),
         unshared_tokens=int((2 * prompt + responses).sum()),
         padded_tokens=_padded_tokens(lengths, config.seed),
         examples=tuple(_example(prepared.train, i, tokenizer) for i in range(min(2, len(prepared.train)))),
         quarantine=prepared.quarantine,
+    )
+
+
+def _mixture(config: TrainConfig, prepared: PreparedData) -> tuple[tuple[str, int, int, float], ...]:
+    train, evaluation = prepared.train, prepared.eval
+    if not isinstance(train, JoinedPairs):
+        return ()
+    held = evaluation.spans if isinstance(evaluation, JoinedPairs) else {}
+    shares = train.shares(config.data.train_sources, config.data.temperature, config.seed)
+    total = sum(share.weight for share in shares)
+    starts_ends = (held.get(name, (0, 0)) for name in train.names)
+    return tuple(
+        (name, share.pairs, end - start, share.weight / total)
+        for name, share, (start, end) in zip(train.names, shares, starts_ends, strict=True)
     )
 
 
@@ -98,7 +112,7 @@ def _padded_tokens(lengths: NDArray[np.int64], seed: int) -> int:
     return int((np.maximum.reduceat(longest, starts) * rows).sum())
 
 
-def _example(pairs: PairDataset, i: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+def _example(pairs: Pairs, i: int, tokenizer: PreTrainedTokenizerBase) -> Example:
     prompt, *responses = (ids.tolist() for ids in pairs.pair(i))
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     has_bos = bos is not None and prompt[0] == bos
@@ -111,7 +125,7 @@ def _example(pairs: PairDataset, i: int, tokenizer: PreTrainedTokenizerBase) -> 
         )
     ]
     return Example(
-        record=int(pairs.record_ids[i]),
+        record=pairs.record(i),
         prompt=texts[0],
         chosen=texts[1],
         rejected=texts[2],
@@ -133,6 +147,8 @@ def render(summary: Summary) -> RenderableType:
     for name, account in summary.accounts.items():
         parts += [_title(name), _records_table(account)]
     parts.append(f"{summary.train_pairs:,} pairs to train on, {summary.eval_pairs:,} held out to evaluate")
+    if summary.mixture:
+        parts += [_title("Sources"), _mixture_table(summary)]
     parts += [_title("Tokens of kept pairs, BOS and EOS included"), _lengths_table(summary.lengths)]
     parts += [_title("Tokens of one epoch over them"), _savings_table(summary)]
     parts += [_example_panel(example) for example in summary.examples]
@@ -161,6 +177,16 @@ def _records_table(account: Account) -> Table:
     table.add_row("prompts cut (they keep their end)", f"{account.cut_prompts:,}")
     table.add_row("chosen responses cut (no EOS)", f"{account.cut_chosen:,}")
     table.add_row("rejected responses cut (no EOS)", f"{account.cut_rejected:,}")
+    return table
+
+
+def _mixture_table(summary: Summary) -> Table:
+    table = Table("")
+    for heading in ("to train on", "held out", "of each step", "times in an epoch"):
+        table.add_column(heading, justify="right")
+    for name, pairs, held, share in summary.mixture:
+        times = share * summary.train_pairs / pairs
+        table.add_row(name, f"{pairs:,}", f"{held:,}", f"{share:.1%}", f"{times:.2f}")
     return table
 
 

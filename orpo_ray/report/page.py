@@ -72,6 +72,7 @@ def run_page(run: Run, drawn: list[Drawn]) -> str:
         diverged=_diverged(run),
         figures=[(title, svg, caption) for title, svg, caption in drawn if svg is not None],
         columns=_present_columns(run),
+        sources=_by_source(run),
         evaluations=[line for line in run.lines if "eval_loss" in line],
         configuration=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
@@ -134,7 +135,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     return [
         ("Objective", OBJECTIVES.get(name, name), weight),
         ("Model", str(model.get("name_or_path", "?")), str(model.get("dtype", ""))),
-        ("Data", str(data.get("train", "?")), _pairs(run)),
+        ("Data", _data(data.get("train", "?")), _pairs(run)),
         ("Steps", number(steps), _planned(run)),
         ("Best eval loss", number(run.value_at("eval_loss", best)), f"at step {number(best)}"),
         ("Eval log-prob margin", number(margin), origin),
@@ -212,6 +213,20 @@ def _seconds(run: Run) -> str:
     minutes, rest = divmod(round(summary["seconds"]), 60)
     hours, minutes = divmod(minutes, 60)
     return "in all " + (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s")
+
+
+def _by_source(run: Run) -> dict[str, dict[str, float | None]]:
+    """Of each of several sources, by key of `EVALUATION_COLUMNS`, what the kept model gives its held-out pairs."""
+    names = {key.partition("/")[2] for line in run.lines for key in line if key.startswith("eval_loss/")}
+    step = run.kept_step
+    return {name: {key: run.value_at(f"{key}/{name}", step) for key in EVALUATION_COLUMNS} for name in sorted(names)}
+
+
+def _data(value: Any) -> str:
+    """`data.train` as it is called: one source, or the names of several."""
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(str(source.get("name", "?")) if isinstance(source, dict) else "?" for source in value)
 
 
 def _present_columns(run: Run) -> dict[str, str]:

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.packing import PackedBatch, pack
 from orpo_ray.data.schedule import Indices, deal
 from orpo_ray.objectives.terms import Totals
@@ -57,22 +59,27 @@ class MicroBatch(NamedTuple):
 
 
 def plan(
-    data: PairDataset, indices: Indices, *, continuations: int, score_prompts: bool, rank: int, ranks: int, budget: int
+    data: Pairs, indices: Indices, *, continuations: int, score_prompts: bool, rank: int, ranks: int, budget: int
 ) -> Work:
     """Deal `indices` to ranks and cut this rank's share into micro-batches of at most `budget` tokens."""
     lengths = data.lengths(indices)  # (pairs, 3)
     token_counts = lengths[:, : 1 + continuations].sum(axis=1)
     filler = Cut(indices[token_counts.argmin()][None], weight=0.0)
-    nll_tokens = lengths[:, 1].sum() + (lengths[:, 0] - 1).sum() * score_prompts
     return Work(
         cuts=[Cut(indices[cut], 1.0) if len(cut) else filler for cut in deal(token_counts, ranks, budget)[rank]],
-        totals=Totals(pairs=len(indices), nll_tokens=int(nll_tokens)),
+        totals=totals_of(lengths, score_prompts),
         tokens=int(token_counts.sum()),
     )
 
 
+def totals_of(lengths: NDArray[np.int64], score_prompts: bool) -> Totals:
+    """Of pairs with these `lengths (pairs, 3)`."""
+    nll_tokens = lengths[:, 1].sum() + (lengths[:, 0] - 1).sum() * score_prompts
+    return Totals(pairs=len(lengths), nll_tokens=int(nll_tokens))
+
+
 def micro_batches(
-    data: PairDataset, works: Iterable[Work], *, continuations: int, score_prompts: bool, device: torch.device
+    data: Pairs, works: Iterable[Work], *, continuations: int, score_prompts: bool, device: torch.device
 ) -> Iterator[MicroBatch]:
     """The micro-batches of `works`, one after another, packed by a thread while those before are computed."""
 
@@ -98,7 +105,7 @@ def ahead(items: Iterator[T], number: int = 2) -> Iterator[T]:
             yield item  # type: ignore[misc]
 
 
-def predictions(data: PairDataset, score_prompts: bool) -> Tensor:
+def predictions(data: Pairs, score_prompts: bool) -> Tensor:
     """Predictions `(pairs, 3)` of prompt, chosen and rejected of every pair, as `pack` counts them."""
     lengths = data.lengths()
     lengths[:, 0] = (lengths[:, 0] - 1) * score_prompts

@@ -38,7 +38,9 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 | setting | value |
 |---|---|
 | base model | `{{ base }}` ({{ config.model.init }}, {{ config.model.dtype }}) |
-| data | `{{ config.data.train }}`, split {{ config.data.train_split }} |
+{%- for source in config.data.train_sources %}
+| data | `{{ source.source }}`, split {{ source.split }}{% if source.weight %}, weight {{ source.weight }}{% endif %} |
+{%- endfor %}
 | objective | {{ objective }} |
 {%- if lora %}
 | LoRA, merged here | {{ lora }} |

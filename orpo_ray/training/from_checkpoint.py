@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from orpo_ray.config import TrainConfig, load_config
 from orpo_ray.config.objectives import RewardConfig
-from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import frozen_digest
@@ -101,7 +101,7 @@ def _export(
     )
 
 
-def _pairs(config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest) -> PairDataset:
+def _pairs(config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest) -> Pairs:
     """Those that the run is trained on. Raises `UserError` where they have changed."""
     data = prepare(config, tokenizer)
     if data.digest != manifest.data:
@@ -109,7 +109,7 @@ def _pairs(config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest) -> Pai
     return data.train
 
 
-def _mean_reward(policy: Scorer, pairs: PairDataset, config: TrainConfig) -> float:
+def _mean_reward(policy: Scorer, pairs: Pairs, config: TrainConfig) -> float:
     """Over both responses of every pair."""
     policy.eval()
     total = 0.0

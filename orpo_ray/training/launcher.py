@@ -64,7 +64,7 @@ def _train(
         return
     if data.quarantine:
         join_files(folder.quarantine, data.quarantine)
-    schedule = build_schedule(config, len(data.train))
+    schedule = build_schedule(config, data.train)
     console.say(
         f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "

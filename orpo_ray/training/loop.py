@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.config import TrainConfig
-from orpo_ray.data.dataset import PairDataset
-from orpo_ray.data.schedule import Indices, StepSchedule
+from orpo_ray.data.dataset import Pairs
+from orpo_ray.data.mixture import JoinedPairs
+from orpo_ray.data.schedule import Indices, Share, StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.flops import StepFlops, measured_peak
 from orpo_ray.modeling.loading import DTYPES
@@ -25,7 +26,7 @@ from orpo_ray.objectives.reliability import accuracy_by_length, calibration
 from orpo_ray.objectives.terms import Metrics, Totals
 from orpo_ray.parsing import NUMBER, member
 from orpo_ray.telemetry.phases import phase
-from orpo_ray.training.batches import MicroBatch, Work, micro_batches, plan, predictions
+from orpo_ray.training.batches import MicroBatch, Work, micro_batches, plan, predictions, totals_of
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.lr import learning_rate
 
@@ -87,14 +88,16 @@ class Sink:
         return False
 
 
-def build_schedule(config: TrainConfig, pairs: int) -> StepSchedule:
+def build_schedule(config: TrainConfig, data: Pairs) -> StepSchedule:
+    """The global steps of a run on these pairs."""
     train = config.train
-    return StepSchedule(pairs, train.global_batch_size, train.epochs, train.max_steps, config.seed)
+    shares: tuple[Share, ...] = ()
+    if isinstance(data, JoinedPairs):
+        shares = data.shares(config.data.train_sources, config.data.temperature, config.seed)
+    return StepSchedule(len(data), train.global_batch_size, train.epochs, train.max_steps, config.seed, shares)
 
 
-def run(
-    engine: Engine, config: TrainConfig, train: PairDataset, held_out: PairDataset, sink: Sink, state: State
-) -> State:
+def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink: Sink, state: State) -> State:
     """Train from `state` to the last step; returns the final state.
 
     The trajectory is a function of the configuration and the data: ranks and micro-batches change only the
@@ -102,7 +105,7 @@ def run(
     more than `train.max_skipped_steps` of them in a row.
     """
     objective = build_objective(config.objective)
-    schedule = build_schedule(config, len(train))
+    schedule = build_schedule(config, train)
     total_steps = schedule.total_steps
     eval_every = config.train.eval_every_steps or schedule.steps_per_epoch
     checkpoint_every = config.train.checkpoint_every_steps or schedule.steps_per_epoch
@@ -118,7 +121,7 @@ def run(
         state.step += 1
         state.skipped = state.skipped + 1 if "skipped" in line else 0
         if state.skipped:
-            line["skipped"] = train.record_ids[line["skipped"]].tolist()
+            line["skipped"] = [train.record(pair) for pair in line["skipped"]]
         sink.metrics(line)
         checkpoint_wanted = sink.heard(signals)
         if state.skipped > config.train.max_skipped_steps:
@@ -158,7 +161,7 @@ class Meter(NamedTuple):
 
 
 def training_batches(
-    engine: Engine, config: TrainConfig, objective: Objective, schedule: StepSchedule, train: PairDataset, start: int
+    engine: Engine, config: TrainConfig, objective: Objective, schedule: StepSchedule, train: Pairs, start: int
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of the global steps from `start` on."""
     steps = range(start, schedule.total_steps)
@@ -232,8 +235,9 @@ def _pairs_at_fault(engine: Engine, finite: list[tuple[Indices, Tensor]]) -> lis
     return sorted([pair for pair, flag in flag_of.items() if not flag] or flag_of)
 
 
-def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out: PairDataset) -> tuple[Line, Tensor]:
-    """Global means over all held-out pairs, under the keys `eval_*`, and the table they were made of (see `scores`).
+def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out: Pairs) -> tuple[Line, Tensor]:
+    """Global means over all held-out pairs, under the keys `eval_*`, and the table they were made of (see `scores`);
+    of several sources those of each, too, under `eval_*/NAME`.
 
     Always packs both responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
     """
@@ -242,12 +246,16 @@ def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out
     reference = None if held_out.reference is None else torch.from_numpy(held_out.reference).to(engine.device)
     metrics = objective.loss(sums, lengths, totals, reference)[1]
     evaluation = {f"eval_{name}": float(value) for name, value in metrics.items()}
+    for source, (start, end) in (held_out.spans if isinstance(held_out, JoinedPairs) else {}).items():
+        here, part = slice(start, end), totals_of(held_out.lengths(np.arange(start, end)), objective.score_prompts)
+        of_source = objective.loss(sums[here], lengths[here], part, None if reference is None else reference[here])[1]
+        evaluation |= {f"eval_{name}/{source}": float(value) for name, value in of_source.items()}
     if objective.model == "reward":
         evaluation |= reward_diagnostics(sums.cpu().numpy(), held_out.lengths())
     return evaluation, sums
 
 
-def scores(engine: Engine, config: TrainConfig, objective: Objective, data: PairDataset) -> tuple[Tensor, Totals]:
+def scores(engine: Engine, config: TrainConfig, objective: Objective, data: Pairs) -> tuple[Tensor, Totals]:
     """What the model gives every pair of `data`: `(pairs, 3)` float64 of prompt, chosen and rejected.
 
     Log-prob sums of a policy, rewards of a reward model. Every rank must call it, and has the whole table after.
@@ -281,7 +289,7 @@ def _plan(
     config: TrainConfig,
     objective: Objective,
     continuations: int,
-    data: PairDataset,
+    data: Pairs,
     indices: np.ndarray[Any, np.dtype[np.int64]],
 ) -> Work:
     return plan(
@@ -291,7 +299,7 @@ def _plan(
 
 
 def _micro_batches(
-    engine: Engine, objective: Objective, continuations: int, data: PairDataset, works: Iterable[Work]
+    engine: Engine, objective: Objective, continuations: int, data: Pairs, works: Iterable[Work]
 ) -> Iterator[MicroBatch]:
     return micro_batches(
         data, works, continuations=continuations, score_prompts=objective.score_prompts, device=engine.device

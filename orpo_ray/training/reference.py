@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig
-from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.dataset import PairDataset, Pairs
+from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.scorer import packed_scores
@@ -27,7 +28,7 @@ _PIECE = 1024  # pairs in one file
 
 
 def with_reference(
-    data: PairDataset,
+    data: Pairs,
     policy: PackedPolicy,
     cache: Path,
     *,
@@ -36,13 +37,32 @@ def with_reference(
     ranks: int,
     budget: int,
     barrier: Callable[[], object],
-) -> PairDataset:
-    """`data` with its reference log-probs under `policy`, computed by all ranks together or found in `cache`.
+) -> Pairs:
+    """`data` with its reference log-probs under `policy`, computed by all ranks together or found in `cache`, source by
+    source.
 
     `weights`: the policy's digest (see `network_digest`). `budget`: packed tokens computed at once. `barrier` returns
     when every rank has called it.
     """
-    folder = cache / reference_key(weights, data)
+
+    def of_source(part: PairDataset) -> PairDataset:
+        return _with_reference(part, policy, cache / reference_key(weights, part), rank, ranks, budget, barrier)
+
+    if isinstance(data, JoinedPairs):
+        return replace(data, parts=tuple(map(of_source, data.parts)))
+    assert isinstance(data, PairDataset)
+    return of_source(data)
+
+
+def _with_reference(
+    data: PairDataset,
+    policy: PackedPolicy,
+    folder: Path,
+    rank: int,
+    ranks: int,
+    budget: int,
+    barrier: Callable[[], object],
+) -> PairDataset:
     folder.mkdir(parents=True, exist_ok=True)
     pieces = list(_pieces(len(data)))
     for index in range(rank, len(pieces), ranks):
@@ -51,7 +71,7 @@ def with_reference(
             _write(path, reference_logps(data, pieces[index], policy, budget))
     barrier()
     parts = [np.load(folder / f"{index:06d}.npy") for index in range(len(pieces))]
-    return replace(data, reference=np.concatenate(parts))
+    return replace(data, reference=np.concatenate([np.empty((0, 2), np.float32), *parts]))
 
 
 def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:

@@ -16,7 +16,8 @@ from torch import Tensor
 from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig, read_yaml
 from orpo_ray.config.identity import differences
-from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.dataset import Pairs
+from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.parsing import member, read_object, read_text
@@ -159,15 +160,19 @@ def kept_model(folder: Path) -> KeptModel | None:
         raise UserError(f"{told}; restore it, or remove {folder} to have another model kept") from None
 
 
-def write_eval_scores(path: Path, held_out: PairDataset, table: Tensor) -> None:
+def write_eval_scores(path: Path, held_out: Pairs, table: Tensor) -> None:
     """What the kept model gives each held-out pair: summed log-probs, or rewards.
 
-    Columns: `record` (index in the source), tokens of prompt, chosen and rejected, and the two scores.
+    Columns: `source` where there are several, `record` (index in the source), tokens of prompt, chosen and rejected,
+    and the two scores.
     """
     lengths = held_out.lengths()
     columns = {f"{name}_tokens": lengths[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
     scores = {name: table[:, i].cpu().numpy() for i, name in enumerate(("chosen", "rejected"), start=1)}
-    write_table(path, pa.table({"record": held_out.record_ids, **columns, **scores}))
+    sources = {}
+    if isinstance(held_out, JoinedPairs):
+        sources["source"] = [name for name, (start, end) in held_out.spans.items() for _ in range(start, end)]
+    write_table(path, pa.table({**sources, "record": held_out.record_ids, **columns, **scores}))
 
 
 def write_table(path: Path, table: pa.Table) -> None:

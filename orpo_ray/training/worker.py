@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import RewardConfig
-from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import frozen_digest, network_digest
@@ -124,7 +124,7 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     )
     with phase("trackers"):
         recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
-    total_steps = build_schedule(config, len(train_pairs)).total_steps
+    total_steps = build_schedule(config, train_pairs).total_steps
 
     def committed(step: int) -> None:
         log("checkpoint saved", checkpoint_step=step)
@@ -237,7 +237,7 @@ def _keep_in_place_of_lost_models(
     engine: Engine,
     config: TrainConfig,
     objective: Objective,
-    held_out: PairDataset,
+    held_out: Pairs,
     sink: Sink,
     state: State,
     folder: RunFolder,
@@ -269,7 +269,7 @@ def _say_nothing(text: str) -> None:
     """Another rank says it."""
 
 
-def _with_reference(config: TrainConfig, device: torch.device, *parts: PairDataset) -> tuple[list[PairDataset], str]:
+def _with_reference(config: TrainConfig, device: torch.device, *parts: Pairs) -> tuple[list[Pairs], str]:
     """The pairs with their reference log-probs, and the reference's digest; it is gone again when this returns."""
     # The reference is what training starts from, before it has adapters.
     plain = config.model.model_copy(update={"lora": None})

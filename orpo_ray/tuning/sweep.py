@@ -50,8 +50,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         return
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
-    pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
-    schedule = build_schedule(first, pairs)
+    data = prepare_data(first, console)  # once: all trials find the tokens in the cache
+    schedule = build_schedule(first, data.train)
     total_steps = schedule.total_steps
     connect(config.cpus)
     import ray

@@ -20,7 +20,7 @@ import pytest
 import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_data_prepare import GOOD, config, plain
+from test_data_prepare import GOOD, account_of, config, plain
 from test_data_tokenization import bytes_tokenizer
 from test_training_pieces import config as run_config
 
@@ -110,7 +110,7 @@ def test_as_much_is_tokenised_at_once_as_memory_allows(tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "PairTokenizer", Watched)
     monkeypatch.setattr(module, "CHARACTERS_AT_ONCE", 500)
     after = prepare(config(tmp_path / "parts", file, **settings), bytes_tokenizer())
-    assert (after.digest, after.account) == (before.digest, before.account)
+    assert (after.digest, after.accounts) == (before.digest, before.accounts)
     assert len(at_once) > 50 and max(at_once) <= 500
 
 
@@ -138,7 +138,7 @@ def test_the_characters_of_its_texts_count(record: dict[str, Any], size: int, tm
         own = config(tmp_path, file, max_record_characters=most, chat_template=template, eval=str(file))
         asked = PromptsConfig(source=str(file), max_record_characters=most)
         if told is None:
-            assert prepare(own, bytes_tokenizer()).account.kept == 2
+            assert account_of(prepare(own, bytes_tokenizer())).kept == 2
             assert read_prompts(asked, with_messages=True)[1].kept == 2
             continue
         for work in (lambda own=own: prepare(own, bytes_tokenizer()),

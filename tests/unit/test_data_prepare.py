@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data import toyworld
-from orpo_ray.data.prepare import prepare
+from orpo_ray.data.prepare import PreparedData, prepare
+from orpo_ray.data.records import Account
 from orpo_ray.data.summary import print_summary, summarize
 from orpo_ray.errors import UserError
 
@@ -32,6 +33,11 @@ def config(cache: Path, train: Path | str, seed: int = 0, **data: Any) -> TrainC
             "storage": {"cache": str(cache)},
         }
     )
+
+
+def account_of(prepared: PreparedData) -> Account:
+    """Of `data.train`, where that is one source."""
+    return next(iter(prepared.accounts.values()))
 
 
 def write(path: Path, records: list[Any]) -> Path:
@@ -67,7 +73,7 @@ def test_every_record_is_kept_dropped_or_quarantined(tmp_path: Path) -> None:
     file = write(tmp_path / "pairs.jsonl", [*flat(BAD)[:2], *GOOD, *flat(DROPPED), *flat(BAD)[2:]])
     settings = {"drop_prompts_over": 12, "max_prompt_length": 12, "max_length": 20, "eval_fraction": 0.3}
     prepared = prepare(config(tmp_path, file, on_bad_record="quarantine", **settings), TOY)
-    account = prepared.account
+    account = account_of(prepared)
     assert (account.read, account.kept) == (13, 3)
     assert account.dropped == {reason: len(records) for reason, records in DROPPED.items()}
     assert account.quarantined == {reason: len(records) for reason, records in BAD.items()}
@@ -101,7 +107,7 @@ def test_a_file_cut_short_stops_or_is_quarantined(tmp_path: Path) -> None:
     file.write_bytes(gzip.compress(lines)[:-1000])
     with pytest.raises(UserError, match=r"unreadable file: the compressed file is cut short \(after .*gz:\d+\)"):
         prepare(config(tmp_path, file), bytes_tokenizer())
-    account = prepare(config(tmp_path, file, on_bad_record="quarantine"), bytes_tokenizer()).account
+    account = account_of(prepare(config(tmp_path, file, on_bad_record="quarantine"), bytes_tokenizer()))
     assert account.quarantined == {"unreadable file": 1}
     assert 0 < account.kept < 5000
 
@@ -129,8 +135,7 @@ def test_an_eval_source_of_its_own(tmp_path: Path) -> None:
     held = write(tmp_path / "held.jsonl", GOOD[:1])
     prepared = prepare(config(tmp_path, write(tmp_path / "pairs.jsonl", GOOD), eval=str(held)), TOY)
     assert (len(prepared.train), len(prepared.eval)) == (3, 1)
-    assert prepared.eval_account is not None
-    assert prepared.eval_account.read == 1
+    assert [account.read for account in prepared.accounts.values()][1:] == [1]
 
 
 # Held-out pairs -----------------------------------------------------------------------------------------
@@ -224,7 +229,7 @@ def test_hh_rlhf_is_accounted_for(cache: Path, tmp_path: Path, opt: PreTrainedTo
     with pytest.raises(UserError, match=r"jsonl\.gz:1255: prompts differ: .*data\.on_bad_record=quarantine"):
         prepare(config(tmp_path, HARMLESS), opt)
     prepared = prepare(config(cache, HARMLESS, **UNCUT), opt)
-    account = prepared.account
+    account = account_of(prepared)
     assert (account.read, account.kept) == (2312, 2303)
     assert account.dropped == {"empty response": 4}
     assert account.quarantined == {"prompts differ": 5}

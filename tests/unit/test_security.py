@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from secret_scan import leaks
-from test_data_prepare import GOOD
+from test_data_prepare import GOOD, account_of
 from test_evaluation_models import save_toy
 from test_report import make_run
 from torch.utils.tensorboard import SummaryWriter
@@ -340,7 +340,7 @@ def _prepare_from_memory(config: TrainConfig) -> None:
         update={"train": address, "eval": None, "on_bad_record": "quarantine", "eval_fraction": 0.3}
     )
     prepared = prepare(config.model_copy(update={"data": data}), toyworld.tokenizer())
-    assert prepared.account.quarantined == {"malformed JSON": 1}
+    assert account_of(prepared).quarantined == {"malformed JSON": 1}
     (quarantine,) = prepared.quarantine
     assert json.loads(quarantine.read_text())["location"] == f"memory://me:{MASK}@secretive/pairs.jsonl:4"
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.schedule import StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
@@ -33,7 +34,7 @@ from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
-from orpo_ray.training.loop import Line, Sink, State, build_schedule, run
+from orpo_ray.training.loop import Line, Sink, State, run
 from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.recorder import Recorder
@@ -77,7 +78,9 @@ class TestLearningRate:
 class TestRemarks:
     def said(self, *overrides: str, pairs: int = 100) -> list[str]:
         settings = config("train.global_batch_size=10", "optim.warmup_steps=0", *overrides)
-        return remarks(settings, build_schedule(settings, pairs))
+        loop = settings.train
+        schedule = StepSchedule(pairs, loop.global_batch_size, loop.epochs, loop.max_steps, seed=0)
+        return remarks(settings, schedule)
 
     def test_epochs_that_are_repeated(self) -> None:
         assert self.said("train.epochs=2", "train.max_steps=35") == [
