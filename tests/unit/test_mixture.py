@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -335,3 +336,6 @@ def test_paths_of_sources_are_made_absolute(tmp_path: Path, monkeypatch: pytest.
         str(tmp_path / "a.jsonl"),
         "org/name",
     ]
+    # What goes to workers, and what a folder keeps, is read again there.
+    assert TrainConfig.model_validate(config.model_dump(mode="json", by_alias=True)) == config
+    assert parse_config(yaml.safe_load(config.to_yaml()), [], "test") == config
