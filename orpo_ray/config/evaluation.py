@@ -112,9 +112,9 @@ AGAINST, JUDGE = "against", "judge"
 def on_held_out(
     run: TrainConfig, asked: WinRateConfig, models: dict[str, str], name: str, folder: Path, seed: int
 ) -> EvaluationConfig:
-    """`models` and `asked.against`, answering the prompts that `run` holds out (it must have `data.eval`), for one
+    """`models` and `asked.against`, answering the prompts that `run` holds out (it must have one source as `data.eval`), for one
     judge. The evaluation is `name` in `folder`."""
-    assert run.data.eval is not None
+    assert isinstance(run.data.eval, str)
     return EvaluationConfig.model_validate(
         {
             "name": name,

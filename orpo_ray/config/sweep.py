@@ -107,6 +107,8 @@ class SweepConfig(Section):
         if self.finalists is not None:
             if base.data.eval is None:
                 raise ValueError("finalists: asks the prompts of the run's data.eval, which is not set")
+            if not isinstance(base.data.eval, str):
+                raise ValueError("finalists: asks the prompts of the run's data.eval, which has to be one source then")
             if self.keep < self.finalists.count:
                 raise ValueError(f"keep: {self.keep} is fewer than the {self.finalists.count} finalists")
         if any(metric.startswith("eval_win_rate") for metric in self.directions) and base.eval.win_rate is None:
