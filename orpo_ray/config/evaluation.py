@@ -112,7 +112,7 @@ AGAINST, JUDGE = "against", "judge"
 def on_held_out(
     run: TrainConfig, asked: WinRateConfig, models: dict[str, str], name: str, folder: Path, seed: int
 ) -> EvaluationConfig:
-    """`models` and `asked.against`, answering the prompts that `run` holds out (`data.eval` must be one source), for one
+    """`models` and `asked.against`, answering the prompts that `run` holds out (one source as `data.eval`), for one
     judge. The evaluation is `name` in `folder`."""
     assert isinstance(run.data.eval, str)
     return EvaluationConfig.model_validate(
