@@ -73,7 +73,8 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     train: str
-    """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world."""
+    """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world. A subset of a Hub data set,
+    or of a folder whose README.md declares it, stands behind a colon."""
     train_split: str = "train"
     eval: str | None = None
     """Held-out pairs; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at a time."""
@@ -327,9 +328,12 @@ def _home(name: str) -> Path:
 
 
 def _absolute(name: str) -> str:
-    """A path that exists, made absolute; anything else (a Hub id, a URL) as it is."""
+    """A path that exists, made absolute, a subset (FOLDER:SUBSET) kept; anything else (a Hub id, a URL) as it is."""
     path = _home(name)
-    return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
+    if os.path.exists(path):  # `Path.exists` raises where a name is too long
+        return str(path.resolve())
+    folder, colon, subset = name.rpartition(":")
+    return f"{_home(folder).resolve()}:{subset}" if colon and os.path.isdir(_home(folder)) else name
 
 
 class TrainConfig(Section):
