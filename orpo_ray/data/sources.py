@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import fsspec
 
 from orpo_ray.config.schema import MAX_RECORD_CHARACTERS
+from orpo_ray.data.delimited import DELIMITERS
 from orpo_ray.data.folders import Folder, files_of_split
 from orpo_ray.data.readers import base_extension, read_file
 from orpo_ray.data.records import BadRecord, Record, bytes_of, one_line
@@ -113,9 +114,14 @@ class FileSource:
                 yield from read_file(handle, name, numbers, self.most)
 
     def fingerprint(self) -> str:
-        """Of the files' bytes; of a remote file that has one, the version (ETag, time) and size."""
+        """Of the files' bytes; of a remote file that has one, the version (ETag, time) and size.
+
+        CSV and TSV are told by their names, so these are part of it.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for path, name in self.files:
+            if (extension := base_extension(name)) in DELIMITERS:
+                digest.update(extension.encode())
             with _reading(self.filesystem, path, name) as handle:
                 info = {} if _is_local(self.filesystem) else self.filesystem.info(path)
                 version = {key: str(info[key]) for key in VALIDATORS if info.get(key)}

@@ -12,6 +12,7 @@ import lzma
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -270,6 +271,34 @@ def test_a_file_in_one_line_is_read_element_by_element() -> None:
     for name in ("x.json", "x"):
         assert [record.value for record in read(content, name, 200)] == GOOD * 50
     assert [record.value for record in read(json.dumps(GOOD * 50).encode(), "x.jsonl", 200)] == GOOD * 50
+
+
+def test_csv_is_prepared_as_any_other_file_is(tmp_path: Path) -> None:
+    pairs = [plain(f"Is {i} even?", 'Yes, "or" no.\n', "") if i == 3 else plain(f"Is {i} even?") for i in range(9)]
+    files = {name: tmp_path / name for name in ("pairs.jsonl", "pairs.csv", "pairs.tsv", "pairs.txt")}
+    files["pairs.jsonl"].write_bytes(as_lines(pairs))
+    for name, delimiter in (("pairs.csv", ","), ("pairs.tsv", "\t"), ("pairs.txt", ",")):
+        with files[name].open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(pairs[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(pairs)
+    expected = prepare(config(tmp_path, files["pairs.jsonl"]), bytes_tokenizer())
+    assert expected.account.dropped == {"empty response": 1}
+    for name in ("pairs.csv", "pairs.tsv"):
+        found = prepare(config(tmp_path, files[name]), bytes_tokenizer())
+        assert (found.digest, found.account) == (expected.digest, expected.account)
+    for on_bad in ("error", "quarantine"):  # though tokens of the same bytes are cached
+        with pytest.raises(UserError, match=r"pairs\.txt: begins with the header of a CSV or TSV file"):
+            prepare(config(tmp_path, files["pairs.txt"], on_bad_record=on_bad), bytes_tokenizer())
+
+
+def test_nothing_of_an_archive_is_kept(tmp_path: Path) -> None:
+    """A zip that stores its files has most of their lines as they were."""
+    file = tmp_path / "pairs.jsonl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("pairs.jsonl", as_lines(GOOD * 9))
+    with pytest.raises(UserError, match=r"pairs\.jsonl: is a zip archive or a workbook: unpack it, or save it as CSV$"):
+        prepare(config(tmp_path, file, on_bad_record="quarantine"), TOY)
 
 
 # JSON documents ------------------------------------------------------------------------------------------------------
