@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
-
-from fsspec.utils import glob_translate
 
 from orpo_ray.config.loading import MAX_CHARACTERS, parse_yaml
 from orpo_ray.errors import UserError
@@ -41,15 +40,23 @@ class Subset:
         assert self.splits is not None
         chosen: dict[str, None] = {}
         for pattern in self.splits[split]:
-            try:
-                matches = re.compile(glob_translate(self.folder + pattern.removeprefix("./"))).match
-            except (ValueError, re.error) as error:
-                raise UserError(f"{self.where}: split {split!r}: the pattern {pattern!r:.200}: {error}") from None
-            found = [name for name in names if matches(name)]
+            found = [name for name in names if _matches(self.folder + pattern.removeprefix("./"), name)]
             if not found:
-                raise UserError(f"{self.where}: split {split!r}: no data file matches {pattern!r:.200}")
+                raise UserError(f"{self.where}: split {split!r:.80}: no data file matches {pattern!r:.80}")
             chosen.update(dict.fromkeys(found))
         return list(chosen)
+
+
+def _matches(pattern: str, path: str) -> bool:
+    """`*` stands for any characters of one part of the path, `**` for any number of parts."""
+    parts = path.split("/")
+    reached = {0}  # numbers of parts that what was looked at of the pattern may stand for
+    for wanted in pattern.split("/"):
+        if wanted == "**":
+            reached = set(range(min(reached, default=len(parts) + 1), len(parts) + 1))
+        else:  # `fnmatch` takes linear time, where a regular expression of many stars takes exponential
+            reached = {n + 1 for n in reached if n < len(parts) and fnmatchcase(parts[n], wanted)}
+    return len(parts) in reached
 
 
 def subsets_of(label: str, names: Collection[str], read: Callable[[str], bytes]) -> dict[str, Subset]:
@@ -72,7 +79,7 @@ def subsets_of(label: str, names: Collection[str], read: Callable[[str], bytes])
         try:
             subsets[name] = _subset(where, name, entry, len(entries) == 1)
         except ValueError as error:
-            raise UserError(f"{where}: configs: {name}: {error}") from None
+            raise UserError(f"{where}: configs: {name!r:.80}: {error}") from None
     if sum(subset.is_default for subset in subsets.values()) > 1:
         raise UserError(f"{where}: configs: more than one is the default")
     return subsets
@@ -108,4 +115,6 @@ def _patterns(path: Any) -> list[str]:
     found = path if isinstance(path, list) else [path]
     if not found or not all(isinstance(pattern, str) for pattern in found):
         raise ValueError("data_files should be a path, or a list of paths")
+    if odd := next((each for each in found if any("**" in part != "**" for part in each.split("/"))), None):
+        raise ValueError(f"in {odd!r:.80} ** is beside other characters")
     return found

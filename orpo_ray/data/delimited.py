@@ -22,8 +22,8 @@ _BOM = b"\xef\xbb\xbf"
 _PEEK = 1 << 20  # bytes in which a header ends
 _LONGEST = (1 << 31) - 1  # a field that `csv` can be told to allow
 _QUOTED = re.compile(rb'"[^"]*"')
-_NAME = rb'"?[A-Za-z_\x80-\xff][^{}\[\]":,;\t\n]{0,99}"?'
-_HEADER = re.compile(rb"\s*%b(?:[,;\t]%b)+\s*(?=\n|\Z)(?!\s*[\[{])" % (_NAME, _NAME))
+_NAME = rb'"?[A-Za-z_\x80-\xff][^{}\[\]":,;\t\r\n]{0,99}"?'
+_HEADER = re.compile(rb"\s*+%b(?:[,;\t]%b)+\r?(?:\n|\Z)(?!\s*+[\[{])" % (_NAME, _NAME))
 
 Entry = tuple[int, Any, str | None]
 """The line on which a record begins, counted from 1; value or `BadRecord`, raw text where there is no value."""

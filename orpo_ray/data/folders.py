@@ -18,6 +18,7 @@ from orpo_ray.data.readers import EXTENSIONS, base_extension
 from orpo_ray.data.streams import COMPRESSIONS
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import member, object_from_json
+from orpo_ray.visible import visible
 
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 """JSON files that lie beside data, written by `datasets` and others."""
@@ -54,7 +55,7 @@ def files_of_split(folder: Folder, split: str, subset: str | None = None) -> lis
     subsets = subsets_of(folder.label, folder.names, folder.read)
     if subset is not None and subset not in subsets:
         known = f"it has {_listed(subsets)}" if subsets else "README.md declares none"
-        raise UserError(f"{folder.label}: has no subset {subset!r}: {known}")
+        raise UserError(f"{folder.label}: has no subset {subset!r:.80}: {known}")
     names = _data(folder)
     if subsets:
         chosen = _of_subset(folder.label, subsets if subset is None else {subset: subsets[subset]}, names, split)
@@ -142,15 +143,16 @@ def _of_subset(label: str, subsets: dict[str, Subset], names: list[str], split: 
         splits = sorted({each for subset in subsets.values() for each in subset.splits or ()})
         raise UserError(f"{label}: README.md has the splits {_listed(splits)} but no {split!r}; {_SET_SPLIT}")
     if len(having) > 1:
-        first = min(having)
-        hint = f"name one, as in {label}:{first}"
+        hint = f"name one, as in {label}:{_listed([min(having)])}"
         raise UserError(f"{label}: README.md has split {split!r} in the subsets {_listed(having)}; {hint}")
     [(name, subset)] = having.items()
     if subset.splits is not None:
         return subset.files(split, names)
     inside = [each for each in names if each.startswith(subset.folder)]
     if not inside:
-        raise UserError(f"{label}: README.md has the subset {name!r} in {subset.folder!r}, where no data files are")
+        raise UserError(
+            f"{label}: README.md has the subset {name!r:.80} in {subset.folder!r:.80}, where no data files are"
+        )
     return _by_name(f"{label}/{subset.folder}".rstrip("/"), inside, split, subset.folder)
 
 
@@ -250,7 +252,7 @@ def _refuse_twice(label: str, one: str, other: str) -> None:
 
 def _listed(names: Iterable[str], last: str = "and") -> str:
     """`a, b and c`, shortened where there are very many."""
-    *others, final = list(names) or ["none"]
+    *others, final = [f"{visible(name):.100}" for name in names] or ["none"]
     if len(others) > 11:
         others, final = others[:11], f"{len(others) - 10} more"
     return f"{', '.join(others)} {last} {final}" if others else final

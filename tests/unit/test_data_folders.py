@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import assert_one_line, cases
+from fuzzing import assert_one_line, cases, damaged, damages, odd_values
 from hypothesis import given
 from hypothesis import strategies as st
 from test_data_sources import PAIRS, values
@@ -105,7 +105,7 @@ NAME = st.builds(
 
 
 @given(st.lists(NAME, max_size=6, unique=True), st.sampled_from(["train", "test", "data"]))
-@cases(2000)
+@cases(1000)
 def test_no_record_twice_and_none_of_another_split(names: list[str], split: str) -> None:
     try:
         found = files(names, split)
@@ -217,13 +217,18 @@ SFT = config("sft", [of("train", "sft/train-*.parquet")])
         ([config("a")], "test", sorted(name for name in NAMES if "test" in name)),
         ([config("a", "../*/train-0.parquet")], "train", "no data file matches '../*/train-0.parquet'"),
         ([config("a", "hf://datasets/b/c.parquet")], "train", "no data file matches 'hf://datasets/b/c.parquet'"),
+        ([config("a", "sft/**")], "train", [name for name in NAMES if name.startswith("sft")]),
+        ([config("a", "**/*-[0]*")], "train", [name for name in NAMES if "-0" in name]),
+        ([config("a", "sft/**/te?t-1.*")], "train", ["sft/test-1.parquet"]),
+        ([config("a", "*" + "t*" * 99)], "train", "no data file matches"),
+        ([config("a", "*-1.parquet")], "train", "no data file matches '*-1.parquet'"),
         ([config("a", "[")], "train", "split 'train': no data file matches '['"),
-        ([config("a", "sft/**.parquet")], "train", "the pattern 'sft/**.parquet': Invalid pattern"),
-        ([config("a", 3)], "train", "configs: a: data_files should be a path, or a list of paths"),
-        ([config("a", [of("train", []), of("test", "x")])], "train", "configs: a: data_files should be a path"),
-        ([config("a", [of("train", "x"), of("train", "y")])], "train", "configs: a: data_files has a split twice"),
+        ([config("a", "sft/**.parquet")], "train", "'a': in 'sft/**.parquet' ** is beside other characters"),
+        ([config("a", 3)], "train", "configs: 'a': data_files should be a path, or a list of paths"),
+        ([config("a", [of("train", []), of("test", "x")])], "train", "configs: 'a': data_files should be a path"),
+        ([config("a", [of("train", "x"), of("train", "y")])], "train", "configs: 'a': data_files has a split twice"),
         ([config("a", [of("train", "x"), "y"])], "train", "each of data_files should have a split and a path"),
-        ([config("a", data_dir=3)], "train", "configs: a: data_dir should be text"),
+        ([config("a", data_dir=3)], "train", "configs: 'a': data_dir should be text"),
         ([PREFS, PREFS], "train", "each should have a config_name of its own"),
         ([{}], "train", "each should have a config_name of its own"),
         ([], "train", "configs should be a list of subsets"),
@@ -266,6 +271,28 @@ def test_a_damaged_card_is_told(text: str, told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)) as caught:
         files(["train.jsonl"], "train", {"README.md": text})
     assert_one_line(caught.value)
+
+
+@given(
+    odd_values,
+    st.sampled_from([
+        lambda value: card(value), lambda value: card([value]), lambda value: card([config("a", value), PREFS]),
+        lambda value: card([config("a", [of("train", value)], data_dir=value)]),
+        lambda value: card([{"config_name": value}, {"config_name": value, "default": value}, config("b")]),
+        lambda value: {"state.json": json.dumps(value)},
+        lambda value: {"state.json": json.dumps({"_data_files": value})},
+        lambda value: {"state.json": json.dumps({"_data_files": [{"filename": value}]})},
+        lambda value: {"dataset_dict.json": json.dumps({"splits": value})},
+    ]), damages,
+)  # fmt: skip
+@cases(1500)
+def test_odd_notes_are_told_in_one_line(value: Any, wrap: Any, changes: list[tuple[str, int, int]]) -> None:
+    notes = {name: damaged(text.encode(), changes) for name, text in wrap(value).items()}
+    folder = Folder("x", tuple(sorted([*NAMES, *notes])), notes.__getitem__)
+    try:
+        assert set(files_of_split(folder, "train")) <= set(NAMES)
+    except UserError as error:
+        assert_one_line(error, "x")
 
 
 def test_a_subset_stands_behind_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def without_json(kind: pa.DataType) -> pa.DataType:
 
 
 @given(st.data(), st.sampled_from(sorted(KINDS)), st.sampled_from(sorted(WRITERS)), st.sampled_from([8, 1 << 20]))
-@cases(2000)
+@cases(600)
 def test_json_of_any_nesting_is_read_as_its_value(data: st.DataObject, kind: str, name: str, most: int) -> None:
     type, strategy = KINDS[kind]
     rows = data.draw(st.lists(st.none() | strategy, min_size=1, max_size=3))
