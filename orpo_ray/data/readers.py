@@ -54,8 +54,10 @@ def read_file(handle: BinaryIO, name: str, numbers: Iterator[int], most: int) ->
 
 
 def base_extension(path: str) -> str:
-    """The extension of `path` beneath a compression's: `.jsonl` of `pairs.jsonl.gz`, or empty."""
+    """The extension of a path or URL beneath a compression's: `.jsonl` of `pairs.jsonl.gz`, or empty."""
     path = path.lower()
+    if "://" in path:  # of several that are chained (zip://pairs.csv::https://…/pairs.zip) the first that has a path
+        path = re.split(r"[?#]", next(url for url in path.split("::") if "://" in url), maxsplit=1)[0]
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
     return next((extension for extension in EXTENSIONS if path.endswith(extension)), "")

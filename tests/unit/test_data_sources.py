@@ -14,6 +14,7 @@ import json
 import lzma
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_ray.data import streams
+from orpo_ray.data.readers import base_extension
 from orpo_ray.data.records import Record
 from orpo_ray.data.sources import HubSource, open_source, read_records
 from orpo_ray.data.streams import TooLong, lines
@@ -378,12 +380,33 @@ def test_http(server: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(CONTAINERS[name])
         for url in (f"{server}/{name}", f"{server}/{name}.zst"):
             assert values(read_records(url, "train")) == PAIRS
+    (tmp_path / "table.csv").write_bytes(CONTAINERS["table.csv"])
+    assert values(read_records(f"{server}/table.csv?download=true", "train")) == pairs_of("table.csv")
     with pytest.raises(UserError, match=r"nowhere\.jsonl: cannot be read: 404"):
         list(read_records(f"{server}/nowhere.jsonl", "train"))
     before = open_source(f"{server}/lines.jsonl", "train").fingerprint()
     assert before == open_source(f"{server}/lines.jsonl", "train").fingerprint()
     (tmp_path / "lines.jsonl").write_bytes(CONTAINERS["lines.jsonl"] + b"\n{}")
     assert before != open_source(f"{server}/lines.jsonl", "train").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [
+        ("a.csv", ".csv"), ("A.CSV.GZ", ".csv"), ("a.jsonl.lzma", ".jsonl"), ("a.csv?x", ""), ("a.txt", ""), ("csv", ""),
+        ("https://h/a.tsv.bz2?download=true#x", ".tsv"), ("https://h/a.csv", ".csv"), ("https://h/a?b=.csv", ""),
+        ("zip://in/a.csv::https://h/b.zip", ".csv"), ("simplecache::s3://b/a.csv.xz", ".csv"),
+    ],
+)  # fmt: skip
+def test_extensions(name: str, extension: str) -> None:
+    assert base_extension(name) == extension
+
+
+def test_a_file_in_an_archive_has_an_address(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pairs.zip", "w") as archive:
+        archive.writestr("in/table.csv", CONTAINERS["table.csv"])
+    source = f"zip://in/table.csv::{tmp_path}/pairs.zip"
+    assert values(read_records(source, "train")) == pairs_of("table.csv")
 
 
 def test_a_url_that_nobody_answers_is_one_line() -> None:
