@@ -98,6 +98,11 @@ _FOREIGN = (
     (re.compile(rb"\x1f\x9d"), "compressed by compress: unpack it first"),
     (re.compile(rb"\xff\x06\0\0sNaPpY"), "compressed by snappy: unpack it first"),
     (re.compile(rb"\xff\xfe(?!\xff)|\xfe\xff"), "UTF-16 text: save it as UTF-8"),
+    (re.compile(rb"version https://git-lfs\."), "a pointer of Git LFS: fetch what it stands for by `git lfs pull`"),
+    (
+        re.compile(rb"\s*+<(?i:!doctype html|html)"),
+        "a web page: a file of the Hub has /resolve/ in its address, not /blob/",
+    ),
 )
 """How files begin that are not read, and what they are told as."""
 

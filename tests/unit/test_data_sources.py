@@ -233,8 +233,12 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "rar": (b"Rar!\x1a\x07\1\0" + bytes(24), "a rar archive"),
     "lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7" + CONTAINERS["lines.jsonl"], "compressed by lz4: unpack it first"),
     "UTF-16": (CONTAINERS["lines.jsonl"].decode().encode("utf-16"), "UTF-16 text: save it as UTF-8"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a pointer of Git LFS: fetch",
+    ),
+    "web page": (b"\n<!doctype html>\n<html><body>Sign in</body></html>\n", "a web page: a file of the Hub has"),
     "twice": (gzip.compress(CONTAINERS["lines.jsonl"]), "compressed twice"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".xz"])
@@ -393,7 +397,7 @@ def test_http(server: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "extension"),
     [
-        ("a.csv", ".csv"), ("A.CSV.GZ", ".csv"), ("a.jsonl.lzma", ".jsonl"), ("a.csv?x", ""), ("a.txt", ""), ("csv", ""),
+        ("a.csv", ".csv"), ("A.CSV.GZ", ".csv"), ("a.jsonl.lzma", ".jsonl"), ("a.csv?x", ""), ("a.txt", ""),
         ("https://h/a.tsv.bz2?download=true#x", ".tsv"), ("https://h/a.csv", ".csv"), ("https://h/a?b=.csv", ""),
         ("zip://in/a.csv::https://h/b.zip", ".csv"), ("simplecache::s3://b/a.csv.xz", ".csv"),
     ],
