@@ -73,8 +73,7 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     train: str
-    """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world. A subset of a Hub data set,
-    or of a folder whose README.md declares it, stands behind a colon."""
+    """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world."""
     train_split: str = "train"
     eval: str | None = None
     """Held-out pairs; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at a time."""
@@ -330,10 +329,10 @@ def _home(name: str) -> Path:
 def _absolute(name: str) -> str:
     """A path that exists, made absolute, a subset (FOLDER:SUBSET) kept; anything else (a Hub id, a URL) as it is."""
     path = _home(name)
-    if os.path.exists(path):  # `Path.exists` raises where a name is too long
-        return str(path.resolve())
     folder, colon, subset = name.rpartition(":")
-    return f"{_home(folder).resolve()}:{subset}" if colon and os.path.isdir(_home(folder)) else name
+    if colon and os.path.isdir(_home(folder)) and not os.path.exists(path):
+        return f"{_home(folder).resolve()}:{subset}"
+    return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
 
 class TrainConfig(Section):
