@@ -55,7 +55,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"{path}: longer than {MAX_CHARACTERS:,} characters, so it is no configuration")
-    mapping = _parse_yaml(text, origin=str(path))
+    mapping = parse_yaml(text, origin=str(path))
     if not isinstance(mapping, dict):
         raise UserError(f"{path}: expected a mapping of keys at the top, found {type(mapping).__name__}")
     return mapping
@@ -84,7 +84,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_yaml(text: str, origin: str) -> Any:
+def parse_yaml(text: str, origin: str) -> Any:
+    """Of bounded size, no key twice. Raises `UserError`, naming `origin` and the line, where `text` is no such YAML."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -181,7 +182,7 @@ def _with_override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
             raise UserError(f"{origin}: {'.'.join(path[:depth])} is a single value, it has no keys below it")
         child = section[part] = dict(child or {})
         section = child
-    section[path[-1]] = _parse_yaml(text, origin)
+    section[path[-1]] = parse_yaml(text, origin)
     return mapping
 
 

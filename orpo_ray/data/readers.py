@@ -1,27 +1,28 @@
-"""Bytes of one data file to records: JSON Lines, JSON, Parquet and Arrow, plain or compressed.
+"""Bytes of one data file to records: JSON Lines, JSON, CSV, TSV, Parquet and Arrow, plain or compressed.
 
-Compression and container are told by their first bytes, so a wrong or missing extension does no harm. What
-is wrong with a file's *content* becomes a record with an error; an error of the disk or the network passes
-through.
+Compression and container are told by their first bytes, so a wrong or missing extension does no harm, but for CSV and
+TSV, which have no mark and are told by theirs. What is wrong with a file's *content* becomes a record with an error; an
+error of the disk or the network passes through, and a file of another kind is a `UserError`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
+from orpo_ray.data.delimited import DELIMITERS, delimited_entries, is_header
 from orpo_ray.data.documents import elements
-from orpo_ray.data.records import RAW_LIMIT, BadRecord, Record, as_json, one_line, too_long
+from orpo_ray.data.json_values import decode
+from orpo_ray.data.records import RAW_LIMIT, BadRecord, Record, as_json, too_long
 from orpo_ray.data.streams import CHUNK_BYTES, COMPRESSIONS, TooLong, Unreadable, content, lines
 from orpo_ray.data.tables import Row, arrow_rows, parquet_rows
+from orpo_ray.errors import UserError
 from orpo_ray.parsing import from_json, kind
 
-EXTENSIONS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
-_MAGIC = 8  # bytes at a file's beginning that tell its kind
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _BOM = b"\xef\xbb\xbf"
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _DATA_ARRAY = re.compile(rb'\{(?:\s*%b\s*:\s*(?:%b|[\w.+-]+)\s*,)*\s*"data"\s*:\s*\[' % (_TEXT, _TEXT))
@@ -32,7 +33,7 @@ def read_file(handle: BinaryIO, name: str, numbers: Iterator[int], most: int) ->
 
     A record of more than `most` bytes, as it stands in the file, has an error; of a line, of an element of a JSON array
     and of a Parquet row group no more is held. Damage that ends the reading (a file cut short, not Parquet at all) is
-    one last record with an error.
+    one last record with an error. Raises `UserError` where the file is sound and of a kind that is not read.
     """
     seen = 0
     location = name
@@ -53,8 +54,10 @@ def read_file(handle: BinaryIO, name: str, numbers: Iterator[int], most: int) ->
 
 
 def base_extension(path: str) -> str:
-    """The extension of `path` beneath a compression's: `.jsonl` of `pairs.jsonl.gz`, or empty."""
+    """The extension of a path or URL beneath a compression's: `.jsonl` of `pairs.jsonl.gz`, or empty."""
     path = path.lower()
+    if "://" in path:  # of several that are chained (zip://pairs.csv::https://…/pairs.zip) the first that has a path
+        path = re.split(r"[?#]", next(url for url in path.split("::") if "://" in url), maxsplit=1)[0]
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
     return next((extension for extension in EXTENSIONS if path.endswith(extension)), "")
@@ -65,21 +68,19 @@ Entry = tuple[str, Any, str | None]
 
 
 def _entries(handle: BinaryIO, name: str, most: int) -> Iterator[Entry]:
-    chunks, is_compressed = content(handle, name)
-    head = b""
-    while len(head) < _MAGIC and (chunk := next(chunks, b"")):
-        head += chunk
-    whole = itertools.chain([head], chunks)
+    head, whole, is_compressed = content(handle, name)
     extension = base_extension(name)
     rows: Iterator[Row] | None = None
     if head.startswith(b"PAR1") or extension == ".parquet":
         rows = parquet_rows(_seekable(handle, is_compressed, whole, most), most)
     elif head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or extension == ".arrow":
         rows = arrow_rows(_seekable(handle, is_compressed, whole, most), most)
-    if rows is None:
-        yield from _json_entries(whole, name, extension, most)
-    else:
+    if rows is not None:
         yield from ((f"{name}[record {row}]", value, raw) for row, (value, raw) in enumerate(rows))
+    elif extension in DELIMITERS and not head.removeprefix(_BOM).lstrip().startswith((b"{", b"[")):
+        yield from ((f"{name}:{line}", *entry) for line, *entry in delimited_entries(whole, extension, most))
+    else:
+        yield from _json_entries(whole, name, extension, most)
 
 
 def _seekable(handle: BinaryIO, is_compressed: bool, chunks: Iterator[bytes], most: int) -> BinaryIO:
@@ -94,20 +95,12 @@ def _seekable(handle: BinaryIO, is_compressed: bool, chunks: Iterator[bytes], mo
     return cast(BinaryIO, spool)
 
 
-def _object(fields: list[tuple[str, Any]]) -> dict[str, Any] | BadRecord:
-    """A JSON object; one that has a key twice says two things, and neither is taken."""
-    value = dict(fields)
-    if len(value) == len(fields):
-        return value
-    names = [name for name, _ in fields]
-    return BadRecord("malformed JSON", f"the key {max(names, key=names.count)!r:.80} occurs twice")
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
-
-
 def _json_entries(chunks: Iterator[bytes], name: str, extension: str, most: int) -> Iterator[Entry]:
     opening, is_document = _opening(chunks, extension, most)
+    if not is_document and is_header(opening):
+        raise UserError(
+            f"{name}: begins with the header of a CSV or TSV file, and not with JSON: let its name end in .csv or .tsv"
+        )
     whole = itertools.chain([opening], chunks)
     if is_document:
         for i, element in enumerate(elements(whole, most)):
@@ -125,13 +118,9 @@ def _decoded(text: bytes | TooLong, most: int) -> tuple[Any, str | None]:
     if isinstance(text, TooLong):
         return too_long(text.size, "bytes", most), text.beginning.decode("utf-8", "backslashreplace")
     try:
-        value = _JSON.decode(text.decode("utf-8"))
+        value = decode(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         value = BadRecord("invalid UTF-8", f"byte {error.start + 1} of the line")
-    except json.JSONDecodeError as error:
-        value = BadRecord("malformed JSON", f"{error.msg} at character {error.pos + 1}")
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        value = BadRecord("malformed JSON", one_line(error))
     return value, text[:RAW_LIMIT].decode("utf-8", "backslashreplace") if isinstance(value, BadRecord) else None
 
 

@@ -16,22 +16,22 @@ from typing import Any, Protocol
 import fsspec
 
 from orpo_ray.config.schema import MAX_RECORD_CHARACTERS
-from orpo_ray.data.readers import EXTENSIONS, base_extension, read_file
+from orpo_ray.data.delimited import DELIMITERS
+from orpo_ray.data.folders import Folder, files_of_split
+from orpo_ray.data.readers import base_extension, read_file
 from orpo_ray.data.records import BadRecord, Record, bytes_of, one_line
-from orpo_ray.data.streams import COMPRESSIONS
 from orpo_ray.data.tables import table_rows
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<subset>[\w./-]+))?")
-NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
-"""JSON files that lie beside data, written by `datasets` and others."""
-SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 VALIDATORS = (
     "ETag", "etag", "Content-MD5", "md5Hash", "content_md5",
     "Last-Modified", "LastModified", "last_modified", "mtime", "updated",
 )  # fmt: skip
 """Keys under which fsspec's drivers say which version of a remote file is there."""
+_NOTE_BYTES = 1 << 24
+"""Of a file beside data that is read to know which files are data; README.md is far shorter."""
 
 
 class Source(Protocol):
@@ -54,7 +54,7 @@ def read_records(source: str, split: str, limit: int | None = None) -> Iterator[
 
 
 def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD_CHARACTERS) -> Source:
-    """Decide what `source` names. An existing path wins over a Hub id of the same name.
+    """Decide what `source` names. An existing path wins over a Hub id of the same name, without a subset and with one.
 
     `max_record_characters`: a record that needs more has an error; one that is far longer is not held at all.
     """
@@ -67,6 +67,9 @@ def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD
         return ToySource(source)
     if "://" in source or os.path.exists(os.path.expanduser(source)):
         return _file_source(source, split, most)
+    folder, colon, subset = source.rpartition(":")
+    if colon and os.path.isdir(os.path.expanduser(folder)):
+        return _file_source(folder, split, most, subset)
     looks_like_path = source.startswith(("/", ".", "~")) or base_extension(source) or source.endswith("/")
     hub_id = HUB_ID.fullmatch(source)
     if looks_like_path or hub_id is None:
@@ -111,9 +114,14 @@ class FileSource:
                 yield from read_file(handle, name, numbers, self.most)
 
     def fingerprint(self) -> str:
-        """Of the files' bytes; of a remote file that has one, the version (ETag, time) and size."""
+        """Of the files' bytes; of a remote file that has one, the version (ETag, time) and size.
+
+        CSV and TSV are told by their names, so these are part of it.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for path, name in self.files:
+            if (extension := base_extension(name)) in DELIMITERS:
+                digest.update(extension.encode())
             with _reading(self.filesystem, path, name) as handle:
                 info = {} if _is_local(self.filesystem) else self.filesystem.info(path)
                 version = {key: str(info[key]) for key in VALIDATORS if info.get(key)}
@@ -173,7 +181,7 @@ class HubSource:
             raise UserError(f"{name}: cannot be loaded from the Hub: {one_line(error)}; {hint}") from error
 
 
-def _file_source(source: str, split: str, most: int) -> FileSource:
+def _file_source(source: str, split: str, most: int, subset: str | None = None) -> FileSource:
     url, source = source, masked(source)  # locations and messages are written down, credentials are not
     try:
         filesystem, root = fsspec.core.url_to_fs(url if "://" in url else os.path.expanduser(url))
@@ -191,46 +199,16 @@ def _file_source(source: str, split: str, most: int) -> FileSource:
         raise UserError(f"{source}: cannot be listed: {one_line(error)}") from error
     if not is_folder:
         return FileSource(filesystem, ((root, source),), most)
-    relative = {path[len(root) :].lstrip("/"): path for path in found}
-    chosen = _files_of_split(source, [name for name in relative if _is_data(name)], split)
-    folder = source.rstrip("/")
-    return FileSource(filesystem, tuple((relative[name], f"{folder}/{name}") for name in chosen), most)
+    label = source.rstrip("/")
+    paths = {path[len(root) :].lstrip("/"): path for path in found}
 
+    def read(name: str) -> bytes:
+        with _reading(filesystem, paths[name], f"{label}/{name}") as handle:
+            content: bytes = handle.read(_NOTE_BYTES)
+            return content
 
-def _is_data(name: str) -> bool:
-    parts = name.split("/")
-    hidden = any(part.startswith((".", "_")) for part in parts)
-    return base_extension(name) != "" and parts[-1] not in NOT_DATA and not hidden
-
-
-def _files_of_split(folder: str, names: list[str], split: str) -> list[str]:
-    """The files whose path has `split` in it as a word; all of them where no path names any split.
-
-    A path that *is* the split (`train.jsonl`, `train-00000-of-00002.parquet`, `train/a.jsonl`) goes before
-    one that merely has it (`harmless-base-train.jsonl`), so `train` does not also read `train_sft`.
-    """
-    if not names:
-        kinds = f"{', '.join(EXTENSIONS)}, plain or {' or '.join(COMPRESSIONS)}"
-        raise UserError(f"{folder}: no data files in this folder ({kinds})")
-    exact = [name for name in names if split in _split_names(name)]
-    if exact:
-        return exact
-    named = {word for name in names for word in re.split(r"[^A-Za-z0-9]+", name) if word in SPLITS}
-    word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(split)}(?![A-Za-z0-9])")
-    having = [name for name in names if word.search(name)]
-    if not having and named:
-        raise UserError(
-            f"{folder}: has files of {', '.join(sorted(named))} but none of split {split!r}; "
-            "set data.train_split or data.eval_split, or name one file"
-        )
-    return having or names
-
-
-def _split_names(name: str) -> set[str]:
-    """Folders of a relative path and its stem without a shard number."""
-    *folders, last = name.split("/")
-    stem = re.sub(r"([-_.]\d+)+([-_]of[-_]\d+)?$", "", last.split(".", 1)[0])
-    return {*folders, stem}
+    chosen = files_of_split(Folder(label, tuple(sorted(paths)), read), split, subset)
+    return FileSource(filesystem, tuple((paths[name], f"{label}/{name}") for name in chosen), most)
 
 
 def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:

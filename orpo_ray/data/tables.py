@@ -1,14 +1,19 @@
-"""Rows of Parquet and Arrow files: batch by batch, and of what is large row by row."""
+"""Rows of Parquet and Arrow files: batch by batch, and of what is large row by row.
+
+A column of the type `arrow.json`, which `datasets` makes of values of several types, is stored as JSON text and read as
+the values that this stands for. Text that merely looks like JSON stays text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orpo_ray.data.json_values import decode
 from orpo_ray.data.records import RAW_LIMIT, BadRecord, as_json, one_line, too_long
 from orpo_ray.data.streams import Unreadable
 
@@ -73,6 +78,7 @@ def _require_sound(batch: pa.RecordBatch) -> None:
         if "UTF8" not in str(error):
             raise
         for column in batch.columns:  # text that is not UTF-8 is a row's own affair, but may hide worse
+            column = column.storage if isinstance(column, pa.ExtensionArray) else column
             as_bytes = _BYTES.get(column.type)
             (column.view(as_bytes) if as_bytes else column).validate(full=True)
 
@@ -102,8 +108,21 @@ def _rows(batches: Iterator[pa.RecordBatch | _Unread], most: int) -> Iterator[Ro
 
 
 def table_rows(batch: pa.RecordBatch | pa.Table, most: int) -> Iterator[Row]:
-    """(value, None) of each row, or (error, raw text): it has more than `most` bytes, its text is not UTF-8, or Python
-    cannot hold its date."""
+    """(value, None) of each row, or (error, raw text): it has more than `most` bytes, its text is not UTF-8, a JSON
+    column of it holds none, or Python cannot hold its date."""
+    readers = _json_readers(batch.schema)
+    for value, raw in _stored_rows(batch, most):
+        if isinstance(value, BadRecord) or not readers:
+            yield value, raw
+            continue
+        try:
+            yield value | _read_as_json(value, readers), None
+        except BadRecord as error:
+            yield error, as_json(value)
+
+
+def _stored_rows(batch: pa.RecordBatch | pa.Table, most: int) -> Iterator[Row]:
+    """As `table_rows`, JSON as text."""
     if batch.nbytes <= most and not any(_repeats(field.type) for field in batch.schema):
         yield from _values(batch)
         return
@@ -116,8 +135,64 @@ def table_rows(batch: pa.RecordBatch | pa.Table, most: int) -> Iterator[Row]:
                 yield too_long(size, "bytes in one row", most), as_json(beginning)
 
 
+_Reader = Callable[[Any], Any]
+
+
+def _json_reader(kind: pa.DataType) -> _Reader | None:
+    """What turns a value of this type, as pyarrow gives it, into that which the JSON in it stands for; None where the
+    type holds no JSON at any depth. It raises `BadRecord` where text is no JSON."""
+    read = _reader_of_present(kind)
+    return None if read is None else lambda value: None if value is None else read(value)
+
+
+def _reader_of_present(kind: pa.DataType) -> _Reader | None:
+    if isinstance(kind, pa.JsonType):
+        return _from_json
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _json_reader(kind.value_type)
+    if pa.types.is_struct(kind):
+        readers = _json_readers(kind.field(i) for i in range(kind.num_fields))
+        return (lambda value: value | _read_as_json(value, readers)) if readers else None
+    if pa.types.is_map(kind):
+        item = _json_reader(kind.item_type)
+        return item and (lambda pairs: [(key, item(value)) for key, value in pairs])
+    if any(test(kind) for test in _LISTS):
+        inner = _json_reader(kind.value_type)
+        return inner and (lambda values: [inner(value) for value in values])
+    return None
+
+
+def _json_readers(fields: Iterable[pa.Field]) -> dict[str, _Reader]:
+    """By the names of those fields that hold JSON."""
+    return {field.name: reader for field in fields if (reader := _json_reader(field.type)) is not None}
+
+
+_LISTS = (
+    pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)  # fmt: skip
+
+
+def _from_json(text: str) -> Any:
+    found = decode(text)
+    if isinstance(found, BadRecord):
+        raise found
+    return found
+
+
+def _read_as_json(value: dict[str, Any], readers: dict[str, _Reader]) -> dict[str, Any]:
+    found = {}
+    for name, read in readers.items():
+        try:
+            found[name] = read(value[name])
+        except BadRecord as error:
+            raise BadRecord(error.reason, f"{name!r:.80}: {str(error).removeprefix(f'{error.reason}: ')}") from None
+    return found
+
+
 def _repeats(kind: pa.DataType) -> bool:
     """Whether several rows may stand for the same bytes, so that together they are larger than the batch."""
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     tests = (
         pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_string_view, pa.types.is_binary_view,
         pa.types.is_list_view, pa.types.is_large_list_view,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
 import io
 import itertools
 import json
+import lzma
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -209,13 +213,21 @@ def arrow(records: list[dict[str, Any]]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def delimited(records: list[dict[str, Any]]) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, ["n", "text"], quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue().encode()
+
+
 CONTAINERS: dict[str, Any] = {
     "x.jsonl": as_lines, "x.json": lambda records: json.dumps(records).encode(),
     "pretty.json": lambda records: json.dumps(records, indent=1).encode(),
     "data.json": lambda records: json.dumps({"version": "[1,", "data": records, "more": [{}]}).encode(),
-    "x.parquet": parquet, "x.arrow": arrow,
+    "x.parquet": parquet, "x.arrow": arrow, "x.csv": delimited,
 }  # fmt: skip
-PACKED = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+PACKED = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def read(content: bytes, name: str, most: int = 1 << 20) -> list[Record]:
@@ -225,6 +237,7 @@ def read(content: bytes, name: str, most: int = 1 << 20) -> list[Record]:
 @given(RECORDS, st.sampled_from(sorted(CONTAINERS)), st.sampled_from(sorted(PACKED)), st.sampled_from([40, 75, 10**6]))
 @example([{"n": 1, "text": "x" * 50}], "x.json", "", 40)
 @example([{"n": 1, "text": "x" * 50}], "data.json", "", 40)
+@example([{"n": 1, "text": "x" * 50}, {"n": 2, "text": '"\n'}], "x.csv", ".xz", 40)
 @example([{"n": 1, "text": "\U0001f99c" * 20}, {"n": 2, "text": ""}], "x.parquet", ".zst", 40)
 def test_what_is_too_long_is_counted_and_the_rest_is_read(
     records: list[dict[str, Any]], name: str, packing: str, most: int
@@ -239,7 +252,7 @@ def test_what_is_too_long_is_counted_and_the_rest_is_read(
             assert len(json.dumps(given_record, indent=1)) + 20 > most
             assert len(record.raw_text().encode()) <= 4 * 4096
         else:
-            assert record.value == given_record
+            assert record.value == (given_record if name != "x.csv" else {**given_record, "n": str(given_record["n"])})
             assert len(given_record["text"]) <= most
 
 
@@ -258,6 +271,34 @@ def test_a_file_in_one_line_is_read_element_by_element() -> None:
     for name in ("x.json", "x"):
         assert [record.value for record in read(content, name, 200)] == GOOD * 50
     assert [record.value for record in read(json.dumps(GOOD * 50).encode(), "x.jsonl", 200)] == GOOD * 50
+
+
+def test_csv_is_prepared_as_any_other_file_is(tmp_path: Path) -> None:
+    pairs = [plain(f"Is {i} even?", 'Yes, "or" no.\n', "") if i == 3 else plain(f"Is {i} even?") for i in range(9)]
+    files = {name: tmp_path / name for name in ("pairs.jsonl", "pairs.csv", "pairs.tsv", "pairs.txt")}
+    files["pairs.jsonl"].write_bytes(as_lines(pairs))
+    for name, delimiter in (("pairs.csv", ","), ("pairs.tsv", "\t"), ("pairs.txt", ",")):
+        with files[name].open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(pairs[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(pairs)
+    expected = prepare(config(tmp_path, files["pairs.jsonl"]), bytes_tokenizer())
+    assert expected.account.dropped == {"empty response": 1}
+    for name in ("pairs.csv", "pairs.tsv"):
+        found = prepare(config(tmp_path, files[name]), bytes_tokenizer())
+        assert (found.digest, found.account) == (expected.digest, expected.account)
+    for on_bad in ("error", "quarantine"):  # though tokens of the same bytes are cached
+        with pytest.raises(UserError, match=r"pairs\.txt: begins with the header of a CSV or TSV file"):
+            prepare(config(tmp_path, files["pairs.txt"], on_bad_record=on_bad), bytes_tokenizer())
+
+
+def test_nothing_of_an_archive_is_kept(tmp_path: Path) -> None:
+    """A zip that stores its files has most of their lines as they were."""
+    file = tmp_path / "pairs.jsonl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("pairs.jsonl", as_lines(GOOD * 9))
+    with pytest.raises(UserError, match=r"pairs\.jsonl: is a zip archive or a workbook: unpack it, or save it as CSV$"):
+        prepare(config(tmp_path, file, on_bad_record="quarantine"), TOY)
 
 
 # JSON documents ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import itertools
 import json
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import zstandard
 from fuzzing import assert_one_line, cases, damaged, damages, odd_texts, odd_values
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_data_sources import CONTAINERS
+from test_data_sources import COMPRESSED, CONTAINERS, FOREIGN, PARTED
 from test_data_tokenization import bytes_tokenizer
 
 from orpo_ray.config import DataConfig
@@ -35,26 +33,29 @@ from orpo_ray.data.templates import Renderer
 from orpo_ray.errors import UserError
 
 TOKENIZER = bytes_tokenizer()
-COMPRESSIONS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".zst": zstandard.compress,
-    ".gz of two members": lambda content: gzip.compress(content[:99]) + gzip.compress(content[99:]),
-}
 FILES = {
     (name, compression): compress(content)
     for name, content in CONTAINERS.items()
-    for compression, compress in COMPRESSIONS.items()
+    for compression, compress in (COMPRESSED | PARTED).items()
+    if len(compress(content)) < 1 << 16  # not a million zeros behind each
 }
-NAMES = ["x.jsonl", "x.json", "x.parquet", "x.arrow", "x.jsonl.gz", "x.json.zst", "x"]
+NAMES = [
+    "x.jsonl", "x.json", "x.csv", "x.tsv", "x.parquet", "x.arrow", "x.jsonl.gz", "x.json.zst", "x.csv.bz2", "x.tsv.xz",
+    "x.lzma", "x",
+]  # fmt: skip
 
 
 # Bytes of every kind -------------------------------------------------------------------------------------------------
 
 
 def read(content: bytes, name: str, most: int = 1 << 24) -> list[Record]:
-    """All records of a file, each with its text as `quarantine.jsonl` would keep it. `most`: bytes of a record."""
-    records = list(read_file(io.BytesIO(content), name, itertools.count(), most))
+    """All records of a file, each with its text as `quarantine.jsonl` would keep it; none of one of another kind.
+    `most`: bytes of a record."""
+    try:
+        records = list(read_file(io.BytesIO(content), name, itertools.count(), most))
+    except UserError as error:
+        assert_one_line(error, name)
+        return []
     for i, record in enumerate(records):
         assert record.index == i
         assert (record.value is None) == (record.error is not None)
@@ -81,9 +82,18 @@ def test_damaged_files(file: tuple[str, str], changes: list[tuple[str, int, int]
 @example(b"\x1f\x8b", "x")
 @example(b"\xef\xbb\xbf", "x.jsonl")
 @example("{}\n{}".encode("utf-16"), "x.jsonl")
+@example(b"a,b\n1,2", "x")
+@example(b"\x50\x2a\x4d\x18\xff\xff\xff\xff", "x")
 @cases(500)
 def test_random_bytes(content: bytes, name: str) -> None:
     read(content, name)
+
+
+@given(st.sampled_from(sorted(FOREIGN)), damages, st.sampled_from(NAMES))
+@cases(300)
+def test_other_kinds_of_file(kind: str, changes: list[tuple[str, int, int]], name: str) -> None:
+    records = read(damaged(FOREIGN[kind][0], changes), name)
+    assert changes or not records or kind == "twice"  # which is gzip alone here
 
 
 @given(st.sampled_from(["", "[", "{", '{"data": [', '{"a": ', "[1, 2]\n", "\n", "\ufeff"]), odd_values, odd_texts)
