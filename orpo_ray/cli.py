@@ -161,6 +161,42 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
 
 @app.command(
+    short_help="Score responses by reward models.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Score the responses that CONFIG names by its reward models, from here or from elsewhere; nothing is generated.
+
+Pairs (then: how often the better response wins, with an interval, by subset, and RewardBench's own averages), or any
+number of responses to each prompt. The folder, storage.path/name, receives scores.parquet (a row for every response:
+its record's index and fields, every reward) and scores.json. The same command continues what was interrupted.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray score configs/score-toy.yaml
+  orpo-ray score configs/score-toy.yaml prompts.source=answers.jsonl reward_models.mine=runs/hh-rm
+""",
+)
+def score(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    from orpo_ray.config import ScoreConfig, load_as
+
+    resolved = load_as(ScoreConfig, config, overrides)
+    from orpo_ray.cluster.connection import ENGINES, SCORERS, begin
+
+    begin(resolved.cpus, now=ENGINES if resolved.scoring.engine == "vllm" else SCORERS)
+    from orpo_ray.evaluation.score import read_scores
+    from orpo_ray.evaluation.score import score as run
+    from orpo_ray.evaluation.scores import print_scores
+    from orpo_ray.terminal import Console
+    from orpo_ray.training.mirror import mirrored
+
+    with mirrored(resolved.storage, resolved.name):
+        folder = run(resolved)
+        print_scores(read_scores(folder), Console())
+        say(folder.scores)
+
+
+@app.command(
     short_help="Search for the best settings of a run.",
     epilog=EXIT_CODES,
     help=f"""\

@@ -14,10 +14,17 @@ from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
 from orpo_ray.data.prompts import Prompt, readable
+from orpo_ray.data.templates import Turns
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.listening import Listener, listener
 from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speaker
 from orpo_ray.modeling.loading import load_policy
-from orpo_ray.modeling.reward import load_reward_model
+from orpo_ray.modeling.reward import (
+    ForeignRewardModel,
+    PackedRewardModel,
+    load_foreign_reward_model,
+    load_reward_model,
+)
 from orpo_ray.modeling.scorer import packed_scores
 from orpo_ray.telemetry.logs import log, log_as
 
@@ -26,6 +33,8 @@ Rows = list[list[int]]
 
 _PARITY = {"float32": 1e-3, "bfloat16": 5e-2}  # between two runtimes' rewards of the same text
 _PARITY_TEXTS = 8
+_MORE = 4.0
+"""The same, in what parts two plain ways of a network."""
 
 
 class Judged(NamedTuple):
@@ -43,17 +52,55 @@ class Judge(Protocol):
 
 
 class PackedJudge:
-    """A reward model behind shared-prefix packing."""
+    """A reward model behind shared-prefix packing; one from elsewhere is held against Hugging Face's own forward on
+    the first texts."""
 
     def __init__(self, model: EvaluatedModel, chat_template: str | None, budget: int, device: torch.device) -> None:
-        self.speaker = Speaker(model, chat_template)
-        self._context = model.context
+        self.speaker = listener(model, chat_template)
+        self._described = model
         self._budget = budget
-        self._model = load_reward_model(model.settings, seed=0, device=device).eval()
+        self._model: PackedRewardModel
+        if model.trained_here:
+            self._model = load_reward_model(model.settings, seed=0, device=device).eval()
+        else:
+            self._model = load_foreign_reward_model(model.settings, device=device)
+        self._checked = model.trained_here
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
-        fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self._context)
-        return _spread(fitting, packed_scores(self._model, rows, self._budget))
+        fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self._described.context)
+        scores = self.scores(rows)
+        if not self._checked:
+            self._check(block, _spread(fitting, scores))
+            self._checked = True
+        return _spread(fitting, scores)
+
+    def scores(self, rows: Sequence[Rows]) -> list[list[float]]:
+        """Where completions begin in nothing alike, each is computed by itself."""
+        parted = [[row] if row[0] else [[ids[:1], ids[1:]] for ids in row[1:]] for row in rows]
+        given = iter(packed_scores(self._model, [one for row in parted for one in row], self._budget))
+        return [[score for _ in row for score in next(given)] for row in parted]
+
+    def _check(self, block: Sequence[Judged], rewards: Sequence[Sequence[float | None]]) -> None:
+        """Raises `UserError` where the network's own forward of whole texts gives others than packing."""
+        assert isinstance(self._model, ForeignRewardModel) and isinstance(self.speaker, Listener)
+        texts: list[list[int]] = []
+        packed: list[float] = []
+        for judged, values in zip(block, rewards, strict=True):
+            for ids, value in zip(self.speaker.texts(*_asked(self.speaker, judged)), values, strict=True):
+                if value is not None and len(texts) < _PARITY_TEXTS:
+                    texts.append(ids)
+                    packed.append(value)
+        plain = np.array([self._model.plain(ids) for ids in texts])
+        apart = float(np.abs(plain - packed).max(initial=0))
+        rounding = _PARITY[self._described.dtype] * max(1.0, float(np.abs(plain).max(initial=0)))
+        if apart > rounding:  # how much is it that two plain ways of the same network differ by?
+            other = np.array([self._model.plain(ids, "eager") for ids in texts])
+            rounding = max(rounding, _MORE * float(np.abs(plain - other).max(initial=0)))
+        if not apart <= rounding:
+            raise UserError(
+                f"reward_models.{self._described.label}: its rewards are up to {apart:.2g} away from those of Hugging "
+                f"Face's own forward of the same texts, of which rounding explains {rounding:.2g}; it cannot be used"
+            )
 
 
 class VllmJudge:
@@ -62,8 +109,8 @@ class VllmJudge:
     def __init__(self, model: EvaluatedModel, chat_template: str | None, budget: int, device: torch.device) -> None:
         from vllm import LLM
 
-        self.speaker = Speaker(model, chat_template)
-        self._model, self._budget, self._device = model, budget, device
+        self.speaker = listener(model, chat_template)
+        self._model, self._template, self._budget, self._device = model, chat_template, budget, device
         self._checked = False
         self._engine: Any = LLM(
             model=str(model.folder), runner="pooling", dtype=model.dtype, enforce_eager=device.type == "cpu",
@@ -72,10 +119,11 @@ class VllmJudge:
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
         fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self._model.context)
+        scores = self._scores(rows)
         if not self._checked:
-            self._check(rows)
+            self._check(block, _spread(fitting, scores))
             self._checked = True
-        return _spread(fitting, self._scores(rows))
+        return _spread(fitting, scores)
 
     def _scores(self, rows: Sequence[Rows]) -> list[list[float]]:
         from vllm import PoolingParams
@@ -88,13 +136,17 @@ class VllmJudge:
         values = iter([float(output.outputs.data.flatten()[0]) for output in outputs])
         return [[next(values) for _ in endings] for _, *endings in rows]
 
-    def _check(self, rows: Sequence[Rows]) -> None:
+    def _check(self, block: Sequence[Judged], rewards: Sequence[Sequence[float | None]]) -> None:
         """Raises `UserError` where vLLM and the packed forward disagree on the first texts."""
-        some = [row for row in rows if len(row) > 1][:_PARITY_TEXTS]
-        model = load_reward_model(self._model.settings, seed=0, device=self._device).eval()
-        ours = np.array([value for values in packed_scores(model, some, self._budget) for value in values])
-        theirs = np.array([value for values in self._scores(some) for value in values])
-        apart = float(np.abs(ours - theirs).max(initial=0))
+        some = [i for i, values in enumerate(rewards) if any(value is not None for value in values)][:_PARITY_TEXTS]
+        packed = PackedJudge(self._model, self._template, self._budget, self._device)
+        ours = packed.rewards([block[i] for i in some])
+        pairs = [
+            (mine, theirs)
+            for i, values in zip(some, ours, strict=True)
+            for mine, theirs in zip(values, rewards[i], strict=True) if mine is not None and theirs is not None
+        ]  # fmt: skip
+        apart = max((abs(mine - theirs) for mine, theirs in pairs), default=0.0)
         if apart > _PARITY[self._model.dtype]:
             raise UserError(
                 f"reward_models.{self._model.label}: vLLM's rewards are up to {apart:.2g} away from the packed "
@@ -168,11 +220,16 @@ class Scorer:
 
 def judged_rows(speaker: Speaker, judged: Judged) -> Rows:
     """Token ids of the prompt, of the data set's completions and of the answers."""
+    return speaker.rows(*_asked(speaker, judged))
+
+
+def _asked(speaker: Speaker, judged: Judged) -> tuple[Turns, list[Completion]]:
+    """The prompt, the data set's completions and the answers, in the form that a model takes them in."""
     prompt, answers = judged
     question = speaker.question(prompt)
     completions = [Completion(turns, cut=False) for turns in question.completions]
     completions += [speaker.completion(prompt, answer) for answer in answers]
-    return speaker.rows(question.prompt, completions)
+    return question.prompt, completions
 
 
 def fitted(rows: Sequence[Rows], context: int | None) -> tuple[list[list[bool]], list[Rows]]:
