@@ -326,7 +326,7 @@ def report(
     short_help="Say where a run stands.",
     epilog=EXIT_CODES,
     help="""\
-Say where the training run, the evaluation or the sweep in the folder RUN stands, from its files alone.
+Say where the training run, the evaluation, the scores or the sweep in the folder RUN stands, from its files alone.
 
 State and step, last loss and evaluation, speed and time left, the newest finished checkpoint, what happened, and the
 command to type next; of an evaluation the responses done, of a sweep the trials and the best of them. Works for a run
