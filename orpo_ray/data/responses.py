@@ -3,7 +3,7 @@
 | a record | its responses |
 |---|---|
 | a pair, in any shape that `formats` reads | `chosen`, `rejected` |
-| `prompt`, `chosen` and `rejected` as lists of texts (RewardBench 2) | all of `chosen`, then all of `rejected` |
+| `prompt`; `chosen`, `rejected` or both a list of texts (RewardBench 2) | all of `chosen`, then all of `rejected` |
 | `prompt` and `responses` (a list) | its elements |
 | `prompt` and `response`, or `instruction` and `output` (AlpacaEval) | that one |
 
@@ -54,7 +54,7 @@ def read_responses(
     def read(record: Record, value: dict[str, Any]) -> Responses:
         nonlocal format
         pairs = "chosen" in value or asked is not None
-        several = pairs and _is_texts(value.get("chosen")) and _is_texts(value.get("rejected"))
+        several = pairs and _are_several(value.get("chosen"), value.get("rejected"))
         if pairs and not several and format is None:
             format = recognise(value)
         shape = format if pairs and not several else None
@@ -63,7 +63,7 @@ def read_responses(
         if not readable(as_found.prompt).strip():
             raise BadRecord("empty prompt")
         require_short(config.max_record_characters, as_found.prompt, *as_found.completions)
-        chosen = len(value["chosen"]) if several else 1 if pairs else None
+        chosen = len(_listed(value["chosen"])) if several else 1 if pairs else None
         columns = {
             key: each for key, each in value.items() if key not in _TEXTS and isinstance(each, str | int | float)
         }
@@ -94,7 +94,9 @@ def _prompt(value: dict[str, Any]) -> Turns:
 def _completions(value: dict[str, Any]) -> tuple[Turns, ...]:
     if "chosen" in value:
         return tuple(
-            checked_text(text, f"{name}[{i}]") for name in ("chosen", "rejected") for i, text in enumerate(value[name])
+            checked_text(text, f"{name}[{i}]")
+            for name in ("chosen", "rejected")
+            for i, text in enumerate(_listed(value[name]))
         )
     if "responses" in value:
         items = value["responses"]
@@ -115,5 +117,12 @@ def _turn(role: str, turns: Turns) -> list[Message]:
     return [Message(role=role, content=turns)] if isinstance(turns, str) else turns
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+def _are_several(chosen: Any, rejected: Any) -> bool:
+    """Whether at least one of them is a list of texts, and the other such a list or a text."""
+    sides = (chosen, rejected)
+    texts = all(each and all(isinstance(text, str) for text in each) for each in map(_listed, sides))
+    return texts and any(isinstance(side, list) for side in sides)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -128,7 +128,7 @@ def _require_classifier(key: str, name: str, folder: Path, trust: bool) -> None:
     try:
         with torch.device("meta"):
             network = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust)
-    except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError):
+    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
         return  # told when it is loaded
     require_head(f"{key}: {name}", network)
 

@@ -236,7 +236,7 @@ def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[st
             notes.append(
                 f"The reward model {label} reads text in another form than {', '.join(other)} wrote it in ({way})."
             )
-    notes += from_elsewhere(listeners)
+    notes += from_elsewhere(listeners, generated=True)
     for label, work in policies.items():
         missing = work.fits.count(False)
         if missing:
@@ -254,20 +254,19 @@ def left_out(account: Account, why: str) -> list[str]:
     return [f"{count} of {account.read} records {why} and were left out: {reasons}."] if count else []
 
 
-def from_elsewhere(listeners: Mapping[str, Speaker]) -> list[str]:
-    """Notes on reward models that were not trained here."""
+def from_elsewhere(listeners: Mapping[str, Speaker], *, generated: bool) -> list[str]:
+    """Notes on reward models that were not trained here. `generated`: answers may have been cut."""
     notes = []
     for label, speaker in listeners.items():
-        if isinstance(speaker, Listener):
-            what = (
-                "whole conversations as its chat template writes them"
-                if speaker.wants_messages
-                else "text as its tokenizer takes it"
-            )
-            notes.append(
-                f"The reward model {label} was not trained here: it reads {what}, and is scored as "
-                "transformers' own classifiers are; an answer that max_tokens cut is closed like any other."
-            )
+        if not isinstance(speaker, Listener):
+            continue
+        through = speaker.wants_messages
+        reads = "whole conversations as its chat template writes them" if through else "text as its tokenizer takes it"
+        closed = "; an answer that max_tokens cut is closed like any other" if through and generated else ""
+        notes.append(
+            f"The reward model {label} was not trained here: it reads {reads}, and is scored where transformers' own "
+            f"classifiers are{closed}."
+        )
     return notes
 
 

@@ -92,7 +92,7 @@ def make_score_plan(config: ScoreConfig, progress: Callable[[int], None] | None 
         config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, records=records,
         own=[_names(record) for record in records],
         judges=judge_works(config, folder.rewards, reward_models, listeners, asked=asked),
-        notes=[*left_out(account, "are no prompt with responses"), *from_elsewhere(listeners)],
+        notes=[*left_out(account, "are no prompt with responses"), *from_elsewhere(listeners, generated=False)],
     )  # fmt: skip
 
 

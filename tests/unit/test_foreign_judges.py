@@ -199,8 +199,8 @@ def test_texts_that_begin_in_nothing_alike_are_scored_one_by_one(tmp_path: Path)
     together = judge.scores([[[], *texts], [texts[0][:2], texts[0][2:], texts[2][2:]]])
     assert [len(values) for values in together] == [3, 2]
     assert together[1] == pytest.approx([together[0][0], together[0][2]], abs=1e-5)
-    assert isinstance(judge._model, ForeignRewardModel)
-    assert together[0] == pytest.approx([judge._model.plain(ids) for ids in texts], abs=1e-5)
+    assert isinstance(judge._network, ForeignRewardModel)
+    assert together[0] == pytest.approx([judge._network.plain(ids) for ids in texts], abs=1e-5)
 
 
 def test_a_model_that_is_not_packed_scores_texts_of_one_length_together(tmp_path: Path) -> None:
@@ -229,14 +229,14 @@ def test_rewards_other_than_hugging_faces_are_refused(
     model = find_reward_model("r", str(save_judge(tmp_path / "judge", "qwen")), "auto")
     prompts, _ = read_prompts(PromptsConfig(source=pairs), with_messages=True)
     judge = PackedJudge(model, None, 1000, torch.device("cpu"))
-    forward = judge._model.model.forward
+    forward = judge._network.model.forward
 
     def shifted(**inputs: Any) -> Any:
         output = forward(**inputs)
         output.logits = output.logits + 1
         return output
 
-    monkeypatch.setattr(judge._model.model, "forward", shifted)
+    monkeypatch.setattr(judge._network.model, "forward", shifted)
     with pytest.raises(UserError, match=r"^reward_models\.r: its rewards are up to 1 away from .* cannot be used$"):
         judge.rewards([Judged(prompt, ()) for prompt in prompts])
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from orpo_ray.config import ScoreConfig, parse_as
+from orpo_ray.config import ScoreConfig, load_any, parse_as
 from orpo_ray.config.evaluation import PromptsConfig, ScoringConfig
 from orpo_ray.config.score import ScorersScaling
 from orpo_ray.data.prompts import readable
@@ -53,6 +53,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, list[Any], int | None]] = {
     "RewardBench 2": (
         {"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c"], "num_correct": 2}, "Q", ["a", "b", "c"], 2,
     ),
+    "several rejected": ({"prompt": "Q", "chosen": "a", "rejected": ["b", "c"]}, "Q", ["a", "b", "c"], 1),
     "responses": ({"prompt": "Q", "responses": ["a", "b", "c"]}, "Q", ["a", "b", "c"], None),
     "one response": ({"prompt": "Q", "response": "a"}, "Q", ["a"], None),
     "AlpacaEval": ({"instruction": "Q", "output": "a", "generator": "x"}, "Q", ["a"], None),
@@ -282,6 +283,19 @@ def test_several_responses_and_no_word_on_which_is_better(tmp_path: Path) -> Non
     told = io.StringIO()
     print_scores(found, Console(file=told, width=200))
     assert "truth: nothing says which responses are the better ones; mean reward" in told.getvalue()
+
+
+def test_the_embedded_worlds_truth_knows_that_world_alone(tmp_path: Path) -> None:
+    plan = planned(tmp_path, write(tmp_path, [{"prompt": "What is a neutrino?", "response": "Small."}]))
+    with pytest.raises(
+        UserError, match=r"records\.jsonl:1: the reward model toy knows the embedded world alone: not a"
+    ):
+        scored(plan)
+
+
+def test_the_key_that_scores_alone_have_tells_them() -> None:
+    file = Path(__file__).resolve().parents[2] / "configs/score-toy.yaml"
+    assert isinstance(load_any(file), ScoreConfig)
 
 
 def test_pieces_follow_from_what_is_scored(tmp_path: Path) -> None:
