@@ -55,7 +55,7 @@ class Judge(Protocol):
 
 
 class _NetworkJudge(ABC):
-    """A reward model that reads tokens; its first rewards are held against those of another way before they are used."""
+    """A reward model that reads tokens; its first rewards are held against those of another way before use."""
 
     def __init__(self, model: EvaluatedModel, chat_template: str | None) -> None:
         self.model = model
