@@ -25,7 +25,9 @@ class Listener(Speaker):
         super().__init__(model, chat_template)
         self.wants_messages = self.renderer.template is not None
         self._label = model.label
-        self._pad = padding_of(load_config(model.settings))
+        config = load_config(model.settings)
+        self._pad = padding_of(config)
+        self._embeddings: int = config.get_text_config().vocab_size
 
     def texts(self, prompt: Turns, completions: Sequence[Completion]) -> list[list[int]]:
         """Token ids of the whole conversation with each completion. One that `max_tokens` cut is closed as any other:
@@ -42,6 +44,12 @@ class Listener(Speaker):
         """
         empty: Turns = "" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}]
         texts = self.texts(prompt, completions or [Completion(empty, cut=False)])
+        highest = max(map(max, filter(None, texts)), default=0)
+        if highest >= self._embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise UserError(
+                f"reward_models.{self._label}: it has no embedding for {token!r}, token {highest} of its own"
+            )
         scored = [ids[: scored_length(ids, self._pad)] for ids in texts]
         if min(map(len, scored)) < 2:
             raise UserError(f"reward_models.{self._label}: a text of one token leaves nothing to compare")

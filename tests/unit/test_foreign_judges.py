@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.listening import Listener, listener, scored_length
 from orpo_ray.evaluation.models import Answer, EvaluatedModel, Speaker, find_reward_model
 from orpo_ray.evaluation.scoring import Judged, PackedJudge, Scorer
+from orpo_ray.evaluation.winrate import TIE
 from orpo_ray.modeling.reward import ForeignRewardModel, load_foreign_reward_model
 from orpo_ray.modeling.scorer import packed_scores
 
@@ -110,6 +112,10 @@ _PAIRS = [
     ("Say nothing", "", "Nothing"),
     ("Say it twice", "same", "same"),
 ]
+_DRAWN = random.Random(0)
+_PAIRS += [
+    tuple("".join(_DRAWN.choices("abc dé\n<|>🦜", k=_DRAWN.randint(1, 60))) + end for end in "?.!") for _ in range(20)
+]  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +126,21 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-def plain_reward(folder: Path, prompt: str, response: str) -> float:
+def plain_rewards(folder: Path) -> list[list[float]]:
     """As a model card says: the template of the whole conversation, tokenised, and the classifier's own forward."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
-    if tokenizer.chat_template is None:
-        ids = tokenizer(prompt + response, return_tensors="pt")["input_ids"]
-    else:
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        ids = tokenizer.apply_chat_template(turns, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        return float(model(ids).logits[0, 0])
+
+    def reward(prompt: str, response: str) -> float:
+        if tokenizer.chat_template is None:
+            ids = tokenizer(prompt + response, return_tensors="pt")["input_ids"]
+        else:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            ids = tokenizer.apply_chat_template(turns, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            return float(model(ids).logits[0, 0])
+
+    return [[reward(prompt, response) for response in both] for prompt, *both in _PAIRS]
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -139,16 +149,19 @@ def test_rewards_and_verdicts_are_those_of_plain_hugging_face(kind: str, pairs: 
     model = find_reward_model("r", str(folder), "auto")
     assert not model.trained_here
     prompts, _ = read_prompts(PromptsConfig(source=pairs), with_messages=True)
-    rewards = Scorer({"r": model}, None, ScoringConfig()).rewards(["r"], [Judged(prompt, ()) for prompt in prompts])
-    expected = [[plain_reward(folder, prompt, response) for response in both] for prompt, *both in _PAIRS]
-    assert rewards["r"] == [pytest.approx(both, abs=1e-4) for both in expected]
-    verdicts = [a > b for a, b in rewards["r"][:4]]  # type: ignore[operator]
-    assert verdicts == [a > b for a, b in expected[:4]]
-    # As the trainer here would have it, most of these differ, so the test can tell.
-    own = Scorer({"r": _as_ours(model)}, None, ScoringConfig()).rewards(["r"], [Judged(p, ()) for p in prompts])["r"]
-    assert any(
-        a is None or abs(a - b) > 1e-3 for x, y in zip(own, expected, strict=True) for a, b in zip(x, y, strict=True)
-    )
+    judged = [Judged(prompt, ()) for prompt in prompts]
+    rewards = Scorer({"r": model}, None, ScoringConfig()).rewards(["r"], judged)["r"]
+    expected = plain_rewards(folder)
+    assert rewards == [pytest.approx(both, abs=1e-4) for both in expected]
+    assert [_verdict(*both) for both in rewards] == [_verdict(*both) for both in expected]
+    # As a model that was trained here would be asked, verdicts differ: the test can tell.
+    own = Scorer({"r": _as_ours(model)}, None, ScoringConfig()).rewards(["r"], judged)["r"]
+    assert [_verdict(*both) for both in own] != [_verdict(*both) for both in expected]
+
+
+def _verdict(chosen: float | None, rejected: float | None) -> int:
+    assert chosen is not None and rejected is not None
+    return 0 if abs(chosen - rejected) <= TIE else 1 if chosen > rejected else -1
 
 
 def _as_ours(model: EvaluatedModel) -> EvaluatedModel:
@@ -211,6 +224,21 @@ def test_a_model_that_is_not_packed_scores_texts_of_one_length_together(tmp_path
     rows = [[[5, 6, 7], [8, 9], [10, 11]], [[5, 7], [8, 9, 10], [8]]]
     expected = [[alone.plain([*prompt, *ending]) for ending in endings] for prompt, *endings in rows]
     assert packed_scores(alone, rows, 100) == [pytest.approx(values, abs=1e-5) for values in expected]
+
+
+def test_a_token_without_an_embedding_is_named(tmp_path: Path, pairs: str) -> None:
+    folder = save_judge(tmp_path / "judge", "qwen")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|late|>"]})
+    tokenizer.save_pretrained(folder)
+    [prompt, *_], _ = read_prompts(PromptsConfig(source=pairs), with_messages=True)
+    speaker = listener(find_reward_model("r", str(folder), "auto"), None)
+    assert speaker.rows(speaker.question(prompt).prompt)  # nobody writes it
+    tokenizer.chat_template = _CHATML + "<|late|>"
+    tokenizer.save_pretrained(folder)
+    speaker = listener(find_reward_model("r", str(folder), "auto"), None)
+    with pytest.raises(UserError, match=r"^reward_models\.r: it has no embedding for '<\|late\|>', token \d+"):
+        speaker.rows(speaker.question(prompt).prompt)
 
 
 def test_an_answer_that_was_cut_is_closed_as_the_template_closes_any(tmp_path: Path, pairs: str) -> None:
