@@ -64,12 +64,20 @@ def read_responses(
             raise BadRecord("empty prompt")
         require_short(config.max_record_characters, as_found.prompt, *as_found.completions)
         chosen = len(_listed(value["chosen"])) if several else 1 if pairs else None
-        columns = {
-            key: each for key, each in value.items() if key not in _TEXTS and isinstance(each, str | int | float)
-        }
+        columns = _beside(value)
         return Responses(record.index, Prompt(record.location, as_found, as_messages), chosen, columns)
 
     return read_each(config, read, "response to score", progress)
+
+
+def _beside(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields that go along."""
+    found = {}
+    for name, each in value.items():
+        if name not in _TEXTS and isinstance(each, str | int | float):
+            checked_text(name, "the name of a field")
+            found[name] = checked_text(each, name) if isinstance(each, str) else each
+    return found
 
 
 def _question(value: dict[str, Any], format: Format | None, *, as_messages: bool) -> Question:
