@@ -28,6 +28,7 @@ from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.listening import Listener, listener, scored_length
 from orpo_ray.evaluation.models import Answer, EvaluatedModel, Speaker, find_reward_model
+from orpo_ray.evaluation.plan import prompt_ids
 from orpo_ray.evaluation.scoring import Judged, PackedJudge, Scorer
 from orpo_ray.evaluation.winrate import TIE
 from orpo_ray.modeling.reward import ForeignRewardModel, load_foreign_reward_model
@@ -224,6 +225,24 @@ def test_a_model_that_is_not_packed_scores_texts_of_one_length_together(tmp_path
     rows = [[[5, 6, 7], [8, 9], [10, 11]], [[5, 7], [8, 9, 10], [8]]]
     expected = [[alone.plain([*prompt, *ending]) for ending in endings] for prompt, *endings in rows]
     assert packed_scores(alone, rows, 100) == [pytest.approx(values, abs=1e-5) for values in expected]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_in_bfloat16_rounding_is_no_other_model(kind: str, pairs: str, tmp_path: Path) -> None:
+    model = find_reward_model("r", str(save_judge(tmp_path / kind, kind)), "bfloat16")
+    prompts, _ = read_prompts(PromptsConfig(source=pairs), with_messages=True)
+    judge = PackedJudge(model, None, 1000, torch.device("cpu"))
+    judge.rewards([Judged(prompt, ()) for prompt in prompts])
+    assert judge._checked
+
+
+def test_a_template_that_is_missing_is_asked_for_by_the_key_of_an_evaluation(tmp_path: Path) -> None:
+    source = tmp_path / "ask.jsonl"
+    source.write_text(json.dumps({"prompt": [{"role": "user", "content": "Hello"}]}) + "\n")
+    prompts, _ = read_prompts(PromptsConfig(source=str(source)), with_messages=True)
+    speaker = listener(find_reward_model("r", str(save_judge(tmp_path / "judge", "opt-text")), "auto"), None)
+    with pytest.raises(UserError, match=r"ask\.jsonl:1: .* has no chat template, .*; set prompts\.chat_template to"):
+        prompt_ids(speaker, prompts)
 
 
 def test_a_token_without_an_embedding_is_named(tmp_path: Path, pairs: str) -> None:
