@@ -5,8 +5,8 @@ of a section is that of its subsets weighted by their records, where `math-prm` 
 (984 for its 447); the score is the mean of the four sections. (The paper's fifth, prior sets, is left out there too.)
 
 RewardBench 2 (Malik et al., arXiv 2506.01937): the plain mean of six subsets. A record counts where every chosen is
-above every rejected; `Ties` has a rule of its own, see `ties`. (Its code gives a chosen that ties at the top its share of
-a record; here a tie is not correct, as in all that is said of accuracy.)
+above every rejected; `Ties` has a rule of its own, see `ties`. (Its code gives a chosen that ties at the top its share
+of a record; here a tie is not correct, as in all that is said of accuracy.)
 """
 
 from __future__ import annotations
