@@ -93,7 +93,7 @@ lint: $(STAMP)  ## ruff
 
 types: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
-	$(BIN)/mypy jobs/train.py jobs/evaluate.py jobs/sweep.py jobs/pipeline.py requirements/lock.py benchmarks
+	$(BIN)/mypy jobs/train.py jobs/evaluate.py jobs/score.py jobs/sweep.py jobs/pipeline.py requirements/lock.py benchmarks
 
 lock: $(STAMP)  ## resolve pyproject.toml anew and rewrite both locks (minutes; downloads)
 	$(BIN)/python requirements/lock.py cpu

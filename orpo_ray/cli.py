@@ -161,6 +161,42 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
 
 @app.command(
+    short_help="Score responses by reward models.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Score the responses that CONFIG names by its reward models, from here or from elsewhere; nothing is generated.
+
+Pairs (then: how often the better response wins, with an interval, by subset, and RewardBench's own averages), or any
+number of responses to each prompt. The folder, storage.path/name, receives scores.parquet (a row for every response:
+its record's index and fields, every reward) and scores.json. The same command continues what was interrupted.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray score configs/score-toy.yaml
+  orpo-ray score configs/score-toy.yaml prompts.source=answers.jsonl reward_models.mine=runs/hh-rm
+""",
+)
+def score(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    from orpo_ray.config import ScoreConfig, load_as
+
+    resolved = load_as(ScoreConfig, config, overrides)
+    from orpo_ray.cluster.connection import ENGINES, SCORERS, begin
+
+    begin(resolved.cpus, now=ENGINES if resolved.scoring.engine == "vllm" else SCORERS)
+    from orpo_ray.evaluation.score import read_scores
+    from orpo_ray.evaluation.score import score as run
+    from orpo_ray.evaluation.scores import print_scores
+    from orpo_ray.terminal import Console
+    from orpo_ray.training.mirror import mirrored
+
+    with mirrored(resolved.storage, resolved.name):
+        folder = run(resolved)
+        print_scores(read_scores(folder), Console())
+        say(folder.scores)
+
+
+@app.command(
     short_help="Search for the best settings of a run.",
     epilog=EXIT_CODES,
     help=f"""\
@@ -290,7 +326,7 @@ def report(
     short_help="Say where a run stands.",
     epilog=EXIT_CODES,
     help="""\
-Say where the training run, the evaluation or the sweep in the folder RUN stands, from its files alone.
+Say where the training run, the evaluation, the scores or the sweep in the folder RUN stands, from its files alone.
 
 State and step, last loss and evaluation, speed and time left, the newest finished checkpoint, what happened, and the
 command to type next; of an evaluation the responses done, of a sweep the trials and the best of them. Works for a run

@@ -38,6 +38,8 @@ OF_WORKERS = ("ray.train.torch", "orpo_ray.training.worker")
 """What workers import besides, and needs Ray."""
 ENGINES = ("orpo_ray.evaluation.scoring", "orpo_ray.evaluation.vllm_imports")
 """What the actors of an evaluation import besides."""
+SCORERS = ENGINES[:1]
+"""The same where nothing is generated."""
 TRIALS = ("ray.tune", "orpo_ray.tuning.trial")
 """What the trials of a sweep import besides."""
 

@@ -1,4 +1,5 @@
-"""The typed configuration of a run, an evaluation, a sweep, a pipeline or a benchmark: YAML plus dotted overrides.
+"""The typed configuration of a run, an evaluation, scores, a sweep, a pipeline or a benchmark: YAML plus dotted
+overrides.
 
 An unknown key, a value of the wrong type or out of range is a `UserError` of one line that names the file and
 the key.
@@ -20,6 +21,7 @@ from orpo_ray.config.schema import (
     StorageConfig,
     TrainConfig,
 )
+from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.sweep import SweepConfig, load_any, load_sweep
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "OrpoConfig",
     "Pipeline",
     "ScalingConfig",
+    "ScoreConfig",
     "SftConfig",
     "StorageConfig",
     "SweepConfig",

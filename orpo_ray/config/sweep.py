@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from orpo_ray.config.evaluation import CountOrAuto, EvaluationConfig, Label
 from orpo_ray.config.loading import load_as, parse_as, read_yaml
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
+from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.section import Count, FreeForm, Integer, Number, Section
 from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
@@ -178,11 +179,15 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepCon
     return parse_as(SweepConfig, mapping, overrides or [], origin=str(path))
 
 
-def load_any(path: str | Path, overrides: list[str] | None = None) -> TrainConfig | EvaluationConfig | SweepConfig:
-    """The configuration of a run, an evaluation or a sweep, by the key that only one of them has."""
+def load_any(
+    path: str | Path, overrides: list[str] | None = None
+) -> TrainConfig | EvaluationConfig | ScoreConfig | SweepConfig:
+    """The configuration of a run, an evaluation, scores or a sweep, by the key that only one of them has."""
     mapping = read_yaml(path)
     if "space" in mapping:
         return load_sweep(path, overrides)
     if "models" in mapping:
         return load_as(EvaluationConfig, path, overrides)
+    if "reward_models" in mapping:
+        return load_as(ScoreConfig, path, overrides)
     return load_as(TrainConfig, path, overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.formats import (
@@ -22,6 +22,8 @@ from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import open_source
 from orpo_ray.data.templates import Turns
 from orpo_ray.errors import UserError
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +57,42 @@ def read_prompts(
     `with_messages`: read text as messages, too. Raises `UserError`: a source that cannot be read, a bad record
     unless `config.on_bad_record` is `quarantine`, or no prompt at all.
     """
-    prompts: list[Prompt] = []
-    account = Account()
     format: Format | None = None
     if config.format != "auto" and config.format != "prompts":
         format = config.format
+    first = True
+
+    def read(record: Record, value: dict[str, Any]) -> Prompt:
+        nonlocal format, first
+        if config.format == "auto" and first and "chosen" in value:
+            format = recognise(value)
+        prompt = _prompt(record, value, format, with_messages)
+        require_short(config.max_record_characters, prompt.as_found.prompt, *prompt.as_found.completions)
+        first = False
+        return prompt
+
+    return read_each(config, read, "prompt to answer", progress)
+
+
+def read_each(
+    config: PromptsConfig,
+    read: Callable[[Record, dict[str, Any]], Read],
+    wanted: str,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[Read], Account]:
+    """What `read` makes of every record of `config.source` (it raises `BadRecord`), and the account of the records.
+
+    Raises `UserError` as `read_prompts` does; `wanted` says in its line what there is none of.
+    """
+    found: list[Read] = []
+    account = Account()
     source = open_source(config.source, config.split, config.max_record_characters)
     for record in islice(source.records(), config.limit):
         account.read += 1
         try:
             if record.value is None:
                 raise record.error or BadRecord("unreadable")
-            if config.format == "auto" and not prompts and "chosen" in record.value:
-                format = recognise(record.value)
-            prompt = _prompt(record, record.value, format, with_messages)
-            require_short(config.max_record_characters, prompt.as_found.prompt, *prompt.as_found.completions)
-            prompts.append(prompt)
+            found.append(read(record, record.value))
         except BadRecord as error:
             if config.on_bad_record == "error":
                 raise UserError(
@@ -82,9 +104,9 @@ def read_prompts(
             account.kept += 1
         if progress is not None:
             progress(account.read)
-    if not prompts:
-        raise UserError(f"{config.source}: no prompt to answer: {account.describe()}")
-    return prompts, account
+    if not found:
+        raise UserError(f"{config.source}: no {wanted}: {account.describe()}")
+    return found, account
 
 
 def readable(turns: Turns) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from orpo_ray.cluster.share import uses_gpus
 from orpo_ray.config import ScalingConfig
 from orpo_ray.config.evaluation import EvaluationScaling
+from orpo_ray.config.score import ScorersScaling
 from orpo_ray.errors import UserError
 
 _CPUS_OF_AN_ACTOR = 4  # where there are no GPUs and enough CPUs
@@ -23,6 +24,8 @@ class Resources:
     scorer_gpus: float
     gpu_memory: float | None
     """What an engine takes of its GPU's memory; None on CPUs."""
+    tensor_parallel: int = 1
+    """GPUs of an engine."""
 
 
 def share_out(scaling: EvaluationScaling, cpus: int, gpus: int, most: int) -> Resources:
@@ -62,8 +65,19 @@ def _on_gpus(scaling: EvaluationScaling, cpus: int, gpus: int, most: int) -> Res
     memory = scaling.gpu_memory * (_SHARED_GPU if shared else 1)
     return Resources(
         generators, scorers, max(1, cpus // (generators + scorers)) if cpus < gpus else 1,
-        _SHARED_GPU if shared else parallel, scorer_gpus, memory,
+        _SHARED_GPU if shared else parallel, scorer_gpus, memory, parallel,
     )  # fmt: skip
+
+
+def scorers_alone(scaling: ScorersScaling, cpus: int, gpus: int, most: int) -> Resources:
+    """Deal the cluster to scorers. `most`: that could have something to do. Raises `UserError` as `share_out` does."""
+    on_gpus = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+    room = gpus if on_gpus else cpus
+    scorers = _asked(scaling.scorers, min(most, room if on_gpus else max(1, cpus // _CPUS_OF_AN_ACTOR)))
+    if scorers > room or room == 0:
+        what = "GPU" if on_gpus else "CPU"
+        raise UserError(f"scaling: {scorers} scorers need a {what} each, and the cluster has {room}")
+    return Resources(0, scorers, max(1, cpus // scorers) if not on_gpus or cpus < gpus else 1, 0, int(on_gpus), None)
 
 
 def _asked(setting: int | str, automatic: int) -> int:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-
-from orpo_ray.cluster.connection import connect
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources, share_out
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
-from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
+from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
 from orpo_ray.parsing import read_object
 from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.run_folder import write_atomically, write_table
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluate(
@@ -66,8 +57,7 @@ def _evaluate(
     for note in plan.notes:
         console.say(f"note: {note}")
     embed, unavailable = _embedder(config)
-    if not _all_there(plan):
-        _work(plan, resources, console)
+    _work(plan, resources, console)
     tables = Tables(plan)
     write_table(folder.results, results_table(tables))
     found = winrates(tables, embed, key)
@@ -88,14 +78,6 @@ def _is_finished(folder: EvaluationFolder, key: str) -> bool:
         return False
 
 
-def _all_there(plan: EvaluationPlan) -> bool:
-    blocks = range(len(plan.blocks))
-    pieces = [work.responses for work in plan.policies.values()]
-    pieces += [judge.rewards for judge in plan.judges.values()]
-    pieces += [work.log_probs for work in plan.policies.values() if work.log_probs is not None]
-    return all(piece.has(block) for piece in pieces for block in blocks)
-
-
 def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
     """The sentence embedder; the default one may be absent, which is then noted. Loaded early: it may be misspelt."""
     if config.embedder is None:
@@ -109,17 +91,10 @@ def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
 
 
 def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
-    scaling = plan.config.scaling
-    connect(plan.config.cpus)
-    if resources is None:
-        import ray
+    def share(cpus: int, gpus: int) -> Resources:
+        return resources or share_out(plan.config.scaling, cpus, gpus, most=len(plan.policies) * len(plan.blocks))
 
-        cluster = ray.cluster_resources()
-        cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
-        resources = share_out(scaling, cpus, gpus, most=len(plan.policies) * len(plan.blocks))
-    console.say(_described(plan, resources))
-    with _progress(plan, console) as progress:
-        Pipeline(plan, resources, progress).run()
+    complete(plan, share, lambda given: _described(plan, given), console)
 
 
 def _described(plan: EvaluationPlan, resources: Resources) -> str:
@@ -128,38 +103,3 @@ def _described(plan: EvaluationPlan, resources: Resources) -> str:
         f"{plan.config.name}: {len(plan.prompts)} prompts, {len(plan.policies)} models x {sampling.rounds} rounds, "
         f"{len(plan.judges)} reward models; {resources.generators} vLLM engines, {resources.scorers} scorers"
     )
-
-
-@contextmanager
-def _progress(plan: EvaluationPlan, console: Console) -> Iterator[Progress]:
-    """Bars of responses, judged prompts and log-probs with the time left; plain lines where there is no terminal."""
-    blocks = range(len(plan.blocks))
-    totals = {"responses": 0, "judged": 0, "pairs": 0}
-    for block in blocks:
-        size = len(plan.blocks[block])
-        for label, work in plan.policies.items():
-            totals["responses"] += 0 if work.responses.has(block) else len(plan.requests(label, block))
-            totals["pairs"] += size if work.log_probs is not None and not work.log_probs.has(block) else 0
-        totals["judged"] += 0 if all(judge.rewards.has(block) for judge in plan.judges.values()) else size
-    names = {"responses": "responses", "judged": "prompts judged", "pairs": "log-probs of the data's pairs"}
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    done = dict.fromkeys(totals, 0)
-    said = time.monotonic()
-    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks = {key: bars.add_task(names[key], total=total) for key, total in totals.items() if total}
-
-        def advance(**counts: int) -> None:
-            nonlocal said
-            for key, count in counts.items():
-                done[key] += count
-                if key in tasks:
-                    bars.update(tasks[key], completed=done[key])
-            if not console.is_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                parts = [f"{done[key]} of {total} {names[key]}" for key, total in totals.items() if total]
-                console.say(f"{plan.config.name}: {', '.join(parts)}")
-
-        yield advance

@@ -16,7 +16,7 @@ from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.records import one_line
-from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
+from orpo_ray.data.templates import TEXT_RULE, Renderer, Turns, read_text_rule, write_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import files_digest
@@ -29,6 +29,7 @@ from orpo_ray.modeling.loading import (
     require_objects,
     require_weights,
 )
+from orpo_ray.modeling.reward import require_head
 from orpo_ray.modeling.weights import (
     ADAPTER,
     INDEX,
@@ -70,6 +71,8 @@ class EvaluatedModel:
     context: int | None
     """Positions that the model has; None: no limit."""
     trust_remote_code: bool
+    trained_here: bool = True
+    """Its folder says so; a reward model from elsewhere is asked as its own recipe does (`evaluation.listening`)."""
 
     @property
     def settings(self) -> ModelConfig:
@@ -97,19 +100,37 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
 def find_reward_model(
     label: str, name: str, dtype: Literal["auto", "float32", "bfloat16"], *, trust_remote_code: bool = False
 ) -> EvaluatedModel:
-    """The reward model that a label of `reward_models` names; raises `UserError` where it is none of one label."""
+    """The reward model that a label of `reward_models` names; raises `UserError` where it is none of one label, or
+    reads its score elsewhere than at the last token of a text."""
     key = f"reward_models.{label}"
     folder = _folder(key, name)
     if (folder / ADAPTER).is_file():
         raise UserError(f"{key}: {name} is an adapter; name the merged model, which its run keeps in model/")
+    _require_classifier(key, name, folder, trust_remote_code)
     model = _describe(key, label, name, folder, dtype, trust_remote_code)
-    config = load_config(model.settings)
+    _require_whole(key, model, "AutoModelForSequenceClassification")
+    return model
+
+
+def _require_classifier(key: str, name: str, folder: Path, trust: bool) -> None:
+    """Raises `UserError` where the configuration in `folder` is of no reward model. Nothing else of it is read."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        config = load_config(ModelConfig(name_or_path=str(folder), trust_remote_code=trust))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
     if not any("ForSequenceClassification" in architecture for architecture in config.architectures or []):
         raise UserError(f"{key}: {name} is no reward model: it has no score head (train one with objective reward)")
     if config.num_labels != 1:
         raise UserError(f"{key}: {name} is a classifier of {config.num_labels} labels, but a reward model has one")
-    _require_whole(key, model, "AutoModelForSequenceClassification")
-    return model
+    try:
+        with torch.device("meta"):
+            network = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust)
+    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+        return  # told when it is loaded
+    require_head(f"{key}: {name}", network)
 
 
 class Speaker:
@@ -229,6 +250,7 @@ def _describe(
         label=label, name=name, folder=folder, digest=digest.hexdigest(),
         stored_dtype=stored, dtype=computed if dtype == "auto" else dtype,
         context=getattr(config, "max_position_embeddings", None), trust_remote_code=trust,
+        trained_here=(folder / TEXT_RULE).is_file() or hasattr(config, "reward_offset"),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The work of an evaluation on a Ray cluster: engines generate, scorers judge meanwhile, pieces reach the disk.
+"""The work of a plan on a Ray cluster: engines generate, scorers judge meanwhile, pieces reach the disk.
 
 The driver hands out requests and writes every piece, so actors need not see the evaluation's folder. An engine
 always has more requests than it can work on at once; those that a lost actor had are asked for again, with the same
@@ -8,177 +8,27 @@ seeds.
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
-from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request, Response
-from orpo_ray.evaluation.models import Answer
-from orpo_ray.evaluation.plan import EvaluationPlan
-from orpo_ray.evaluation.scoring import Judged, Scorer
+from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
+from orpo_ray.evaluation.plan import Plan
+from orpo_ray.evaluation.scoring import Scorer
+from orpo_ray.evaluation.work import Judgements, Responses
 from orpo_ray.telemetry import metrics
 
 AT_WORK = 512
 """Requests that an engine has at a time: twice what vLLM computes at once by default."""
-TOO_LONG = "too long"
 _ANYWHERE = "DEFAULT"
 """Not within the resources of the trial of a sweep that evaluates its checkpoints, which hold none."""
-
-Answers = dict[int, list[tuple[str, int, Answer]]]
-"""By prompt: policy, round and answer."""
 
 
 class Progress(Protocol):
     """Where the counts of what is done go."""
 
     def __call__(self, *, responses: int = 0, judged: int = 0, pairs: int = 0) -> None: ...
-
-
-class _Responses:
-    """What is left to generate, by policy, and the blocks that are not yet whole."""
-
-    def __init__(self, plan: EvaluationPlan) -> None:
-        self._plan = plan
-        self.todo: dict[str, deque[Request]] = {label: deque() for label in plan.policies}
-        self._open: dict[tuple[str, int], list[Response]] = {}
-        self._missing: dict[tuple[str, int], int] = {}
-        self._block_of = {prompt: index for index, block in enumerate(plan.blocks) for prompt in block}
-        for label, policy in plan.policies.items():
-            for block in range(len(plan.blocks)):
-                if policy.responses.has(block):
-                    continue
-                requests = plan.requests(label, block)
-                self.todo[label].extend(requests)
-                self._open[label, block] = []
-                self._missing[label, block] = len(requests)
-                if not requests:
-                    self._write(label, block)
-
-    @property
-    def finished(self) -> bool:
-        return not self._open
-
-    def whole(self, block: int) -> bool:
-        """Whether every policy has answered it."""
-        return all((label, block) not in self._open for label in self.todo)
-
-    def take(self, label: str, count: int) -> list[Request]:
-        todo = self.todo[label]
-        return [todo.popleft() for _ in range(min(count, len(todo)))]
-
-    def receive(self, label: str, responses: list[Response]) -> None:
-        for response in responses:
-            block = self._block_of[response.prompt]
-            self._open[label, block].append(response)
-            self._missing[label, block] -= 1
-            if not self._missing[label, block]:
-                self._write(label, block)
-
-    def _write(self, label: str, block: int) -> None:
-        """The whole block, unanswered prompts included, in the order of prompts and rounds."""
-        policy = self._plan.policies[label]
-        rows = [response._asdict() for response in self._open.pop((label, block))]
-        rows += [
-            {"prompt": prompt, "round": round, "text": None, "tokens": None, "ended": TOO_LONG}
-            for prompt in self._plan.blocks[block] if not policy.fits[prompt]
-            for round in range(self._plan.config.sampling.rounds)
-        ]  # fmt: skip
-        policy.responses.write(block, sorted(rows, key=lambda row: (row["prompt"], row["round"])))
-
-
-class _Judgements:
-    """What is left to judge: blocks whose responses are all there, and the policies' log-probs of the data."""
-
-    def __init__(self, plan: EvaluationPlan) -> None:
-        self._plan = plan
-        unjudged = {block: self._unjudged(block) for block in range(len(plan.blocks))}
-        self._blocks = {block: labels for block, labels in unjudged.items() if labels}
-        self._answered: dict[int, Answers] = {}
-        """Of the blocks that are being judged."""
-        self._pairs = deque(
-            (label, block)
-            for label, policy in plan.policies.items() if policy.log_probs is not None
-            for block in range(len(plan.blocks)) if not policy.log_probs.has(block)
-        )  # fmt: skip
-
-    @property
-    def finished(self) -> bool:
-        return not self._blocks and not self._pairs
-
-    def next(self, responses: _Responses, *, log_probs: bool) -> tuple[str, int] | None:
-        """A block to judge (`("", block)`), or with `log_probs` a policy and a block of its own, or nothing yet."""
-        for block in self._blocks:
-            if responses.whole(block):
-                return "", block
-        return self._pairs.popleft() if self._pairs and log_probs else None
-
-    def begin(self, scorer: Any, task: tuple[str, int]) -> Any:
-        label, block = task
-        prompts = self._plan.blocks[block]
-        if label:
-            model = self._plan.policies[label].model
-            return scorer.log_probs.remote(model, [self._plan.prompts[prompt] for prompt in prompts])
-        answers = self._answered[block] = self._answers(block)
-        judged = [
-            Judged(self._plan.prompts[prompt], tuple(answer for _, _, answer in answers[prompt])) for prompt in prompts
-        ]
-        return scorer.rewards.remote(self._blocks.pop(block), judged)
-
-    def give_back(self, task: tuple[str, int]) -> None:
-        label, block = task
-        if label:
-            self._pairs.append(task)
-        else:
-            del self._answered[block]
-            self._blocks[block] = self._unjudged(block)
-
-    def receive(self, task: tuple[str, int], result: Any) -> None:
-        label, block = task
-        if label:
-            self._write_log_probs(label, block, result)
-            return
-        answers = self._answered.pop(block)
-        for name, rewards in result.items():
-            self._write_rewards(name, block, answers, rewards)
-
-    def _unjudged(self, block: int) -> list[str]:
-        return [label for label, judge in self._plan.judges.items() if not judge.rewards.has(block)]
-
-    def _answers(self, block: int) -> Answers:
-        """Every response there is, in a fixed order."""
-        answers: Answers = {prompt: [] for prompt in self._plan.blocks[block]}
-        for label, policy in self._plan.policies.items():
-            for row in policy.responses.read(block):
-                if row["text"] is not None:
-                    prompt = self._plan.prompts[row["prompt"]]
-                    answer = policy.speaker.answer(prompt, row["text"], cut=row["ended"] == "length")
-                    answers[row["prompt"]].append((label, row["round"], answer))
-        return answers
-
-    def _write_rewards(self, name: str, block: int, answers: Answers, rewards: list[list[float | None]]) -> None:
-        rows = []
-        for prompt, values in zip(self._plan.blocks[block], rewards, strict=True):
-            own = [(label, 0) for label in DATA_LABELS[: len(self._plan.prompts[prompt].as_found.completions)]]
-            who = own + [(label, round) for label, round, _ in answers[prompt]]
-            rows += [
-                {"prompt": prompt, "model": label, "round": round, "reward": value}
-                for (label, round), value in zip(who, values, strict=True)
-            ]
-        self._plan.judges[name].rewards.write(block, rows)
-
-    def _write_log_probs(self, label: str, block: int, sums: list[list[tuple[float, int]] | None]) -> None:
-        pieces = self._plan.policies[label].log_probs
-        assert pieces is not None
-        rows = []
-        for prompt, pair in zip(self._plan.blocks[block], sums, strict=True):
-            row: dict[str, Any] = {"prompt": prompt}
-            for name, (value, tokens) in zip(DATA_LABELS, pair or [], strict=False):
-                row |= {name: value, f"{name}_tokens": tokens}
-            rows.append(row)
-        pieces.write(block, rows)
 
 
 @dataclass
@@ -205,12 +55,12 @@ class _ScorerSlot(_Slot):
 class Pipeline:
     """Runs a plan to its end. Every piece that is there already is left as it is."""
 
-    def __init__(self, plan: EvaluationPlan, resources: Resources, progress: Progress) -> None:
+    def __init__(self, plan: Plan, resources: Resources, progress: Progress) -> None:
         self._plan = plan
         self._resources = resources
         self._progress = progress
-        self._responses = _Responses(plan)
-        self._judgements = _Judgements(plan)
+        self._responses = Responses(plan)
+        self._judgements = Judgements(plan)
         self._engines = [_EngineSlot() for _ in range(resources.generators)]
         self._scorers = [_ScorerSlot() for _ in range(resources.scorers)]
         self._slots: list[_Slot] = [*self._engines, *self._scorers]
@@ -331,7 +181,7 @@ class Pipeline:
         policy, resources = self._plan.policies[label], self._resources
         options = EngineOptions(
             str(policy.model.folder), policy.model.stored_dtype, policy.max_length,
-            self._plan.config.scaling.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code,
+            resources.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code,
         )  # fmt: skip
         actor = ray.remote(Generator).options(
             num_cpus=resources.cpus,
@@ -339,7 +189,7 @@ class Pipeline:
             runtime_env={"env_vars": ENVIRONMENT},
             scheduling_strategy=_ANYWHERE,
         )
-        return actor.remote(options, self._plan.config.sampling, self._plan.config.name, label)
+        return actor.remote(options, policy.sampling, self._plan.config.name, label)
 
     def _start_scorer(self) -> Any:
         import ray

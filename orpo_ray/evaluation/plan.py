@@ -1,16 +1,23 @@
-"""What an evaluation has to do: prompts in each model's tokens, cut into blocks, and which pieces are missing."""
+"""What engines and scorers have to do: prompts in each model's tokens, cut into blocks, and which pieces are missing.
+
+A `Plan` is what `evaluate` and `score` share; the second has no policies, and all responses come with the data.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from orpo_ray.config import EvaluationConfig
+from orpo_ray.config import EvaluationConfig, ScoreConfig
+from orpo_ray.config.evaluation import DATA_LABELS, SamplingConfig
 from orpo_ray.data.prompts import Prompt, read_prompts, readable
 from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.generation import Request, request_seed
+from orpo_ray.evaluation.listening import Listener, listener
 from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model
 from orpo_ray.evaluation.store import (
     LOG_PROBS,
@@ -29,6 +36,7 @@ class PolicyWork:
 
     model: EvaluatedModel
     speaker: Speaker
+    sampling: SamplingConfig
     ids: list[list[int]]
     """Token ids of every prompt."""
     fits: list[bool]
@@ -50,34 +58,41 @@ class JudgeWork:
     rewards: Pieces
 
 
-@dataclass(frozen=True)
-class EvaluationPlan:
-    config: EvaluationConfig
-    folder: EvaluationFolder
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    config: EvaluationConfig | ScoreConfig
     prompts: list[Prompt]
     account: Account
     blocks: list[list[int]]
     """Indices of prompts; those that begin alike lie together, for the engines' prefix cache."""
-    seeds: list[list[int]]
-    """`(prompts, rounds)`."""
-    policies: dict[str, PolicyWork]
+    own: list[list[tuple[str, int]]]
+    """Of each prompt the label and number (the round, where it is a model's) that each response of the data has."""
     judges: dict[str, JudgeWork]
+    policies: dict[str, PolicyWork] = field(default_factory=dict)
+    seeds: list[list[int]] = field(default_factory=list)
+    """`(prompts, rounds)`."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the result must know."""
-
-    @property
-    def pairs(self) -> bool:
-        """Whether the data set has responses of its own."""
-        return bool(self.prompts[0].as_found.completions)
 
     def requests(self, label: str, block: int) -> list[Request]:
         """The responses of a policy to a block; none for prompts that do not fit its context."""
         policy = self.policies[label]
         return [
-            Request(prompt, round, policy.ids[prompt], self.seeds[prompt][round])
+            Request(prompt, round, policy.ids[prompt], seed)
             for prompt in self.blocks[block] if policy.fits[prompt]
-            for round in range(self.config.sampling.rounds)
+            for round, seed in enumerate(self.seeds[prompt])
         ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan(Plan):
+    config: EvaluationConfig
+    folder: EvaluationFolder
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the data set has responses of its own."""
+        return bool(self.own[0])
 
 
 def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None = None) -> EvaluationPlan:
@@ -90,48 +105,78 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
         label: find_policy(label, name, config.storage.cache_dir, trust_remote_code=trust)
         for label, name in config.models.items()
     }
-    reward_models = {
-        label: None if name == TRUTH else find_reward_model(label, name, config.scoring.dtype, trust_remote_code=trust)
-        for label, name in config.reward_models.items()
-    }
+    reward_models = find_reward_models(config)
     speakers = {label: Speaker(model, template) for label, model in models.items()}
-    listeners = {label: Speaker(model, template) for label, model in reward_models.items() if model is not None}
+    listeners = {label: listener(model, template) for label, model in reward_models.items() if model is not None}
     with_messages = any(speaker.wants_messages for speaker in [*speakers.values(), *listeners.values()])
     prompts, account = read_prompts(config.prompts, with_messages=with_messages, progress=progress)
     folder = EvaluationFolder(config.storage.run_dir(config.name))
-    ids = {label: _prompt_ids(speaker, prompts) for label, speaker in {**speakers, **listeners}.items()}
-    order = sorted(range(len(prompts)), key=ids[next(iter(speakers))].__getitem__)
-    blocks = [order[start : start + PROMPTS_IN_BLOCK] for start in range(0, len(order), PROMPTS_IN_BLOCK)]
+    ids = {label: prompt_ids(speaker, prompts) for label, speaker in {**speakers, **listeners}.items()}
+    blocks = cut_into_blocks(ids[next(iter(speakers))])
     policies = {
         label: _policy_work(config, folder, model, speakers[label], ids[label], prompts, blocks)
         for label, model in models.items()
     }
     asked = content_key(prompts=[[p.as_found.prompt, p.as_found.completions] for p in prompts], blocks=blocks)
-    judges = {}
+    responses = [[name, work.responses.folder.name] for name, work in policies.items()]
+    judges = judge_works(config, folder.rewards, reward_models, listeners, asked=asked, responses=responses)
+    return EvaluationPlan(
+        config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, seeds=_seeds(config, prompts),
+        own=[[(label, 0) for label in DATA_LABELS[: len(prompt.as_found.completions)]] for prompt in prompts],
+        policies=policies, judges=judges, notes=_notes(account, policies, listeners),
+    )  # fmt: skip
+
+
+def find_reward_models(config: EvaluationConfig | ScoreConfig) -> dict[str, EvaluatedModel | None]:
+    """By label; None: the embedded world's truth. Raises `UserError` as `find_reward_model` does."""
+    return {
+        label: None
+        if name == TRUTH
+        else find_reward_model(label, name, config.scoring.dtype, trust_remote_code=config.trust_remote_code)
+        for label, name in config.reward_models.items()
+    }
+
+
+def cut_into_blocks(order: Sequence[Any]) -> list[list[int]]:
+    """Indices of prompts in the order of what is given for each, `PROMPTS_IN_BLOCK` at a time."""
+    ordered = sorted(range(len(order)), key=order.__getitem__)
+    return [ordered[start : start + PROMPTS_IN_BLOCK] for start in range(0, len(ordered), PROMPTS_IN_BLOCK)]
+
+
+def judge_works(
+    config: EvaluationConfig | ScoreConfig,
+    folder: Path,
+    reward_models: Mapping[str, EvaluatedModel | None],
+    listeners: Mapping[str, Speaker],
+    **asked: Any,
+) -> dict[str, JudgeWork]:
+    """Each reward model with the place of its pieces in `folder`. `asked`: JSON values that decide what it judges."""
+    works = {}
     for label, judge in reward_models.items():
-        listener = listeners.get(label)
+        speaker = listeners.get(label)
+        # Of models that were trained here, what is there stays as it is.
+        recipe = {} if judge is None or judge.trained_here else {"recipe": "huggingface"}
         key = content_key(
             model=TRUTH if judge is None else [judge.digest, judge.dtype, config.scoring.model_dump()],
-            template=listener and [listener.template, listener.wants_messages],
-            asked=asked, responses=[[name, work.responses.folder.name] for name, work in policies.items()],
+            template=speaker and [speaker.template, speaker.wants_messages], **asked, **recipe,
         )  # fmt: skip
-        judges[label] = JudgeWork(
-            label, config.reward_models[label], judge, listener.template if listener else "none",
-            Pieces(folder.rewards, label, key, REWARDS),
+        works[label] = JudgeWork(
+            label, config.reward_models[label], judge, speaker.template if speaker else "none",
+            Pieces(folder, label, key, REWARDS),
         )  # fmt: skip
-    seeds = _seeds(config, prompts)
-    return EvaluationPlan(
-        config, folder, prompts, account, blocks, seeds, policies, judges, _notes(account, policies, listeners)
-    )
+    return works
 
 
-def _prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
+def prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
+    """Of every prompt, as a model is asked it. Raises `UserError`, naming the record, where that cannot be."""
     ids = []
     for prompt in prompts:
         try:
             ids.append(speaker.rows(speaker.question(prompt).prompt)[0])
         except (BadRecord, UserError) as error:
-            raise UserError(f"{prompt.location}: {error}") from None
+            # A template is set under another key here than in training.
+            reason = str(error).replace("data.chat_template", "prompts.chat_template")
+            raise UserError(f"{prompt.location}: {reason}") from None
     return ids
 
 
@@ -159,7 +204,7 @@ def _policy_work(
     pairs = [prompt.as_found.completions for prompt in prompts]
     log_probs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
     return PolicyWork(
-        model, speaker, ids, fits,
+        model, speaker, sampling, ids, fits,
         max_length=max(len(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit) + sampling.max_tokens,
         responses=Pieces(folder.responses, model.label, key, RESPONSES),
         log_probs=Pieces(folder.log_probs, model.label, log_probs, LOG_PROBS) if pairs[0] else None,
@@ -179,12 +224,7 @@ def _seeds(config: EvaluationConfig, prompts: list[Prompt]) -> list[list[int]]:
 
 def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[str, Speaker]) -> list[str]:
     """What is said aloud: records left out, and models that are spoken to in different ways."""
-    notes = []
-    if account.quarantined:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in account.quarantined.most_common())
-        notes.append(
-            f"{account.quarantined.total()} of {account.read} records are no prompt and were left out: {reasons}."
-        )
+    notes = left_out(account, "are no prompt")
     ways = {label: _way(work.speaker) for label, work in policies.items()}
     if len(set(ways.values())) > 1:
         told = "; ".join(f"{label}: {way}" for label, way in ways.items())
@@ -196,6 +236,7 @@ def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[st
             notes.append(
                 f"The reward model {label} reads text in another form than {', '.join(other)} wrote it in ({way})."
             )
+    notes += from_elsewhere(listeners, generated=True)
     for label, work in policies.items():
         missing = work.fits.count(False)
         if missing:
@@ -203,6 +244,29 @@ def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[st
                 f"{label} did not answer {missing} prompts: they do not fit its context of {work.model.context} tokens "
                 "beside sampling.max_tokens. They count in none of its comparisons."
             )
+    return notes
+
+
+def left_out(account: Account, why: str) -> list[str]:
+    """Notes on records that were set aside."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in account.quarantined.most_common())
+    count = account.quarantined.total()
+    return [f"{count} of {account.read} records {why} and were left out: {reasons}."] if count else []
+
+
+def from_elsewhere(listeners: Mapping[str, Speaker], *, generated: bool) -> list[str]:
+    """Notes on reward models that were not trained here. `generated`: answers may have been cut."""
+    notes = []
+    for label, speaker in listeners.items():
+        if not isinstance(speaker, Listener):
+            continue
+        through = speaker.wants_messages
+        reads = "whole conversations as its chat template writes them" if through else "text as its tokenizer takes it"
+        closed = "; an answer that max_tokens cut is closed like any other" if through and generated else ""
+        notes.append(
+            f"The reward model {label} was not trained here: it reads {reads}, and is scored where transformers' own "
+            f"classifiers are{closed}."
+        )
     return notes
 
 

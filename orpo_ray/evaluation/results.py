@@ -16,10 +16,10 @@ from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.prompts import readable
 from orpo_ray.evaluation.agreement import agreement
 from orpo_ray.evaluation.diversity import diversity, lengths
-from orpo_ray.evaluation.pipeline import TOO_LONG
 from orpo_ray.evaluation.plan import EvaluationPlan, JudgeWork, PolicyWork
 from orpo_ray.evaluation.ratings import bradley_terry
 from orpo_ray.evaluation.winrate import TIE, holm, length_controlled, outcomes, win_rate
+from orpo_ray.evaluation.work import TOO_LONG
 from orpo_ray.objectives.reliability import accuracy
 from orpo_ray.objectives.terms import log_odds
 
@@ -198,6 +198,7 @@ def _reward_model(tables: Tables, judge: JudgeWork) -> Row:
         "path": judge.name,
         "digest": judge.model.digest if judge.model else None,
         "template": judge.template,
+        "trained_here": judge.model is None or judge.model.trained_here,
         "not_scored": {TOO_LONG: sum(given.values()) - scored},
         "data_accuracy": own,
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,10 +17,17 @@ from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
 from orpo_ray.data.prompts import Prompt, readable
+from orpo_ray.data.templates import Turns
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.listening import Listener, listener
 from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speaker
 from orpo_ray.modeling.loading import load_policy
-from orpo_ray.modeling.reward import load_reward_model
+from orpo_ray.modeling.reward import (
+    ForeignRewardModel,
+    PackedRewardModel,
+    load_foreign_reward_model,
+    load_reward_model,
+)
 from orpo_ray.modeling.scorer import packed_scores
 from orpo_ray.telemetry.logs import log, log_as
 
@@ -26,6 +36,8 @@ Rows = list[list[int]]
 
 _PARITY = {"float32": 1e-3, "bfloat16": 5e-2}  # between two runtimes' rewards of the same text
 _PARITY_TEXTS = 8
+_MORE = 4.0
+"""The same, in what parts two plain ways of a network."""
 
 
 class Judged(NamedTuple):
@@ -42,42 +54,87 @@ class Judge(Protocol):
         """Of each prompt the rewards of its completions and answers; None where the text is too long for it."""
 
 
-class PackedJudge:
-    """A reward model behind shared-prefix packing."""
+class _NetworkJudge(ABC):
+    """A reward model that reads tokens; its first rewards are held against those of another way before use."""
 
-    def __init__(self, model: EvaluatedModel, chat_template: str | None, budget: int, device: torch.device) -> None:
-        self.speaker = Speaker(model, chat_template)
-        self._context = model.context
-        self._budget = budget
-        self._model = load_reward_model(model.settings, seed=0, device=device).eval()
+    def __init__(self, model: EvaluatedModel, chat_template: str | None) -> None:
+        self.model = model
+        self.speaker = listener(model, chat_template)
+        self._checked = False
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
-        fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self._context)
-        return _spread(fitting, packed_scores(self._model, rows, self._budget))
+        fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self.model.context)
+        rewards = _spread(fitting, self.scores(rows))
+        self._checked = self._checked or self._check(block, rewards)
+        return rewards
+
+    @abstractmethod
+    def scores(self, rows: Sequence[Rows]) -> list[list[float]]:
+        """Of each row those of its completions."""
+
+    @abstractmethod
+    def _check(self, block: Sequence[Judged], rewards: Sequence[Sequence[float | None]]) -> bool:
+        """Whether there was anything to compare. Raises `UserError` where the other way gives others."""
 
 
-class VllmJudge:
-    """A reward model in vLLM's pooling runner; its rewards are compared with the packed ones before it is used."""
+class PackedJudge(_NetworkJudge):
+    """A reward model behind shared-prefix packing; one from elsewhere is held against Hugging Face's own forward."""
+
+    def __init__(self, model: EvaluatedModel, chat_template: str | None, budget: int, device: torch.device) -> None:
+        super().__init__(model, chat_template)
+        self._budget = budget
+        self._network: PackedRewardModel
+        if model.trained_here:
+            self._network = load_reward_model(model.settings, seed=0, device=device).eval()
+        else:
+            self._network = load_foreign_reward_model(model.settings, device=device)
+
+    def scores(self, rows: Sequence[Rows]) -> list[list[float]]:
+        """Where completions begin in nothing alike, each is computed by itself."""
+        parted = [[row] if row[0] else [[ids[:1], ids[1:]] for ids in row[1:]] for row in rows]
+        given = iter(packed_scores(self._network, [one for row in parted for one in row], self._budget))
+        return [[score for _ in row for score in next(given)] for row in parted]
+
+    def _check(self, block: Sequence[Judged], rewards: Sequence[Sequence[float | None]]) -> bool:
+        network, speaker = self._network, self.speaker
+        if not (isinstance(network, ForeignRewardModel) and isinstance(speaker, Listener)):
+            return True  # what was trained here is packed as it was in training
+        found = (
+            (ids, value)
+            for judged, values in zip(block, rewards, strict=True)
+            for ids, value in zip(speaker.texts(*_asked(speaker, judged)), values, strict=True)
+            if value is not None and (self.model.context is None or len(ids) <= self.model.context)
+        )
+        compared = list(islice(found, _PARITY_TEXTS))
+        packed = np.array([value for _, value in compared])
+        plain = np.array([network.plain(ids) for ids, _ in compared])
+        apart = float(np.abs(plain - packed).max(initial=0))
+        rounding = _PARITY[self.model.dtype] * max(1.0, float(np.abs(plain).max(initial=0)))
+        if apart > rounding:  # how much is it that two plain ways of the same network differ by?
+            other = np.array([network.plain(ids, "eager") for ids, _ in compared])
+            rounding = max(rounding, _MORE * float(np.abs(plain - other).max(initial=0)))
+        if not apart <= rounding:
+            raise UserError(
+                f"reward_models.{self.model.label}: its rewards are up to {apart:.2g} away from those of Hugging "
+                f"Face's own forward of the same texts, of which rounding explains {rounding:.2g}; it cannot be used"
+            )
+        return bool(compared)
+
+
+class VllmJudge(_NetworkJudge):
+    """A reward model in vLLM's pooling runner; it is held against the packed forward."""
 
     def __init__(self, model: EvaluatedModel, chat_template: str | None, budget: int, device: torch.device) -> None:
         from vllm import LLM
 
-        self.speaker = Speaker(model, chat_template)
-        self._model, self._budget, self._device = model, budget, device
-        self._checked = False
+        super().__init__(model, chat_template)
+        self._packed = partial(PackedJudge, model, chat_template, budget, device)
         self._engine: Any = LLM(
             model=str(model.folder), runner="pooling", dtype=model.dtype, enforce_eager=device.type == "cpu",
             max_model_len=model.context, trust_remote_code=model.trust_remote_code, load_format="safetensors",
         )  # fmt: skip
 
-    def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
-        fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self._model.context)
-        if not self._checked:
-            self._check(rows)
-            self._checked = True
-        return _spread(fitting, self._scores(rows))
-
-    def _scores(self, rows: Sequence[Rows]) -> list[list[float]]:
+    def scores(self, rows: Sequence[Rows]) -> list[list[float]]:
         from vllm import PoolingParams
 
         texts = [{"prompt_token_ids": prompt + ending} for prompt, *endings in rows for ending in endings]
@@ -88,18 +145,21 @@ class VllmJudge:
         values = iter([float(output.outputs.data.flatten()[0]) for output in outputs])
         return [[next(values) for _ in endings] for _, *endings in rows]
 
-    def _check(self, rows: Sequence[Rows]) -> None:
-        """Raises `UserError` where vLLM and the packed forward disagree on the first texts."""
-        some = [row for row in rows if len(row) > 1][:_PARITY_TEXTS]
-        model = load_reward_model(self._model.settings, seed=0, device=self._device).eval()
-        ours = np.array([value for values in packed_scores(model, some, self._budget) for value in values])
-        theirs = np.array([value for values in self._scores(some) for value in values])
-        apart = float(np.abs(ours - theirs).max(initial=0))
-        if apart > _PARITY[self._model.dtype]:
+    def _check(self, block: Sequence[Judged], rewards: Sequence[Sequence[float | None]]) -> bool:
+        some = [i for i, values in enumerate(rewards) if any(value is not None for value in values)][:_PARITY_TEXTS]
+        ours = self._packed().rewards([block[i] for i in some])
+        pairs = [
+            (mine, theirs)
+            for i, values in zip(some, ours, strict=True)
+            for mine, theirs in zip(values, rewards[i], strict=True) if mine is not None and theirs is not None
+        ]  # fmt: skip
+        apart = max((abs(mine - theirs) for mine, theirs in pairs), default=0.0)
+        if not apart <= _PARITY[self.model.dtype]:
             raise UserError(
-                f"reward_models.{self._model.label}: vLLM's rewards are up to {apart:.2g} away from the packed "
+                f"reward_models.{self.model.label}: vLLM's rewards are up to {apart:.2g} away from the packed "
                 "forward's, so it computes another model; set scoring.engine=packed"
             )
+        return bool(pairs)
 
 
 class TruthJudge:
@@ -108,11 +168,18 @@ class TruthJudge:
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
         return [
             [
-                float(toyworld.true_score(readable(prompt.as_found.prompt), text))
+                _truth(prompt, text)
                 for text in [*map(readable, prompt.as_found.completions), *(answer.text for answer in answers)]
             ]
             for prompt, answers in block
         ]
+
+
+def _truth(prompt: Prompt, text: str) -> float:
+    try:
+        return float(toyworld.true_score(readable(prompt.as_found.prompt), text))
+    except ValueError as error:
+        raise UserError(f"{prompt.location}: the reward model toy knows the embedded world alone: {error}") from None
 
 
 class Scorer:
@@ -168,11 +235,16 @@ class Scorer:
 
 def judged_rows(speaker: Speaker, judged: Judged) -> Rows:
     """Token ids of the prompt, of the data set's completions and of the answers."""
+    return speaker.rows(*_asked(speaker, judged))
+
+
+def _asked(speaker: Speaker, judged: Judged) -> tuple[Turns, list[Completion]]:
+    """The prompt, the data set's completions and the answers, in the form that a model takes them in."""
     prompt, answers = judged
     question = speaker.question(prompt)
     completions = [Completion(turns, cut=False) for turns in question.completions]
     completions += [speaker.completion(prompt, answer) for answer in answers]
-    return speaker.rows(question.prompt, completions)
+    return question.prompt, completions
 
 
 def fitted(rows: Sequence[Rows], context: int | None) -> tuple[list[list[bool]], list[Rows]]:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind, and finds again: `runs/<name>/` and its pieces.
+"""What an evaluation, or scores, leave behind, and find again: `runs/<name>/` and its pieces.
 
 Responses and rewards lie in pieces, a file for a block of prompts, in folders named by a hash of all that decides
 their content. So an interrupted evaluation goes on where it stopped, and another setting is another folder.
@@ -50,6 +50,18 @@ class EvaluationFolder:
         self.results = path / "results.parquet"
         self.winrates = path / "winrates.json"
         self.report = path / "report.html"
+
+
+class ScoreFolder:
+    """Paths of scores."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.account = path / "account.json"
+        self.rewards = path / "rewards"
+        self.scores = path / "scores.parquet"
+        self.summary = path / "scores.json"
 
 
 class Pieces:

@@ -94,7 +94,7 @@ def win_rate(
         losses=int((won == 0).sum()),
         win_rate=float(sums.sum() / counts.sum()),
         sd=float(rounds.std(ddof=1)) if len(rounds) > 1 else 0.0,
-        ci95=_interval(sums, counts, resamples, seed),
+        ci95=prompt_interval(sums, counts, resamples, seed),
         p_value=_p_value(sums, counts),
         rounds=tuple(rounds.tolist()),
         prompts=len(answered),
@@ -152,7 +152,7 @@ def _matrix(values: ArrayLike) -> Floats:
     return array.reshape(len(array), -1)
 
 
-def _interval(sums: Floats, counts: Floats, resamples: int, seed: int) -> tuple[float, float]:
+def prompt_interval(sums: Floats, counts: Floats, resamples: int, seed: int) -> tuple[float, float]:
     """Percentile bootstrap over prompts (Efron & Tibshirani 1993, chapter 13), all of a prompt's rounds together.
 
     `sums` and `counts` `(prompts,)`: of each prompt's outcomes. It is Hesterberg's expanded percentile interval

@@ -6,6 +6,8 @@ It is a Hugging Face sequence-classification model with one label, and its expor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,12 +29,13 @@ from orpo_ray.modeling.loading import (
     require_weights,
 )
 from orpo_ray.modeling.lora import merged_weights, plain_name
-from orpo_ray.modeling.plain import text_rewards
+from orpo_ray.modeling.plain import forward, text_rewards
 from orpo_ray.modeling.policy import Packable, hidden_states
 
 StateDict = dict[str, Tensor]
 
 _HEAD = "score.weight"
+_NO_TOKEN = -1
 # What the decoders of transformers call the norm whose output their heads read.
 _FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
 
@@ -96,8 +99,7 @@ def load_reward_model(
     pad = ensure_pad_token(tokenizer)
     _describe_as_reward_model(config, pad)
     network, missing = build_network(AutoModelForSequenceClassification, config, model, seed, warn)
-    if not isinstance(getattr(network, "score", None), nn.Linear):
-        raise UserError(f"model.name_or_path: {type(network).__name__} has no linear score head on its last token")
+    require_head("model.name_or_path", network)
     require_weights(model.name_or_path, missing if is_classifier else missing - {_HEAD})
     if missing or not model.has_weights:
         _draw_head(network.score, seed)
@@ -105,6 +107,69 @@ def load_reward_model(
     alone = make_ready(network, PackedRewardModel, model, seed, device, warn)
     network.score.requires_grad_(True)  # adapters freeze all that they find
     return PackedRewardModel(network, alone=alone).train()
+
+
+class ForeignRewardModel(PackedRewardModel):
+    """A reward model from elsewhere, as its files describe it; texts come cut at the token that it scores.
+
+    So its own padding must not be looked for once more: it is put out of the way but for `plain`.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, alone: str, attention: str, pad: int | None) -> None:
+        super().__init__(model, alone=alone)
+        self._attention = attention
+        self._pad = pad
+
+    def plain(self, ids: Sequence[int], attention: str | None = None) -> float:
+        """The reward of a whole text by the network's own forward, which finds the token to score by itself.
+
+        `attention`: an implementation of transformers; default: the one that it would take.
+        """
+        packed = self.model.config._attn_implementation
+        self.model.set_attn_implementation(attention or self._attention)
+        _set_padding(self.model.config, self._pad)
+        try:
+            with torch.inference_mode():
+                reward = forward(self.model, torch.tensor([list(ids)], device=self.model.device))[0, 0]
+        finally:
+            _set_padding(self.model.config, _NO_TOKEN)
+            self.model.set_attn_implementation(packed)
+        return float(reward)
+
+
+def load_foreign_reward_model(
+    model: ModelConfig, *, device: torch.device = CPU, warn: Warn = log_warning
+) -> ForeignRewardModel:
+    """A reward model that was not trained here, on `device`, for scoring: nothing of it is changed.
+
+    Raises `UserError` as `load_reward_model` does.
+    """
+    config = load_config(model)
+    pad = padding_of(config)
+    network, missing = build_network(AutoModelForSequenceClassification, config, model, 0, warn)
+    require_head(model.name_or_path, network)
+    require_weights(model.name_or_path, missing)
+    attention = network.config._attn_implementation
+    _set_padding(network.config, _NO_TOKEN)
+    alone = make_ready(network, PackedRewardModel, model, 0, device, warn)
+    return ForeignRewardModel(network, alone=alone, attention=attention, pad=pad).eval()
+
+
+def padding_of(config: PretrainedConfig) -> int | None:
+    """The token that a classifier of transformers passes over when it looks for the one to score; None: it scores
+    the last one."""
+    pad: int | None = config.get_text_config().pad_token_id
+    return pad
+
+
+def _set_padding(config: PretrainedConfig, pad: int | None) -> None:
+    config.get_text_config().pad_token_id = pad
+
+
+def require_head(name: str, network: PreTrainedModel) -> None:
+    """Raises `UserError` where a classifier reads its score elsewhere than by a linear layer at a token."""
+    if not isinstance(getattr(network, "score", None), nn.Linear):
+        raise UserError(f"{name}: {type(network).__name__} has no linear score head on its last token")
 
 
 def ensure_pad_token(tokenizer: Tokenizer) -> int:

@@ -22,8 +22,8 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     rounds = rounds if isinstance(rounds, int) else 3
     labels = list(models) if isinstance(models, dict) else []
     judge_labels = list(judges) if isinstance(judges, dict) else []
-    pieces = {label: _pieces(folder / "responses", label) for label in labels}
-    judged = [len(_pieces(folder / "rewards", label)) for label in judge_labels]
+    pieces = {label: pieces_of(folder / "responses", label) for label in labels}
+    judged = [len(pieces_of(folder / "rewards", label)) for label in judge_labels]
     responses = sum(_rows(file) or 0 for files in pieces.values() for file in files)
     asked = None if prompts is None else prompts * len(labels) * rounds
     blocks = None if prompts is None else math.ceil(prompts / PROMPTS_IN_BLOCK)
@@ -49,7 +49,7 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     return Status("evaluation", str(config.get("name", folder.name)), str(folder), state, age, facts, rows, following)
 
 
-def _pieces(folder: Path, label: object) -> list[Path]:
+def pieces_of(folder: Path, label: object) -> list[Path]:
     """Those of the newest settings."""
     folders = [Path(found) for found in glob.glob(f"{glob.escape(str(folder / str(label)))}-{'[0-9a-f]' * 12}")]
     newest = max(folders, key=lambda found: found.stat().st_mtime, default=None)

@@ -9,13 +9,16 @@ from pathlib import Path
 from orpo_ray.config import read_yaml
 from orpo_ray.errors import UserError
 from orpo_ray.status.evaluation import evaluation_status
+from orpo_ray.status.scores import score_status
 from orpo_ray.status.status import Status, duration
 from orpo_ray.status.sweep import sweep_status
 from orpo_ray.status.training import training_status
 from orpo_ray.terminal import Console
 
-_READERS = {"space": sweep_status, "models": evaluation_status, "model": training_status}
-"""By the key that only such a configuration has."""
+_READERS = {
+    "space": sweep_status, "models": evaluation_status, "reward_models": score_status, "model": training_status,
+}  # fmt: skip
+"""By the key that only such a configuration, and none after it, has."""
 _STATES = {
     "finished": "finished", "running": "running, as it seems", "not begun": "not begun",
     "silent": "not finished, and silent: interrupted, or busy with something long",
@@ -23,7 +26,7 @@ _STATES = {
 
 
 def read_status(folder: Path) -> Status:
-    """Where the run, the evaluation or the sweep in `folder` stands.
+    """Where the run, the evaluation, the scores or the sweep in `folder` stands.
 
     Raises `UserError` where it is no such folder, or a file of it cannot be read.
     """

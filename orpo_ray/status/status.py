@@ -23,7 +23,7 @@ State = Literal["finished", "running", "silent", "not begun"]
 class Status:
     """Where something stands. Fields that are None are not known from the folder."""
 
-    kind: Literal["training run", "evaluation", "sweep"]
+    kind: Literal["training run", "evaluation", "scores", "sweep"]
     name: str
     folder: str
     state: State

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from orpo_ray.config import EvaluationConfig, parse_as
 from orpo_ray.data import toyworld
+from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.store import EvaluationFolder
@@ -42,6 +43,7 @@ def save(folder: Path, config: OPTConfig, auto: Any, seed: int) -> str:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     toyworld.tokenizer().save_pretrained(folder)
+    write_text_rule(folder, through_template=False)  # as one that was trained here
     return str(folder)
 
 
@@ -352,14 +354,11 @@ def test_real_dialogues_in_two_vocabularies(ray_cluster: None, shared: Path, tmp
     unscored = result["reward_models"]["judge"]["not_scored"]["too long"]
     assert unscored == sum(row["reward:judge"] is None for row in given) > 0
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge", dtype=torch.float32).eval()
-    plain.config.pad_token_id = None
     prompts = pq.read_table(folder.prompts).to_pylist()
     for row in scored[:: len(scored) // 16]:
-        ids = [tokenizer.bos_token_id] + [
-            token
-            for text in (prompts[row["prompt"]]["text"], row["text"])
-            for token in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ]
-        ids += [] if row["ended"] == "length" else [tokenizer.eos_token_id]
+        text = prompts[row["prompt"]]["text"] + row["text"]
+        ids = tokenizer(text, split_special_tokens=True)[
+            "input_ids"
+        ]  # whole, and nothing of ours: it is from elsewhere
         with torch.no_grad():
             assert row["reward:judge"] == pytest.approx(plain(torch.tensor([ids])).logits.item(), abs=1e-4)

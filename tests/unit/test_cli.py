@@ -14,7 +14,7 @@ from one_by_one import typed
 from test_report import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "data", "evaluate", "sweep", "pipeline", "report", "status", "export", "doctor", "demo")
+COMMANDS = ("train", "data", "evaluate", "score", "sweep", "pipeline", "report", "status", "export", "doctor", "demo")
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "vllm", "numpy", "matplotlib", "rich"}
 
 
@@ -87,6 +87,7 @@ def test_a_mistake_is_one_plain_line_and_exit_2(arguments: list[str], message: s
      ("evaluate", "toy-winrate", "sampling.rounds=0", "sampling.rounds: should be greater than or equal"),
      ("evaluate", "toy-winrate", "scaling.generators=none", "scaling.generators: should be a whole number of at"),
      ("evaluate", "toy-winrate", "models.chosen=x", "models: the label chosen stands for the data set's own"),
+     ("score", "score-toy", "scaling.scorers=0", "scaling.scorers: should be a whole number of at least 1"),
      ("sweep", "toy-sweep", "space={optim.lr: 'unifrom(0, 1)'}", "space: optim.lr: expected loguniform(low, high)"),
      ("sweep", "toy-sweep", "metric=eval_loss", "metric: eval_loss holds the objective's own weights"),
      ("pipeline", "toy-pipeline", "train.orpo.optim.lrr=1", "train.orpo: unknown key optim.lrr; did you mean"),

@@ -11,6 +11,7 @@ from orpo_ray.config import (
     EvaluationConfig,
     LoraConfig,
     OrpoConfig,
+    ScoreConfig,
     SftConfig,
     TrainConfig,
     load_as,
@@ -48,7 +49,7 @@ PAPER = {
         ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
 }  # fmt: skip
 LORA = "opt-1.3b-hh-orpo-lora"
-OTHERS = {LORA, "toy-winrate", "toy-pipeline", "toy-sweep", "opt-125m-hh-sweep"}
+OTHERS = {LORA, "toy-winrate", "score-toy", "toy-pipeline", "toy-sweep", "opt-125m-hh-sweep"}
 SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "hh-small-orpo"}
 # size, data, stage: what the paper says of it: objective, lr, epochs
 STAGES = {
@@ -175,6 +176,13 @@ def test_sft_and_orpo_of_the_toy_world_differ_in_the_objective_alone() -> None:
     assert (sft.objective, orpo.objective) == (SftConfig(), OrpoConfig(lambda_=1.0))
     assert sft.model_copy(update={"name": orpo.name, "objective": orpo.objective}) == orpo
     assert Path(sft.model.name_or_path) == Path("runs") / config("toy-base").name
+
+
+def test_the_scores_of_the_toy_world_are_of_its_reward_model() -> None:
+    scores = load_as(ScoreConfig, CONFIGS / "score-toy.yaml")
+    assert scores.name == "score-toy"
+    assert Path(scores.reward_models["reward"]) == Path("runs") / config("toy-reward").name
+    assert scores.prompts.source == config("toy-reward").data.eval
 
 
 def test_the_pipeline_compares_the_runs_that_it_makes() -> None:

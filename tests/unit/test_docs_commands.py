@@ -17,10 +17,19 @@ import yaml
 from documented import ROOT, lines
 
 from orpo_ray.cli import app
-from orpo_ray.config import EvaluationConfig, load_as, load_benchmark, load_config, load_pipeline, load_sweep
+from orpo_ray.config import (
+    EvaluationConfig,
+    ScoreConfig,
+    load_as,
+    load_benchmark,
+    load_config,
+    load_pipeline,
+    load_sweep,
+)
 
 LOADERS: dict[str, Callable[[Path, list[str]], Any]] = {
     "train": load_config, "data": load_config, "evaluate": lambda path, keys: load_as(EvaluationConfig, path, keys),
+    "score": lambda path, keys: load_as(ScoreConfig, path, keys),
     "sweep": load_sweep, "pipeline": load_pipeline, "bench": load_benchmark,
 }  # fmt: skip
 IMAGES = {"orpo-ray:gpu", "registry.example.com/orpo-ray:gpu"}

@@ -36,7 +36,7 @@ from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
 
 
 def save_toy(folder: Path, *, labels: int | None = None, template: str | None = None) -> Path:
-    """A small policy, or a classifier of `labels`, in the embedded world's vocabulary."""
+    """A small policy, or a classifier of `labels`, in the embedded world's vocabulary, as one that was trained here."""
     config = toyworld.model_config()
     config.num_hidden_layers = 1
     torch.manual_seed(0)
@@ -48,6 +48,7 @@ def save_toy(folder: Path, *, labels: int | None = None, template: str | None = 
     tokenizer = copy.deepcopy(toyworld.tokenizer())  # there is one for all tests
     tokenizer.chat_template = template and NAMED_TEMPLATES[template]
     tokenizer.save_pretrained(folder)
+    write_text_rule(folder, through_template=False)
     return folder
 
 

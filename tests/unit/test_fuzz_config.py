@@ -12,7 +12,7 @@ from fuzzing import assert_one_line, cases, damaged, damages, odd_texts, odd_val
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orpo_ray.config import BenchmarkConfig, EvaluationConfig, TrainConfig, load_as, load_config, read_yaml
+from orpo_ray.config import BenchmarkConfig, EvaluationConfig, ScoreConfig, TrainConfig, load_as, load_config, read_yaml
 from orpo_ray.config.loading import MAX_CHARACTERS, parse_as
 from orpo_ray.config.section import Section
 from orpo_ray.errors import UserError
@@ -25,6 +25,7 @@ KINDS: list[tuple[type[Section], dict[str, Any]]] = [
         {"name": "r", "model": {"name_or_path": "toy"}, "data": {"train": "toy"}, "objective": {"name": "sft"}},
     ),
     (EvaluationConfig, read_yaml(CONFIGS / "toy-winrate.yaml")),
+    (ScoreConfig, read_yaml(CONFIGS / "score-toy.yaml")),
     (BenchmarkConfig, read_yaml(CONFIGS / "bench" / "hh-opt-52m-lora.yaml")),
 ]
 

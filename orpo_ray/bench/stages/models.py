@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from orpo_ray.config import EvaluationConfig, ModelConfig
 from orpo_ray.config.evaluation import PromptsConfig, SamplingConfig, ScoringConfig
+from orpo_ray.data.templates import write_text_rule
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.modeling.loading import load_config, load_tokenizer
 
@@ -19,7 +20,9 @@ def random_policy(shape: str, tokenizer: str, folder: Path) -> Path:
 
 
 def random_judge(shape: str, tokenizer: str, folder: Path) -> Path:
-    return _save(AutoModelForSequenceClassification, shape, tokenizer, folder / "judge", num_labels=1)
+    judge = _save(AutoModelForSequenceClassification, shape, tokenizer, folder / "judge", num_labels=1)
+    write_text_rule(judge, through_template=False)  # spoken to as one that was trained here
+    return judge
 
 
 def _save(auto: Any, shape: str, tokenizer: str, folder: Path, **changes: Any) -> Path:

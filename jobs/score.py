@@ -1,0 +1,11 @@
+"""`orpo-ray score` as the entry point of a Ray job, with the same CONFIG and overrides:
+
+ray job submit --working-dir . -- python jobs/score.py configs/score-toy.yaml storage.path=/shared/runs
+"""
+
+import sys
+
+from orpo_ray.cli import main
+
+if __name__ == "__main__":
+    main(["score", *sys.argv[1:]])

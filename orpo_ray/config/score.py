@@ -1,0 +1,41 @@
+"""The configuration of `orpo-ray score`: which reward models read which responses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from orpo_ray.config.evaluation import CountOrAuto, Label, PromptsConfig, ScoringConfig
+from orpo_ray.config.schema import StorageConfig
+from orpo_ray.config.section import Integer, Section
+
+
+class ScorersScaling(Section):
+    scorers: CountOrAuto = "auto"
+    """Scorers at work at once; `auto`: one on every GPU, or what the CPUs have room for."""
+    use_gpu: Literal[True, False, "auto"] = "auto"
+    max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 10
+    """Scorers that may be lost before the work stops."""
+
+
+class ScoreConfig(Section):
+    """Rewards of responses that are there. The folder is `storage.path/name`."""
+
+    name: Label
+    reward_models: Annotated[dict[Label, str], Field(min_length=1)]
+    """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
+    prompts: PromptsConfig
+    """Pairs, or records with `prompt` and `responses`, `response` or `output`."""
+    subset: str = "subset"
+    """The field of a record by which accuracies are told apart, where it has one."""
+    scoring: ScoringConfig = ScoringConfig()
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Only for sources you trust."""
+    scaling: ScorersScaling = ScorersScaling()
+    storage: StorageConfig = StorageConfig()
+
+    @property
+    def cpus(self) -> int:
+        """CPU slots that a cluster of this machine needs at the least."""
+        return self.scaling.scorers if isinstance(self.scaling.scorers, int) else 1

@@ -1,0 +1,77 @@
+"""A plan's work from here to its end, on the cluster, with its progress on the console."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from orpo_ray.cluster.connection import connect
+from orpo_ray.evaluation.cluster import Resources
+from orpo_ray.evaluation.pipeline import Pipeline, Progress
+from orpo_ray.evaluation.plan import Plan
+from orpo_ray.terminal import Console
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def complete(
+    plan: Plan, share: Callable[[int, int], Resources], describe: Callable[[Resources], str], console: Console
+) -> None:
+    """Make every piece that is missing. `share`: of the cluster's CPUs and GPUs; `describe`: what is said at first."""
+    if _all_there(plan):
+        return
+    connect(plan.config.cpus)
+    import ray
+
+    cluster = ray.cluster_resources()
+    resources = share(int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0)))
+    console.say(describe(resources))
+    with _progress(plan, console) as progress:
+        Pipeline(plan, resources, progress).run()
+
+
+def _all_there(plan: Plan) -> bool:
+    blocks = range(len(plan.blocks))
+    pieces = [work.responses for work in plan.policies.values()]
+    pieces += [judge.rewards for judge in plan.judges.values()]
+    pieces += [work.log_probs for work in plan.policies.values() if work.log_probs is not None]
+    return all(piece.has(block) for piece in pieces for block in blocks)
+
+
+@contextmanager
+def _progress(plan: Plan, console: Console) -> Iterator[Progress]:
+    """Bars of responses, judged prompts and log-probs with the time left; plain lines where there is no terminal."""
+    blocks = range(len(plan.blocks))
+    totals = {"responses": 0, "judged": 0, "pairs": 0}
+    for block in blocks:
+        size = len(plan.blocks[block])
+        for label, work in plan.policies.items():
+            totals["responses"] += 0 if work.responses.has(block) else len(plan.requests(label, block))
+            totals["pairs"] += size if work.log_probs is not None and not work.log_probs.has(block) else 0
+        totals["judged"] += 0 if all(judge.rewards.has(block) for judge in plan.judges.values()) else size
+    names = {"responses": "responses", "judged": "prompts judged", "pairs": "log-probs of the data's pairs"}
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    done = dict.fromkeys(totals, 0)
+    said = time.monotonic()
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {key: bars.add_task(names[key], total=total) for key, total in totals.items() if total}
+
+        def advance(**counts: int) -> None:
+            nonlocal said
+            for key, count in counts.items():
+                done[key] += count
+                if key in tasks:
+                    bars.update(tasks[key], completed=done[key])
+            if not console.is_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                parts = [f"{done[key]} of {total} {names[key]}" for key, total in totals.items() if total]
+                console.say(f"{plan.config.name}: {', '.join(parts)}")
+
+        yield advance
