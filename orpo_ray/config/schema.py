@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.identity import digest
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 MAX_RECORD_CHARACTERS = 1_500_000
@@ -71,7 +72,7 @@ class ModelConfig(Section):
         return self.init == "pretrained" and self.name_or_path != "toy"
 
 
-class DataConfig(Section):
+class DataConfig(RecordsConfig):
     train: str
     """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world."""
     train_split: str = "train"
@@ -79,8 +80,8 @@ class DataConfig(Section):
     """Held-out pairs; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at a time."""
     eval_split: str = "test"
     eval_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
-    format: Literal["auto", "hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational"] = "auto"
-    """The shape of a record; `auto` recognises it by content."""
+    format: PairFormat = "auto"
+    """The shape of a record (docs/data.md); `auto` recognises it by content."""
     max_length: Annotated[Integer, Field(ge=2, le=10**12)] = 1024
     """Tokens of prompt plus one response; each response is cut by its own room."""
     max_prompt_length: Count = 768
@@ -92,9 +93,9 @@ class DataConfig(Section):
     chat_template: str | None = None
     """A named template, a Jinja text, or null: the tokenizer's own for message lists, none for plain text."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
-    """Of prompt, chosen and rejected together; a record of more is a bad one, which keeps a huge one from taking all
-    memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters, twice
-    that where both responses repeat the prompt."""
+    """Of prompt, chosen, rejected and tools together; a record of more is a bad one, which keeps a huge one from taking
+    all memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters,
+    twice that where both responses repeat the prompt."""
     on_bad_record: Literal["error", "quarantine"] = "error"
     """`quarantine`: set unreadable records aside in `quarantine.jsonl`, with the reason, and go on."""
     limit: Count | None = None

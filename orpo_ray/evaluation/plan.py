@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.data.prompts import Prompt, read_prompts, readable
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.generation import Request, request_seed
 from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model
@@ -106,7 +107,7 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
         label: _policy_work(config, folder, model, speakers[label], ids[label], prompts, blocks)
         for label, model in models.items()
     }
-    asked = content_key(prompts=[[p.as_found.prompt, p.as_found.completions] for p in prompts], blocks=blocks)
+    asked = content_key(prompts=[p.as_found.content for p in prompts], blocks=blocks)
     judges = {}
     for label, judge in reward_models.items():
         listener = listeners.get(label)
@@ -129,7 +130,9 @@ def _prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
     ids = []
     for prompt in prompts:
         try:
-            ids.append(speaker.rows(speaker.question(prompt).prompt)[0])
+            question = speaker.question(prompt)
+            require_written(speaker.renderer, question.prompt, question.completions, question.tools)
+            ids.append(speaker.rows(question.prompt, tools=question.tools)[0])
         except (BadRecord, UserError) as error:
             raise UserError(f"{prompt.location}: {error}") from None
     return ids
@@ -185,6 +188,12 @@ def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[st
         notes.append(
             f"{account.quarantined.total()} of {account.read} records are no prompt and were left out: {reasons}."
         )
+    if account.dropped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in account.dropped.most_common())
+        notes.append(
+            f"{account.dropped.total()} of {account.read} records prefer neither answer and were left out: {reasons}."
+        )
+    notes += [f"Of the prompts: {remark}." for remark in account.remarks()]
     ways = {label: _way(work.speaker) for label, work in policies.items()}
     if len(set(ways.values())) > 1:
         told = "; ".join(f"{label}: {way}" for label, way in ways.items())

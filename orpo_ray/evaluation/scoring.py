@@ -172,7 +172,7 @@ def judged_rows(speaker: Speaker, judged: Judged) -> Rows:
     question = speaker.question(prompt)
     completions = [Completion(turns, cut=False) for turns in question.completions]
     completions += [speaker.completion(prompt, answer) for answer in answers]
-    return speaker.rows(question.prompt, completions)
+    return speaker.rows(question.prompt, completions, question.tools)
 
 
 def fitted(rows: Sequence[Rows], context: int | None) -> tuple[list[list[bool]], list[Rows]]:
