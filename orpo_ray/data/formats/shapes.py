@@ -104,7 +104,7 @@ PAIRS = (
     ),
     Shape(
         "shp", ("history", "human_ref_A", "human_ref_B", "labels"), labelled.shp,
-        "`labels` 1: `human_ref_A`, 0: `human_ref_B`",
+        "`labels` 1: `human_ref_A`, 0: `human_ref_B`", "no label: dropped: no winner",
     ),
     Shape(
         "nectar", ("prompt", "answers"), texts.nectar, "the lowest `rank`", _TIE,

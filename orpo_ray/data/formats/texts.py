@@ -105,7 +105,7 @@ def nectar(value: dict[str, Any], reading: Reading) -> Comparison:
             reading.account.note_unread(f"answers[].{key}")
     answers = [text_field(item, "answer") for item in items]
     ranks = [-number(item, "rank") for item in items]
-    if ASSISTANT_TURN not in prompt:
+    if reading.as_messages and ASSISTANT_TURN not in prompt:
         return asked(prompt, answers, ranks)
     return dialogue(prompt, answers, ranks, reading)
 
