@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orpo_ray.data.formats.shapes import shape_named
 
@@ -26,20 +27,21 @@ def said(*items: tuple[str, str]) -> list[dict[str, str]]:
     return [{"from": name, "value": text} for name, text in items]
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """Every `win` and every other record asks "Why?" and has "Because." as the better answer, "No" as the worse."""
 
     name: str
     format: str
     win: dict[str, Any]
-    reversed: dict[str, Any] = {}
+    reversed: dict[str, Any] = field(default_factory=dict)
     """What to change so that "No" wins."""
-    tie: dict[str, Any] = {}
-    """What to change so that neither does; `{}`: there is no such thing."""
+    tie: dict[str, Any] = field(default_factory=dict)
+    """What to change so that neither does; nothing: there is no such record."""
     dropped: str = "tie"
     """The reason that such a record is counted under."""
-    settings: dict[str, Any] = {}
-    prompt: list[dict[str, Any]] = turns("Why?")
+    settings: dict[str, Any] = field(default_factory=dict)
+    prompt: list[dict[str, Any]] = field(default_factory=lambda: turns("Why?"))
 
 
 LISTS = {"chosen": turns("Why?", "Because."), "rejected": turns("Why?", "No")}
@@ -200,10 +202,7 @@ SOURCES = (
 
 def table() -> str:
     """The rows of docs/data.md: what each source has, as the table of shapes and its record say."""
-    lines = [
-        "| source | `data.format` | columns that are read | who wins | ties and the like |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| source | `data.format` | columns that are read | who wins | ties and the like |", "|---" * 5 + "|"]
     for source in SOURCES:
         shape = shape_named(source.format)
         found = [name for name in shape.also if name in source.win]

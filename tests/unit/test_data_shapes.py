@@ -115,13 +115,13 @@ def of(format: str, **changes: Any) -> dict[str, Any]:
 
 def test_pku_asks_which_label_counts() -> None:
     disagrees = of("pku-saferlhf", safer_response_id=1)
-    with pytest.raises(UserError, match=r"set data\.prefer to better, safer or both"):
+    with pytest.raises(UserError, match=r"set prefer, beside format, to better, safer or both"):
         read(disagrees)
     account = Account(read=2)
     assert readable(read(disagrees, account, prefer="better").chosen) == "Because."
     assert readable(read(disagrees, account, prefer="safer").chosen) == "No"
     assert sum(account.noted.values()) == 2
-    with pytest.raises(UserError, match=r"data\.prefer chooses between labels that these records \(shp\)"):
+    with pytest.raises(UserError, match=r"prefer chooses between labels that these records \(shp\)"):
         read(of("shp"), prefer="safer")
 
 
@@ -189,7 +189,7 @@ def test_a_system_turn_is_not_lost_between_texts() -> None:
     """Without a template text has no place for it, and records of one source are written alike."""
     reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=False)
     assert reader.comparison({**PLAIN, "system": ""}).prompt == "Is 7 even?"
-    with pytest.raises(BadRecord, match=r"a system turn beside text: .*set data\.chat_template"):
+    with pytest.raises(BadRecord, match=r"a system turn beside text: .*set chat_template"):
         reader.comparison({**PLAIN, "system": "One word."})
     reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=False)
     assert reader.comparison({**PLAIN, "system": "One word."}).prompt[1:] == ASKED
@@ -200,14 +200,16 @@ def test_a_system_turn_is_not_lost_between_texts() -> None:
 def test_what_is_part_of_the_question_is_refused_by_name(column: str) -> None:
     media = column.rstrip("s") in ("image", "audio", "video")
     with pytest.raises(BadRecord, match=f"{column} may be part of what is asked") as refused:
-        read({**PLAIN, column: "7"[:0] + "seven is the number"})
+        read({**PLAIN, column: "seven is the number"})
     assert refused.value.reason == (column if media else "column not read")
     for empty in (None, "", [], {}):
         read({**PLAIN, column: empty})
     account = Account(read=1)
     assert read({**PLAIN, column: "x"}, account, unread=[column]).prompt == ASKED
     assert account.remarks() == [f"columns that are not read: {column}"]
-    read({**PLAIN, column: " even? "})  # stands in the prompt
+    read({**PLAIN, column: " Is 7 even? "})  # is the prompt
+    with pytest.raises(BadRecord):
+        read({**PLAIN, column: "7"})  # is in the prompt by chance, perhaps
 
 
 def test_alpaca_in_training_and_evaluation(tmp_path: Path) -> None:
@@ -256,13 +258,13 @@ def test_columns_of_any_name_and_depth(order: list[str], words: list[str]) -> No
 
 
 def test_columns_that_are_not_there_are_named() -> None:
-    with pytest.raises(BadRecord, match=r"missing field: answers\.7 \(data\.columns\.chosen\) \(it has q, answers\)"):
+    with pytest.raises(BadRecord, match=r"missing field: answers\.7 \(columns\.chosen\) \(it has q, answers\)"):
         read({"q": "x", "answers": ["a"]}, columns={"prompt": "q", "chosen": "answers.7"})
-    with pytest.raises(BadRecord, match=r"missing field: chosen \(it has text\); data\.columns says where"):
+    with pytest.raises(BadRecord, match=r"missing field: chosen \(it has text\); the key columns says where"):
         read({"text": "x"})
     account = Account(read=1)
     read(PLAIN, account, columns={"system": "persona"})
-    assert account.remarks() == ["1 of 1 records have no persona (data.columns.system)"]
+    assert account.remarks() == ["1 of 1 records have no persona (columns.system)"]
     read({**PLAIN, "question": "Is 8 even?"}, account, columns={"prompt": "question"})
     assert account.unread == {"prompt": 1}
     with pytest.raises(ValueError, match="should say where any of prompt, chosen, rejected, system, tools are"):
@@ -316,10 +318,12 @@ def test_of_any_number_of_columns_some_are_kept() -> None:
 def test_roles_of_other_names() -> None:
     record = {"conversations": said(("customer", "Why?")), "chosen": said(("agent", "Because.")),
               "rejected": said(("agent", "No"))}  # fmt: skip
-    with pytest.raises(BadRecord, match=r"message 0, where .* but of the role 'agent'; data\.roles names others"):
+    with pytest.raises(BadRecord, match=r"message 0, where .* but of the role 'agent'; the key roles names others"):
         read(record)
     assert read(record, roles={"customer": "user", "agent": "assistant"}).prompt == turns("Why?")
     for asks, answers in (("human", "gpt"), ("Human", "Assistant"), ("user", "model"), ("prompter", "bot")):
         named = [{"role": asks, "content": "Why?"}], [{"role": answers, "content": "No"}]
-        pair = read({"chosen": named[0] + [{"role": answers, "content": "Because."}], "rejected": sum(named, [])})
+        pair = read(
+            {"chosen": named[0] + [{"role": answers, "content": "Because."}], "rejected": [*named[0], *named[1]]}
+        )
         assert (pair.prompt, pair.rejected) == (turns("Why?"), turns("", "No")[1:])

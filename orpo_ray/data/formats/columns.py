@@ -41,9 +41,9 @@ def mapped(value: dict[str, Any], columns: Mapping[str, str | list[str]], accoun
                 roots.setdefault(root, []).append(path)
                 values.append(inner)
             elif name in ("system", "tools"):
-                account.noted[f"have no {visible(path)} (data.columns.{name})"] += 1
+                account.noted[f"have no {visible(path)} (columns.{name})"] += 1
             else:
-                raise BadRecord("missing field", f"{visible(path)} (data.columns.{name}){_has(value)}")
+                raise BadRecord("missing field", f"{visible(path)} (columns.{name}){_has(value)}")
         if len(several) > 1:
             texts = [checked_text(text, path) for text, path in zip(values, several, strict=True) if text is not None]
             found[name] = "\n\n".join(text for text in texts if text.strip())
@@ -129,8 +129,8 @@ def note_unread(
         if name in PARTS and name not in allowed and not (isinstance(inner, str) and is_said(inner.strip())):
             raise BadRecord(
                 name if name in MEDIA else "column not read",
-                f"{name} may be part of what is asked; name it in data.columns, as in "
-                f"{{prompt: [prompt, {name}]}}, or in data.unread to leave it out",
+                f"{name} may be part of what is asked; name it under columns, as in "
+                f"{{prompt: [prompt, {name}]}}, or under unread to leave it out",
             )
         account.note_unread(name)
 
@@ -142,4 +142,4 @@ def _has(value: dict[str, Any]) -> str:
 
 def missing(value: dict[str, Any], field: str) -> BadRecord:
     """The error of a record of no shape that is known, for want of a column."""
-    return BadRecord("missing field", field + (f"{_has(value)}; data.columns says where" if value else ""))
+    return BadRecord("missing field", field + (f"{_has(value)}; the key columns says where" if value else ""))

@@ -80,7 +80,7 @@ def parted(opening: list[Message], answers: list[list[Message]], ratings: list[f
             raise BadRecord(
                 "prompts differ",
                 f"message {shared}, where the answers part, is not the assistant's but of the role "
-                f"{messages[shared]['role']!r:.40}; data.roles names others",
+                f"{messages[shared]['role']!r:.40}; the key roles names others",
             )
     if shared == 0:
         raise BadRecord("no prompt", "the messages begin with the assistant's")

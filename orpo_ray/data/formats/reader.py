@@ -9,8 +9,8 @@ from orpo_ray.config.records import RecordsConfig
 from orpo_ray.data.formats.columns import SYSTEM, holds, mapped, note_unread, with_messages_as_lists
 from orpo_ray.data.formats.comparison import Comparison, NoPreference
 from orpo_ray.data.formats.conversations import without_system_twice
-from orpo_ray.data.formats.messages import readable, text_field, tool_list
-from orpo_ray.data.formats.reading import Reading
+from orpo_ray.data.formats.messages import Message, text_field, tool_list
+from orpo_ray.data.formats.reading import CHANCE, Reading
 from orpo_ray.data.formats.shapes import PAIRS, Shape, recognise, recognise_question, shape_named
 from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.errors import UserError
@@ -56,7 +56,7 @@ class RecordReader:
                 found = "a system turn" if system else "tools"
                 raise BadRecord(
                     f"{found} beside text",
-                    f"the first record has none, so the others are read as text; set data.chat_template, and {found} "
+                    f"the first record has none, so the others are read as text; set chat_template, and {found} "
                     "goes where it puts it",
                 )
             prompt = without_system_twice(comparison.prompt, system) if system else comparison.prompt
@@ -79,7 +79,7 @@ class RecordReader:
     def _begin(self, value: dict[str, Any], shape: Shape) -> None:
         """What the first record decides for those behind it."""
         if self._settings.prefer is not None and shape.name != "pku-saferlhf":
-            raise UserError(f"data.prefer chooses between labels that these records ({shape.name}) do not have")
+            raise UserError(f"prefer chooses between labels that these records ({shape.name}) do not have")
         # A system turn, and tools, need a template; so do then all records, that all be written alike.
         spoken = self._settings.system is not None or any(holds(value.get(name)) for name in self._spoken)
         self._reading.as_messages = self._reading.as_messages or spoken
@@ -97,7 +97,13 @@ class RecordReader:
         def is_said(text: str) -> bool:
             if comparison is None:
                 return True
-            return any(text in readable(turns) for turns in (comparison.prompt, *(a.turns for a in comparison.answers)))
+            turns = [comparison.prompt, *(answer.turns for answer in comparison.answers)]
+            texts = [text for each in turns for text in ([each] if isinstance(each, str) else map(_text, each))]
+            return any(text == other.strip() or (len(text) >= CHANCE and text in other) for other in texts)
 
         reads = (*shape.columns, *shape.also, *self._spoken)
         note_unread(value, reads, self._settings.unread or (), is_said, self._account)
+
+
+def _text(message: Message) -> str:
+    return message["content"]

@@ -9,6 +9,9 @@ from typing import Any
 from orpo_ray.data.formats.messages import Message, message_list
 from orpo_ray.data.records import Account, BadRecord
 
+CHANCE = 20
+"""Characters: a shorter text may stand in another by chance."""
+
 
 @dataclass
 class Reading:

@@ -198,4 +198,4 @@ def recognise_question(value: Record) -> Shape:
     for shape in QUESTIONS:
         if shape.fits(value):
             return shape
-    raise BadRecord("no prompt", "none of the fields prompt, instruction, turns; data.columns says where else")
+    raise BadRecord("no prompt", "none of the fields prompt, instruction, turns; the key columns says where else")

@@ -8,15 +8,13 @@ from typing import Any
 from orpo_ray.data.formats.columns import holds, missing
 from orpo_ray.data.formats.comparison import Comparison, NoPreference, asked, rated
 from orpo_ray.data.formats.messages import Message, text_field, turn
-from orpo_ray.data.formats.reading import Reading, number
+from orpo_ray.data.formats.reading import CHANCE, Reading, number
 from orpo_ray.data.records import BadRecord
 
 ASSISTANT_TURN = "\n\nAssistant:"
 CHOSEN_FIRST = [1.0, 0.0]
 """Ratings of chosen and rejected, where a record names them so."""
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_REPEATED = 20
-"""A shorter prompt may begin an answer by chance."""
 
 
 def hh_rlhf(value: dict[str, Any], reading: Reading) -> Comparison:
@@ -64,7 +62,7 @@ def plain(value: dict[str, Any], reading: Reading) -> Comparison:
 
 def _without_prompt(prompt: str, chosen: str, rejected: str, reading: Reading) -> tuple[str, str]:
     """The answers without the prompt, where those of a source repeat it: the first record says."""
-    repeated = len(prompt.strip()) >= _REPEATED and chosen.startswith(prompt) and rejected.startswith(prompt)
+    repeated = len(prompt.strip()) >= CHANCE and chosen.startswith(prompt) and rejected.startswith(prompt)
     if reading.repeats_prompt is None:
         reading.repeats_prompt = repeated
     if not reading.repeats_prompt:
@@ -112,7 +110,7 @@ def nectar(value: dict[str, Any], reading: Reading) -> Comparison:
 
 def orca(value: dict[str, Any], reading: Reading) -> Comparison:
     if holds(value.get("question")) and holds(value.get("input")):
-        raise BadRecord("column not read", "both question and input hold something; data.columns says which to read")
+        raise BadRecord("column not read", "both question and input hold something; the key columns says which to read")
     question = text_field(value, "question" if holds(value.get("question")) else "input")
     if value.get("status") == "tie":  # argilla's ratings of the two
         raise NoPreference("tie")
