@@ -56,7 +56,8 @@ def pku_saferlhf(value: dict[str, Any], reading: Reading) -> Comparison:
     better, safer = (_one_of(value, name, (0, 1)) for name in ("better_response_id", "safer_response_id"))
     if reading.prefer is None:
         raise UserError(
-            "has two labels, better_response_id and safer_response_id; set prefer, beside format, to better, safer or both"
+            "has two labels, better_response_id and safer_response_id; set prefer, beside format, to better, safer "
+            "or both"
         )
     if better != safer:
         if reading.prefer == "both":

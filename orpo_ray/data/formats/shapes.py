@@ -64,6 +64,11 @@ _TIE = "dropped: tie"
 
 PAIRS = (
     Shape(
+        "hh-rlhf", ("chosen", "rejected"), texts.hh_rlhf, _NAMED,
+        told=lambda value: _texts_alone(value)
+        and all(texts.ASSISTANT_TURN in value[name] for name in ("chosen", "rejected")),
+    ),
+    Shape(
         "rewardbench2", ("prompt", "chosen", "rejected"), texts.rewardbench2,
         "every one of `chosen` above every one of `rejected`",
         told=lambda value: _lists_of_text(value) and bool(value["chosen"] and value["rejected"]),
@@ -80,11 +85,6 @@ PAIRS = (
         "orca", ("chosen", "rejected"), texts.orca, _NAMED, also=("question", "input", "status"),
         ties=f"`status` tie: {_TIE}",
         told=lambda value: _texts_alone(value) and ("question" in value or "input" in value),
-    ),
-    Shape(
-        "hh-rlhf", ("chosen", "rejected"), texts.hh_rlhf, _NAMED,
-        told=lambda value: _texts_alone(value)
-        and all(texts.ASSISTANT_TURN in value[name] for name in ("chosen", "rejected")),
     ),
     Shape("argilla", ("prompt", "chosen", "rejected"), conversations.conversational, _NAMED, told=_rated),
     Shape(
