@@ -329,11 +329,9 @@ def test_interrupted_run_continues_to_the_same_weights(
 
 
 def test_what_is_not_read_of_the_records_is_said_and_stays_on_the_page(ray_cluster: None, storage: Path) -> None:
-    pairs = [
-        {"prompt": f"{i} plus one", "chosen": "Gladly, Ada!", "rejected": "What now", "score": i} for i in range(9)
-    ]
+    pair = {"chosen": "Gladly, Ada!", "rejected": "What now, Ada?", "score": 3}
     file = storage / "scored.jsonl"
-    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    file.write_text("".join(json.dumps({"prompt": "one " * i, **pair}) + "\n" for i in range(1, 10)))
     config = toy(
         storage, "name=scored", f"data.train={file}", "data.eval=null", "data.eval_fraction=0.3", "train.max_steps=1",
         "train.global_batch_size=4", "scaling.num_workers=1", "train.zero_stage=0",

@@ -59,6 +59,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any], PreferencePair]] = {
         {"prompt": "Why?", "chosen": [assistant("Because.")], "rejected": [assistant("No")]},
         PAIR,
     ),
+    "messages asked, text answered": (
+        "plain",
+        {"prompt": [user("Why?")], "chosen": "Because.", "rejected": "No"},
+        PAIR,
+    ),
     "extra keys of a message": (
         "conversational",
         {"chosen": [{**m, "weight": 1} for m in LISTS["chosen"]], "rejected": LISTS["rejected"]},

@@ -14,7 +14,8 @@ from rich.console import Console
 from test_data_prepare import config, write
 from test_data_tokenization import bytes_tokenizer
 
-from orpo_ray.config.evaluation import PromptsConfig
+from orpo_ray.config.evaluation import PromptsConfig, WinRateConfig, on_held_out
+from orpo_ray.config.identity import differences
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.data.formats import NoPreference, PreferencePair, RecordReader
 from orpo_ray.data.formats.columns import PARTS, with_messages_as_lists
@@ -240,6 +241,29 @@ def test_prompts_keep_to_the_same_rules(tmp_path: Path) -> None:
         "1 of 3 records have further turns, which are not asked",
         "columns that are not read: category (of 1 records)",
     ]
+
+
+def test_prompts_beside_training_are_read_as_its_records(tmp_path: Path) -> None:
+    settings = {
+        "columns": {"prompt": "q"},
+        "roles": {"a": "user"},
+        "system": "s",
+        "prefer": "both",
+        "unread": ["input"],
+    }
+    run = config(tmp_path, "toy", eval="toy-test", **settings)
+    asked = WinRateConfig(against="x", reward_model="toy")
+    prompts = on_held_out(run, asked, {"policy": "y"}, "e", tmp_path, 0).prompts
+    assert {key: getattr(prompts, key) for key in RecordsConfig.model_fields} == settings
+    assert set(settings) == set(RecordsConfig.model_fields)
+
+
+def test_runs_of_before_are_continued(tmp_path: Path) -> None:
+    """Their configuration lacks the keys that came since."""
+    run = config(tmp_path, "toy").for_a_file()
+    before = {**run, "data": {key: run["data"][key] for key in run["data"].keys() - RecordsConfig.model_fields.keys()}}
+    assert differences(before, run) == []
+    assert differences(before, config(tmp_path, "toy", system="s").for_a_file()) == ["data.system"]
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="."), min_size=1, max_size=6)

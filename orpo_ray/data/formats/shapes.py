@@ -96,7 +96,8 @@ PAIRS = (
     ),
     Shape(
         "plain", ("prompt", "chosen", "rejected"), texts.plain, _NAMED,
-        told=lambda value: all(isinstance(value[name], str) for name in ("prompt", "chosen", "rejected")),
+        told=lambda value: isinstance(value["prompt"], str | list)
+        and all(isinstance(value[name], str) for name in ("chosen", "rejected")),
     ),
     Shape(
         "webgpt", ("question.full_text", "answer_0", "answer_1", "score_0", "score_1"), labelled.webgpt,

@@ -52,8 +52,11 @@ def hh_messages(dialogue: str) -> list[Message]:
 
 
 def plain(value: dict[str, Any], reading: Reading) -> Comparison:
-    prompt, chosen, rejected = (text_field(value, name) for name in ("prompt", "chosen", "rejected"))
+    chosen, rejected = (text_field(value, name) for name in ("chosen", "rejected"))
     note_equal_ratings(value, reading)
+    if isinstance(value.get("prompt"), list):
+        return asked(reading.messages(value, "prompt"), [chosen, rejected], CHOSEN_FIRST)
+    prompt = text_field(value, "prompt")
     chosen, rejected = _without_prompt(prompt, chosen, rejected, reading)
     if not reading.as_messages:
         return rated(prompt, [chosen, rejected], CHOSEN_FIRST)
