@@ -8,7 +8,7 @@ from typing import cast
 from orpo_ray.data.formats import Message, Tools, Turns
 from orpo_ray.data.formats.messages import CARRIED
 from orpo_ray.data.records import Account, BadRecord
-from orpo_ray.data.templates import Renderer, Segment
+from orpo_ray.data.templates import Renderer
 from orpo_ray.errors import UserError
 
 _CALLS = ("tool_calls", "function_call")
@@ -50,7 +50,7 @@ def require_written(
 
 def _same(
     renderer: Renderer,
-    whole: list[list[Segment]],
+    whole: object,
     prompt: Turns,
     completions: Sequence[Turns],
     tools: Tools | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +27,7 @@ from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.data.summary import print_summary
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.plan import _notes
 
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 
@@ -122,8 +124,8 @@ def test_pku_asks_which_label_counts() -> None:
     assert readable(read(disagrees, account, prefer="better").chosen) == "Because."
     assert readable(read(disagrees, account, prefer="safer").chosen) == "No"
     assert sum(account.noted.values()) == 2
-    with pytest.raises(UserError, match=r"prefer chooses between labels that these records \(shp\)"):
-        read(of("shp"), prefer="safer")
+    read(of("shp"), account, prefer="safer")
+    assert "1 of 2 records have no labels for prefer to choose between" in account.remarks()
 
 
 BAD_LABELS = [
@@ -266,6 +268,14 @@ def test_runs_of_before_are_continued(tmp_path: Path) -> None:
     assert differences(before, config(tmp_path, "toy", system="s").for_a_file()) == ["data.system"]
 
 
+def test_an_evaluation_says_what_it_left_out() -> None:
+    account = Account(read=9, kept=7, dropped=Counter({"tie": 2}), unread=Counter({"score": 9}))
+    assert _notes(account, {}, {}) == [
+        "2 of 9 records prefer neither answer and were left out: tie 2.",
+        "Of the prompts: columns that are not read: score.",
+    ]
+
+
 names = st.text(st.characters(codec="utf-8", exclude_characters="."), min_size=1, max_size=6)
 
 
@@ -278,7 +288,7 @@ def test_columns_of_any_name_and_depth(order: list[str], words: list[str]) -> No
     account = Account()
     if not set(words) & {*PARTS, "system", "tools"}:
         assert read(record, account, columns=columns) == read(PLAIN)
-        assert len(account.unread) == 3  # the last, and what else the struct and the list hold
+        assert len(account.unread) == 2  # the last, and what else the list holds: the struct is read whole
 
 
 def test_columns_that_are_not_there_are_named() -> None:

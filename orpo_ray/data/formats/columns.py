@@ -52,7 +52,7 @@ def mapped(value: dict[str, Any], columns: Mapping[str, str | list[str]], accoun
     others = {}
     for column, inner in value.items():
         if column in roots:
-            if column not in roots[column] and isinstance(inner, dict | list):
+            if not _all_read(inner, [[] if path == column else path.split(".")[1:] for path in roots[column]]):
                 account.note_unread(f"{column} but for {', '.join(roots[column])}")
         elif column in found:
             if holds(inner):
@@ -76,6 +76,18 @@ def _lookup(value: dict[str, Any], path: str) -> tuple[str, Any, bool]:
         else:
             return root, None, False
     return root, found, root in value
+
+
+def _all_read(value: Any, paths: list[list[str]]) -> bool:
+    """Whether what is read at `paths` is all that a value holds."""
+    if [] in paths:
+        return True
+    items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+    for key, inner in items:
+        further = [steps for first, *steps in paths if first == str(key)]
+        if holds(inner) and not (further and _all_read(inner, further)):
+            return False
+    return True
 
 
 def with_messages_as_lists(value: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from orpo_ray.data.formats.messages import Message, text_field, tool_list
 from orpo_ray.data.formats.reading import CHANCE, Reading
 from orpo_ray.data.formats.shapes import PAIRS, Shape, recognise, recognise_question, shape_named
 from orpo_ray.data.records import Account, BadRecord
-from orpo_ray.errors import UserError
 
 
 class RecordReader:
@@ -35,7 +34,7 @@ class RecordReader:
 
     def comparison(self, value: dict[str, Any]) -> Comparison:
         """Raises `BadRecord`; `NoPreference` where a sound record prefers nothing; `UserError` where a setting is
-        missing, or asks for what such records do not have."""
+        missing."""
         settings = self._settings
         if settings.columns is not None:
             value = mapped(value, settings.columns, self._account)
@@ -43,7 +42,9 @@ class RecordReader:
         shape = self._shape_of(value)
         reading = self._reading
         if self._first:
-            self._begin(value, shape)
+            self._begin(value)
+        if settings.prefer is not None and shape.name != "pku-saferlhf":
+            self._account.noted["have no labels for prefer to choose between"] += 1
         tools = tool_list(value.get("tools")) if "tools" in self._spoken else []
         try:
             comparison = shape.read(value, reading)
@@ -76,10 +77,8 @@ class RecordReader:
         self._shape = recognise(value)
         return self._shape
 
-    def _begin(self, value: dict[str, Any], shape: Shape) -> None:
+    def _begin(self, value: dict[str, Any]) -> None:
         """What the first record decides for those behind it."""
-        if self._settings.prefer is not None and shape.name != "pku-saferlhf":
-            raise UserError(f"prefer chooses between labels that these records ({shape.name}) do not have")
         # A system turn, and tools, need a template; so do then all records, that all be written alike.
         spoken = self._settings.system is not None or any(holds(value.get(name)) for name in self._spoken)
         self._reading.as_messages = self._reading.as_messages or spoken
