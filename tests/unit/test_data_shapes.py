@@ -19,7 +19,7 @@ from orpo_ray.config.evaluation import PromptsConfig, WinRateConfig, on_held_out
 from orpo_ray.config.identity import differences
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.data.formats import NoPreference, PreferencePair, RecordReader
-from orpo_ray.data.formats.columns import PARTS, with_messages_as_lists
+from orpo_ray.data.formats.columns import PARTS, SYSTEM, with_messages_as_lists
 from orpo_ray.data.formats.messages import readable
 from orpo_ray.data.formats.shapes import PAIRS, recognise
 from orpo_ray.data.prepare import prepare
@@ -183,7 +183,7 @@ def test_a_system_column_is_a_system_turn() -> None:
     assert read(PLAIN, system="One word.").prompt == spoken
     assert read({**PLAIN, "system": "Two."}, system="One word.").prompt[0]["content"] == "Two."  # type: ignore[index]
     twice = {"system": "One word.", "chosen": [*spoken, *YES], "rejected": [*spoken, *NO]}
-    assert read(twice).prompt == spoken
+    assert read(twice).prompt == read({**twice, "system": None}, system="Another.").prompt == spoken
     with pytest.raises(BadRecord, match="two system turns"):
         read({**twice, "system": "Another."})
 
@@ -286,7 +286,7 @@ def test_columns_of_any_name_and_depth(order: list[str], words: list[str]) -> No
                               words[4]: [PLAIN[order[2]], 5], words[5]: 3}  # fmt: skip
     columns = dict(zip(order, [f"{words[0]}.{words[1]}.1.{words[2]}", words[3], f"{words[4]}.0"], strict=True))
     account = Account()
-    if not set(words) & {*PARTS, "system", "tools"}:
+    if not set(words) & {*PARTS, *SYSTEM, "tools"}:
         assert read(record, account, columns=columns) == read(PLAIN)
         assert len(account.unread) == 2  # the last, and what else the list holds: the struct is read whole
 
@@ -336,7 +336,7 @@ def test_no_column_is_passed_over_in_silence(extra: dict[str, Any]) -> None:
     except BadRecord:
         return
     holding = {name for name, value in extra.items() if value not in (None, "", []) and name not in PLAIN}
-    assert account.unread.total() == len(holding - {"system", "system_prompt", "tools"})
+    assert account.unread.total() == len(holding - {*SYSTEM, "tools"})
 
 
 def test_of_any_number_of_columns_some_are_kept() -> None:

@@ -10,7 +10,7 @@ from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.parsing import from_json
 from orpo_ray.visible import visible
 
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold a system turn."""
 PARTS = ("input", "instruction", "history", "context", "documents", "functions", *MEDIA)
 """Columns that are part of what is asked wherever they stand; `SYSTEM` and `tools` are too, and are read."""
@@ -71,8 +71,8 @@ def _lookup(value: dict[str, Any], path: str) -> tuple[str, Any, bool]:
     for step in steps if root in value else ():
         if isinstance(found, dict) and step in found:
             found = found[step]
-        elif isinstance(found, list) and step.isascii() and step.isdigit() and int(step[:9]) < len(found):
-            found = found[int(step)]
+        elif isinstance(found, list) and step.isascii() and step.isdigit() and int(step[:18]) < len(found):
+            found = found[int(step[:18])]
         else:
             return root, None, False
     return root, found, root in value

@@ -51,7 +51,7 @@ class RecordReader:
         except NoPreference:
             self._note_unread(value, shape, None)
             raise
-        system = self._system(value)
+        system = self._system(value) or self._default_system(comparison)
         if system or tools:
             if isinstance(comparison.prompt, str):
                 found = "a system turn" if system else "tools"
@@ -86,9 +86,12 @@ class RecordReader:
     def _system(self, value: dict[str, Any]) -> str:
         found = [text_field(value, name) for name in SYSTEM if name in self._spoken and holds(value.get(name))]
         if len(set(found)) > 1:
-            raise BadRecord("two system turns", f"{' and '.join(SYSTEM)} differ")
-        text = found[0] if found else ""
-        return text if text.strip() else self._settings.system or ""
+            raise BadRecord("two system turns", f"{', '.join(SYSTEM)} differ")
+        return found[0] if found and found[0].strip() else ""
+
+    def _default_system(self, comparison: Comparison) -> str:
+        own = not isinstance(comparison.prompt, str) and comparison.prompt[0]["role"] == "system"
+        return "" if own else self._settings.system or ""
 
     def _note_unread(self, value: dict[str, Any], shape: Shape, comparison: Comparison | None) -> None:
         """`comparison`: None where the record says nothing, so that nothing of it can be missing."""
