@@ -146,6 +146,6 @@ def without_system_twice(messages: list[Message], system: str) -> list[Message]:
     if messages[0]["content"].strip() != system.strip():
         raise BadRecord(
             "two system turns",
-            f"the messages begin with another one, {readable(messages[:1])!r:.60}; the key unread leaves the column out",
+            f"the messages begin with {readable(messages[:1])!r:.60}; the key unread leaves the column out",
         )
     return messages
