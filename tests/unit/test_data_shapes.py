@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
@@ -97,6 +98,33 @@ def test_evaluations_ask_the_same(source: Source, tmp_path: Path) -> None:
     assert prompt.as_messages.prompt == source.prompt
     assert [readable(turns) for turns in prompt.as_messages.completions] == ["Because.", "No"]
     assert dict(account.dropped) == ({source.dropped: 1} if source.tie else {})
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in a record there is text."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] if isinstance(value, str) else [leaf for key, inner in items for leaf in leaves(inner, (*path, key))]
+
+
+@each_source
+def test_each_text_of_a_record_is_read_or_named_or_decides(source: Source) -> None:
+    """A word put anywhere stands in what is read, or the place is named as unread, or the record is no longer sound."""
+    for *path, last in leaves(source.win):
+        record = copy.deepcopy(source.win)
+        holder: Any = record
+        for key in path:
+            holder = holder[key]
+        holder[last] = "Zanzibar"
+        account = Account()
+        reader = RecordReader(RecordsConfig(**source.settings), "auto", account, as_messages=True)
+        try:
+            comparison = reader.comparison(record)
+        except (BadRecord, NoPreference, UserError):
+            continue
+        said = [readable(comparison.prompt), *(readable(answer.turns) for answer in comparison.answers)]
+        roots = {name.replace("[]", "").partition(".")[0] for name in account.unread}
+        decides = last in ("status", "role", "from") or path[1:] == [3]  # PRISM's later turn
+        assert any("Zanzibar" in text for text in said) or (path or [last])[0] in roots or decides, (*path, last)
 
 
 def test_more_than_two_answers_are_said(tmp_path: Path) -> None:

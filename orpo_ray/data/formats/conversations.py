@@ -113,7 +113,9 @@ def prism(value: dict[str, Any], reading: Reading) -> Comparison:
     first = [item for item, at in zip(items, turns, strict=True) if at == min(turns)]
     if len(first) < len(items):
         reading.account.noted["have later turns, which are not read"] += 1
-    messages = reading.messages({"conversation_history": [_said(item) for item in first]}, "conversation_history")
+    labels = ("turn", "score", "if_chosen")
+    spoken = [{key: inner for key, inner in item.items() if key not in labels} for item in first]
+    messages = reading.messages({"conversation_history": spoken}, "conversation_history")
     prompt: list[Message] = []
     answers: list[list[Message]] = []
     ratings: list[float] = []
@@ -133,10 +135,6 @@ def prism(value: dict[str, Any], reading: Reading) -> Comparison:
     if chosen != 1:
         raise NoPreference("no winner")
     return rated(prompt, [*answers], ratings)
-
-
-def _said(item: dict[str, Any]) -> dict[str, Any]:
-    return {key: item[key] for key in ("role", "content") if key in item}
 
 
 def without_system_twice(messages: list[Message], system: str) -> list[Message]:
