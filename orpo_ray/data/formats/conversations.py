@@ -110,7 +110,8 @@ def prism(value: dict[str, Any], reading: Reading) -> Comparison:
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise BadRecord("not messages", "conversation_history is no list of messages")
     turns = [number(item, "turn") for item in items]
-    first = [item for item, at in zip(items, turns, strict=True) if at == min(turns)]
+    opening = min(turns)
+    first = [item for item, at in zip(items, turns, strict=True) if at == opening]
     if len(first) < len(items):
         reading.account.noted["have later turns, which are not read"] += 1
     labels = ("turn", "score", "if_chosen")
