@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, field_validator
 
+from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.schema import MAX_RECORD_CHARACTERS, StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.section import Count, Integer, Number, RunName, Section
 
@@ -24,14 +25,14 @@ DATA_LABELS = ("chosen", "rejected")
 """The data set's own responses stand beside the models' under these names."""
 
 
-class PromptsConfig(Section):
+class PromptsConfig(RecordsConfig):
     source: str
     """Where the prompts come from: what `data.train` takes (pairs, whose own responses are then judged too), or
-    records with `prompt` (text or messages), `instruction` (AlpacaEval) or `turns` (MT-Bench, its first)."""
+    records with `prompt` (text or messages), `instruction` and `input` (Alpaca), or `turns` (MT-Bench, its first)."""
     split: str = "test"
     limit: Count | None = None
     """Read only so many records."""
-    format: Literal["auto", "hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational", "prompts"] = "auto"
+    format: PairFormat | Literal["prompts"] = "auto"
     chat_template: str | None = None
     """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
@@ -123,6 +124,7 @@ def on_held_out(
                 "source": run.data.eval, "split": run.data.eval_split, "limit": asked.prompts,
                 "format": run.data.format, "on_bad_record": run.data.on_bad_record,
                 "max_record_characters": run.data.max_record_characters,
+                **{key: getattr(run.data, key) for key in RecordsConfig.model_fields},
             },
             "reward_models": {JUDGE: asked.reward_model},
             "sampling": {

@@ -15,7 +15,9 @@ _FREE_KEYS = {
         "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",
     )
 }  # fmt: skip
-_LATER_KEYS = ("model.revision", "data.temperature")
+_LATER_KEYS = (
+    "model.revision", "data.temperature", "data.columns", "data.roles", "data.system", "data.prefer", "data.unread",
+)  # fmt: skip
 """That came after there were runs: at their default they do not count, so that those runs are continued."""
 
 

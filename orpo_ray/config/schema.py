@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from orpo_ray.config.identity import digest
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 MAX_RECORD_CHARACTERS = 1_500_000
@@ -73,7 +74,7 @@ class ModelConfig(Section):
         return self.init == "pretrained" and self.name_or_path != "toy"
 
 
-class SourceConfig(Section):
+class SourceConfig(RecordsConfig):
     """One of several sources of pairs."""
 
     source: str
@@ -86,6 +87,8 @@ class SourceConfig(Section):
     """Its share of the pairs of every step, beside the others' weights; default: as many pairs as it has."""
     limit: Count | None = None
     """Read only so many of its records."""
+    format: PairFormat | None = None
+    """Default: `data.format`; so it is with `columns` and the other keys about records."""
 
 
 Sources = Annotated[
@@ -94,14 +97,7 @@ Sources = Annotated[
 ]
 
 
-def _listed(sources: str | list[SourceConfig], name: str, split: str, limit: int | None) -> list[SourceConfig]:
-    """Each with its split."""
-    if isinstance(sources, str):
-        return [SourceConfig(source=sources, name=name, split=split, limit=limit)]
-    return [source.model_copy(update={"split": source.split or split}) for source in sources]
-
-
-class DataConfig(Section):
+class DataConfig(RecordsConfig):
     train: Sources
     """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world. Or a list of several, each a
     mapping {source, name, split, weight, limit}; see `SourceConfig`."""
@@ -113,8 +109,8 @@ class DataConfig(Section):
     a time."""
     eval_split: str = "test"
     eval_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
-    format: Literal["auto", "hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational"] = "auto"
-    """The shape of a record; `auto` recognises it by content."""
+    format: PairFormat = "auto"
+    """The shape of a record (docs/data.md); `auto` recognises it by content."""
     max_length: Annotated[Integer, Field(ge=2, le=10**12)] = 1024
     """Tokens of prompt plus one response; each response is cut by its own room."""
     max_prompt_length: Count = 768
@@ -126,9 +122,9 @@ class DataConfig(Section):
     chat_template: str | None = None
     """A named template, a Jinja text, or null: the tokenizer's own for message lists, none for plain text."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
-    """Of prompt, chosen and rejected together; a record of more is a bad one, which keeps a huge one from taking all
-    memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters, twice
-    that where both responses repeat the prompt."""
+    """Of prompt, chosen, rejected and tools together; a record of more is a bad one, which keeps a huge one from taking
+    all memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters,
+    twice that where both responses repeat the prompt."""
     on_bad_record: Literal["error", "quarantine"] = "error"
     """`quarantine`: set unreadable records aside in `quarantine.jsonl`, with the reason, and go on."""
     limit: Count | None = None
@@ -137,12 +133,25 @@ class DataConfig(Section):
     @property
     def train_sources(self) -> list[SourceConfig]:
         """Those of `train`; one that has no name of its own is called `train`."""
-        return _listed(self.train, "train", self.train_split, self.limit)
+        return self._listed(self.train, "train", self.train_split, self.limit)
 
     @property
     def eval_sources(self) -> list[SourceConfig]:
         """Those of `eval`, none where it is not set."""
-        return [] if self.eval is None else _listed(self.eval, "eval", self.eval_split, None)
+        return [] if self.eval is None else self._listed(self.eval, "eval", self.eval_split, None)
+
+    def _listed(
+        self, sources: str | list[SourceConfig], name: str, split: str, limit: int | None
+    ) -> list[SourceConfig]:
+        """Each with all that is said of it, here or for all sources."""
+        of_all = {key: getattr(self, key) for key in ("format", *RecordsConfig.model_fields)}
+        if isinstance(sources, str):
+            return [SourceConfig(source=sources, name=name, split=split, limit=limit, **of_all)]
+        of_all["split"] = split
+        return [
+            source.model_copy(update={key: value for key, value in of_all.items() if getattr(source, key) is None})
+            for source in sources
+        ]
 
     @model_validator(mode="after")
     def _sources_are_told_apart(self) -> DataConfig:

@@ -6,19 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import DataConfig, TrainConfig
+from orpo_ray.config.records import RecordsConfig
 from orpo_ray.config.schema import SourceConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.dataset import PairDataset, Pairs
-from orpo_ray.data.formats import Format, Message, parse, recognise, require_short
+from orpo_ray.data.formats import NoPreference, PreferencePair, RecordReader, require_short
+from orpo_ray.data.formats.comparison import has_text
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import RenderedPair, Renderer
 from orpo_ray.data.tokenization import PairTokenizer, TokenizedPair, tokenizer_digest
+from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 
@@ -46,6 +49,8 @@ class PreparedData:
     """Of all pairs, those of training and those held out."""
     fingerprints: tuple[str, ...]
     """Of the content of the sources of `data.train` and of `data.eval`."""
+    remarks: tuple[str, ...] = ()
+    """What of the records is not read, and what was decided about them, each in a line."""
 
 
 def prepare(
@@ -80,6 +85,11 @@ def prepare(
         quarantine=tuple(source.quarantine for source in sources if source.quarantine is not None),
         digest="-".join(source.digest for source in sources),
         fingerprints=fingerprints,
+        remarks=tuple(
+            f"{masked(one.source)}: {remark}"
+            for one, source in zip(asked, sources, strict=True)
+            for remark in source.account.remarks()
+        ),
     )
 
 
@@ -136,7 +146,7 @@ def _tokenized(
             "limit": asked.limit,
             "tokenizer": tokenizer_digest(tokenizer),
             "template": [renderer.template, renderer.overrides_text],
-            "format": data.format,
+            "records": [asked.format, *(getattr(asked, key) for key in RecordsConfig.model_fields)],
             "lengths": [data.max_length, data.max_prompt_length, data.drop_prompts_over],
             "max_record_characters": data.max_record_characters,
             "on_bad_record": data.on_bad_record,
@@ -144,7 +154,7 @@ def _tokenized(
     )
 
     def build(writer: CacheWriter) -> Account:
-        return _Tokenization(data, tokenizer, renderer, writer).run(source, asked.limit, progress)
+        return _Tokenization(data, asked, tokenizer, renderer, writer).run(source, asked.limit, progress)
 
     tokenized = read_or_build(config.cache_dir / "tokens", key, build)
     if tokenized.account.read == 0:
@@ -159,14 +169,19 @@ class _Tokenization:
     """One pass over a source: each record is kept, dropped or quarantined, and counted."""
 
     def __init__(
-        self, data: DataConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, writer: CacheWriter
+        self,
+        data: DataConfig,
+        asked: SourceConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
+        writer: CacheWriter,
     ) -> None:
         self.data = data
         self.renderer = renderer
         self.tokenize = PairTokenizer(tokenizer, data.max_length, data.max_prompt_length)
         self.writer = writer
-        self.format: Format | None = None if data.format == "auto" else data.format
         self.account = Account()
+        self.read = RecordReader(asked, asked.format or "auto", self.account, as_messages=renderer.overrides_text)
         self._waiting: list[tuple[int, RenderedPair]] = []
         """Pairs to tokenise together, with their records' indices."""
         self._characters = 0
@@ -237,22 +252,25 @@ class _Tokenization:
     def _render(self, record: Record) -> RenderedPair | None:
         if record.value is None:
             raise record.error or BadRecord("unreadable")
-        if self.format is None:
-            self.format = recognise(record.value)
-        pair = parse(record.value, self.format, as_messages=self.renderer.overrides_text)
-        require_short(self.data.max_record_characters, pair.prompt, pair.chosen, pair.rejected)
+        try:
+            pair = self._pair(record.value)
+        except NoPreference as none:
+            self.account.dropped[none.reason] += 1
+            return None
+        require_short(self.data.max_record_characters, pair.prompt, pair.chosen, pair.rejected, pair.tools)
         # An empty answer is sound text that teaches nothing: the paper drops it. One that is not text at all
         # is a bad record.
-        if _is_empty(pair.chosen) or _is_empty(pair.rejected):
+        if not has_text(pair.chosen) or not has_text(pair.rejected):
             self.account.dropped["empty response"] += 1
         elif pair.chosen == pair.rejected:
             self.account.dropped["chosen = rejected"] += 1
         else:
+            require_written(self.renderer, pair.prompt, [pair.chosen, pair.rejected], pair.tools, self.account)
             return self.renderer.pair(pair)
         return None
 
-
-def _is_empty(completion: str | list[Message]) -> bool:
-    if isinstance(completion, str):
-        return not completion.strip()
-    return not any(message["content"].strip() for message in completion)
+    def _pair(self, value: dict[str, Any]) -> PreferencePair:
+        comparison = self.read.comparison(value)
+        if len(comparison.answers) > 2:
+            self.account.noted["have more than two answers, of which the best and the worst are read"] += 1
+        return comparison.pair()

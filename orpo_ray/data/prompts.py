@@ -8,22 +8,14 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from orpo_ray.config.evaluation import PromptsConfig
-from orpo_ray.data.formats import (
-    Format,
-    Message,
-    checked_text,
-    message_list,
-    parse,
-    recognise,
-    require_short,
-    text_field,
-)
+from orpo_ray.data.formats import NoPreference, RecordReader, Tools, Turns, require_short
+from orpo_ray.data.formats.messages import readable
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import open_source
-from orpo_ray.data.templates import Turns
 from orpo_ray.errors import UserError
 
 Read = TypeVar("Read")
+__all__ = ["Prompt", "Question", "read_each", "read_prompts", "readable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +24,13 @@ class Question:
 
     prompt: Turns
     completions: tuple[Turns, ...]
+    tools: Tools | None = None
+    """Functions that the model may call; with messages alone."""
+
+    @property
+    def content(self) -> list[Any]:
+        """All that is asked, for a digest."""
+        return [self.prompt, self.completions, *([self.tools] if self.tools else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,42 +56,40 @@ def read_prompts(
     `with_messages`: read text as messages, too. Raises `UserError`: a source that cannot be read, a bad record
     unless `config.on_bad_record` is `quarantine`, or no prompt at all.
     """
-    format: Format | None = None
-    if config.format != "auto" and config.format != "prompts":
-        format = config.format
-    first = True
+    account = Account()
+    as_found = _Questions(config, account, as_messages=False)
+    as_messages = _Questions(config, Account(), as_messages=True)  # counts the same records again
 
     def read(record: Record, value: dict[str, Any]) -> Prompt:
-        nonlocal format, first
-        if config.format == "auto" and first and "chosen" in value:
-            format = recognise(value)
-        prompt = _prompt(record, value, format, with_messages)
-        require_short(config.max_record_characters, prompt.as_found.prompt, *prompt.as_found.completions)
-        first = False
-        return prompt
+        found = as_found(value)
+        require_short(config.max_record_characters, found.prompt, found.tools, *found.completions)
+        spoken = as_messages(value) if with_messages and isinstance(found.prompt, str) else found
+        return Prompt(record.location, found, spoken if with_messages else None)
 
-    return read_each(config, read, "prompt to answer", progress)
+    return read_each(config, account, read, "prompt to answer", progress), account
 
 
 def read_each(
     config: PromptsConfig,
+    account: Account,
     read: Callable[[Record, dict[str, Any]], Read],
     wanted: str,
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[Read], Account]:
-    """What `read` makes of every record of `config.source` (it raises `BadRecord`), and the account of the records.
+) -> list[Read]:
+    """What `read` makes of every record of `config.source` (it raises `BadRecord` and `NoPreference`), all accounted.
 
     Raises `UserError` as `read_prompts` does; `wanted` says in its line what there is none of.
     """
-    found: list[Read] = []
-    account = Account()
+    all_found: list[Read] = []
     source = open_source(config.source, config.split, config.max_record_characters)
     for record in islice(source.records(), config.limit):
         account.read += 1
         try:
             if record.value is None:
                 raise record.error or BadRecord("unreadable")
-            found.append(read(record, record.value))
+            all_found.append(read(record, record.value))
+        except NoPreference as none:
+            account.dropped[none.reason] += 1
         except BadRecord as error:
             if config.on_bad_record == "error":
                 raise UserError(
@@ -104,47 +101,25 @@ def read_each(
             account.kept += 1
         if progress is not None:
             progress(account.read)
-    if not found:
+    if not all_found:
         raise UserError(f"{config.source}: no {wanted}: {account.describe()}")
-    return found, account
+    return all_found
 
 
-def readable(turns: Turns) -> str:
-    """A prompt or a completion as a person reads it."""
-    if isinstance(turns, str):
-        return turns
-    if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in turns)
+class _Questions:
+    """Reads records as questions, all in one form."""
 
+    def __init__(self, config: PromptsConfig, account: Account, *, as_messages: bool) -> None:
+        self._account = account
+        self._read = RecordReader(config, config.format, account, as_messages=as_messages, may_only_ask=True)
 
-def _prompt(record: Record, value: dict[str, Any], format: Format | None, with_messages: bool) -> Prompt:
-    as_found = _question(value, format, as_messages=False)
-    as_messages = as_found
-    if with_messages and isinstance(as_found.prompt, str):
-        as_messages = _question(value, format, as_messages=True)
-    return Prompt(record.location, as_found, as_messages if with_messages else None)
-
-
-def _question(value: dict[str, Any], format: Format | None, *, as_messages: bool) -> Question:
-    if format is not None:
-        pair = parse(value, format, as_messages)
-        question = Question(pair.prompt, (pair.chosen, pair.rejected))
-    else:
-        question = Question(_only_prompt(value, as_messages), ())
-    if not readable(question.prompt).strip():
-        raise BadRecord("empty prompt")
-    return question
-
-
-def _only_prompt(value: dict[str, Any], as_messages: bool) -> Turns:
-    if isinstance(value.get("prompt"), list):
-        return message_list(value, "prompt")
-    if "prompt" in value:
-        text = text_field(value, "prompt")
-        return [Message(role="user", content=text)] if as_messages else text
-    if "instruction" in value:  # AlpacaEval
-        return [Message(role="user", content=text_field(value, "instruction"))]
-    if isinstance(value.get("turns"), list) and value["turns"] and isinstance(value["turns"][0], str):  # MT-Bench
-        return [Message(role="user", content=checked_text(value["turns"][0], "turns[0]"))]
-    raise BadRecord("no prompt", "none of the fields prompt, instruction, turns")
+    def __call__(self, value: dict[str, Any]) -> Question:
+        comparison = self._read.comparison(value)
+        if not readable(comparison.prompt).strip():
+            raise BadRecord("empty prompt")
+        if not comparison.answers:
+            return Question(comparison.prompt, (), comparison.tools)
+        if len(comparison.answers) > 2:
+            self._account.noted["have more than two answers, of which the best and the worst are read"] += 1
+        pair = comparison.pair()
+        return Question(pair.prompt, (pair.chosen, pair.rejected), pair.tools)

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orpo_ray.parsing import member
+from orpo_ray.visible import visible
 
 RAW_LIMIT = 4096
 """Characters of a bad record that are kept in `quarantine.jsonl`."""
+_NAME_LIMIT, _NAMES_LIMIT, _NAMES_SHOWN = 80, 200, 30
+"""Of columns that are not read: characters of a name, names that are counted, and that are shown."""
 
 
 class BadRecord(Exception):
@@ -81,16 +84,45 @@ class Account:
     cut_chosen: int = 0
     cut_rejected: int = 0
     """Of the kept pairs, how many had their prompt or response cut to fit."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Columns, and fields of messages, that hold something and are not read, with the records that have them."""
+    noted: Counter[str] = field(default_factory=Counter)
+    """What else a person should know of so many records; a sentence goes on from `12 of 100 records `."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Account:
         """What `vars` of one gave. Raises `ValueError`, naming the key, for anything else."""
-        reasons = [member(found, name, dict) for name in ("dropped", "quarantined")]
-        dropped, quarantined = (Counter({key: member(each, key, int) for key in each}) for each in reasons)
+        counters: dict[str, Counter[str]] = {}
+        for name in ("dropped", "quarantined", "unread", "noted"):
+            each = member(found, name, dict)
+            counters[name] = Counter({key: member(each, key, int) for key in each})
         numbers = {
             name: member(found, name, int) for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected")
         }
-        return cls(**numbers, dropped=dropped, quarantined=quarantined)
+        return cls(
+            **numbers,
+            dropped=counters["dropped"],
+            quarantined=counters["quarantined"],
+            unread=counters["unread"],
+            noted=counters["noted"],
+        )
+
+    def note_unread(self, name: str) -> None:
+        """Count a column of a stranger's file: of any number of names so many are kept."""
+        name = visible(name[:_NAME_LIMIT])
+        self.unread[name if name in self.unread or len(self.unread) < _NAMES_LIMIT else "(others)"] += 1
+
+    def remarks(self) -> list[str]:
+        """What of the records is not read, and what was decided about them, each in a line."""
+        lines = [f"{count} of {self.read} records {sentence}" for sentence, count in sorted(self.noted.items())]
+        if self.unread:
+            names = [
+                name if count >= self.read else f"{name} (of {count} records)"
+                for name, count in sorted(self.unread.items())
+            ]
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            lines.append(f"columns that are not read: {', '.join(names[:_NAMES_SHOWN])}{more}")
+        return lines
 
     def check(self) -> None:
         """Raises `AssertionError` where a record is not accounted for."""

@@ -12,19 +12,21 @@ A prompt and a response are text or message lists, each by itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from orpo_ray.config.evaluation import PromptsConfig
-from orpo_ray.data.formats import Format, Message, checked_text, message_list, parse, recognise, require_short
-from orpo_ray.data.prompts import Prompt, Question, read_each, readable
+from orpo_ray.data.formats import Message, RecordReader, Turns, require_short
+from orpo_ray.data.formats.messages import checked_text, message_list, readable, turn
+from orpo_ray.data.prompts import Prompt, Question, read_each
 from orpo_ray.data.records import Account, BadRecord, Record
-from orpo_ray.data.templates import Turns
 
-_TEXTS = ("prompt", "instruction", "chosen", "rejected", "response", "responses", "output")
+_OWN = ("responses", "response", "output")
+"""Fields of responses that are no pair; the first that is there is read."""
+_TEXTS = ("prompt", "instruction", "chosen", "rejected", *_OWN)
 """What a record is read for. Its other fields go along."""
-_ONE = ("response", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +50,63 @@ def read_responses(
 
     `with_messages`: read text as messages, too. Raises `UserError` as `prompts.read_prompts` does.
     """
-    asked = None if config.format in ("auto", "prompts") else config.format
-    format: Format | None = asked  # type: ignore[assignment]
+    account = Account()
+    as_found, as_messages = (_Reader(config, as_messages=as_messages) for as_messages in (False, True))
 
     def read(record: Record, value: dict[str, Any]) -> Responses:
-        nonlocal format
-        pairs = "chosen" in value or asked is not None
-        several = pairs and _are_several(value.get("chosen"), value.get("rejected"))
-        if pairs and not several and format is None:
-            format = recognise(value)
-        shape = format if pairs and not several else None
-        as_found = _question(value, shape, as_messages=False)
-        as_messages = _question(value, shape, as_messages=True) if with_messages else None
-        if not readable(as_found.prompt).strip():
-            raise BadRecord("empty prompt")
-        require_short(config.max_record_characters, as_found.prompt, *as_found.completions)
-        chosen = len(_listed(value["chosen"])) if several else 1 if pairs else None
-        columns = _beside(value)
-        return Responses(record.index, Prompt(record.location, as_found, as_messages), chosen, columns)
+        found, chosen = as_found(value)
+        spoken = as_messages(value)[0] if with_messages else None
+        require_short(config.max_record_characters, found.prompt, found.tools, *found.completions)
+        return Responses(record.index, Prompt(record.location, found, spoken), chosen, _beside(value))
 
-    return read_each(config, read, "response to score", progress)
+    records = read_each(config, account, read, "response to score", progress)
+    account.noted += as_found.noted
+    return records, account
+
+
+class _Reader:
+    """Reads records as prompts with their responses, all in one form."""
+
+    def __init__(self, config: PromptsConfig, *, as_messages: bool) -> None:
+        self._as_messages, self._asked = as_messages, config.format
+        account = Account()  # what it counts as unread goes along
+        self._pairs = RecordReader(config, config.format, account, as_messages=as_messages, may_only_ask=True)
+        self._prompts = RecordReader(config, "prompts", account, as_messages=as_messages, may_only_ask=True)
+        self.noted: Counter[str] = account.noted
+
+    def __call__(self, value: dict[str, Any]) -> tuple[Question, int | None]:
+        """The question, and how many of its responses, the first, are the better ones."""
+        own = next((name for name in _OWN if name in value), None)
+        if own is not None and "chosen" not in value and self._asked in ("auto", "prompts"):
+            question = self._with_responses(value, own)
+            chosen = None
+        else:
+            comparison = self._pairs.comparison(value)
+            best = max((answer.rating for answer in comparison.answers), default=0.0)
+            ordered = sorted(comparison.answers, key=lambda answer: answer.rating < best)
+            chosen = sum(answer.rating == best for answer in ordered)
+            if not ordered:
+                raise BadRecord("no response", f"none of the fields chosen, {', '.join(_OWN)}")
+            if chosen == len(ordered):
+                chosen = None
+            question = Question(comparison.prompt, tuple(answer.turns for answer in ordered), comparison.tools)
+        if not readable(question.prompt).strip():
+            raise BadRecord("empty prompt")
+        return question, chosen
+
+    def _with_responses(self, value: dict[str, Any], field: str) -> Question:
+        asked = self._prompts.comparison({name: each for name, each in value.items() if name not in _OWN})
+        if field != "responses":
+            completions = [_turns(value[field], field)]
+        elif isinstance(value[field], list) and value[field]:
+            completions = [_turns(item, f"responses[{i}]") for i, item in enumerate(value[field])]
+        else:
+            raise BadRecord("no response", "responses is no list, or an empty one")
+        # Messages as soon as one of them is: a text beside them is a turn.
+        if self._as_messages or not all(isinstance(turns, str) for turns in (asked.prompt, *completions)):
+            prompt = _said("user", asked.prompt)
+            return Question(prompt, tuple(_said("assistant", turns) for turns in completions), asked.tools)
+        return Question(asked.prompt, tuple(completions), asked.tools)
 
 
 def _beside(value: dict[str, Any]) -> dict[str, Any]:
@@ -80,57 +119,9 @@ def _beside(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _question(value: dict[str, Any], format: Format | None, *, as_messages: bool) -> Question:
-    if format is not None:
-        pair = parse(value, format, as_messages)
-        return Question(pair.prompt, (pair.chosen, pair.rejected))
-    prompt = _prompt(value)
-    completions = _completions(value)
-    # Messages as soon as one of them is: a text beside them is a turn.
-    if as_messages or not all(isinstance(turns, str) for turns in (prompt, *completions)):
-        return Question(_turn("user", prompt), tuple(_turn("assistant", turns) for turns in completions))
-    return Question(prompt, completions)
+def _turns(found: Any, where: str) -> Turns:
+    return message_list({where: found}, where) if isinstance(found, list) else checked_text(found, where)
 
 
-def _prompt(value: dict[str, Any]) -> Turns:
-    field = next((name for name in ("prompt", "instruction") if name in value), None)
-    if field is None:
-        raise BadRecord("no prompt", "none of the fields prompt, instruction")
-    return _turns(value, field)
-
-
-def _completions(value: dict[str, Any]) -> tuple[Turns, ...]:
-    if "chosen" in value:
-        return tuple(
-            checked_text(text, f"{name}[{i}]")
-            for name in ("chosen", "rejected")
-            for i, text in enumerate(_listed(value[name]))
-        )
-    if "responses" in value:
-        items = value["responses"]
-        if not isinstance(items, list) or not items:
-            raise BadRecord("no response", "responses is no list, or an empty one")
-        return tuple(_turns({f"responses[{i}]": item}, f"responses[{i}]") for i, item in enumerate(items))
-    field = next((name for name in _ONE if name in value), None)
-    if field is None:
-        raise BadRecord("no response", "none of the fields chosen, responses, response, output")
-    return (_turns(value, field),)
-
-
-def _turns(value: dict[str, Any], field: str) -> Turns:
-    return message_list(value, field) if isinstance(value[field], list) else checked_text(value[field], field)
-
-
-def _turn(role: str, turns: Turns) -> list[Message]:
-    return [Message(role=role, content=turns)] if isinstance(turns, str) else turns
-
-
-def _are_several(chosen: Any, rejected: Any) -> bool:
-    """Whether at least one of them is a list of texts, and the other such a list or a text."""
-    sides = (chosen, rejected)
-    texts = all(each and all(isinstance(text, str) for text in each) for each in map(_listed, sides))
-    return texts and any(isinstance(side, list) for side in sides)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _said(role: str, turns: Turns) -> list[Message]:
+    return turn(role, turns) if isinstance(turns, str) else turns

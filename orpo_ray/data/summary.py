@@ -145,7 +145,7 @@ def render(summary: Summary) -> RenderableType:
     """The summary as tables and panels. Text of the data is shown as it is: no markup, no control codes."""
     parts: list[RenderableType] = []
     for name, account in summary.accounts.items():
-        parts += [_title(name), _records_table(account)]
+        parts += [_title(name), _records_table(account), *map(Text, account.remarks())]
     parts.append(f"{summary.train_pairs:,} pairs to train on, {summary.eval_pairs:,} held out to evaluate")
     if summary.mixture:
         parts += [_title("Sources"), _mixture_table(summary)]

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orpo_ray.data.formats import Message, PreferencePair
+from orpo_ray.data.formats import Message, PreferencePair, Tools, Turns
 from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.data.time_limit import TimeOut, limited
 from orpo_ray.errors import UserError
@@ -56,9 +56,6 @@ NAMED_TEMPLATES = {
     ),
 }
 
-
-Turns = str | list[Message]
-"""A prompt or a completion: text, or messages."""
 
 TEXT_RULE = "orpo_ray.json"
 RENDER_SECONDS = 10
@@ -128,22 +125,24 @@ class Renderer:
         special |= set(tokenizer.all_special_tokens)
         longest_first = sorted(map(re.escape, special), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first) or r"(?!)")
-        # Stands for a special token that the data holds while the template runs; no data can foresee it.
-        self._mark = f"\ue000{secrets.token_hex(8)}:"
-        self._marked = re.compile(f"{self._mark}(\\d+)\ue001")
+        # Stands for a special token that the data holds while the template runs; no data can foresee it. Digits alone,
+        # and so many of them for each token, stand in JSON as they are, and in upper case.
+        self._mark = f"7{secrets.randbelow(10**24):024}"
+        self._marked = re.compile(f"{self._mark}(\\d{{9}})")
 
     def pair(self, pair: PreferencePair) -> RenderedPair:
         """Raises `BadRecord` where the template refuses the messages, `UserError` where no template fits."""
-        return RenderedPair(*self.rendered(pair.prompt, [pair.chosen, pair.rejected]))
+        return RenderedPair(*self.rendered(pair.prompt, [pair.chosen, pair.rejected], pair.tools))
 
-    def rendered(self, prompt: Turns, completions: Sequence[Turns]) -> list[list[Segment]]:
-        """The text of a prompt, and of each completion of it. Raises as `pair` does."""
+    def rendered(self, prompt: Turns, completions: Sequence[Turns], tools: Tools | None = None) -> list[list[Segment]]:
+        """The text of a prompt, with `tools` where the template puts them, and of each completion. Raises as `pair`
+        does."""
         if isinstance(prompt, str):
             return [[Segment(str(text), control=False)] for text in (prompt, *completions)]
         held: list[str] = []
-        messages = self._hold(prompt, held)
-        opening = self._render(messages, add_generation_prompt=True)
-        texts = [self._completion(opening, messages + self._hold(turns, held)) for turns in completions]
+        messages, tools = self._hold(prompt, held), self._hold(tools, held)
+        opening = self._render(messages, add_generation_prompt=True, tools=tools)
+        texts = [self._completion(opening, messages + self._hold(turns, held), tools) for turns in completions]
         bos = self.tokenizer.bos_token
         shown = opening
         while bos and shown.startswith(bos):
@@ -161,9 +160,9 @@ class Renderer:
         except BadRecord as error:
             raise UserError(f"the chat template cannot write a question and an answer: {error}") from None
 
-    def _completion(self, prompt: str, messages: list[Message]) -> str:
+    def _completion(self, prompt: str, messages: list[Message], tools: Tools | None = None) -> str:
         """What rendering the whole adds to the rendered prompt, up to its last EOS (not included)."""
-        whole = self._render(messages, add_generation_prompt=False)
+        whole = self._render(messages, add_generation_prompt=False, tools=tools)
         if not whole.startswith(prompt):
             raise UserError(
                 "the chat template renders a prompt differently once a response follows, so the two cannot "
@@ -178,7 +177,7 @@ class Renderer:
             completion = text
         return completion
 
-    def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
+    def _render(self, messages: list[Message], add_generation_prompt: bool, tools: Tools | None = None) -> str:
         import jinja2
 
         if self.template is None:
@@ -193,6 +192,7 @@ class Renderer:
                 return str(
                     self.tokenizer.apply_chat_template(
                         messages,
+                        tools=tools,
                         chat_template=self.template,
                         tokenize=False,
                         add_generation_prompt=add_generation_prompt,
@@ -205,16 +205,21 @@ class Renderer:
         except Exception as error:  # a template is a program, and can fail in any way: 1 / 0, range(10**9), no end
             raise BadRecord("refused by the chat template", one_line(error)) from None
 
-    def _hold(self, messages: Turns, held: list[str]) -> list[Message]:
-        """`messages` with every special token in their text replaced by a mark; the tokens join `held`."""
+    def _hold(self, value: Any, held: list[str]) -> Any:
+        """`value` (messages, tools) with every special token in its texts, at any depth, replaced by a mark; the tokens
+        join `held`."""
 
         def mark(match: re.Match[str]) -> str:
             held.append(match[0])
-            return f"{self._mark}{len(held) - 1}\ue001"
+            return f"{self._mark}{len(held) - 1:09}"
 
-        assert not isinstance(messages, str)
-        contents = [self._special.sub(mark, message["content"]) for message in messages]
-        return [Message(role=m["role"], content=text) for m, text in zip(messages, contents, strict=True)]
+        if isinstance(value, str):
+            return self._special.sub(mark, value)
+        if isinstance(value, list):
+            return [self._hold(inner, held) for inner in value]
+        if isinstance(value, dict):
+            return {self._hold(key, held): self._hold(inner, held) for key, inner in value.items()}
+        return value
 
     def _segments(self, text: str, held: list[str]) -> list[Segment]:
         if not held:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orpo_ray.data.templates import Renderer, Segment, Turns
+from orpo_ray.data.formats import Tools, Turns
+from orpo_ray.data.templates import Renderer, Segment
 from orpo_ray.data.tokenization import token_ids
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.models import Completion, EvaluatedModel, Speaker
@@ -29,21 +30,23 @@ class Listener(Speaker):
         self._pad = padding_of(config)
         self._embeddings: int = config.get_text_config().vocab_size
 
-    def texts(self, prompt: Turns, completions: Sequence[Completion]) -> list[list[int]]:
+    def texts(self, prompt: Turns, completions: Sequence[Completion], tools: Tools | None = None) -> list[list[int]]:
         """Token ids of the whole conversation with each completion. One that `max_tokens` cut is closed as any other:
         the template knows no other end. Raises as `Speaker.rows` does."""
         if isinstance(prompt, str):
             return self._plain([f"{prompt}{completion.turns}" for completion in completions])
-        whole = [conversation(self.renderer, prompt, completion.turns) for completion in completions]
+        whole = [conversation(self.renderer, prompt, completion.turns, tools) for completion in completions]
         return token_ids(self.tokenizer, whole)
 
-    def rows(self, prompt: Turns, completions: Sequence[Completion] = ()) -> list[list[int]]:
+    def rows(
+        self, prompt: Turns, completions: Sequence[Completion] = (), tools: Tools | None = None
+    ) -> list[list[int]]:
         """Of the conversations, up to the tokens that are scored, what they begin alike with, and the rest of each.
 
         Nothing may be alike: the first is then empty. Without completions: of the conversation with an empty answer.
         """
         empty: Turns = "" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}]
-        texts = self.texts(prompt, completions or [Completion(empty, cut=False)])
+        texts = self.texts(prompt, completions or [Completion(empty, cut=False)], tools)
         highest = max(map(max, filter(None, texts)), default=0)
         if highest >= self._embeddings:
             token = self.tokenizer.convert_ids_to_tokens(highest)
@@ -77,7 +80,7 @@ def scored_length(ids: Sequence[int], pad: int | None) -> int:
     return end
 
 
-def conversation(renderer: Renderer, prompt: Turns, completion: Turns) -> list[Segment]:
+def conversation(renderer: Renderer, prompt: Turns, completion: Turns, tools: Tools | None = None) -> list[Segment]:
     """The text of the whole conversation, exactly as the template writes it."""
     held: list[str] = []
     messages = renderer._hold(prompt, held) + renderer._hold(completion, held)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 
 from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
+from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.records import one_line
-from orpo_ray.data.templates import TEXT_RULE, Renderer, Turns, read_text_rule, write_text_rule
+from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule, write_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import files_digest
@@ -157,12 +158,14 @@ class Speaker:
         """The prompt, and the data set's completions, in the form that this model takes them in."""
         return prompt.form(self.wants_messages)
 
-    def rows(self, prompt: Turns, completions: Sequence[Completion] = ()) -> list[list[int]]:
+    def rows(
+        self, prompt: Turns, completions: Sequence[Completion] = (), tools: Tools | None = None
+    ) -> list[list[int]]:
         """Token ids of the prompt, BOS first, and of each completion, EOS last unless it was cut.
 
         Raises `BadRecord` or `UserError` where the template does not fit the prompt.
         """
-        texts = self.renderer.rendered(prompt, [completion.turns for completion in completions])
+        texts = self.renderer.rendered(prompt, [completion.turns for completion in completions], tools)
         ids, *endings = token_ids(self.tokenizer, texts)
         start = [] if self.bos is None else [self.bos]
         ends: list[list[int]] = [[] if completion.cut else [self.eos] for completion in completions]

@@ -15,6 +15,7 @@ from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS, SamplingConfig
 from orpo_ray.data.prompts import Prompt, read_prompts, readable
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.generation import Request, request_seed
 from orpo_ray.evaluation.listening import Listener, listener
@@ -117,7 +118,7 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
         label: _policy_work(config, folder, model, speakers[label], ids[label], prompts, blocks)
         for label, model in models.items()
     }
-    asked = content_key(prompts=[[p.as_found.prompt, p.as_found.completions] for p in prompts], blocks=blocks)
+    asked = content_key(prompts=[p.as_found.content for p in prompts], blocks=blocks)
     responses = [[name, work.responses.folder.name] for name, work in policies.items()]
     judges = judge_works(config, folder.rewards, reward_models, listeners, asked=asked, responses=responses)
     return EvaluationPlan(
@@ -172,7 +173,9 @@ def prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
     ids = []
     for prompt in prompts:
         try:
-            ids.append(speaker.rows(speaker.question(prompt).prompt)[0])
+            question = speaker.question(prompt)
+            require_written(speaker.renderer, question.prompt, question.completions, question.tools)
+            ids.append(speaker.rows(question.prompt, tools=question.tools)[0])
         except (BadRecord, UserError) as error:
             # A template is set under another key here than in training.
             reason = str(error).replace("data.chat_template", "prompts.chat_template")
@@ -225,6 +228,12 @@ def _seeds(config: EvaluationConfig, prompts: list[Prompt]) -> list[list[int]]:
 def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[str, Speaker]) -> list[str]:
     """What is said aloud: records left out, and models that are spoken to in different ways."""
     notes = left_out(account, "are no prompt")
+    if account.dropped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in account.dropped.most_common())
+        notes.append(
+            f"{account.dropped.total()} of {account.read} records prefer neither answer and were left out: {reasons}."
+        )
+    notes += [f"Of the prompts: {remark}." for remark in account.remarks()]
     ways = {label: _way(work.speaker) for label, work in policies.items()}
     if len(set(ways.values())) > 1:
         told = "; ".join(f"{label}: {way}" for label, way in ways.items())

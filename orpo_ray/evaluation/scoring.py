@@ -16,8 +16,8 @@ from orpo_ray.cluster.allocator import keep_freed_memory
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
+from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.data.prompts import Prompt, readable
-from orpo_ray.data.templates import Turns
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.listening import Listener, listener
 from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speaker
@@ -238,13 +238,13 @@ def judged_rows(speaker: Speaker, judged: Judged) -> Rows:
     return speaker.rows(*_asked(speaker, judged))
 
 
-def _asked(speaker: Speaker, judged: Judged) -> tuple[Turns, list[Completion]]:
-    """The prompt, the data set's completions and the answers, in the form that a model takes them in."""
+def _asked(speaker: Speaker, judged: Judged) -> tuple[Turns, list[Completion], Tools | None]:
+    """The question, the data set's completions and the answers, in the form that a model takes them in."""
     prompt, answers = judged
     question = speaker.question(prompt)
     completions = [Completion(turns, cut=False) for turns in question.completions]
     completions += [speaker.completion(prompt, answer) for answer in answers]
-    return question.prompt, completions
+    return question.prompt, completions, question.tools
 
 
 def fitted(rows: Sequence[Rows], context: int | None) -> tuple[list[list[bool]], list[Rows]]:

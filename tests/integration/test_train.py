@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -31,6 +32,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.report import write_report
+from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.from_checkpoint import export_checkpoint
 from orpo_ray.training.launcher import train
@@ -324,6 +326,24 @@ def test_interrupted_run_continues_to_the_same_weights(
     undisturbed = weights(run)
     for parameter, weight in weights(folder).items():
         assert torch.equal(weight, undisturbed[parameter]), parameter
+
+
+def test_what_is_not_read_of_the_records_is_said_and_stays_on_the_page(ray_cluster: None, storage: Path) -> None:
+    pair = {"chosen": "Gladly, Ada!", "rejected": "What now, Ada?", "score": 3}
+    file = storage / "scored.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "one " * i, **pair}) + "\n" for i in range(1, 10)))
+    config = toy(
+        storage, "name=scored", f"data.train={file}", "data.eval=null", "data.eval_fraction=0.3", "train.max_steps=1",
+        "train.global_batch_size=4", "scaling.num_workers=1", "train.zero_stage=0",
+    )  # fmt: skip
+    printed = io.StringIO()
+    console = Console(file=printed, width=400)
+    folder = train(config, console)
+    said = f"{file}: columns that are not read: score"
+    assert printed.getvalue().count(said) == 1
+    folder.note_once(said)
+    assert [json.loads(line)["event"] for line in folder.events.read_text().splitlines()].count(said) == 1
+    assert "columns that are not read: score" in write_report(folder.path).read_text()
 
 
 def test_real_dialogues(ray_cluster: None, storage: Path, shared: Path) -> None:

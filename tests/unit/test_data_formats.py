@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_ray.data.formats import PreferencePair, hh_messages, parse, recognise
-from orpo_ray.data.records import BadRecord
+from orpo_ray.config.records import RecordsConfig
+from orpo_ray.data.formats import PreferencePair, RecordReader
+from orpo_ray.data.formats.shapes import recognise
+from orpo_ray.data.formats.texts import hh_messages
+from orpo_ray.data.records import Account, BadRecord
+
+
+def read(value: dict[str, Any], format: str = "auto", as_messages: bool = False, **settings: Any) -> PreferencePair:
+    reader = RecordReader(RecordsConfig(**settings), format, Account(), as_messages=as_messages)
+    return reader.comparison(value).pair()
 
 
 def user(text: str) -> dict[str, str]:
@@ -51,6 +59,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any], PreferencePair]] = {
         {"prompt": "Why?", "chosen": [assistant("Because.")], "rejected": [assistant("No")]},
         PAIR,
     ),
+    "messages asked, text answered": (
+        "plain",
+        {"prompt": [user("Why?")], "chosen": "Because.", "rejected": "No"},
+        PAIR,
+    ),
     "extra keys of a message": (
         "conversational",
         {"chosen": [{**m, "weight": 1} for m in LISTS["chosen"]], "rejected": LISTS["rejected"]},
@@ -62,28 +75,28 @@ SHAPES: dict[str, tuple[str, dict[str, Any], PreferencePair]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(shape: str) -> None:
     name, value, expected = SHAPES[shape]
-    assert recognise(value) == name
-    assert parse(value, recognise(value), as_messages=False) == expected
+    assert recognise(value).name == name
+    assert read(value) == expected
 
 
 def test_text_as_messages() -> None:
-    pair = parse(HH, "hh-rlhf", as_messages=True)
+    pair = read(HH, "hh-rlhf", as_messages=True)
     assert pair.prompt == [user("Hi"), assistant("Hello"), user("Why?")]
     assert (pair.chosen, pair.rejected) == ([assistant("Because.")], [assistant("No")])
-    pair = parse({"prompt": " p", "chosen": "c ", "rejected": "r"}, "plain", as_messages=True)
+    pair = read({"prompt": " p", "chosen": "c ", "rejected": "r"}, "plain", as_messages=True)
     assert (pair.prompt, pair.chosen, pair.rejected) == ([user(" p")], [assistant("c ")], [assistant("r")])
 
 
 def test_the_prompt_is_what_both_share_short_of_a_last_message() -> None:
     turns = [user("a"), assistant("b"), user("c")]
-    pair = parse({"chosen": [*turns, assistant("d")], "rejected": [*turns, assistant("e")]}, "conversational", False)
+    pair = read({"chosen": [*turns, assistant("d")], "rejected": [*turns, assistant("e")]})
     assert (pair.prompt, pair.chosen) == (turns, [assistant("d")])
-    same = parse({"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]}, "argilla", False)
+    same = read({"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]}, "argilla")
     assert same.prompt == [user("a")]
     assert same.chosen == same.rejected == [assistant("b")]
-    longer = parse({"chosen": turns[:2], "rejected": [*turns, assistant("d")]}, "conversational", False)
+    longer = read({"chosen": turns[:2], "rejected": [*turns[:2], assistant("d")]})
     assert (longer.prompt, longer.chosen) == ([user("a")], [assistant("b")])
-    assert longer.rejected == [assistant("b"), user("c"), assistant("d")]
+    assert longer.rejected == [assistant("b"), assistant("d")]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -108,6 +121,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({**LISTS, "chosen": [user("Who?"), assistant("Me")]}, "prompts differ: message 0"),
     ({**LISTS, "chosen": [user("Why?"), user("Why?")]}, "prompts differ: message 1"),
+    (
+        {"chosen": LISTS["chosen"], "rejected": [user("Why?"), assistant("No"), user("c"), assistant("d")]},
+        "parts before the last turn: the answers differ from message 1 on, and message 2 is of the role 'user'",
+    ),
+    (
+        {"chosen": LISTS["chosen"], "rejected": [user("Why?"), assistant(""), {"role": "tool", "content": "1"}]},
+        "parts before the last turn: .* message 2 is of the role 'tool'",
+    ),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no prompt"),
     ({"prompt": "Who?", **LISTS}, "prompts differ: prompt is none of the messages"),
     ({"prompt": [user("Who?")], **LISTS}, "prompts differ: chosen and rejected do not begin"),
@@ -117,21 +138,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("value", "message"), BAD)
 def test_bad_records_say_why(value: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRecord, match=message):
-        parse(value, recognise(value), as_messages=False)
+        read(value)
 
 
 def test_a_named_format_is_held_to() -> None:
     with pytest.raises(BadRecord, match="no assistant turn"):
-        parse({"prompt": "p", "chosen": "c", "rejected": "r"}, "hh-rlhf", as_messages=False)
+        read({"prompt": "p", "chosen": "c", "rejected": "r"}, "hh-rlhf")
     with pytest.raises(BadRecord, match="not messages: chosen is str"):
-        parse({"prompt": "p", "chosen": "c", "rejected": "r"}, "conversational", as_messages=False)
+        read({"prompt": "p", "chosen": "c", "rejected": "r"}, "conversational")
 
 
 @given(st.text(), st.text(), st.text())
 def test_hh_text_is_kept_verbatim(prompt: str, chosen: str, rejected: str) -> None:
     """Prompt and response joined are the dialogue, and the cut is at the last assistant turn."""
     value = {"chosen": f"{prompt}\n\nAssistant:{chosen}", "rejected": f"{prompt}\n\nAssistant:{rejected}"}
-    pair = parse(value, "hh-rlhf", as_messages=False)
+    pair = read(value, "hh-rlhf")
     assert pair == PreferencePair(f"{prompt}\n\nAssistant:", chosen, rejected)
 
 

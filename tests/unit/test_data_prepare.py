@@ -195,6 +195,9 @@ def test_the_cache_is_found_again_unless_something_changed(tmp_path: Path) -> No
         {"limit": 2},
         {"max_record_characters": 10**6},
         {"on_bad_record": "quarantine"},
+        {"roles": {"agent": "assistant"}},
+        {"unread": ["context"]},
+        {"columns": {"chosen": "rejected", "rejected": "chosen"}},
     ):
         assert built(config(tmp_path, file, **{**base, **change})), change
     other = toyworld.tokenizer.__wrapped__()

@@ -30,7 +30,7 @@ from orpo_ray.evaluation.cluster import share_out
 from orpo_ray.evaluation.evaluate import _is_finished
 from orpo_ray.evaluation.generation import request_seed
 from orpo_ray.evaluation.models import Answer, Speaker, find_policy, find_reward_model
-from orpo_ray.evaluation.plan import make_plan
+from orpo_ray.evaluation.plan import _prompt_ids, make_plan
 from orpo_ray.evaluation.scoring import Judged, Scorer, judged_rows
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
 
@@ -225,6 +225,35 @@ def test_answers_cross_from_text_to_messages_and_back(tmp_path: Path) -> None:
     assert replied == Answer("Good morning.", cut=True, is_text=False)
     assert text.completion(prompt, replied) == (" Good morning.", True)
     assert text.completion(prompt, said) == (" Good morning.", False)
+
+
+def test_tools_and_calls_reach_a_model_in_training_s_tokens(tmp_path: Path) -> None:
+    """Tools are asked, and judged, as they are trained on; a template without a place for them is refused."""
+    template = (
+        "{{ tools | tojson if tools else '' }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{{ m.tool_calls | tojson if m.tool_calls else '' }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    record = {
+        "prompt": [{"role": "user", "content": "one plus two"}], "tools": [{"name": "add", "description": "one plus"}],
+        "chosen": [{"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}],
+        "rejected": [{"role": "assistant", "content": "two"}],
+    }  # fmt: skip
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(record) + "\n" + json.dumps({**record, "tools": None}) + "\n")
+    run = parse_config(
+        {"name": "r", "model": {"name_or_path": "toy"}, "storage": {"cache": str(tmp_path)},
+         "data": {"train": str(file), "eval": str(file), "chat_template": template}}, [], "test",
+    )  # fmt: skip
+    trained = prepare(run, toyworld.tokenizer()).train
+    model = find_policy("a", str(save_toy(tmp_path / "toy")), tmp_path)
+    speaker = Speaker(model, template)
+    prompts, _ = read_prompts(PromptsConfig(source=str(file)), with_messages=True)
+    for i, prompt in enumerate(prompts):
+        assert judged_rows(speaker, Judged(prompt, ())) == [part.tolist() for part in trained.pair(i)]
+    assert trained.pair(0)[0].size > trained.pair(1)[0].size
+    with pytest.raises(UserError, match=r"pairs\.jsonl:1: not written by the chat template: tools"):
+        _prompt_ids(Speaker(model, "chatml"), prompts)
 
 
 def test_prompts_of_other_shapes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from fuzzing import assert_one_line, cases, damaged, damages, odd_texts, odd_values
 from hypothesis import example, given
 from hypothesis import strategies as st
+from preference_records import SOURCES, Source, turns
 from test_data_sources import COMPRESSED, CONTAINERS, FOREIGN, PARTED
 from test_data_tokenization import bytes_tokenizer
 
@@ -23,7 +24,9 @@ from orpo_ray.config import DataConfig
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data import templates
 from orpo_ray.data.cache import CacheWriter
-from orpo_ray.data.formats import ASSISTANT_TURN, PreferencePair
+from orpo_ray.data.formats import PreferencePair
+from orpo_ray.data.formats.messages import readable
+from orpo_ray.data.formats.texts import ASSISTANT_TURN
 from orpo_ray.data.prepare import _Tokenization
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.readers import read_file
@@ -169,6 +172,15 @@ LINES: list[dict[str, Any]] = [
         "rejected": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No"}],
         "score": 3,
     },
+    {
+        "tools": [{"name": "f", "parameters": {"type": "object"}}],
+        "system": "Be brief.",
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "Why?"}], "name": "Ada"}],
+        "chosen": [
+            {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+        ],
+        "rejected": [{"role": "assistant", "content": "No", "reasoning_content": "Hm."}],
+    },
 ]
 PLACES = [
     "prompt",
@@ -179,6 +191,18 @@ PLACES = [
     "chosen.1.content",
     "chosen.0.role",
     "rejected.1.role",
+    "tools",
+    "tools.0",
+    "tools.0.parameters.type",
+    "system",
+    "prompt.0.content.0",
+    "prompt.0.content.0.text",
+    "prompt.0.name",
+    "chosen.0.tool_calls",
+    "chosen.0.tool_calls.0.function.arguments",
+    "rejected.0.reasoning_content",
+    "input",
+    "images",
 ]
 changes_of_a_record = st.lists(
     st.tuples(st.sampled_from(PLACES), st.sampled_from(["set", "delete", "add"]), odd_values), max_size=2
@@ -189,6 +213,14 @@ SETTINGS = [
     {"chat_template": "hh-rlhf", "format": "hh-rlhf"},
     {"chat_template": None, "format": "plain"},
     {"chat_template": "{{ messages[0]['content'] }}", "format": "conversational"},
+    {"chat_template": "{{ tools }}{% for m in messages %}{{ m }}{% endfor %}"},
+    {
+        "chat_template": "orpo",
+        "system": "Be kind.",
+        "roles": {"user": "assistant", "role": "user"},
+        "unread": ["input"],
+    },
+    {"chat_template": "orpo", "columns": {"prompt": ["system", "prompt"], "chosen": "chosen.0", "tools": "x.y"}},
 ]
 DATA = [
     DataConfig(train="x", max_length=10**6, max_prompt_length=10**5, on_bad_record="quarantine", **s) for s in SETTINGS
@@ -231,9 +263,9 @@ def tokenized(data: DataConfig, lines: list[bytes], folder: Path) -> tuple[Accou
     """The account, and by index of the record the text of prompt, chosen and rejected."""
     writer = CacheWriter(folder)
     try:
-        account = _Tokenization(data, TOKENIZER, Renderer(TOKENIZER, data.chat_template), writer).run(
-            Given(lines), None, None
-        )
+        account = _Tokenization(
+            data, data.train_sources[0], TOKENIZER, Renderer(TOKENIZER, data.chat_template), writer
+        ).run(Given(lines), None, None)
     finally:
         writer.close()
     ids = np.fromfile(folder / "tokens.bin", np.int32)
@@ -274,6 +306,7 @@ def test_every_record_is_accounted_for_and_kept_as_it_is(
         assert_one_line(error, "x.jsonl:", "template")
         return
     account.check()
+    assert all(len(remark) < 4000 and remark.isprintable() for remark in account.remarks())
     given_lines = [line for line in b"\n".join(lines).removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
     if not given_lines[:1] or not given_lines[0].lstrip().startswith(b"["):  # else a JSON array, perhaps
         assert account.read == len(given_lines)
@@ -288,7 +321,7 @@ def assert_kept_as_it_is(value: dict[str, Any], texts: tuple[str, str, str], dat
         assert response.endswith("</s>")
         whole = prompt.removeprefix("<s>") + response.removesuffix("</s>")
         if data.chat_template is not None:
-            continue
+            continue  # else it is text: no message can be written
         if isinstance(value["chosen"], str):
             assert whole in (value[name], f"{value.get('prompt')}{value[name]}")
             assert prompt.endswith(ASSISTANT_TURN) or prompt == f"<s>{value['prompt']}"
@@ -309,6 +342,45 @@ def test_by_default_the_first_bad_record_is_named(
         assert_one_line(error, f"x.jsonl:{len(lines)}: ")
 
 
+def places(value: Any, path: str = "") -> list[str]:
+    """Everything in a record, by its path."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in (f"{path}{key}", *places(inner, f"{path}{key}."))]
+
+
+@st.composite
+def changed_sources(draw: st.DrawFn) -> tuple[Source, dict[str, Any]]:
+    """A record of a public source, some of its parts changed into whatever."""
+    source = draw(st.sampled_from(SOURCES))
+    record = source.win | draw(st.sampled_from([{}, source.reversed, source.tie]))
+    what = st.sampled_from(["set", "delete", "add"])
+    return source, changed(
+        record, draw(st.lists(st.tuples(st.sampled_from(places(record)), what, odd_values), max_size=2))
+    )
+
+
+@given(st.lists(changed_sources(), min_size=1, max_size=4), st.booleans(), st.booleans())
+@cases(2500)
+def test_shapes_of_public_sources(
+    tmp_path_factory: pytest.TempPathFactory, records: list[tuple[Source, dict[str, Any]]], named: bool, whole: bool
+) -> None:
+    """Every record is accounted for; what is kept asks with the record's own words, and what wins is no guess."""
+    folder = tmp_path_factory.getbasetemp() / "tokens"
+    folder.mkdir(exist_ok=True)
+    first = records[0][0]
+    mine = [first.win, *(record for source, record in records if whole or source.format == first.format)]
+    data = DataConfig(
+        train="x", max_length=10**6, max_prompt_length=10**5, on_bad_record="quarantine", chat_template="orpo",
+        format=first.format if named else "auto", **first.settings,
+    )  # fmt: skip
+    account, kept = tokenized(data, [json.dumps(record).encode() for record in mine], folder)
+    account.check()
+    assert account.read == len(mine)
+    assert kept[0][0].endswith("<|assistant|>\n") and "Why?" in kept[0][0]
+    assert (kept[0][1].removesuffix("</s>"), kept[0][2].removesuffix("</s>")) == ("Because.", "No")
+    assert all(len(remark) < 4000 and remark.isprintable() for remark in account.remarks())
+
+
 # Prompts of an evaluation --------------------------------------------------------------------------------------------
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -316,9 +388,12 @@ QUESTIONS: list[dict[str, Any]] = [
     {"prompt": "Why?"},
     {"prompt": [{"role": "user", "content": "Why?"}]},
     {"instruction": "Say why.", "dataset": "helpful_base"},
+    {"instruction": "Say why.", "input": "Rain", "history": [["Hi", "Hello"]]},
+    {"prompt": turns("Why?"), "tools": '[{"name": "f"}]', "system_prompt": "Be brief."},
+    *(source.win for source in SOURCES if not source.settings),
     {"question_id": 81, "turns": ["Write.", "Again."], "category": "writing"},
 ]
-PLACES_OF_A_QUESTION = [*PLACES, "prompt.0", "prompt.0.content", "instruction", "turns", "turns.0"]
+PLACES_OF_A_QUESTION = sorted({"prompt.0", "input", *PLACES, *(place for each in QUESTIONS for place in places(each))})
 changes_of_a_question = st.lists(
     st.tuples(st.sampled_from(PLACES_OF_A_QUESTION), st.sampled_from(["set", "delete"]), odd_values), max_size=2
 )
@@ -355,9 +430,8 @@ def test_prompts(
     assert account.kept == len(prompts)
     for prompt in prompts:
         for question in filter(None, (prompt.as_found, prompt.as_messages)):
-            for turns in (question.prompt, *question.completions):
-                texts = [turns] if isinstance(turns, str) else [message["content"] for message in turns]
-                assert all(text.encode() is not None for text in texts)
+            for each in (question.prompt, *question.completions):
+                assert readable(each).encode() is not None
 
 
 # Chat templates ------------------------------------------------------------------------------------------------------

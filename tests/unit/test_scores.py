@@ -51,12 +51,16 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, list[Any], int | None]] = {
         user("Q"), [assistant("a"), assistant("b")], 1,
     ),
     "RewardBench 2": (
-        {"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c"], "num_correct": 2}, "Q", ["a", "b", "c"], 2,
+        {"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c"], "num_correct": 2},
+        user("Q"), [assistant("a"), assistant("b"), assistant("c")], 2,
     ),
-    "several rejected": ({"prompt": "Q", "chosen": "a", "rejected": ["b", "c"]}, "Q", ["a", "b", "c"], 1),
+    "several rejected": (
+        {"prompt": "Q", "chosen": "a", "rejected": ["b", "c"]},
+        user("Q"), [assistant("a"), assistant("b"), assistant("c")], 1,
+    ),
     "responses": ({"prompt": "Q", "responses": ["a", "b", "c"]}, "Q", ["a", "b", "c"], None),
     "one response": ({"prompt": "Q", "response": "a"}, "Q", ["a"], None),
-    "AlpacaEval": ({"instruction": "Q", "output": "a", "generator": "x"}, "Q", ["a"], None),
+    "AlpacaEval": ({"instruction": "Q", "output": "a", "generator": "x"}, user("Q"), [assistant("a")], None),
     "messages": ({"prompt": user("Q"), "response": assistant("a")}, user("Q"), [assistant("a")], None),
     "a text beside messages": ({"prompt": user("Q"), "responses": ["a"]}, user("Q"), [assistant("a")], None),
     "messages beside a text": (
@@ -89,7 +93,7 @@ def test_a_record_of_each_shape(shape: str, tmp_path: Path) -> None:
         ({"prompt": "Q", "responses": []}, "no response: responses is no list, or an empty one"),
         ({"prompt": "Q", "responses": ["a", 3]}, r"not text: responses\[1\] is int"),
         ({"prompt": " ", "response": "a"}, "empty prompt"),
-        ({"prompt": "Q", "chosen": ["a"], "rejected": ["b", None]}, r"unknown shape|not messages"),
+        ({"prompt": "Q", "chosen": ["a"], "rejected": ["b", None]}, r"not text: rejected\[1\] is null"),
     ],
 )
 def test_a_record_that_cannot_be_scored_is_named(record: dict[str, Any], message: str, tmp_path: Path) -> None:

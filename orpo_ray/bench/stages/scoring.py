@@ -51,7 +51,11 @@ def _rows(config: ScoringBenchmarkConfig, judge: Path) -> list[Rows]:
     questions = [speaker.question(prompt) for prompt in read_prompts(config.prompts, with_messages=False)[0]]
     groups = [questions[i : i + _RECORDS_OF_A_PROMPT] for i in range(0, len(questions), _RECORDS_OF_A_PROMPT)]
     return [
-        speaker.rows(group[0].prompt, [Completion(turns, cut=False) for each in group for turns in each.completions])
+        speaker.rows(
+            group[0].prompt,
+            [Completion(turns, cut=False) for each in group for turns in each.completions],
+            group[0].tools,
+        )
         for group in groups
     ]
 

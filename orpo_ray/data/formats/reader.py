@@ -1,0 +1,111 @@
+"""The records of one source, each read into a comparison: columns found, the shape told by the first, all accounted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orpo_ray.config.records import RecordsConfig
+from orpo_ray.data.formats.columns import SYSTEM, holds, mapped, note_unread, with_messages_as_lists
+from orpo_ray.data.formats.comparison import Comparison, NoPreference
+from orpo_ray.data.formats.conversations import without_system_twice
+from orpo_ray.data.formats.messages import Message, text_field, tool_list
+from orpo_ray.data.formats.reading import CHANCE, Reading
+from orpo_ray.data.formats.shapes import PAIRS, Shape, recognise, recognise_question, shape_named
+from orpo_ray.data.records import Account, BadRecord
+
+
+class RecordReader:
+    """Reads records one by one; the first that has a shape decides on that of all."""
+
+    def __init__(
+        self, settings: RecordsConfig, format: str, account: Account, *, as_messages: bool, may_only_ask: bool = False
+    ) -> None:
+        """`account`: counts what is not read. `may_only_ask`: records without answers are prompts (evaluations)."""
+        self._settings = settings
+        self._account = account
+        self._may_only_ask = may_only_ask
+        self._asks = format == "prompts"
+        self._shape: Shape | None = None if format in ("auto", "prompts") else shape_named(format)
+        self._reading = Reading(account, as_messages, settings.roles or {}, settings.prefer)
+        self._first = True
+        self._spoken = [name for name in (*SYSTEM, "tools") if name not in (settings.unread or ())]
+        """Columns that any shape may have beside its own."""
+
+    def comparison(self, value: dict[str, Any]) -> Comparison:
+        """Raises `BadRecord`; `NoPreference` where a sound record prefers nothing; `UserError` where a setting is
+        missing."""
+        settings = self._settings
+        if settings.columns is not None:
+            value = mapped(value, settings.columns, self._account)
+        value = with_messages_as_lists(value)
+        shape = self._shape_of(value)
+        reading = self._reading
+        if self._first:
+            self._begin(value)
+        if settings.prefer is not None and shape.name != "pku-saferlhf":
+            self._account.noted["have no labels for prefer to choose between"] += 1
+        tools = tool_list(value.get("tools")) if "tools" in self._spoken else []
+        try:
+            comparison = shape.read(value, reading)
+        except NoPreference:
+            self._note_unread(value, shape, None)
+            raise
+        system = self._system(value) or self._default_system(comparison)
+        if system or tools:
+            if isinstance(comparison.prompt, str):
+                found = "a system turn" if system else "tools"
+                raise BadRecord(
+                    f"{found} beside text",
+                    f"the first record has none, so the others are read as text; set chat_template, and {found} "
+                    "goes where it puts it",
+                )
+            prompt = without_system_twice(comparison.prompt, system) if system else comparison.prompt
+            comparison = replace(comparison, prompt=prompt, tools=tools or None)
+        self._note_unread(value, shape, comparison)
+        self._first = False
+        return comparison
+
+    def _shape_of(self, value: dict[str, Any]) -> Shape:
+        if self._shape is not None:
+            return self._shape
+        if self._asks:
+            return recognise_question(value)
+        if self._may_only_ask and "chosen" not in value and not any(shape.fits(value) for shape in PAIRS):
+            self._asks = True
+            return recognise_question(value)
+        self._shape = recognise(value)
+        return self._shape
+
+    def _begin(self, value: dict[str, Any]) -> None:
+        """What the first record decides for those behind it."""
+        # A system turn, and tools, need a template; so do then all records, that all be written alike.
+        spoken = self._settings.system is not None or any(holds(value.get(name)) for name in self._spoken)
+        self._reading.as_messages = self._reading.as_messages or spoken
+
+    def _system(self, value: dict[str, Any]) -> str:
+        found = [text_field(value, name) for name in SYSTEM if name in self._spoken and holds(value.get(name))]
+        if len(set(found)) > 1:
+            raise BadRecord("two system turns", f"{', '.join(SYSTEM)} differ")
+        return found[0] if found and found[0].strip() else ""
+
+    def _default_system(self, comparison: Comparison) -> str:
+        own = not isinstance(comparison.prompt, str) and comparison.prompt[0]["role"] == "system"
+        return "" if own else self._settings.system or ""
+
+    def _note_unread(self, value: dict[str, Any], shape: Shape, comparison: Comparison | None) -> None:
+        """`comparison`: None where the record says nothing, so that nothing of it can be missing."""
+
+        def is_said(text: str) -> bool:
+            if comparison is None:
+                return True
+            turns = [comparison.prompt, *(answer.turns for answer in comparison.answers)]
+            texts = [text for each in turns for text in ([each] if isinstance(each, str) else map(_text, each))]
+            return any(text == other.strip() or (len(text) >= CHANCE and text in other) for other in texts)
+
+        reads = (*shape.columns, *shape.also, *self._spoken)
+        note_unread(value, reads, self._settings.unread or (), is_said, self._account)
+
+
+def _text(message: Message) -> str:
+    return message["content"]

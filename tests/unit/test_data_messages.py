@@ -1,0 +1,278 @@
+"""Messages reach the chat template whole: calls, thoughts, tools; or one line says what does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from preference_records import turns
+from test_data_prepare import account_of, config, write
+from test_data_tokenization import bytes_tokenizer
+
+from orpo_ray.config.evaluation import PromptsConfig
+from orpo_ray.config.records import RecordsConfig
+from orpo_ray.data.formats import PreferencePair, RecordReader, require_short
+from orpo_ray.data.formats.comparison import has_text
+from orpo_ray.data.formats.messages import CARRIED, MOST_NESTED, readable, size
+from orpo_ray.data.prepare import prepare
+from orpo_ray.data.prompts import read_prompts
+from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.summary import summarize
+from orpo_ray.data.templates import Renderer, Segment
+from orpo_ray.data.written import require_written
+from orpo_ray.errors import UserError
+
+TOKENIZER = bytes_tokenizer()
+# In the manner of Qwen's and DeepSeek's: schemas first, thoughts before the text, calls behind it.
+TEMPLATE = (
+    "{% if tools %}<|system|>{{ tools | tojson }}\n{% endif %}{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "required": ["town"]}}}]
+
+
+def call(town: str, **more: Any) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"town": town}}, **more}
+
+
+def asked(chosen: dict[str, Any], rejected: dict[str, Any], **columns: Any) -> dict[str, Any]:
+    answers = [{"role": "assistant", "content": "", **fields} for fields in (chosen, rejected)]
+    return {"prompt": turns("Where?"), "chosen": answers[:1], "rejected": answers[1:], **columns}
+
+
+def read(value: dict[str, Any], account: Account | None = None) -> PreferencePair:
+    return RecordReader(RecordsConfig(), "auto", account or Account(), as_messages=False).comparison(value).pair()
+
+
+def texts(pair: PreferencePair, template: str = TEMPLATE) -> list[str]:
+    rendered = Renderer(TOKENIZER, template).pair(pair)
+    return ["".join(segment.text for segment in part) for part in (rendered.prompt, rendered.chosen, rendered.rejected)]
+
+
+def test_calls_and_tools_reach_the_template(tmp_path: Path) -> None:
+    """Of Parquet too, whose structs have every key of every row."""
+    history = [*turns("Where?"), {"role": "assistant", "content": None, "tool_calls": [call("Ulm")]},
+               {"role": "tool", "content": "0 degrees", "name": "weather", "tool_call_id": "c1"}]  # fmt: skip
+    answers = [{"role": "assistant", "content": None, "tool_calls": [call("Bonn")]},
+               {"role": "assistant", "content": "No idea.", "tool_calls": None}]  # fmt: skip
+    value = {"tools": TOOLS, "prompt": history, "chosen": answers[:1], "rejected": answers[1:]}
+    same = {"tools": json.dumps(TOOLS), "chosen": [*history, answers[0]], "rejected": [*history, answers[1]]}
+    as_text = {name: json.dumps(value[name]) for name in value}
+    pq.write_table(pa.Table.from_pylist([value]), tmp_path / "x.parquet")
+    [from_parquet] = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    for each in (value, same, as_text, from_parquet):
+        prompt, chosen, rejected = texts(read(each))
+        assert prompt.startswith("<|system|>" + json.dumps(TOOLS) + "\n<|user|>Where?")
+        assert '<call>{"name": "weather", "arguments": {"town": "Ulm"}}</call></s>\n<|tool|>0 degrees' in prompt
+        assert (chosen, rejected) == ('<call>{"name": "weather", "arguments": {"town": "Bonn"}}</call>', "No idea.")
+
+
+@pytest.mark.parametrize("field", [name for name in CARRIED if name not in ("name", "tool_call_id")])
+def test_answers_that_differ_in_a_field_alone_are_a_pair(field: str, tmp_path: Path) -> None:
+    calls = field == "tool_calls"
+    values = [[call(name)] if calls else f"{name}" for name in ("Ulm", "Bonn")]
+    record = asked({field: values[0], "content": None}, {field: values[1]})
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.get(field) or '' }}{% endfor %}"
+    template = template.replace("field", f"'{field}'") + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    file = write(tmp_path / "a.jsonl", [record, {**record, "prompt": turns("And?")}])
+    settings = config(tmp_path, file, chat_template=template, eval_fraction=0.5)
+    assert account_of(prepare(settings, TOKENIZER)).kept == 2
+    assert all(
+        "Ulm" in example.chosen and "Bonn" in example.rejected for example in summarize(settings, TOKENIZER).examples
+    )
+    for part in ("chosen", "rejected"):
+        assert has_text(getattr(read(record), part))
+        with_none = {**record, part: [{"role": "assistant", "content": " ", field: [] if calls else " "}]}
+        assert not has_text(getattr(read(with_none), part))
+
+
+UNWRITTEN = [
+    (asked({"content": "a"}, {"content": "b"}, tools=TOOLS), "tools"),
+    (asked({"tool_calls": [call("Ulm")]}, {"content": "b"}), "tool_calls of chosen"),
+    (asked({"content": "a"}, {"content": "b", "thinking": "Hm."}), "thinking of rejected"),
+    (asked({"content": "a"}, {"content": "b"}, prompt=[*turns("x", "y"), {"role": "user", "content": "z",
+     "function_call": {"name": "f"}}]), "function_call of the prompt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "what"), UNWRITTEN)
+def test_what_the_template_does_not_write_is_refused(record: dict[str, Any], what: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [record])
+    with pytest.raises(UserError, match=rf"a\.jsonl:1: not written by the chat template: {what}; mend"):
+        prepare(config(tmp_path, file, chat_template="orpo"), TOKENIZER)
+
+
+def test_what_templates_leave_out_as_a_rule_is_counted(tmp_path: Path) -> None:
+    earlier = [*turns("a"), {"role": "assistant", "content": "b", "thinking": "Hm."},
+               {"role": "user", "content": "c", "name": "Ada"}]  # fmt: skip
+    file = write(tmp_path / "a.jsonl", [asked({"content": text}, {"content": "n"}, prompt=earlier) for text in "xy"])
+    held = write(tmp_path / "b.jsonl", [asked({"content": "x"}, {"content": "n"})])
+    prepared = prepare(config(tmp_path, file, chat_template="orpo", eval=str(held)), TOKENIZER)
+    assert [remark.partition(": ")[2] for remark in prepared.remarks] == [
+        "2 of 2 records have name in the prompt, not written by the template",
+        "2 of 2 records have thinking in the prompt, not written by the template",
+    ]
+
+
+def test_a_template_that_cannot_do_without_a_field_reads_it() -> None:
+    template = "{% for m in messages %}{{ m.content }}{{ m.name.lower() if m.role == 'user' }}{% endfor %}"
+    prompt: Any = [{"role": "user", "content": "q", "name": "Ada"}]
+    account = Account()
+    require_written(Renderer(TOKENIZER, template), prompt, [], None, account)
+    assert not account.noted
+
+
+# At any depth ----------------------------------------------------------------------------------------------------
+
+words = st.text(st.characters(codec="utf-8"), max_size=4)
+nested: st.SearchStrategy[Any] = st.recursive(
+    st.booleans() | st.integers() | words,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2),
+    max_leaves=6,
+)
+
+
+def with_nulls(value: Any, key: str) -> Any:
+    """`value` as Parquet gives it: further keys in every struct, all null."""
+    if isinstance(value, dict):
+        return {**{name: with_nulls(inner, key) for name, inner in value.items()}, f"{key}\ue005": None}
+    return [with_nulls(inner, key) for inner in value] if isinstance(value, list) else value
+
+
+@given(nested, nested, words)
+def test_keys_that_are_null_are_absent(first: Any, second: Any, key: str) -> None:
+    record = asked({"content": "a", "tool_calls": [first]}, {"content": "b", "function_call": second},
+                   tools=[{"a": first}])  # fmt: skip
+    account = Account()
+    assert read(with_nulls(record, key), account) == read(record)
+    assert not account.unread
+
+
+@given(st.dictionaries(words, nested, max_size=3), st.lists(st.integers(0, 9), max_size=2))
+@example({"</s>": ["</s>", {"<s>": "x</s>"}]}, [0])
+def test_special_tokens_stay_text_at_any_depth(arguments: dict[str, Any], at: list[int]) -> None:
+    """Wherever the data hold one, the template's output holds it as text; what the template writes is its own."""
+    held: Any = {"<s></s>": [arguments, *("</s>" + str(i) for i in at)]}
+    pair = read(asked({"tool_calls": [{"function": held}]}, {"content": "no"}, tools=[held]))
+    for template in (TEMPLATE, TEMPLATE.replace("tojson", "tojson(ensure_ascii=True)")):
+        rendered = Renderer(TOKENIZER, template).pair(pair)
+        for part in (rendered.prompt, rendered.chosen):
+            controls = "".join(segment.text for segment in part if segment.control)
+            assert "</s>0" not in controls and "<s></s>" not in controls
+            assert Segment("</s>", control=False) in part
+        text = "".join(segment.text for segment in rendered.chosen).split("<call>")[1].removesuffix("</call>")
+        assert json.loads(text) == held
+        plain = Renderer(TOKENIZER, template)
+        whole = plain._render([*pair.prompt, *pair.chosen], False, pair.tools)  # type: ignore[misc]
+        assert "".join(s.text for s in [*rendered.prompt, *rendered.chosen]) + "</s>\n" == whole
+
+
+@given(nested, st.integers(0, 5))
+def test_every_character_that_may_be_rendered_counts(value: Any, shift: int) -> None:
+    record = asked({"content": "a", "tool_calls": [value]}, {"content": "b"}, tools=[{"x": value}])
+    pair = read(record)
+    written = [json.dumps(part, ensure_ascii=False) for part in (pair.prompt, pair.chosen, pair.rejected, pair.tools)]
+    total = sum(size(part) for part in (pair.prompt, pair.chosen, pair.rejected, pair.tools))
+    strings = sum(len(text) for text in _strings([pair.chosen, pair.tools]))
+    assert strings <= total + len("role") + len("content") and total <= sum(map(len, written))
+    require_short(total, pair.prompt, pair.chosen, pair.rejected, pair.tools)
+    with pytest.raises(BadRecord, match="too many characters"):
+        require_short(total - 1 - shift, pair.prompt, pair.chosen, pair.rejected, pair.tools)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for key, inner in value.items() for text in [key, *_strings(inner)]]
+    if isinstance(value, list):
+        return [text for inner in value for text in _strings(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_a_huge_call_is_a_bad_record(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [asked({"tool_calls": [call("x" * 3000)]}, {"content": "b"})])
+    with pytest.raises(UserError, match="too many characters"):
+        prepare(config(tmp_path, file, chat_template=TEMPLATE, max_record_characters=2000), TOKENIZER)
+
+
+def test_nesting_ends() -> None:
+    value: Any = "deep"
+    for _ in range(MOST_NESTED):
+        value = [value]
+    with pytest.raises(BadRecord, match=f"nested too deeply: .*more than {MOST_NESTED} levels"):
+        read(asked({"tool_calls": [value]}, {"content": "b"}))
+    with pytest.raises(BadRecord, match=r"invalid Unicode: half of a surrogate pair in chosen\[0\]\.tool_calls"):
+        read(asked({"tool_calls": [{"x": "\ud800"}]}, {"content": "b"}))
+
+
+# Content ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(words, max_size=4), st.lists(words, max_size=4))
+def test_parts_of_text_are_their_text(first: list[str], second: list[str]) -> None:
+    def answer(parts: list[str], kind: bool) -> dict[str, Any]:
+        with_type = {"type": "text", "image": None} if kind else {}
+        return {"content": [{**with_type, "text": part} for part in parts]}
+
+    pair = read(asked(answer(first, True), answer(second, False)))
+    assert [readable(turns) for turns in (pair.chosen, pair.rejected)] == ["".join(first), "".join(second)]
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ({"type": "image"}, "image"),
+        ({"type": "image_url", "image_url": {"url": "x"}}, "image"),
+        ({"type": "input_audio", "input_audio": {}}, "audio"),
+        ({"type": "video", "text": None}, "video"),
+        ({"type": "tool_use", "input": {}}, "part of another kind than text"),
+        ({"type": "text", "text": 3}, "part of another kind than text"),
+    ],
+)
+def test_other_parts_are_refused_by_name(part: dict[str, Any], name: str) -> None:
+    with pytest.raises(BadRecord, match=r"chosen\[0\]\.content\[1\] is no text") as refused:
+        read(asked({"content": [{"type": "text", "text": "a"}, part]}, {"content": "b"}))
+    assert refused.value.reason == name
+    with pytest.raises(BadRecord, match=r"images: chosen\[0\] has images"):
+        read(asked({"content": "a", "images": ["x"]}, {"content": "b"}))
+
+
+def test_fields_of_a_message_that_nobody_reads_are_named() -> None:
+    account = Account(read=1)
+    read(asked({"content": "a", "weight": 1, "train": None}, {"content": "b", "ts": 5}), account)
+    assert account.remarks() == ["columns that are not read: chosen[].weight, rejected[].ts"]
+
+
+@given(st.lists(words, min_size=2, max_size=2, unique=True), words)
+def test_messages_as_json_text_are_messages(answers: list[str], question: str) -> None:
+    lists = {name: [*turns(question, text)] for name, text in zip(("chosen", "rejected"), answers, strict=True)}
+    for more in ({}, {"prompt": turns(question)}, {"prompt": question}):
+        record = {**more, **lists}
+        as_text = {name: json.dumps(value) if isinstance(value, list) else value for name, value in record.items()}
+        assert read(as_text) == read(record)
+
+
+def test_text_that_is_json_of_another_kind_stays_text() -> None:
+    for text in ("[1, 2]", "[]", '[{"a": 1}]', "[ ", '{"role": "x"}'):
+        assert read({"prompt": "p", "chosen": text, "rejected": "r"}).chosen == text
+    with pytest.raises(BadRecord, match="one of chosen and rejected is text"):
+        read({"prompt": "p", "chosen": json.dumps(turns("p", "a")), "rejected": "r"})
+
+
+def test_a_question_with_tools_is_asked_with_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [{"prompt": turns("Where?"), "tools": TOOLS}])
+    [prompt], _ = read_prompts(PromptsConfig(source=str(file)), with_messages=True)
+    question = prompt.form(True)
+    assert question.content == [turns("Where?"), (), TOOLS]
+    [[segment]] = Renderer(TOKENIZER, TEMPLATE).rendered(question.prompt, [], question.tools)
+    assert segment.text.startswith('<|system|>[{"type"')
+    assert readable([{"role": "assistant", "content": "", "tool_calls": [call("Ulm")]}]).startswith(
+        'tool_calls: [{"id"'
+    )
