@@ -29,6 +29,7 @@ from orpo_ray.modeling.digests import frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.memory import set_recomputation
+from orpo_ray.modeling.parity import probe, require_same_numbers
 from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import Objective, build_objective
@@ -110,7 +111,10 @@ def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
     with phase("engine"):
+        whole = probe(policy, policy) if config.train.zero_stage == 3 else None
         engine = engine_for(policy, config, device)
+        if whole is not None:
+            require_same_numbers(config.model.name_or_path, policy, whole, probe(policy, engine.forward))
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
     checkpoints = Checkpoints(config.checkpoints_location)
     digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}

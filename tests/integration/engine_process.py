@@ -16,9 +16,11 @@ from transformers import OPTConfig
 
 from orpo_ray.config import LoraConfig, ModelConfig, TrainConfig, parse_config
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters
+from orpo_ray.modeling.parity import probe, require_same_numbers
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import DeepSpeedEngine, engine_for
@@ -194,14 +196,29 @@ def summed(settings: dict[str, Any]) -> dict[str, Any]:
 
 def mapped(settings: dict[str, Any], file: Path) -> dict[str, Any]:
     """Where the weights of a model are read from `file`: how many bytes of its pages each rank has copied, and what the
-    ranks hold then."""
-    model = ModelConfig(name_or_path=str(file.parent), dtype="float32")
+    ranks hold then; and what the probe says of it, and once a rank's part is not what it was."""
+    model = ModelConfig(name_or_path=str(file.parent), dtype=settings.get("dtype", "float32"))
     own = load_policy(model, seed=0)
+    whole = probe(own, own)
     kept = own.model.get_input_embeddings().weight.data  # so that the file stays mapped
     engine = engine_for(own, config_of(**settings), torch.device("cpu"))
     copied = engine.gather(_copied_bytes(file))
     pieces = [(piece.name, piece.start, piece.weight.clone()) for piece in engine.pieces()]
-    return {"copied": copied, "pieces": [piece for rank in engine.gather(pieces) for piece in rank], "kept": kept}
+    divided = probe(own, engine.forward)
+    require_same_numbers("x", own, whole, divided)
+    told = ""
+    if engine.rank == 1:
+        for piece in engine.pieces():
+            piece.weight.add_(1.0)
+    engine.filled(0)
+    try:
+        require_same_numbers("x", own, whole, probe(own, engine.forward))
+    except UserError as error:
+        told = str(error)
+    return {
+        "copied": copied, "pieces": [piece for rank in engine.gather(pieces) for piece in rank], "kept": kept,
+        "told": engine.gather(told), "training": own.training,
+    }  # fmt: skip
 
 
 def _copied_bytes(file: Path) -> int:

@@ -73,6 +73,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
         for offload in (False, True)[: 1 + (stage > 0)]
     },
     "mapped zero 3": {"file": "model/model.safetensors", "settings": {**_PLAIN, "zero_stage": 3}},
+    "mapped zero 3 bfloat16": {
+        "file": "model/model.safetensors", "settings": {**_PLAIN, "zero_stage": 3, "dtype": "bfloat16"}
+    },
 }  # fmt: skip
 SUMS = [name for name, job in TOGETHER.items() if "sum" in job]
 AGAIN: dict[str, dict[str, Any]] = {
@@ -243,6 +246,15 @@ def test_zero_3_takes_its_parts_from_the_files(results: dict[str, dict[str, Any]
     assert runs.keys() == stored.keys()
     for name, parts in runs.items():
         assert torch.equal(joined(parts), stored[name].flatten()), name
+
+
+@pytest.mark.parametrize("name", ["mapped zero 3", "mapped zero 3 bfloat16"])
+def test_the_probe_runs_again_over_ranks(results: dict[str, dict[str, Any]], name: str) -> None:
+    """It passes where the parts are those of the model, and on every rank it does not where those of one are not."""
+    found = results["together"][name]
+    assert found["training"]
+    for told in found["told"]:
+        assert told.startswith("x: divided among ranks it gives other numbers than whole: by ")
 
 
 @pytest.mark.parametrize(("phase", "name"), [job for job in FLOAT32 if "lora" in job[1]])
