@@ -18,8 +18,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.experts import remarks
-from orpo_ray.modeling.lora import add_adapters
+from orpo_ray.modeling import experts, lora
 from orpo_ray.modeling.parity import Wrapper, choose_way
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.weights import ADAPTER, adapter_base, has_tokenizer, require_safetensors
@@ -84,8 +83,9 @@ def make_ready(
     network.to(device)
     alone = choose_way(network, wrapper, model, warn)
     if model.lora is not None:
-        add_adapters(network, model.lora, seed)
-    for remark in remarks(network, model.lora):
+        lora.add_adapters(network, model.lora, seed)
+    adapters = [] if model.lora is None else lora.remarks(network, model.lora)
+    for remark in (*adapters, *experts.remarks(network)):
         warn(f"{model.name_or_path}: {remark}")
     return alone
 
