@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import OPTConfig
+from transformers import OPTConfig, PretrainedConfig, Qwen3MoeConfig
 
 from orpo_ray.config import LoraConfig, ModelConfig, TrainConfig, parse_config
 from orpo_ray.data.dataset import PairDataset
@@ -62,18 +62,25 @@ def dataset(pairs: int = 40) -> PairDataset:
     return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]].astype(np.int64), np.arange(pairs))
 
 
-def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None) -> PackedPolicy:
-    """A tied OPT with a smooth activation: at a ReLU's kink rounding turns into a different gradient.
+def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None, experts: bool = False) -> PackedPolicy:
+    """A tied OPT with a smooth activation: at a ReLU's kink rounding turns into a different gradient. Or a mixture of
+    `experts`.
 
     Adapters begin where both of their halves have a gradient.
     """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = OPTConfig(
+    config: PretrainedConfig = OPTConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
         max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.0, activation_function="gelu",
     )  # fmt: skip
+    if experts:
+        config = Qwen3MoeConfig(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+            bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME).to(getattr(torch, dtype))
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -142,9 +149,9 @@ def trained(
     settings: dict[str, Any], engine_kind: str, saved: Checkpoints | None, resumed: tuple[Checkpoints, int] | None
 ) -> dict[str, Any]:
     settings = dict(settings)
-    checkpointing = settings.pop("checkpointing", False)
+    checkpointing, experts = settings.pop("checkpointing", False), settings.pop("experts", False)
     config = config_of(**settings)
-    own = policy(config.model.dtype, checkpointing, config.model.lora)
+    own = policy(config.model.dtype, checkpointing, config.model.lora, experts)
     engine: Engine
     plain = engine_kind == "torch"
     engine = TorchEngine(own, config.optim) if plain else engine_for(own, config, torch.device("cpu"))
