@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="MiB that a rank may take")
     options = parser.parse_args()
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # what ranks free goes back to the system, and is seen to
-    from torch.multiprocessing import ProcessExitedException
+    from torch.multiprocessing.spawn import ProcessExitedException
     from transformers import OPTConfig, OPTForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:

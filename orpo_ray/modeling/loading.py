@@ -111,6 +111,10 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     """The configuration of the model that `model` names, as it ships. Raises `UserError` where there is none."""
     if model.name_or_path == "toy":
         return toyworld.model_config()
+    if is_adapter(model.name_or_path) and not os.path.isfile(
+        os.path.join(locate(model.name_or_path)[0], "config.json")
+    ):
+        raise UserError(f"{model.name_or_path}: holds an adapter ({ADAPTER}); name its merged model, or its base")
     config: PretrainedConfig = _from_hub_or_folder(AutoConfig.from_pretrained, model.name_or_path, "model", model)
     names = config.architectures
     if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):

@@ -250,6 +250,14 @@ def repeating(folder: Path) -> None:
     adapted(folder, folder.parent / "base", layer_replication=[[0, 2], [1, 2]])
 
 
+def over_an_adapter(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    shutil.copytree(folder, folder.parent / "below")
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(folder.parent / "below")})
+    )
+
+
 def no_base(folder: Path) -> None:
     shutil.rmtree(folder.parent / "base")
 
@@ -260,6 +268,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     prompt_tuning: "peft_type is 'PROMPT_TUNING', and only LORA is supported",
     activated: "aLoRA",
     repeating: "it repeats layers of its base (layer_replication), which is not supported",
+    over_an_adapter: "below: holds an adapter (adapter_config.json); name its merged model, or its base",
     no_base: "base: no such folder (a model is a run folder, a folder, or a Hub id); it is the base of the adapter",
 }
 
