@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 # What families call the number of experts that a token goes to.
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
+_PARALLEL = ("input_linear", "output_linear")  # JetMoE's, which lie in no module of experts
 _EXPERT = re.compile(r"(.*\bexperts)\.\d+\.(.*)")
 
 
@@ -30,7 +31,8 @@ def shares(network: nn.Module, config: PretrainedConfig) -> dict[str, float]:
 
 
 def is_of_all_experts(name: str, weight: nn.Parameter) -> bool:
-    return "experts" in name.split(".") and len(whole_shape(weight)) == 3
+    parts = name.split(".")
+    return len(whole_shape(weight)) == 3 and ("experts" in parts or parts[-2] in _PARALLEL)
 
 
 def remarks(network: PreTrainedModel) -> list[str]:

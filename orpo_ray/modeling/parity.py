@@ -28,6 +28,8 @@ rounding at once."""
 _FLOOR = {torch.float64: 1e-8, torch.float32: 2e-4}
 """Nats that a text of one token may differ by through rounding, and one of n by the square root of n times as many."""
 _HALF = 0.05  # in half precision
+_DIVIDED = {"full": 0.05, "half": 0.5}
+"""The same, of a network on one device and divided among others: kernels are others, and a router's choice may turn."""
 _MORE = 4.0
 """The same, in what parts two plain ways of the same network."""
 
@@ -81,7 +83,7 @@ def require_same_numbers(name: str, scorer: Packable, before: Tensor, after: Ten
     """Raises `UserError` where the probe `after` a network was divided among ranks differs from that `before` by more
     than rounding."""
     apart = _apart(after, before, _texts(scorer.model.config, torch.device("cpu")))
-    rounding = _MORE * _FLOOR.get(next(scorer.parameters()).dtype, _HALF)
+    rounding = _DIVIDED["full" if next(scorer.parameters()).dtype in _FLOOR else "half"]
     if not apart <= rounding:  # nor where it is not a number
         raise UserError(
             f"{name}: divided among ranks it gives other numbers than whole: by {apart:.2g} nats, of which rounding "

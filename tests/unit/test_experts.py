@@ -32,7 +32,7 @@ from orpo_ray.training.export import export_adapter, export_model
 def test_operations_are_those_of_the_experts_that_a_token_goes_to(name: str) -> None:
     """Two of four."""
     network = build(config_of(name))
-    experts = {name: weight for name, weight in network.named_parameters() if ".experts." in name and weight.dim() > 2}
+    experts = {name: weight for name, weight in network.named_parameters() if weight.dim() > 2}
     assert experts and {shares(network, network.config)[name] for name in experts} == {0.5}
     sparse = StepFlops.of(PackedPolicy(network)).per_token
     dense = sum(6 * weight.numel() for weight in experts.values())
@@ -56,7 +56,7 @@ def saved(folder: Path, name: str = "mixtral", **settings: object) -> Path:
     return folder
 
 
-KINDS = ["mixtral", "qwen3_moe", "gpt_oss", "olmoe", "deepseek_v3", "llama4_text", "lfm2_moe", "phimoe"]
+KINDS = ["mixtral", "qwen3_moe", "gpt_oss", "olmoe", "deepseek_v3", "llama4_text", "lfm2_moe", "phimoe", "jetmoe"]
 """With weights of experts as `(experts, out, in)`, as `(experts, in, out)`, and asked a text at a time."""
 
 
@@ -70,13 +70,16 @@ def test_adapters_of_experts_are_merged_and_written_as_they_compute(name: str, t
     assert not any("get no adapters" in line for line in told)
     draw_adapters(policy.model)
     weights = dict(policy.model.state_dict())
-    adapted = {key for key in weights if ".experts." in key and ".lora_A." in key}
-    assert adapted and not any("router" in key for key in weights if ".lora_" in key)
+    adapted = {key for key in weights if ".base_layer." in key and weights[key].dim() == 3 and "conv" not in key}
+    assert adapted == {key for key, weight in weights.items() if weight.dim() == 3 and "conv" not in key}
+    assert adapted and not any(".router.lora_" in key for key in weights)
     exported = merged_weights(policy.model, weights)
     base = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager").eval()
     assert exported.keys() == base.state_dict().keys()
-    changed = [key for key, weight in base.state_dict().items() if "experts" in key and weight.dim() == 3]
-    assert changed and not any(torch.equal(exported[key], base.state_dict()[key]) for key in changed)
+    changed = [key for key, weight in base.state_dict().items() if weight.dim() == 3 and "conv" not in key]
+    assert len(changed) == len(adapted) and not any(
+        torch.equal(exported[key], base.state_dict()[key]) for key in changed
+    )
     config = parse_config(
         {"name": "r", "model": {"name_or_path": str(folder)}, "data": {"train": "toy"}}, [], "test"
     )  # fmt: skip
