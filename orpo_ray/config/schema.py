@@ -28,7 +28,8 @@ class LoraConfig(Section):
     dropout: Fraction = 0.0
     """Of what the adapters read, in training; drawn from `seed` and the step."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    """Linear layers that get adapters, such as [q_proj, v_proj]; `all-linear`: all but the output layer."""
+    """Linear layers that get adapters, such as [q_proj, v_proj], and weights of experts ([experts.gate_up_proj]);
+    `all-linear`: all but the output layer, experts of a mixture included where there is no dropout."""
 
     @field_validator("target_modules", mode="before")
     @classmethod

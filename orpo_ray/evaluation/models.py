@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from safetensors import SafetensorError
 
-from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.data.prompts import Prompt, Question
-from orpo_ray.data.records import one_line
-from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule, write_text_rule
+from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule
 from orpo_ray.data.tokenization import token_ids, tokenizer_digest
 from orpo_ray.errors import UserError
+from orpo_ray.modeling.adapters import merged_adapter
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import (
-    hub_id,
     load_config,
     load_tokenizer,
     load_weights,
     log_warning,
-    require_objects,
+    model_folder,
     require_weights,
 )
 from orpo_ray.modeling.reward import require_head
@@ -35,23 +32,18 @@ from orpo_ray.modeling.weights import (
     ADAPTER,
     INDEX,
     SUFFIX,
-    adapter_base,
     files_of_index,
+    has_tokenizer,
     require_readable,
     require_safetensors,
     weight_files,
 )
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
 
 _STORED: dict[str, Literal["float32", "bfloat16", "float16"]] = {"bfloat16": "bfloat16", "float16": "float16"}
-_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 _SETTINGS = ("config.json", "generation_config.json")
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,10 @@ def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool =
     key = f"models.{label}"
     folder = _folder(key, name)
     if (folder / ADAPTER).is_file():
-        folder = _merged(key, folder, _base_of(key, folder), cache, trust_remote_code)
+        try:
+            folder = merged_adapter(folder, cache, trust_remote_code=trust_remote_code)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
     model = _describe(key, label, name, folder, "auto", trust_remote_code)
     architectures = load_config(model.settings).architectures or []
     if any("ForSequenceClassification" in architecture for architecture in architectures):
@@ -207,33 +202,16 @@ class Answer(NamedTuple):
 
 
 def _folder(key: str, name: str) -> Path:
-    """The local folder of a run, a folder or a Hub id."""
-    path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long
-        if (path / "model" / "config.json").is_file():
-            path = path / "model"
-        elif not (path / "config.json").is_file() and not (path / ADAPTER).is_file():
-            is_run = (path / "metrics.jsonl").is_file()
-            hint = "the run has none yet; train it further" if is_run else "give a run folder or its model/ folder"
-            raise UserError(f"{key}: {name} holds no model (no config.json): {hint}")
-        return path.resolve()
-    repository, revision = hub_id(name)
-    if name.startswith((".", "/", "~")) or repository.count("/") != 1:
-        raise UserError(f"{key}: {name}: no such folder (a model is a run folder, a folder, or a Hub id)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}: {name} is no folder here, and the Hub does not give it: {reason}") from error
+        return model_folder(name)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _describe(
     key: str, label: str, name: str, folder: Path, dtype: Literal["auto", "float32", "bfloat16"], trust: bool
 ) -> EvaluatedModel:
-    if not any((folder / name).is_file() for name in _TOKENIZER):  # transformers would make an empty one up
+    if not has_tokenizer(folder):  # transformers would make an empty one up
         raise UserError(f"{key}: {folder} holds no tokenizer (no tokenizer.json)")
     settings = ModelConfig(name_or_path=str(folder), trust_remote_code=trust)
     try:
@@ -284,67 +262,3 @@ def _require_whole(key: str, model: EvaluatedModel, auto: str) -> None:
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
     except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError):
         return  # transformers has no such class: whether it is whole is the engine's to know
-
-
-def _base_of(key: str, adapter: Path) -> Path:
-    """The folder of the model that an adapter was trained on. Raises `UserError` where the adapter's own files are not
-    such that they may be opened."""
-    try:
-        name = adapter_base(adapter)
-        require_objects(str(adapter))
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
-    try:
-        return _folder(key, name)
-    except UserError as error:
-        raise UserError(f"{error}; it is the base of the adapter {adapter}") from None
-
-
-def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Path:
-    """A LoRA adapter merged into its base, kept in `cache` by the content of both folders."""
-    from transformers import AutoTokenizer
-
-    found = [file for folder in (adapter, base) for kind in _FILES for file in sorted(folder.glob(kind))]
-    try:
-        target = cache / "merged" / files_digest(file for file in found if file.is_file())
-        if (target / "config.json").is_file():
-            return target
-        settings = ModelConfig(name_or_path=str(base), trust_remote_code=trust)
-        config, own = load_config(settings), (adapter / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(str(adapter if own else base), trust_remote_code=trust)
-        model = _merge(adapter, base, config, len(tokenizer) if own else 0, trust)
-    except Exception as error:  # what files of strangers bring about is of every kind
-        reason = str(error) if isinstance(error, UserError) else one_line(error)
-        raise UserError(f"{key}: the adapter {adapter} cannot be merged into its base {base}: {reason}") from error
-    with new_folder(target) as new:
-        model.save_pretrained(new, safe_serialization=True)
-        tokenizer.save_pretrained(new)
-        write_text_rule(new, read_text_rule(adapter if own else base))
-    return target
-
-
-def _merge(adapter: Path, base: Path, config: PretrainedConfig, tokens: int, trust: bool) -> PreTrainedModel:
-    """What `AutoPeftModelForCausalLM` gives, merged, but that nothing in it is drawn anew, unseeded and unsaid.
-
-    `config`: of the base. `tokens`: of the adapter's own tokenizer. Raises `UserError` where the files of either lack
-    weights, or the base's are not in safetensors.
-    """
-    import torch
-    from peft import PeftConfig, PeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
-
-    task = PeftConfig.from_pretrained(str(adapter)).task_type
-    if task not in (None, "CAUSAL_LM"):
-        raise UserError(f"it is one for the task {task}, not for a language model")
-    network, missing = load_weights(
-        AutoModelForCausalLM, str(base), config=config, warn=log_warning, dtype="auto", trust_remote_code=trust
-    )
-    require_weights(str(base), missing)
-    if tokens > network.get_input_embeddings().weight.shape[0]:
-        torch.manual_seed(0)  # of rows that the adapter may not hold
-        network.resize_token_embeddings(tokens)
-    model = PeftModelForCausalLM.from_pretrained(network, str(adapter))
-    # peft warns of what the adapter's files lack, and says it to whoever loads them himself.
-    require_weights(str(adapter), {*model.load_adapter(str(adapter), "default").missing_keys})
-    merged: PreTrainedModel = model.merge_and_unload()
-    return merged

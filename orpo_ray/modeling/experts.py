@@ -8,10 +8,9 @@ from collections import Counter
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from orpo_ray.config import LoraConfig
-
 # What families call the number of experts that a token goes to.
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
+_PARALLEL = ("input_linear", "output_linear")  # JetMoE's, which lie in no module of experts
 _EXPERT = re.compile(r"(.*\bexperts)\.\d+\.(.*)")
 
 
@@ -26,28 +25,25 @@ def shares(network: nn.Module, config: PretrainedConfig) -> dict[str, float]:
     siblings = Counter(apart.values())
     number = {name: siblings[group] for name, group in apart.items()}
     number |= {name: whole_shape(weight)[0] for name, weight in weights.items() if is_of_all_experts(name, weight)}
+    adapted = {name: layer for name, layer in network.named_modules() if hasattr(layer, "parameter_name")}  # peft's
+    number |= {name: adapted[of].num_experts for name in weights if (of := name.partition(".lora_")[0]) in adapted}
     return {name: min(1.0, chosen / experts) for name, experts in number.items()}
 
 
 def is_of_all_experts(name: str, weight: nn.Parameter) -> bool:
-    return "experts" in name.split(".") and len(whole_shape(weight)) == 3
+    parts = name.split(".")
+    return len(whole_shape(weight)) == 3 and ("experts" in parts or parts[-2] in _PARALLEL)
 
 
-def remarks(network: PreTrainedModel, lora: LoraConfig | None) -> list[str]:
-    """What a person should know of who trains this mixture of experts, a line each."""
-    found = []
-    together = [name for name, weight in network.named_parameters() if is_of_all_experts(name, weight)]
-    if lora is not None and together:
-        found.append(
-            f"LoRA adapts linear layers; the experts' weights, such as {together[0]}, are none and stay frozen"
-        )
+def remarks(network: PreTrainedModel) -> list[str]:
+    """What a person should know of who trains this mixture of experts."""
     config = network.config.get_text_config()
-    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
-        found.append(
-            f"its config.json asks for an auxiliary loss of the router ({config.router_aux_loss_coef:g} of it); no "
-            "objective here adds it"
-        )
-    return found
+    if not getattr(config, "output_router_logits", False) or not getattr(config, "router_aux_loss_coef", 0):
+        return []
+    return [
+        f"its config.json asks for an auxiliary loss of the router ({config.router_aux_loss_coef:g} of it); no "
+        "objective here adds it"
+    ]
 
 
 def whole_shape(weight: nn.Parameter) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,10 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.experts import remarks
-from orpo_ray.modeling.lora import add_adapters
+from orpo_ray.modeling import experts, lora
 from orpo_ray.modeling.parity import Wrapper, choose_way
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.modeling.weights import require_safetensors
+from orpo_ray.modeling.weights import ADAPTER, adapter_base, has_tokenizer, require_safetensors
 from orpo_ray.parsing import read_object
 from orpo_ray.telemetry.logs import log
 
@@ -36,6 +35,8 @@ _OBJECTS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 """Files of a model that loaders take to be JSON objects."""
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+"""Those that a model consists of."""
 _DROPOUT = ("dropout", "layerdrop", "layer_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
 # A policy made of a reward model, and a reward model made of a policy, leave the other's head in the files.
 _OTHER_HEADS = ("lm_head.", "score.")
@@ -51,6 +52,8 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
     name = model.tokenizer or model.name_or_path
     if name == "toy":
         return toyworld.tokenizer()
+    if is_adapter(name) and not has_tokenizer(Path(locate(name)[0])):
+        name = adapter_base(Path(locate(name)[0]))
     tokenizer: Tokenizer = _from_hub_or_folder(AutoTokenizer.from_pretrained, name, "tokenizer", model)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: the tokenizer has no EOS token, so a response could never end")
@@ -80,8 +83,9 @@ def make_ready(
     network.to(device)
     alone = choose_way(network, wrapper, model, warn)
     if model.lora is not None:
-        add_adapters(network, model.lora, seed)
-    for remark in remarks(network, model.lora):
+        lora.add_adapters(network, model.lora, seed)
+    adapters = [] if model.lora is None else lora.remarks(network, model.lora)
+    for remark in (*adapters, *experts.remarks(network)):
         warn(f"{model.name_or_path}: {remark}")
     return alone
 
@@ -107,6 +111,10 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     """The configuration of the model that `model` names, as it ships. Raises `UserError` where there is none."""
     if model.name_or_path == "toy":
         return toyworld.model_config()
+    if is_adapter(model.name_or_path) and not os.path.isfile(
+        os.path.join(locate(model.name_or_path)[0], "config.json")
+    ):
+        raise UserError(f"{model.name_or_path}: holds an adapter ({ADAPTER}); name its merged model, or its base")
     config: PretrainedConfig = _from_hub_or_folder(AutoConfig.from_pretrained, model.name_or_path, "model", model)
     names = config.architectures
     if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
@@ -163,17 +171,17 @@ def load_weights(
         )
     unused = {weight for weight in info["unexpected_keys"] if not weight.startswith(_OTHER_HEADS)}
     if unused:
-        warn(f"{location}: its files hold weights that the model does not take, such as {_some(unused)}")
+        warn(f"{location}: its files hold weights that the model does not take, such as {some(unused)}")
     return network, info["missing_keys"]
 
 
 def require_weights(name: str, missing: set[str]) -> None:
     """Raises `UserError` where there are `missing` weights in the files of `name`."""
     if missing:
-        raise UserError(f"{name}: its files lack weights of the model, such as {_some(missing)}")
+        raise UserError(f"{name}: its files lack weights of the model, such as {some(missing)}")
 
 
-def _some(weights: set[str]) -> str:
+def some(weights: Collection[str]) -> str:
     """The first names, and how many there are."""
     named = ", ".join(sorted(weights)[:_NAMED])
     return named if len(weights) <= _NAMED else f"{named} ({len(weights)} in all)"
@@ -208,6 +216,38 @@ def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:
         return str(path.resolve()), None
     plain, own = hub_id(name)
     return plain, own or revision
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a run's model, a folder's own, or that of a Hub id in its cache, which it is brought to.
+
+    Raises `UserError` where there is neither a model nor an adapter.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long
+        if (path / "model" / "config.json").is_file():
+            path = path / "model"
+        elif not (path / "config.json").is_file() and not (path / ADAPTER).is_file():
+            is_run = (path / "metrics.jsonl").is_file()
+            hint = "the run has none yet; train it further" if is_run else "give a run folder or its model/ folder"
+            raise UserError(f"{name} holds no model (no config.json): {hint}")
+        return path.resolve()
+    repository, revision = hub_id(name)
+    if name.startswith((".", "/", "~")) or repository.count("/") != 1:
+        raise UserError(f"{name}: no such folder (a model is a run folder, a folder, or a Hub id)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=MODEL_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} is no folder here, and the Hub does not give it: {reason}") from error
+
+
+def is_adapter(name: str) -> bool:
+    """Whether `name` is the folder of an adapter."""
+    return os.path.isfile(os.path.join(locate(name)[0], ADAPTER))
 
 
 def hub_id(name: str) -> tuple[str, str | None]:

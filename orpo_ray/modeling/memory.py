@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 
 from orpo_ray.data.packing import pack
+from orpo_ray.modeling.experts import is_of_all_experts
 from orpo_ray.modeling.head import LogprobHead
 from orpo_ray.modeling.policy import PackedPolicy, hidden_states
 from orpo_ray.modeling.scorer import Scorer
@@ -65,20 +66,24 @@ def least_recomputation(scorer: Scorer, tokens: int, room: int) -> Recomputation
 def activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
     """Bytes that forward and backward of `tokens` packed tokens hold beside weights, gradients and optimizer.
 
-    Of a short probe, scaled up: what it keeps grows with its tokens. The log-prob head's logits come on top.
+    Of a short probe, scaled up: what it keeps grows with its tokens, but for what adapters make of experts' weights, a
+    copy of each. The log-prob head's logits come on top.
     """
     network = scorer.model
     device = next(network.parameters()).device
     ids = np.zeros(_PROBE_TOKENS // 2, dtype=np.int32)
     batch = pack([[ids, ids]], score_prompts=False).to(device)
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    experts = {weight.nbytes for name, weight in network.named_parameters() if is_of_all_experts(name, weight)}
     kept: dict[int, int] = {}
+    adapted: dict[int, int] = {}
     products = _Products()
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            place = adapted if storage.nbytes() in experts else kept
+            place[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.random.fork_rng(), saved_tensors_hooks(keep, lambda tensor: tensor), products, torch.enable_grad():
@@ -91,7 +96,9 @@ def activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
     one_layer = everything / layers
     full = inputs + one_layer
     trunk = {"none": everything, "selective": min(everything, products.bytes + full), "full": full}
-    return {level: int(scale * trunk[level]) + _head_bytes(scorer, tokens, level) for level in LEVELS}
+    copies = sum(adapted.values())
+    fixed = {"none": copies, "selective": copies / layers, "full": copies / layers}
+    return {level: int(scale * trunk[level] + fixed[level]) + _head_bytes(scorer, tokens, level) for level in LEVELS}
 
 
 def _head_bytes(scorer: Scorer, tokens: int, level: Recomputation) -> int:

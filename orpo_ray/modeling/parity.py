@@ -16,6 +16,7 @@ from orpo_ray.data.packing import Ids, PackedBatch, pack
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME as ATTENTION
 from orpo_ray.modeling.plain import forward
+from orpo_ray.modeling.policy import Packable
 
 _TEXTS = (40, 50, 9), (11, 7, 32)
 """Tokens of each prompt and of its two continuations: one is short enough for a block of `packing`, one is not."""
@@ -27,6 +28,8 @@ rounding at once."""
 _FLOOR = {torch.float64: 1e-8, torch.float32: 2e-4}
 """Nats that a text of one token may differ by through rounding, and one of n by the square root of n times as many."""
 _HALF = 0.05  # in half precision
+_DIVIDED = {"full": 0.05, "half": 0.5}
+"""The same, of a network on one device and divided among others: kernels are others, and a router's choice may turn."""
 _MORE = 4.0
 """The same, in what parts two plain ways of the same network."""
 
@@ -63,6 +66,29 @@ def choose_way(
     elif model.packing == "auto":
         warn(f"{name}: not packed, so a prompt is computed once for each response: {reason}")
     return reason
+
+
+def probe(scorer: Packable, forward: Callable[[PackedBatch], Tensor]) -> Tensor:
+    """What `forward`, `scorer` itself or its engine on all ranks together, gives the texts of the probe: `(sequences,)`
+    on the host."""
+    mode = scorer.training
+    scorer.eval()
+    with torch.no_grad():
+        found = forward(_texts(scorer.model.config, torch.device("cpu")))
+    scorer.train(mode)
+    return found.cpu()
+
+
+def require_same_numbers(name: str, scorer: Packable, before: Tensor, after: Tensor) -> None:
+    """Raises `UserError` where the probe `after` a network was divided among ranks differs from that `before` by more
+    than rounding."""
+    apart = _apart(after, before, _texts(scorer.model.config, torch.device("cpu")))
+    rounding = _DIVIDED["full" if next(scorer.parameters()).dtype in _FLOOR else "half"]
+    if not apart <= rounding:  # nor where it is not a number
+        raise UserError(
+            f"{name}: divided among ranks it gives other numbers than whole: by {apart:.2g} nats, of which rounding "
+            f"explains {rounding:.2g}; choose another train.zero_stage"
+        )
 
 
 def _why_alone(network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig) -> str:

@@ -20,6 +20,12 @@ INDEX = f"{WEIGHTS}.index.json"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SUFFIX = ".safetensors"
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is one in `folder`; transformers makes an empty one up where there is none."""
+    return any((folder / name).is_file() for name in _TOKENIZER)
 
 
 def require_safetensors(location: str, config: PretrainedConfig, revision: str = "main") -> str:

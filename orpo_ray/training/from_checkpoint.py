@@ -29,6 +29,7 @@ from orpo_ray.training.loop import Line
 from orpo_ray.training.metrics_file import read_metrics
 from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import BASE, load_weights, require_same_weights
+from orpo_ray.training.starting import with_merged_adapters
 
 _EXPORTED = "exported from its checkpoint"
 _TOGETHER = 1024  # pairs that are scored at a time
@@ -83,11 +84,12 @@ def _chosen(checkpoints: Checkpoints, step: int | None) -> Manifest:
 def _export(
     config: TrainConfig, checkpoints: Checkpoints, manifest: Manifest, metrics: list[Line], target: Path
 ) -> None:
-    tokenizer = load_tokenizer(config.model)
+    starting = with_merged_adapters(config)
+    tokenizer = load_tokenizer(starting.model)
     objective = build_objective(config.objective)
     if objective.model == "reward":
         ensure_pad_token(tokenizer)
-    policy = load_scorer(objective.model, config.model, seed=config.seed)
+    policy = load_scorer(objective.model, starting.model, seed=config.seed)
     frozen = frozen_digest(policy.model)
     require_same_weights(manifest, {} if frozen is None else {BASE: frozen}, config.resume.allow_changes)
     load_weights(policy, checkpoints, manifest)

@@ -26,6 +26,7 @@ from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.run_folder import RunFolder, join_files, write_atomically
+from orpo_ray.training.starting import with_merged_adapters
 
 Validation = Callable[..., dict[str, Any]]
 """Asks a checkpoint what it is worth: `(checkpoint, *, config, step)` to metrics. Ray Train runs it as a task."""
@@ -49,14 +50,20 @@ def train(
     folder = RunFolder(config.run_dir)
     connect_if_ready()  # workers' imports go on while the data is read
     with phase("data"):
-        data = prepare_data(config, console)
+        starting = with_merged_adapters(config, lambda text: console.say(f"{config.name}: {text}"))
+        data = prepare_data(starting, console)
     with only_driver(folder.path, console, wait=wait):
-        _train(config, folder, data, console, validation if config.eval.win_rate is not None else None)
+        _train(config, starting, folder, data, console, validation if config.eval.win_rate is not None else None)
     return folder
 
 
 def _train(
-    config: TrainConfig, folder: RunFolder, data: PreparedData, console: Console, validation: Validation | None
+    config: TrainConfig,
+    starting: TrainConfig,
+    folder: RunFolder,
+    data: PreparedData,
+    console: Console,
+    validation: Validation | None,
 ) -> None:
     folder.open_for(config)
     if folder.finished:
@@ -70,6 +77,11 @@ def _train(
         f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "
         f"{_workers(config)} worker(s)"
     )
+    if starting.model != config.model:
+        console.say(
+            f"{config.name}: starts from the adapter {config.model.name_or_path}, merged into its base in "
+            f"{starting.model.name_or_path}"
+        )
     for remark in [*data.remarks, *remarks(config, schedule)]:
         console.say(f"{config.name}: {remark}")
     for remark in data.remarks:
@@ -78,14 +90,15 @@ def _train(
         connect(config.cpus)
     started = time.monotonic()
     with progress_bar(folder, config.name, schedule.total_steps, console):
-        outcome = _fit(config, folder, data, validation)
+        outcome = _fit(config, starting, folder, data, validation)
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
     console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
-    """Read and tokenise the pairs, or find them in the cache."""
+    """Read and tokenise the pairs, or find them in the cache. `config` names whole models, no adapters (see
+    `with_merged_adapters`)."""
     tokenizer = load_tokenizer(config.model)
     check_fit(config.model, tokenizer, config.data.max_length)
     columns = (SpinnerColumn(), TextColumn("reading and tokenising: {task.completed} records"))
@@ -99,8 +112,10 @@ def _workers(config: TrainConfig) -> str:
     return str(most) if fewest == most else f"{fewest} to {most}"
 
 
-def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation: Validation | None) -> Outcome:
-    """Run Ray Train's controller to the end of training."""
+def _fit(
+    config: TrainConfig, starting: TrainConfig, folder: RunFolder, data: PreparedData, validation: Validation | None
+) -> Outcome:
+    """Run Ray Train's controller to the end of training. `starting`: `config` with whole models for adapters."""
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with phase("imports of Ray Train"):
@@ -116,7 +131,12 @@ def _fit(config: TrainConfig, folder: RunFolder, data: PreparedData, validation:
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={**payload, "digest": config.digest(), "fingerprints": data.fingerprints},
+        train_loop_config={
+            **payload,
+            "starting": starting.with_absolute_paths().model_dump(mode="json", by_alias=True),
+            "digest": config.digest(),
+            "fingerprints": data.fingerprints,
+        },
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
             elastic_resize_monitor_interval_s=config.scaling.resize_interval,

@@ -29,6 +29,7 @@ from orpo_ray.modeling.digests import frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.memory import set_recomputation
+from orpo_ray.modeling.parity import probe, require_same_numbers
 from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import Objective, build_objective
@@ -61,17 +62,19 @@ _NOTICE_SECONDS = 60.0  # where a notice does not say when
 
 def train_worker(payload: dict[str, Any]) -> Outcome:
     """The function that Ray Train runs on every worker. `payload`: the dumped `TrainConfig`, paths made absolute, as
-    `config`; as `digest` that of the run's own; as `fingerprints` those of its data.
+    `config`, and as `starting` with whole models for adapters; as `digest` that of the run's own; as `fingerprints`
+    those of its data.
 
     What the user has to mend is the same on every rank and on every try, so it is the outcome; any error is Ray
     Train's to retry.
     """
-    config, context = TrainConfig.model_validate(payload["config"]), ray.train.get_context()
+    config, starting = (TrainConfig.model_validate(payload[key]) for key in ("config", "starting"))
+    context = ray.train.get_context()
     run, trial = run_and_trial(config.run_dir)
     log_as(run=run, trial=trial, role="trainer", rank=context.get_world_rank())
     log("worker started", ranks=context.get_world_size(), host=socket.gethostname(), process=os.getpid())
     try:
-        return _train(config, payload["digest"], payload["fingerprints"])
+        return _train(config, starting, payload["digest"], payload["fingerprints"])
     except UserError as error:
         log("worker ends", logging.ERROR, reason=str(error))
         return Outcome(mistake=str(error))
@@ -80,13 +83,13 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
         raise
 
 
-def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Outcome:
+def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Outcome:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
         use_assigned_cpus()
     with phase("data"):
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(starting.model)
         data = prepare(config, tokenizer, fingerprints=fingerprints)
     objective = build_objective(config.objective)
     if objective.model == "reward":
@@ -95,20 +98,23 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
     folder, weights = RunFolder(config.run_dir), {}
     if objective.needs_reference:
         with phase("reference"):
-            (train_pairs, held_out), weights[REFERENCE] = _with_reference(config, device, train_pairs, held_out)
+            (train_pairs, held_out), weights[REFERENCE] = _with_reference(starting, device, train_pairs, held_out)
     context = ray.train.get_context()
     leads = context.get_world_rank() == 0
     with phase("model"):
         warn = folder.note if leads else _say_nothing
         # Under ZeRO-3 the device need not hold all of it, and the engine takes it there.
         place = torch.device("cpu") if config.train.zero_stage == 3 else device
-        policy = load_scorer(objective.model, config.model, seed=config.seed, device=place, warn=warn)
+        policy = load_scorer(objective.model, starting.model, seed=config.seed, device=place, warn=warn)
         if leads and (frozen := frozen_digest(policy.model)) is not None:
             weights[BASE] = frozen
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
     set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
     with phase("engine"):
+        whole = probe(policy, policy) if config.train.zero_stage == 3 else None
         engine = engine_for(policy, config, device)
+        if whole is not None:
+            require_same_numbers(config.model.name_or_path, policy, whole, probe(policy, engine.forward))
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
     checkpoints = Checkpoints(config.checkpoints_location)
     digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}
@@ -170,7 +176,7 @@ def _train(config: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Out
                     export_model(target, policy.model, exported, tokenizer, config, evaluation, total_steps, why)
                     if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it
                         adapter = folder.adapter if target == folder.model else folder.adapter_last
-                        export_adapter(adapter, policy.model, weights, exported, tokenizer, config)
+                        export_adapter(adapter, policy.model, weights, exported, tokenizer, starting)
                 except (OSError, SafetensorError) as error:
                     folder.note(f"the model of step {evaluation['step']} was not kept: {error}")
                     kept = False

@@ -18,6 +18,7 @@ from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.remarks import remarks
+from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.finalists import compare
 from orpo_ray.tuning.folder import SweepFolder
@@ -50,7 +51,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         return
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
-    data = prepare_data(first, console)  # once: all trials find the tokens in the cache
+    # Once: all trials find the tokens in the cache.
+    data = prepare_data(with_merged_adapters(first), console)
     schedule = build_schedule(first, data.train)
     total_steps = schedule.total_steps
     connect(config.cpus)

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import OPTConfig
+from transformers import OPTConfig, PretrainedConfig, Qwen3MoeConfig
 
 from orpo_ray.config import LoraConfig, ModelConfig, TrainConfig, parse_config
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters
+from orpo_ray.modeling.parity import probe, require_same_numbers
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import DeepSpeedEngine, engine_for
@@ -60,18 +62,25 @@ def dataset(pairs: int = 40) -> PairDataset:
     return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]].astype(np.int64), np.arange(pairs))
 
 
-def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None) -> PackedPolicy:
-    """A tied OPT with a smooth activation: at a ReLU's kink rounding turns into a different gradient.
+def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None, experts: bool = False) -> PackedPolicy:
+    """A tied OPT with a smooth activation: at a ReLU's kink rounding turns into a different gradient. Or a mixture of
+    `experts`.
 
     Adapters begin where both of their halves have a gradient.
     """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = OPTConfig(
+    config: PretrainedConfig = OPTConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
         max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.0, activation_function="gelu",
     )  # fmt: skip
+    if experts:
+        config = Qwen3MoeConfig(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+            bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME).to(getattr(torch, dtype))
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -140,9 +149,9 @@ def trained(
     settings: dict[str, Any], engine_kind: str, saved: Checkpoints | None, resumed: tuple[Checkpoints, int] | None
 ) -> dict[str, Any]:
     settings = dict(settings)
-    checkpointing = settings.pop("checkpointing", False)
+    checkpointing, experts = settings.pop("checkpointing", False), settings.pop("experts", False)
     config = config_of(**settings)
-    own = policy(config.model.dtype, checkpointing, config.model.lora)
+    own = policy(config.model.dtype, checkpointing, config.model.lora, experts)
     engine: Engine
     plain = engine_kind == "torch"
     engine = TorchEngine(own, config.optim) if plain else engine_for(own, config, torch.device("cpu"))
@@ -194,14 +203,29 @@ def summed(settings: dict[str, Any]) -> dict[str, Any]:
 
 def mapped(settings: dict[str, Any], file: Path) -> dict[str, Any]:
     """Where the weights of a model are read from `file`: how many bytes of its pages each rank has copied, and what the
-    ranks hold then."""
-    model = ModelConfig(name_or_path=str(file.parent), dtype="float32")
+    ranks hold then; and what the probe says of it, and once a rank's part is not what it was."""
+    model = ModelConfig(name_or_path=str(file.parent), dtype=settings.get("dtype", "float32"))
     own = load_policy(model, seed=0)
+    whole = probe(own, own)
     kept = own.model.get_input_embeddings().weight.data  # so that the file stays mapped
     engine = engine_for(own, config_of(**settings), torch.device("cpu"))
     copied = engine.gather(_copied_bytes(file))
     pieces = [(piece.name, piece.start, piece.weight.clone()) for piece in engine.pieces()]
-    return {"copied": copied, "pieces": [piece for rank in engine.gather(pieces) for piece in rank], "kept": kept}
+    divided = probe(own, engine.forward)
+    require_same_numbers("x", own, whole, divided)
+    told = ""
+    if engine.rank == 1:
+        for piece in engine.pieces():
+            piece.weight.add_(1.0)
+    engine.filled(0)
+    try:
+        require_same_numbers("x", own, whole, probe(own, engine.forward))
+    except UserError as error:
+        told = str(error)
+    return {
+        "copied": copied, "pieces": [piece for rank in engine.gather(pieces) for piece in rank], "kept": kept,
+        "told": engine.gather(told), "training": own.training,
+    }  # fmt: skip
 
 
 def _copied_bytes(file: Path) -> int:

@@ -33,7 +33,14 @@ KINDS = {
     for dtype in ("bfloat16", "float32")
     for stage in (0, 1, 2, 3)
     for lora in (False, True)
-}
+} | {
+    f"{dtype} lora experts zero {stage}": {
+        "tokens_per_microbatch": SMALL, "zero_stage": stage, "dtype": dtype, "lora": _LORA, "experts": True,
+        "checkpointing": stage == 2,
+    }
+    for dtype, stages in (("float32", (0, 1, 2, 3)), ("bfloat16", (3,)))
+    for stage in stages
+}  # fmt: skip
 """What is resumed on two ranks."""
 
 ALONE: dict[str, dict[str, Any]] = {
@@ -42,6 +49,7 @@ ALONE: dict[str, dict[str, Any]] = {
     **{f"zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage}} for stage in (1, 2, 3)},
     "zero 2 small": {"settings": {"tokens_per_microbatch": SMALL, "zero_stage": 2}},
     "lora torch": {"engine": "torch", "settings": {**_PLAIN, "lora": _LORA}},
+    "lora experts torch": {"engine": "torch", "settings": {**_PLAIN, "lora": _LORA, "experts": True}},
     **{f"lora zero {stage}": {"settings": {**_PLAIN, "zero_stage": stage, "lora": _LORA}} for stage in (1, 2, 3)},
 }
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -73,6 +81,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
         for offload in (False, True)[: 1 + (stage > 0)]
     },
     "mapped zero 3": {"file": "model/model.safetensors", "settings": {**_PLAIN, "zero_stage": 3}},
+    "mapped zero 3 bfloat16": {
+        "file": "model/model.safetensors", "settings": {**_PLAIN, "zero_stage": 3, "dtype": "bfloat16"}
+    },
 }  # fmt: skip
 SUMS = [name for name, job in TOGETHER.items() if "sum" in job]
 AGAIN: dict[str, dict[str, Any]] = {
@@ -137,7 +148,8 @@ FLOAT32 = [
 @pytest.mark.parametrize(("phase", "name"), [job for job in FLOAT32 if "resumed" not in job[1]])
 def test_same_trajectory_everywhere(results: dict[str, dict[str, Any]], phase: str, name: str) -> None:
     """Against one process, one micro-batch, plain PyTorch."""
-    reference, other = results["alone"]["lora torch" if "lora" in name else "torch"], results[phase][name]
+    model = "".join(f"{part} " for part in ("lora", "experts") if part in name)
+    reference, other = results["alone"][f"{model}torch"], results[phase][name]
     assert other["weights"].keys() == reference["weights"].keys()
     assert other["gradients"].keys() == reference["gradients"].keys()
     for expected, actual in zip(reference["lines"], other["lines"], strict=True):
@@ -194,7 +206,7 @@ def test_a_checkpoint_holds_each_trained_element_once(
     weights = results["together"][kind]["weights"]
     trained = {f"model.{n}": w.numel() for n, w in weights.items() if "lora" not in kind or ".lora_" in n}
     trained.pop("model.lm_head.weight", None)  # tied
-    assert len(trained) == 2 * 2 * 6 or "lora" not in kind  # halves, layers, matrices of a layer
+    assert len(trained) == 2 * 2 * 6 or "lora" not in kind  # halves, layers, matrices of a layer, or weights of experts
     held: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for file in (storage / kind / f"step-{STEPS:08d}").glob("*.safetensors"):
         for key, vector in load_file(file).items():
@@ -245,10 +257,19 @@ def test_zero_3_takes_its_parts_from_the_files(results: dict[str, dict[str, Any]
         assert torch.equal(joined(parts), stored[name].flatten()), name
 
 
+@pytest.mark.parametrize("name", ["mapped zero 3", "mapped zero 3 bfloat16"])
+def test_the_probe_runs_again_over_ranks(results: dict[str, dict[str, Any]], name: str) -> None:
+    """It passes where the parts are those of the model, and on every rank it does not where those of one are not."""
+    found = results["together"][name]
+    assert found["training"]
+    for told in found["told"]:
+        assert told.startswith("x: divided among ranks it gives other numbers than whole: by ")
+
+
 @pytest.mark.parametrize(("phase", "name"), [job for job in FLOAT32 if "lora" in job[1]])
 def test_adapters_leave_their_base_alone(results: dict[str, dict[str, Any]], phase: str, name: str) -> None:
     base = {plain_name(k): weight for k, weight in results[phase][name]["weights"].items() if ".lora_" not in k}
-    start = policy("float32", False, None).model.state_dict()
+    start = policy("float32", False, None, "experts" in name).model.state_dict()
     assert base.keys() == start.keys()
     for parameter, weight in base.items():
         assert torch.equal(weight, start[parameter]), parameter

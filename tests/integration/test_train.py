@@ -198,7 +198,30 @@ def test_adapters_under_zero3_are_exported_merged_and_apart(run: Path, storage: 
     checkpoint = sum(f.stat().st_size for f in (folder / "checkpoints/step-00000006").rglob("*") if f.is_file())
     held = sum(weight.numel() for weight in before.values())
     assert 12 * adapters < checkpoint < 20 * adapters < 4 * held
+    _assert_training_goes_on_from_the_adapter(folder, storage)
     _assert_continued_over_no_other_base(config, base_folder)
+
+
+def _assert_training_goes_on_from_the_adapter(before: Path, storage: Path) -> None:
+    config = toy(
+        storage, "name=onward", f"model.name_or_path={before / 'adapter'}", "model.lora={rank: 2}", "train.max_steps=2",
+        "train.zero_stage=2", "train.eval_every_steps=2", "optim.lr=5e-3",
+    )  # fmt: skip
+    folder = train(config).path
+    assert evaluations(folder)[0]["eval_loss"] == pytest.approx(evaluations(before)[-1]["eval_loss"], abs=1e-4)
+    assert str(before / "adapter") in (folder / "model" / "README.md").read_text()
+    described = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    merged = Path(described["base_model_name_or_path"])
+    assert merged.parent == storage / ".cache" / "merged"
+    over_merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged), folder / "adapter").eval()
+    whole = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(over_merged(ids).logits, whole(ids).logits, rtol=0, atol=1e-4)
+    manifest = Checkpoints(str(folder / "checkpoints")).manifest(2)
+    assert manifest is not None and manifest.weights.keys() == {"model.name_or_path"}
+    exported = load_file(export_checkpoint(folder) / "model.safetensors")
+    assert all(torch.equal(exported[name], weight) for name, weight in weights(folder).items() if name in exported)
 
 
 def _assert_continued_over_no_other_base(config: TrainConfig, base: Path) -> None:
