@@ -30,7 +30,7 @@ from orpo_ray.evaluation.cluster import share_out
 from orpo_ray.evaluation.evaluate import _is_finished
 from orpo_ray.evaluation.generation import request_seed
 from orpo_ray.evaluation.models import Answer, Speaker, find_policy, find_reward_model
-from orpo_ray.evaluation.plan import _prompt_ids, make_plan
+from orpo_ray.evaluation.plan import prompt_ids, make_plan
 from orpo_ray.evaluation.scoring import Judged, Scorer, judged_rows
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
 
@@ -253,7 +253,7 @@ def test_tools_and_calls_reach_a_model_in_training_s_tokens(tmp_path: Path) -> N
         assert judged_rows(speaker, Judged(prompt, ())) == [part.tolist() for part in trained.pair(i)]
     assert trained.pair(0)[0].size > trained.pair(1)[0].size
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: not written by the chat template: tools"):
-        _prompt_ids(Speaker(model, "chatml"), prompts)
+        prompt_ids(Speaker(model, "chatml"), prompts)
 
 
 def test_prompts_of_other_shapes(tmp_path: Path) -> None:
