@@ -30,7 +30,7 @@ from orpo_ray.evaluation.cluster import share_out
 from orpo_ray.evaluation.evaluate import _is_finished
 from orpo_ray.evaluation.generation import request_seed
 from orpo_ray.evaluation.models import Answer, Speaker, find_policy, find_reward_model
-from orpo_ray.evaluation.plan import prompt_ids, make_plan
+from orpo_ray.evaluation.plan import make_plan, prompt_ids
 from orpo_ray.evaluation.scoring import Judged, Scorer, judged_rows
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
 
