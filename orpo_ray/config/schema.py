@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 MAX_RECORD_CHARACTERS = 1_500_000
+DATE = "2024-07-26"
+"""That templates write which would write today's."""
 
 
 class LoraConfig(Section):
@@ -91,6 +94,8 @@ class DataConfig(Section):
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None
     """A named template, a Jinja text, or null: the tokenizer's own for message lists, none for plain text."""
+    date: str = DATE
+    """YYYY-MM-DD, for a template that would write today's date: the template that is kept with the model writes it too."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
     """Of prompt, chosen and rejected together; a record of more is a bad one, which keeps a huge one from taking all
     memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters, twice
@@ -99,6 +104,14 @@ class DataConfig(Section):
     """`quarantine`: set unreadable records aside in `quarantine.jsonl`, with the reason, and go on."""
     limit: Count | None = None
     """Read only so many records of `train`."""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        try:  # YAML reads one without quotation marks as a date
+            return datetime.date.fromisoformat(str(value)).isoformat()
+        except ValueError:
+            raise ValueError(f"should be a date such as {DATE} (got {value!r:.40})") from None
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> DataConfig:

@@ -81,6 +81,9 @@ class Account:
     cut_chosen: int = 0
     cut_rejected: int = 0
     """Of the kept pairs, how many had their prompt or response cut to fit."""
+    straddled: int = 0
+    """Of the kept pairs, how many have a token in their whole conversation that holds the end of the prompt and the
+    beginning of a response: there the response is tokenised as what continues the prompt."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Account:
@@ -88,7 +91,8 @@ class Account:
         reasons = [member(found, name, dict) for name in ("dropped", "quarantined")]
         dropped, quarantined = (Counter({key: member(each, key, int) for key in each}) for each in reasons)
         numbers = {
-            name: member(found, name, int) for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected")
+            name: member(found, name, int)
+            for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected", "straddled")
         }
         return cls(**numbers, dropped=dropped, quarantined=quarantined)
 
