@@ -15,7 +15,7 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.packing import Ids
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.schedule import StepSchedule
-from orpo_ray.modeling.loading import load_tokenizer
+from orpo_ray.modeling.loading import load_tokenizer, require_embeddings
 from orpo_ray.training.loop import build_schedule
 
 Pair = tuple[Ids, Ids, Ids]
@@ -75,7 +75,10 @@ class Task:
     @cached_property
     def data(self) -> PairDataset:
         """The training pairs, with the first of each step stretched where the task says so."""
-        pairs = prepare(self.config, load_tokenizer(self.config.model)).train
+        tokenizer = load_tokenizer(self.config.model)
+        data = prepare(self.config, tokenizer)
+        require_embeddings(self.config.model, tokenizer, data.highest)
+        pairs = data.train
         if self.stretch is None:
             return pairs
         schedule = build_schedule(self.config, len(pairs))

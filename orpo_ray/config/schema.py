@@ -95,7 +95,7 @@ class DataConfig(Section):
     chat_template: str | None = None
     """A named template, a Jinja text, or null: the tokenizer's own for message lists, none for plain text."""
     date: str = DATE
-    """YYYY-MM-DD, for a template that would write today's date: the template that is kept with the model writes it too."""
+    """YYYY-MM-DD: what a template writes that would write today's date. The template kept with the model does too."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
     """Of prompt, chosen and rejected together; a record of more is a bad one, which keeps a huge one from taking all
     memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters, twice

@@ -53,8 +53,6 @@ class TokenizedSource:
     """Of the pairs."""
     folder: Path
     """Where it lies; what follows from it may be kept there too."""
-    remarks: list[str]
-    """What was found while it was tokenised that a person should know of."""
     highest: tuple[int, int]
     """The highest token id, and the index of the first record that has it; -1 twice where there is no pair."""
 
@@ -64,7 +62,6 @@ class CacheWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.remarks: list[str] = []
         self._highest = (-1, -1)
         self._end = 0  # of the tokens written so far
         self._digest = hashlib.blake2b(digest_size=16)
@@ -105,8 +102,7 @@ class CacheWriter:
         sizes = {name: (self.folder / name).stat().st_size for name in self._files}
         with (self.folder / MANIFEST).open("w", encoding="utf-8") as manifest:
             written = {
-                "sizes": sizes, "account": vars(account), "digest": self._digest.hexdigest(), "remarks": self.remarks,
-                "highest": self._highest,
+                "sizes": sizes, "account": vars(account), "digest": self._digest.hexdigest(), "highest": self._highest,
             }  # fmt: skip
             json.dump(written, manifest, indent=1)
             manifest.flush()
@@ -160,7 +156,6 @@ def _read(entry: Path) -> TokenizedSource | None:
         manifest = object_from_json((entry / MANIFEST).read_text(encoding="utf-8"))
         sizes, digest = member(manifest, "sizes", dict), member(manifest, "digest", str)
         account = Account.from_json(member(manifest, "account", dict))
-        remarks = [str(remark) for remark in member(manifest, "remarks", list)]
         highest, record = map(int, member(manifest, "highest", list))
         whole = all((entry / name).stat().st_size == sizes[name] for name in [*ARRAYS, QUARANTINE])
     except (OSError, ValueError, LookupError):
@@ -171,7 +166,7 @@ def _read(entry: Path) -> TokenizedSource | None:
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
     return TokenizedSource(
         PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, account, quarantine, digest, entry,
-        remarks, (highest, record),
+        (highest, record),
     )  # fmt: skip
 
 

@@ -109,6 +109,13 @@ class Encoder:
             for text, prompt, end, of_text, some in zip(texts, prompts, ends, responses, straddling, strict=True)
         ]  # fmt: skip
 
+    def whole(self, texts: Sequence[Sequence[Segment]]) -> list[list[int]]:
+        """Ids of each text, from its beginning to its end."""
+        pieces = [self._pieces(text, begins=True) for text in texts]
+        ids: dict[_Piece, list[int]] = {}
+        self._tokenize(ids, chain.from_iterable(pieces))
+        return [_joined(ids, each) for each in pieces]
+
     def _straddles(self, ids: dict[_Piece, list[int]], end: _Piece | None, response: _Response) -> bool:
         if end is None or response.whole is None:
             return False

@@ -13,12 +13,13 @@ from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import Format, Message, parse, recognise, require_short
 from orpo_ray.data.records import Account, BadRecord, Record
+from orpo_ray.data.round_trip import ROUND_TRIPS, lost_in_tokens
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
-from orpo_ray.data.round_trip import lost_in_tokens
 from orpo_ray.data.templates import Rendered, Renderer
 from orpo_ray.data.tokenization import PairTokenizer, TokenizedPair, tokenizer_digest
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 CODE_VERSION = 3
 """Raised by one whenever the same records would come out as other tokens: older caches are then not found."""
 RECORDS_PER_BATCH = 256
-ROUND_TRIPS = 32
-"""Pairs, the first, whose texts must come back from their tokens."""
 CHARACTERS_AT_ONCE = 1 << 20
 """Tokenising takes memory by the character; 256 records that are as long as they may be would take too much."""
 
@@ -56,10 +55,10 @@ class PreparedData:
     """Of all pairs, those of training and those held out."""
     fingerprints: tuple[str, ...]
     """Of the content of `data.train` and, where it is set, of `data.eval`."""
-    remarks: tuple[str, ...]
-    """What template and tokenizer do to the data that a person may not expect, each in a line."""
-    highest: tuple[Highest, ...]
+    highest: tuple[Highest, ...] = ()
     """The highest token id of each source, and its record."""
+    remarks: tuple[str, ...] = ()
+    """What template and tokenizer do to the data that a person may not expect, each in a line."""
 
 
 def prepare(
@@ -100,7 +99,11 @@ def prepare(
         quarantine=tuple(source.quarantine for source in [train, *others] if source.quarantine is not None),
         digest="-".join(source.digest for source in [train, *others]),
         fingerprints=fingerprints,
-        remarks=tuple(dict.fromkeys(remark for source in [train, *others] for remark in source.remarks)),
+        remarks=tuple(
+            f"{masked(name)}: {remark}"
+            for (name, _, _), source in zip(names, [train, *others], strict=True)
+            for remark in source.account.remarks()
+        ),
         highest=tuple(
             Highest(name, *source.highest) for (name, _, _), source in zip(names, [train, *others], strict=True)
         ),
@@ -223,10 +226,10 @@ class _Tokenization:
                     lost = lost_in_tokens(self.tokenizer, text)
                 except UserError as error:
                     raise UserError(f"record {index}: {error}") from None
-                if lost and lost not in self.writer.remarks:
-                    self.writer.remarks.append(lost)
+                if lost and lost not in self.account.said:
+                    self.account.said.append(lost)
         if any(not pair.verbatim for _, pair in pairs):
-            self.writer.remarks += self.renderer.remarks
+            self.account.said += self.renderer.remarks
 
     def _rendered(self, record: Record) -> Rendered | None:
         """The text of a pair that is sound and passes the paper's filters."""

@@ -81,6 +81,8 @@ class Account:
     cut_chosen: int = 0
     cut_rejected: int = 0
     """Of the kept pairs, how many had their prompt or response cut to fit."""
+    said: list[str] = field(default_factory=list)
+    """What template and tokenizer do to the texts that a person may not expect, each in a line."""
     straddled: int = 0
     """Of the kept pairs, how many have a token in their whole conversation that holds the end of the prompt and the
     beginning of a response: there the response is tokenised as what continues the prompt."""
@@ -94,7 +96,18 @@ class Account:
             name: member(found, name, int)
             for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected", "straddled")
         }
-        return cls(**numbers, dropped=dropped, quarantined=quarantined)
+        said = [str(line) for line in member(found, "said", list)]
+        return cls(**numbers, dropped=dropped, quarantined=quarantined, said=said)
+
+    def remarks(self) -> list[str]:
+        """What became of the texts that a person should know of, each in a line."""
+        if not self.straddled:
+            return self.said
+        return [
+            *self.said,
+            f"in {self.straddled} of {self.kept} pairs a token of the whole conversation holds the end of the prompt "
+            "and the beginning of a response: there the response is tokenised as what continues the prompt",
+        ]
 
     def check(self) -> None:
         """Raises `AssertionError` where a record is not accounted for."""

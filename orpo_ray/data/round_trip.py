@@ -11,6 +11,8 @@ from orpo_ray.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ROUND_TRIPS = 32
+"""Records, the first, whose texts must come back from their tokens."""
 _LONGEST = 10_000
 """Characters of a text that are looked at."""
 _SHOWN = 40

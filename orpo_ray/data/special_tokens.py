@@ -1,5 +1,5 @@
-"""What a tokenizer does of its own accord: tokens and a space that it puts before a text, and the stretches of text that
-it takes for one token each."""
+"""What a tokenizer does of its own accord: tokens and a space that it puts before a text, and stretches of text that
+are one token each."""
 
 from __future__ import annotations
 

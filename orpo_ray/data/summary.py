@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.records import Account
+from orpo_ray.data.templates import Renderer
 from orpo_ray.masking import masked
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ SHOWN_CHARACTERS = 700
 
 @dataclass(frozen=True)
 class Example:
-    """The text of one tokenised pair, its BOS and EOS left out of the text and noted apart."""
+    """The text of one tokenised pair, its BOS and the tokens that end it left out of the text and noted apart."""
 
     record: int
     prompt: str
@@ -41,7 +42,7 @@ class Example:
     bos: str | None
     """The BOS as text, where the prompt begins with one."""
     eos: tuple[str | None, str | None]
-    """The EOS as text of chosen and rejected; None where the response was cut."""
+    """The token that ends chosen and rejected, EOS or the template's own, as text; None where the response was cut."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def summarize(
     accounts = {masked(f"data.train: {config.data.train}"): prepared.account}
     if prepared.eval_account is not None:
         accounts[masked(f"data.eval: {config.data.eval}")] = prepared.eval_account
+    renderer = Renderer(tokenizer, config.data.chat_template, date=config.data.date)
+    ends = {tokenizer.eos_token_id, *renderer.end_ids}
     lengths = np.concatenate([prepared.train.lengths(), prepared.eval.lengths()])
     prompt, responses = lengths[:, 0], lengths[:, 1:].sum(axis=1)
     return Summary(
@@ -84,7 +87,7 @@ def summarize(
         shared_tokens=int((prompt + responses).sum()),
         unshared_tokens=int((2 * prompt + responses).sum()),
         padded_tokens=_padded_tokens(lengths, config.seed),
-        examples=tuple(_example(prepared.train, i, tokenizer) for i in range(min(2, len(prepared.train)))),
+        examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in range(min(2, len(prepared.train)))),
         quarantine=prepared.quarantine,
     )
 
@@ -98,11 +101,15 @@ def _padded_tokens(lengths: NDArray[np.int64], seed: int) -> int:
     return int((np.maximum.reduceat(longest, starts) * rows).sum())
 
 
-def _example(pairs: PairDataset, i: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+def _example(pairs: PairDataset, i: int, tokenizer: PreTrainedTokenizerBase, ends: Container[int]) -> Example:
     prompt, *responses = (ids.tolist() for ids in pairs.pair(i))
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id
     has_bos = bos is not None and prompt[0] == bos
-    ended = [response[-1] == eos for response in responses]
+    ended = [response[-1] in ends for response in responses]
+    marks = [
+        tokenizer.convert_ids_to_tokens(response[-1]) if end else None
+        for response, end in zip(responses, ended, strict=True)
+    ]
     texts = [
         str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         for ids in (
@@ -116,7 +123,7 @@ def _example(pairs: PairDataset, i: int, tokenizer: PreTrainedTokenizerBase) -> 
         chosen=texts[1],
         rejected=texts[2],
         bos=str(tokenizer.bos_token) if has_bos else None,
-        eos=(str(tokenizer.eos_token) if ended[0] else None, str(tokenizer.eos_token) if ended[1] else None),
+        eos=(marks[0], marks[1]),
     )
 
 
@@ -131,7 +138,7 @@ def render(summary: Summary) -> RenderableType:
     """The summary as tables and panels. Text of the data is shown as it is: no markup, no control codes."""
     parts: list[RenderableType] = []
     for name, account in summary.accounts.items():
-        parts += [_title(name), _records_table(account)]
+        parts += [_title(name), _records_table(account), *map(Text, account.remarks())]
     parts.append(f"{summary.train_pairs:,} pairs to train on, {summary.eval_pairs:,} held out to evaluate")
     parts += [_title("Tokens of kept pairs, BOS and EOS included"), _lengths_table(summary.lengths)]
     parts += [_title("Tokens of one epoch over them"), _savings_table(summary)]

@@ -1,9 +1,10 @@
 """Chat templates: preference pairs to the text that is tokenised, a prompt and what follows it in each conversation.
 
 A prompt is rendered as a server does that asks a model; a response is what the whole conversation, as
-`apply_chat_template` writes it, has behind that, up to the end of its turn. Plain text is taken verbatim unless `data.chat_template` is set; message lists need a template, the
-configuration's or the tokenizer's own. What a template itself writes may hold special tokens and they become
-their ids; what the *data* holds never does: a `</s>` in somebody's answer is text, and must not end it.
+`apply_chat_template` writes it, has behind that, up to the end of its turn. Plain text is taken verbatim unless
+`data.chat_template` is set; message lists need a template, the configuration's or the tokenizer's own. What a template
+itself writes may hold special tokens and they become their ids; what the *data* holds never does: a `</s>` in
+somebody's answer is text, and must not end it.
 """
 
 from __future__ import annotations
@@ -242,11 +243,15 @@ class Renderer:
             said.append(f"the chat template writes today's date: it is {self._fixed_date} on every day (data.date)")
         start = self.tokenizer.convert_ids_to_tokens(text_start(self.tokenizer))
         if frame is not None and start and not self._begins_with("".join(start)):
-            said.append(f"the chat template writes no {''.join(start)}, which the tokenizer puts before plain text: none is added")
+            said.append(
+                f"the chat template writes no {''.join(start)}, which the tokenizer puts before text: none is added"
+            )
         if frame is None:
             return said
         if frame.always_prompts:
-            said.append(f"the chat template ends every conversation with {frame.rest!r}, which is left out of responses")
+            said.append(
+                f"the chat template ends every conversation with {frame.rest!r}, which is left out of responses"
+            )
         elif not frame.prompts:
             header = f": {frame.header!r} is part of each response" if frame.header else ""
             said.append(f"the chat template has no generation prompt{header}")
@@ -254,8 +259,9 @@ class Renderer:
             said.append(f"the chat template writes {frame.header!r} into each response")
         if frame.surplus:
             said.append(
-                f"the generation prompt of the chat template adds {frame.surplus!r}, which answers do not begin with: prompts "
-                "are trained on without it, and servers write it; set data.chat_template to one that does not"
+                f"the chat template's generation prompt adds {frame.surplus!r}, which servers will write and answers "
+                "of the data do not begin with; prompts are trained on without it where a response lacks it: set "
+                "data.chat_template to one that leaves it out"
             )
         return said
 

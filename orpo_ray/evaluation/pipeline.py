@@ -332,6 +332,7 @@ class Pipeline:
         options = EngineOptions(
             str(policy.model.folder), policy.model.stored_dtype, policy.max_length,
             self._plan.config.scaling.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code,
+            stop_ids=policy.stop_ids,
         )  # fmt: skip
         actor = ray.remote(Generator).options(
             num_cpus=resources.cpus,

@@ -33,6 +33,8 @@ class PolicyWork:
     """Token ids of every prompt."""
     fits: list[bool]
     """Whether prompt and `max_tokens` fit its context."""
+    stop_ids: tuple[int, ...]
+    """Tokens that end its answers, beside EOS."""
     max_length: int
     responses: Pieces
     log_probs: Pieces | None
@@ -127,6 +129,7 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
 
 def _prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
     ids = []
+    speaker.look_at(prompts)
     for prompt in prompts:
         try:
             ids.append(speaker.rows(speaker.question(prompt).prompt)[0])
@@ -152,14 +155,16 @@ def _policy_work(
             f"models.{model.label}: no prompt fits its context of {model.context} tokens beside "
             f"sampling.max_tokens={sampling.max_tokens}; lower it"
         )
+    stop_ids = speaker.stop_ids(prompts)
     key = content_key(
         model=[model.digest, model.stored_dtype], ids=ids, blocks=blocks, sampling=sampling.model_dump(),
         prompts=[prompt.as_found.prompt for prompt in prompts],
+        **({"stop": stop_ids} if stop_ids else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
     log_probs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
     return PolicyWork(
-        model, speaker, ids, fits,
+        model, speaker, ids, fits, stop_ids,
         max_length=max(len(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit) + sampling.max_tokens,
         responses=Pieces(folder.responses, model.label, key, RESPONSES),
         log_probs=Pieces(folder.log_probs, model.label, log_probs, LOG_PROBS) if pairs[0] else None,
@@ -185,6 +190,8 @@ def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[st
         notes.append(
             f"{account.quarantined.total()} of {account.read} records are no prompt and were left out: {reasons}."
         )
+    said = {label: work.speaker for label, work in policies.items()} | listeners
+    notes += [f"{label}: {remark}." for label, speaker in said.items() for remark in speaker.remarks]
     ways = {label: _way(work.speaker) for label, work in policies.items()}
     if len(set(ways.values())) > 1:
         told = "; ".join(f"{label}: {way}" for label, way in ways.items())

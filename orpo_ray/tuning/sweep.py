@@ -50,8 +50,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         return
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
-    pairs = len(prepare_data(first, console).train)  # once: all trials find the tokens in the cache
-    schedule = build_schedule(first, pairs)
+    data = prepare_data(first, console)  # once: all trials find the tokens in the cache
+    schedule = build_schedule(first, len(data.train))
     total_steps = schedule.total_steps
     connect(config.cpus)
     import ray
@@ -67,7 +67,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         f"{config.name}: {config.number_of_trials} trials of {total_steps} steps, {at_a_time} at a time, by "
         f"{config.searcher} search and {config.scheduler}"
     )
-    for remark in remarks(first, schedule):
+    for remark in [*data.remarks, *remarks(first, schedule)]:
         console.say(f"{config.name}: {remark}")
     ledger = Ledger(config, folder, total_steps)
     started = time.monotonic()
