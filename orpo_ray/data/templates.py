@@ -231,7 +231,8 @@ class Renderer:
         if frame is None:
             return text
         end, header, surplus = (self._special.sub("", part) for part in (frame.end, frame.header, frame.surplus))
-        return surplus + text.removesuffix(frame.end).removesuffix(end).removeprefix(header)
+        text = text.removesuffix(frame.end).removesuffix(end)
+        return surplus + text.removeprefix(frame.header).removeprefix(header)
 
     @cached_property
     def remarks(self) -> list[str]:
@@ -253,9 +254,9 @@ class Renderer:
                 f"the chat template ends every conversation with {frame.rest!r}, which is left out of responses"
             )
         elif not frame.prompts:
-            header = f": {frame.header!r} is part of each response" if frame.header else ""
+            header = f": {frame.header!r} is part of each response" if frame.header.strip() else ""
             said.append(f"the chat template has no generation prompt{header}")
-        if frame.prompts and frame.header:
+        if frame.prompts and frame.header.strip():
             said.append(f"the chat template writes {frame.header!r} into each response")
         if frame.surplus:
             said.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -21,9 +22,10 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.prepare import Highest
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
-from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
+from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer, require_embeddings
 from orpo_ray.modeling.memory import activation_bytes
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.terminal import Console
@@ -224,14 +226,20 @@ class TestLoading:
         with pytest.raises(UserError, match=r"model\.packing: .* cannot be packed: MambaForCausalLM does not take"):
             load_policy(model.model_copy(update={"packing": "shared_prefix"}), seed=0)
 
-    def test_model_and_data_must_fit(self, shared: Path) -> None:
+    def test_model_and_data_must_fit(self) -> None:
         toy = ModelConfig(name_or_path="toy")
-        check_fit(toy, load_tokenizer(toy), max_length=128)
+        check_fit(toy, max_length=128)
         with pytest.raises(UserError, match=r"data\.max_length is 129, .* set data\.max_length=128"):
-            check_fit(toy, load_tokenizer(toy), max_length=129)
-        mixed = ModelConfig(name_or_path="toy", tokenizer=str(shared / "tokenizers/opt"))
-        with pytest.raises(UserError, match=r"50265 tokens.*do not belong together"):
-            check_fit(mixed, load_tokenizer(mixed), max_length=128)
+            check_fit(toy, max_length=129)
+
+    def test_a_token_without_an_embedding_is_refused_where_the_data_hold_it(self) -> None:
+        toy = ModelConfig(name_or_path="toy")
+        tokenizer = copy.deepcopy(load_tokenizer(toy))
+        size = len(tokenizer)
+        tokenizer.add_tokens(["[PAD]"])  # which was never given one
+        require_embeddings(toy, tokenizer, [Highest("data.jsonl", size - 1, 7)])
+        with pytest.raises(UserError, match=rf"data\.jsonl\[record 7\]: .*'\[PAD\]' \({size}\).*for {size} tokens"):
+            require_embeddings(toy, tokenizer, [Highest("toy", 3, 0), Highest("data.jsonl", size, 7)])
 
     def test_real_pretrained_model(self, shared: Path) -> None:
         """Its own greedy story, teacher-forced through the packed policy, is as likely as it should be."""
