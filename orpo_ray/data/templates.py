@@ -99,8 +99,12 @@ class Rendered:
 
     @property
     def characters(self) -> int:
-        parts = [self.prompt, *(response.segments for response in self.responses)]
-        return sum(len(segment.text) for part in parts for segment in part)
+        """Those that are tokenised at once, with the prompt before each response."""
+        prompt, *responses = (
+            sum(len(segment.text) for segment in part)
+            for part in (self.prompt, *(response.segments for response in self.responses))
+        )
+        return prompt * max(len(responses), 1) + sum(responses)
 
 
 def resolve_template(setting: str | None, tokenizer: PreTrainedTokenizerBase, date: str = DATE) -> str | None:

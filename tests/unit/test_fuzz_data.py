@@ -373,7 +373,8 @@ def test_chat_templates(template: str) -> None:
     except (UserError, BadRecord) as error:
         assert_one_line(error)
         return
-    text = "".join(segment.text for part in (rendered.prompt, rendered.chosen, rendered.rejected) for segment in part)
+    parts = (rendered.prompt, *(response.segments for response in rendered.responses))
+    text = "".join(segment.text for part in parts for segment in part)
     assert "<class" not in text
     assert "__builtins__" not in text
 
