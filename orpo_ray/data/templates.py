@@ -27,7 +27,7 @@ from orpo_ray.data.template_dates import with_fixed_date
 from orpo_ray.data.template_frame import Frame, frame_of
 from orpo_ray.data.time_limit import TimeOut, limited
 from orpo_ray.errors import UserError
-from orpo_ray.parsing import read_member
+from orpo_ray.parsing import read_member, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +67,7 @@ Turns = str | list[Message]
 """A prompt or a completion: text, or messages."""
 
 TEXT_RULE = "orpo_ray.json"
+_AS_SERVED = "as served"
 RENDER_SECONDS = 10
 """Of computing, for one record: more is a template that does not end."""
 
@@ -139,7 +140,8 @@ def _as_given(setting: str | None, tokenizer: PreTrainedTokenizerBase) -> str | 
 
 def write_text_rule(folder: Path, through_template: bool) -> None:
     """Note in a model's folder whether plain text, too, went through its chat template when it was trained."""
-    (folder / TEXT_RULE).write_text(json.dumps({"chat_template_for_text": through_template}) + "\n", encoding="utf-8")
+    held = {"chat_template_for_text": through_template, "tokens": _AS_SERVED}
+    (folder / TEXT_RULE).write_text(json.dumps(held) + "\n", encoding="utf-8")
 
 
 def read_text_rule(folder: Path) -> bool:
@@ -148,6 +150,13 @@ def read_text_rule(folder: Path) -> bool:
     if not file.is_file():
         return False
     return bool(read_member(file, "chat_template_for_text", bool))
+
+
+def trained_as_served(folder: Path) -> bool:
+    """False for a model of an earlier version, whose prompts began with BOS and whose responses ended with EOS whatever
+    the template wrote. Raises `UserError` where `write_text_rule`'s note cannot be read."""
+    file = folder / TEXT_RULE
+    return not file.is_file() or read_object(file).get("tokens") == _AS_SERVED
 
 
 class Renderer:
@@ -272,6 +281,11 @@ class Renderer:
 
     def _begins_with(self, start: str) -> bool:
         return self._render([Message(role="user", content="question")], True).startswith(start)
+
+    @property
+    def writes_bos(self) -> bool:
+        """Whether a conversation begins with BOS, or there is none."""
+        return self.frame is None or self._begins_with(self.tokenizer.bos_token or "")
 
     def _opening(self, messages: list[Message]) -> str:
         """The prompt as a server renders it: an assistant's last turn stays open."""

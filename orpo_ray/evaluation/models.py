@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from orpo_ray.data.formats import Message
 from orpo_ray.data.prompts import Prompt, Question, readable
 from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.data.round_trip import ROUND_TRIPS, lost_in_tokens
-from orpo_ray.data.templates import Renderer, Turns, read_text_rule, write_text_rule
+from orpo_ray.data.templates import TEXT_RULE, Renderer, Turns, read_text_rule, trained_as_served
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import files_digest
@@ -75,11 +76,11 @@ class EvaluatedModel:
     """What the packed forward computes in: `stored_dtype` unless asked otherwise, float32 for float16."""
     context: int | None
     """Positions that the model has; None: no limit."""
-    embeddings: int | None
-    """Token ids that it has an embedding for; None: not known."""
-    eos_ids: tuple[int, ...]
-    """That end a generation by `generation_config.json`, whatever the tokenizer calls its own."""
     trust_remote_code: bool
+    embeddings: int | None = None
+    """Token ids that it has an embedding for; None: not known."""
+    eos_ids: tuple[int, ...] = ()
+    """That end a generation by `generation_config.json`, whatever the tokenizer calls its own."""
 
     @property
     def settings(self) -> ModelConfig:
@@ -129,10 +130,16 @@ class Speaker:
         """`chat_template`: `prompts.chat_template`, which overrides the model's own."""
         self.tokenizer = load_tokenizer(model.settings)
         through_template = chat_template is not None or read_text_rule(model.folder)
+        self._as_before = chat_template is None and not trained_as_served(model.folder)
         self.renderer = Renderer(self.tokenizer, chat_template, overrides_text=through_template)
+        if self._as_before and self.renderer.template is not None and not self.renderer.writes_bos:
+            first = "{{ bos_token }}" + self.renderer.template
+            self.renderer = Renderer(self.tokenizer, first, overrides_text=through_template)
         self.wants_messages: bool = through_template
         """Whether text, too, reaches it as messages."""
         self.encode = Encoder(self.tokenizer)
+        if self._as_before and self.tokenizer.bos_token_id is not None:
+            self.encode.start = [self.tokenizer.bos_token_id]
         self.remarks: list[str] = []
         """What tokenizer and template do to the prompts that a person may not expect."""
         self._model = model
@@ -182,6 +189,11 @@ class Speaker:
         turns, cut = [completion.turns for completion in completions], [completion.cut for completion in completions]
         [encoded] = self.encode([self.renderer.rendered(prompt, turns, cut)])
         rows = [encoded.prompt, *encoded.responses]
+        if self._as_before:
+            eos = self.tokenizer.eos_token_id
+            rows[1:] = [
+                ids if is_cut or ids[-1:] == [eos] else [*ids, eos] for ids, is_cut in zip(rows[1:], cut, strict=True)
+            ]
         highest = max(map(max, filter(None, rows)), default=0)
         if self._model.embeddings is not None and highest >= self._model.embeddings:
             raise UserError(no_embedding(self.tokenizer, highest, self._model.name, self._model.embeddings))
@@ -350,7 +362,9 @@ def _merged(key: str, adapter: Path, base: Path, cache: Path, trust: bool) -> Pa
     with new_folder(target) as new:
         model.save_pretrained(new, safe_serialization=True)
         tokenizer.save_pretrained(new)
-        write_text_rule(new, read_text_rule(adapter if own else base))
+        rule = (adapter if own else base) / TEXT_RULE
+        if rule.is_file():
+            shutil.copyfile(rule, new / TEXT_RULE)
     return target
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from orpo_ray.config import parse_config
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.encoding import Encoder
-from orpo_ray.data.prepare import prepare
+from orpo_ray.data.prepare import Highest, prepare
 from orpo_ray.data.prompts import read_prompts
-from orpo_ray.data.templates import NAMED_TEMPLATES, Renderer, write_text_rule
+from orpo_ray.data.templates import NAMED_TEMPLATES, TEXT_RULE, Renderer, write_text_rule
 from orpo_ray.data.tokenization import PairTokenizer
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.models import Completion, EvaluatedModel, Speaker
@@ -145,7 +145,7 @@ def test_training_evaluation_and_scoring_have_the_same_tokens(name: str, tmp_pat
 
 
 def speaker_of(folder: Path, embeddings: int, template: str | None = None) -> Speaker:
-    model = EvaluatedModel("m", "m", folder, "", "float32", "float32", None, embeddings, (), False)
+    model = EvaluatedModel("m", "m", folder, "", "float32", "float32", None, False, embeddings)
     return Speaker(model, template)
 
 
@@ -304,6 +304,50 @@ def test_a_cut_prompt_keeps_its_bos_where_it_has_one() -> None:
         assert (pair.prompt[0] == tokenizer.bos_token_id) == (name == "llama-3")
         assert len(pair.prompt) + len(pair.chosen) == 40
         assert pair.prompt[1:] == whole.prompt[len(whole.prompt) - len(pair.prompt) + 1 :]
+
+
+# Models of earlier versions, and tokens that a model lacks ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["phi-3", "zephyr-sentencepiece", "gpt-2"])
+def test_a_model_of_an_earlier_version_is_spoken_to_as_it_was_trained(name: str, tmp_path: Path) -> None:
+    """BOS first and EOS last, once each, whatever its template writes."""
+    made = family(name)
+    bos, eos = made.tokenizer.bos_token_id, made.tokenizer.eos_token_id
+    made.tokenizer.save_pretrained(tmp_path)
+    completions = [Completion(answer("a"), cut=False), Completion(answer("a"), cut=True)]
+    for written, first, last in ((None, [], []), ({}, [bos], [eos]), ({"tokens": "as served"}, [], [])):
+        if written is not None:
+            (tmp_path / TEXT_RULE).write_text(json.dumps({"chat_template_for_text": True, **written}))
+        prompt, whole, cut = speaker_of(tmp_path, 999).rows(chat("q"), completions)
+        found = encoded(Renderer(made.tokenizer, None), chat("q"), "a")
+        last = [each for each in last if found.responses[0][-1] != each]
+        assert (prompt, whole) == (first + found.prompt, found.responses[0] + last)
+        assert cut == found.responses[0][: len(cut)]
+    write_text_rule(tmp_path, False)
+    assert speaker_of(tmp_path, 999).rows("q")[0] == made.tokenizer("q")["input_ids"]
+    (tmp_path / TEXT_RULE).write_text(json.dumps({"chat_template_for_text": False}))
+    assert speaker_of(tmp_path, 999).rows("q")[0] == [bos, *made.tokenizer("q", add_special_tokens=False)["input_ids"]]
+
+
+def test_a_token_that_the_model_does_not_embed_is_refused_where_it_stands(tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(family("gpt-2").tokenizer)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["[IMAGE]"])
+    rows = [{"prompt": "q", "chosen": said, "rejected": "c"} for said in ("a", "b [IMAGE]", "b [IMAGE][IMAGE]")]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config(
+        {"name": "t", "model": {"name_or_path": "x"}, "storage": {"path": str(tmp_path)},
+         "data": {"train": str(file), "eval": str(file), "eval_split": "train"}}, [], "test",
+    )  # fmt: skip
+    for _ in range(2):  # and from the cache
+        assert prepare(config, tokenizer).highest == (Highest(str(file), size, 1),) * 2
+    tokenizer.save_pretrained(tmp_path / "model")
+    speaker = speaker_of(tmp_path / "model", size)
+    assert speaker.rows("q")
+    with pytest.raises(UserError, match=rf"'\[IMAGE\]' \({size}\), but m has embeddings for {size} tokens"):
+        speaker.rows("q [IMAGE]")
 
 
 # Dates ---------------------------------------------------------------------------------------------------------------

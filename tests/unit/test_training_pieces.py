@@ -392,6 +392,22 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
     assert kept_model(tmp_path / "nothing") is None
 
 
+def test_an_export_stops_at_the_token_that_its_template_ends_answers_with(tmp_path: Path) -> None:
+    policy = load_policy(ModelConfig(name_or_path="toy", dtype="float32"), seed=0)
+    tokenizer = copy.deepcopy(toyworld.tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    dated = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    for template, ends in (("chatml", [2, end]), (dated, 2)):
+        settings = config(f"data.chat_template={json.dumps(template)}", "data.date=2025-03-04")
+        weights = dict(policy.model.state_dict())
+        export_model(tmp_path / "model", policy.model, weights, tokenizer, settings, {"step": 1}, 9)
+        assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == ends
+    kept = load_tokenizer(ModelConfig(name_or_path=str(tmp_path / "model")))
+    question = [{"role": "user", "content": "q"}]
+    assert kept.apply_chat_template(question, tokenize=False) == "2025q</s>"  # on any day
+
+
 def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:
     folder, out = RunFolder(tmp_path), io.StringIO()
     evaluation = {
