@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPTSw3Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _TEXTS = [
     "The cat sat on the mat. What is the largest sea? It is the Pacific, of course: I'd say so, wouldn't you?",
@@ -26,11 +28,9 @@ _TIKTOKEN = Regex(
 class Family(NamedTuple):
     """A tokenizer with its own template, and what the template does."""
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     end: str
     """The token that ends an answer."""
-    system: bool = True
-    """Whether it takes a system turn."""
 
 
 def _byte_level(*, split: Regex | None = None, nfc: bool = False) -> Tokenizer:
@@ -152,12 +152,12 @@ def _qwen() -> Family:
 def _gemma() -> Family:
     marks: list[str | AddedToken] = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
     tokenizer = _made(_sentencepiece("never"), _GEMMA, marks, bos="<bos>", eos="<eos>", adds=True)
-    return Family(tokenizer, "<end_of_turn>", system=False)
+    return Family(tokenizer, "<end_of_turn>")
 
 
 def _mistral() -> Family:
     tokenizer = _made(_sentencepiece("legacy"), _MISTRAL, ["<unk>", "<s>", "</s>"], bos="<s>", eos="</s>", adds=True)
-    return Family(tokenizer, "</s>", system=False)
+    return Family(tokenizer, "</s>")
 
 
 def _phi3() -> Family:
@@ -174,7 +174,7 @@ def _zephyr() -> Family:
 
 def _opt() -> Family:
     tokenizer = _made(_byte_level(), _HH, ["<pad>", "</s>"], bos="</s>", eos="</s>", adds=True)
-    return Family(tokenizer, "</s>", system=False)
+    return Family(tokenizer, "</s>")
 
 
 def _gpt2() -> Family:
@@ -182,11 +182,30 @@ def _gpt2() -> Family:
     return Family(_made(_byte_level(), _GPT2, [mark], bos=mark, eos=mark, adds=False), mark)
 
 
+def _slow() -> Family:
+    """SentencePiece's own library, behind transformers' tokenizers in Python."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TEXTS * 9), model_writer=model, vocab_size=420, byte_fallback=True, model_type="bpe",
+        pad_id=3, minloglevel=2, remove_extra_whitespaces=False, normalization_rule_name="identity",
+    )  # fmt: skip
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(model.getvalue())
+        file.flush()
+        tokenizer = GPTSw3Tokenizer(file.name, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    tokenizer.chat_template = _ZEPHYR
+    return Family(tokenizer, "</s>")
+
+
 _FAMILIES: dict[str, Callable[[], Family]] = {
     "llama-3": _llama3, "chatml-qwen": _qwen, "gemma": _gemma, "mistral-inst": _mistral, "phi-3": _phi3,
     "zephyr-sentencepiece": _zephyr, "opt": _opt, "gpt-2": _gpt2,
 }  # fmt: skip
 FAMILIES = list(_FAMILIES)
+SLOW = "sentencepiece-slow"
+_FAMILIES[SLOW] = _slow
 
 
 @cache

@@ -96,9 +96,7 @@ def test_the_first_texts_of_data_and_prompts_are_looked_at(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"record 1: model\.tokenizer: .*'a b' came back as 'ab'"):
         prepare(config, tokenizer)
     tokenizer.save_pretrained(tmp_path / "model")
-    speaker = Speaker(
-        EvaluatedModel("m", "m", tmp_path / "model", "", "float32", "float32", None, False), None
-    )
+    speaker = Speaker(EvaluatedModel("m", "m", tmp_path / "model", "", "float32", "float32", None, False), None)
     with pytest.raises(UserError, match=r"asked\.jsonl:1: .*'a b' came back as 'ab'"):
         speaker.look_at([Prompt("asked.jsonl:1", Question("a b", ()), None)])
 

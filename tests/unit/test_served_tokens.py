@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_tokenizers import FAMILIES, family
+from chat_tokenizers import FAMILIES, SLOW, family
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +62,7 @@ def holds_no_token(renderer: Renderer, *texts: str) -> bool:
     return not any(renderer._special.search(text) for text in texts)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, SLOW])
 def test_prompt_and_response_are_the_whole_conversation(name: str) -> None:
     """`tokenize=True` of all messages, up to the end of turn; the prompt is what a server asks."""
     made = family(name)
@@ -91,7 +91,7 @@ def test_prompt_and_response_are_the_whole_conversation(name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, SLOW])
 def test_special_tokens_that_the_data_hold_stay_text(name: str) -> None:
     made = family(name)
     renderer = Renderer(made.tokenizer, None)
