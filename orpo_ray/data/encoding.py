@@ -3,18 +3,19 @@ scoring.
 
 A response has the ids that it has within the whole conversation, as in `apply_chat_template` and on any server. A
 tokenizer that puts a space before each text (SentencePiece's) gives other ids where prompt and response are tokenised
-apart. Special tokens part a text, so that a conversation is tokenised from its prompt's last one on: a few tokens more
-than the response's own.
+apart. Special tokens part a text, and so do some tokenizers' lines: a conversation is tokenised from its prompt's last
+such place on, which is a few tokens more than the response's own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from orpo_ray.data.special_tokens import anchors, text_start, without_dummy_space
+from orpo_ray.data.special_tokens import anchors, line_starts, text_start, without_dummy_space
 from orpo_ray.data.templates import Rendered, Segment
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Encoder:
         self._eos: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self._unknown: int | None = tokenizer.unk_token_id
         self._anchors = anchors(tokenizer)
+        lines = line_starts(tokenizer)
+        self._ends = {True: re.compile(f"{self._anchors.pattern}|{lines.pattern}"), False: lines}
 
     @cached_property
     def _continuing(self) -> PreTrainedTokenizerBase:
@@ -149,14 +152,12 @@ class Encoder:
         return pieces
 
     def _end_of(self, prompt: list[_Piece]) -> _Piece | None:
-        """The prompt from its last special token on, all of its last piece where that has none."""
+        """The prompt from its last special token or line on, all of its last piece where nothing parts that."""
         if not prompt:
             return None
         last = prompt[-1]
-        if last.control:
-            for anchor in self._anchors.finditer(last.text):
-                last = _Piece(prompt[-1].text[anchor.start() :], control=True, begins=True)
-        return last
+        *_, anchor = [None, *self._ends[last.control].finditer(last.text)]
+        return last if anchor is None else last._replace(text=last.text[anchor.start() :], begins=True)
 
     def _behind(self, end: _Piece | None, response: list[Segment]) -> _Response:
         segments = [segment for segment in response if segment.text]

@@ -13,7 +13,7 @@ from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import Format, Message, parse, recognise, require_short
 from orpo_ray.data.records import Account, BadRecord, Record
-from orpo_ray.data.round_trip import ROUND_TRIPS, lost_in_tokens
+from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import Rendered, Renderer
@@ -220,8 +220,11 @@ class _Tokenization:
         """Whether the tokenizer gives the first texts back, and what is to be said of it and of the template."""
         self._looked_at = bool(pairs)
         for index, pair in pairs[:ROUND_TRIPS]:
-            for part in (pair.prompt, *(response.segments for response in pair.responses)):
-                text = "".join(segment.text for segment in part)
+            for response in pair.responses:
+                prompt, answer = (
+                    "".join(segment.text for segment in part) for part in (pair.prompt, response.segments)
+                )
+                text = prompt[-CHARACTERS_COMPARED:] + answer[:CHARACTERS_COMPARED]
                 try:
                     lost = lost_in_tokens(self.tokenizer, text)
                 except UserError as error:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 ROUND_TRIPS = 32
 """Records, the first, whose texts must come back from their tokens."""
-_LONGEST = 10_000
-"""Characters of a text that are looked at."""
+CHARACTERS_COMPARED = 5_000
+"""Of a prompt, its end, and of a response, its beginning."""
 _SHOWN = 40
 """Characters on each side of a difference that an error shows."""
 
@@ -32,7 +32,6 @@ def lost_in_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
 
     Raises `UserError`, with the text beside what came back, where anything else differs: spaces, lines, characters.
     """
-    text = text[:_LONGEST]
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     back = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     # SentencePiece's tokenizers put a space before a text and take one off when they decode.

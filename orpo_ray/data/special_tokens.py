@@ -40,12 +40,29 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def anchors(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches tokens at which a text may be cut in two: no token of the text before it depends on what follows, and the
-    other way round, if the second part begins with the match."""
+    """Matches tokens at which a text may be cut in two, before the match: no other token of the first part depends on
+    the second, nor the other way round."""
     added = tokenizer.added_tokens_decoder.values()
     if any(token.single_word or token.lstrip for token in added):
         return re.compile(_NO_MATCH)  # what of the text belongs to these is not a token's own characters alone
     return _any_of(str(token) for token in added if not token.normalized)
+
+
+def line_starts(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches where no token of the text from there on depends on what came before. By GPT-2's split that is a letter
+    that begins a line: only a space goes into a word with it, and nothing looks back."""
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    split = getattr(backend, "pre_tokenizer", None)
+    known = (
+        isinstance(split, pre_tokenizers.ByteLevel)
+        and split.use_regex and not split.add_prefix_space
+        and isinstance(backend.model, models.BPE)
+        and (backend.normalizer is None or isinstance(backend.normalizer, normalizers.NFC))
+    )  # fmt: skip
+    whole = all("\n" not in str(token) and not token.lstrip for token in tokenizer.added_tokens_decoder.values())
+    return re.compile(r"(?<=\n)(?=[A-Za-z])" if known and whole else _NO_MATCH)
 
 
 def without_dummy_space(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

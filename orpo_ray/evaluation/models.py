@@ -20,7 +20,7 @@ from orpo_ray.data.encoding import Encoder
 from orpo_ray.data.formats import Message
 from orpo_ray.data.prompts import Prompt, Question, readable
 from orpo_ray.data.records import BadRecord, one_line
-from orpo_ray.data.round_trip import ROUND_TRIPS, lost_in_tokens
+from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
 from orpo_ray.data.templates import TEXT_RULE, Renderer, Turns, read_text_rule, trained_as_served
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
@@ -168,7 +168,7 @@ class Speaker:
         their text back."""
         for prompt in prompts[:ROUND_TRIPS]:
             try:
-                lost = lost_in_tokens(self.tokenizer, readable(self.question(prompt).prompt))
+                lost = lost_in_tokens(self.tokenizer, readable(self.question(prompt).prompt)[-CHARACTERS_COMPARED:])
             except UserError as error:
                 raise UserError(f"{prompt.location}: {error}") from None
             self.remarks += [lost] if lost and lost not in self.remarks else []

@@ -142,8 +142,7 @@ def test_rewards_are_those_of_plain_forwards(
     tokenizer = AutoTokenizer.from_pretrained(storage / "judge")
     prompts = pq.read_table(finished.prompts).to_pylist()
     for row in rows[:: len(rows) // 60]:
-        ids = tokenizer(prompts[row["prompt"]]["text"])["input_ids"]  # tokenised apart, as in training
-        ids += tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        ids = tokenizer(prompts[row["prompt"]]["text"] + row["text"])["input_ids"]  # as in training
         ids += [] if row["ended"] == "length" else [tokenizer.eos_token_id]
         with torch.no_grad():
             reward = model(torch.tensor([ids])).logits.item()
@@ -355,11 +354,11 @@ def test_real_dialogues_in_two_vocabularies(ray_cluster: None, shared: Path, tmp
     plain.config.pad_token_id = None
     prompts = pq.read_table(folder.prompts).to_pylist()
     for row in scored[:: len(scored) // 16]:
-        ids = [tokenizer.bos_token_id] + [
-            token
-            for text in (prompts[row["prompt"]]["text"], row["text"])
-            for token in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ]
+        prompt = prompts[row["prompt"]]["text"]
+        texts = (prompt, prompt + row["text"])
+        asked, ids = (tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts)
+        if ids[: len(asked)] != asked:
+            continue  # a token holds the prompt's end and the response's beginning
         ids += [] if row["ended"] == "length" else [tokenizer.eos_token_id]
         with torch.no_grad():
             assert row["reward:judge"] == pytest.approx(plain(torch.tensor([ids])).logits.item(), abs=1e-4)
