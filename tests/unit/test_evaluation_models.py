@@ -225,6 +225,16 @@ def test_answers_cross_from_text_to_messages_and_back(tmp_path: Path) -> None:
     assert text.completion(prompt, said) == (" Good morning.", False)
 
 
+def test_answers_end_at_every_eos_of_the_model(policy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ends"
+    shutil.copytree(policy, folder)
+    prompts, _ = read_prompts(PromptsConfig(source="toy-test", limit=2), with_messages=True)
+    for ends, stops in ((2, ()), ([2, 7, 5], (5, 7)), (9, (9,)), (None, ())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        model = find_policy("a", str(folder), tmp_path)
+        assert Speaker(model, None).stop_ids(prompts) == stops
+
+
 def test_prompts_of_other_shapes(tmp_path: Path) -> None:
     source = tmp_path / "ask.jsonl"
     shapes = [{"prompt": "Plain"}, {"instruction": "Do it", "output": "-"}, {"turns": ["First", "Second"]},
