@@ -70,7 +70,7 @@ def test_prompt_and_response_are_the_whole_conversation(name: str) -> None:
     end = made.tokenizer.convert_tokens_to_ids(made.end)
     assert renderer.end_ids == (end,)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(st.lists(text, min_size=1, max_size=3).filter(lambda turns: len(turns) % 2 == 1), text, text)
     def check(turns: list[str], chosen: str, rejected: str) -> None:
         assume(holds_no_token(renderer, *turns, chosen, rejected))
