@@ -18,7 +18,7 @@ from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig
 from orpo_ray.data.packing import pack
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.flops import StepFlops, measured_peak
-from orpo_ray.modeling.loading import DTYPES, check_fit, load_config, load_tokenizer
+from orpo_ray.modeling.loading import DTYPES, check_fit, load_config
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.terminal import Console
@@ -156,7 +156,7 @@ def _task(config: BenchmarkConfig, name: str) -> Task:
 def _check(name: str, task: Task) -> None:
     """Raises `UserError` where data and model do not have what the steps need."""
     model, data = task.config.model, task.config.data
-    check_fit(model, load_tokenizer(model), data.max_length)
+    check_fit(model, data.max_length)
     positions, stretch = getattr(load_config(model), "max_position_embeddings", None), task.stretch
     if stretch is not None and positions is not None and stretch * data.max_length > positions:
         raise UserError(

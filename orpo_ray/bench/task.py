@@ -16,7 +16,7 @@ from orpo_ray.data.packing import Ids
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.schedule import StepSchedule
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import load_tokenizer
+from orpo_ray.modeling.loading import load_tokenizer, require_embeddings
 from orpo_ray.training.loop import build_schedule
 
 Pair = tuple[Ids, Ids, Ids]
@@ -76,7 +76,10 @@ class Task:
     @cached_property
     def data(self) -> PairDataset:
         """The training pairs, with the first of each step stretched where the task says so."""
-        pairs = prepare(self.config, load_tokenizer(self.config.model)).train
+        tokenizer = load_tokenizer(self.config.model)
+        data = prepare(self.config, tokenizer)
+        require_embeddings(self.config.model, tokenizer, data.highest)
+        pairs = data.train
         if not isinstance(pairs, PairDataset):
             raise UserError("run.data.train: has to be one source for a benchmark")
         if self.stretch is None:

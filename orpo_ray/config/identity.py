@@ -9,7 +9,7 @@ from typing import Any
 # What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
 _FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
-    "data": ("max_record_characters",),  # where it changes the pairs, their digest tells
+    "data": ("max_record_characters", "date"),  # where they change the pairs, their digest tells
     "train": (
         "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep", "keep_checkpoints",
         "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 MAX_RECORD_CHARACTERS = 1_500_000
+DATE = "2024-07-26"
+"""That templates write which would write today's."""
 SOURCES = {str: "(one source)", list: "(several sources)"}
 """What pydantic calls the two in a location."""
 
@@ -122,6 +125,8 @@ class DataConfig(RecordsConfig):
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None
     """A named template, a Jinja text, or null: the tokenizer's own for message lists, none for plain text."""
+    date: str = DATE
+    """YYYY-MM-DD: what a template writes that would write today's date. The template kept with the model does too."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
     """Of prompt, chosen, rejected and tools together; a record of more is a bad one, which keeps a huge one from taking
     all memory: 250 bytes a character while it is tokenised. 128,000 tokens of English are half a million characters,
@@ -171,6 +176,14 @@ class DataConfig(RecordsConfig):
         if any(source.weight is not None for source in self.eval_sources):
             raise ValueError("eval: held-out pairs are all evaluated, so no source has a weight")
         return self
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        try:  # YAML reads one without quotation marks as a date
+            return datetime.date.fromisoformat(str(value)).isoformat()
+        except ValueError:
+            raise ValueError(f"should be a date such as {DATE} (got {value!r:.40})") from None
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> DataConfig:

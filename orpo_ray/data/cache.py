@@ -53,6 +53,8 @@ class TokenizedSource:
     """Of the pairs."""
     folder: Path
     """Where it lies; what follows from it may be kept there too."""
+    highest: tuple[int, int]
+    """The highest token id, and the index of the first record that has it; -1 twice where there is no pair."""
 
 
 class CacheWriter:
@@ -60,6 +62,7 @@ class CacheWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._highest = (-1, -1)
         self._end = 0  # of the tokens written so far
         self._digest = hashlib.blake2b(digest_size=16)
         self._stack = ExitStack()
@@ -76,6 +79,9 @@ class CacheWriter:
         self._append("record_ids.bin", [index for index, _ in pairs])
         self._append("prompt_hashes.bin", [_hash(pair.prompt) for _, pair in pairs])
         self._end += len(tokens)
+        if len(tokens) and (highest := int(tokens.max())) > self._highest[0]:
+            at = int(np.searchsorted(ends[:, 2], self._end - len(tokens) + int(tokens.argmax()), side="right"))
+            self._highest = highest, pairs[at][0]
 
     def quarantine(self, record: Record, error: BadRecord) -> None:
         """Append a record that cannot be used: where it is, why, and its text (its beginning, if long)."""
@@ -95,7 +101,9 @@ class CacheWriter:
         self._stack.close()
         sizes = {name: (self.folder / name).stat().st_size for name in self._files}
         with (self.folder / MANIFEST).open("w", encoding="utf-8") as manifest:
-            written = {"sizes": sizes, "account": vars(account), "digest": self._digest.hexdigest()}
+            written = {
+                "sizes": sizes, "account": vars(account), "digest": self._digest.hexdigest(), "highest": self._highest,
+            }  # fmt: skip
             json.dump(written, manifest, indent=1)
             manifest.flush()
             os.fsync(manifest.fileno())
@@ -148,6 +156,7 @@ def _read(entry: Path) -> TokenizedSource | None:
         manifest = object_from_json((entry / MANIFEST).read_text(encoding="utf-8"))
         sizes, digest = member(manifest, "sizes", dict), member(manifest, "digest", str)
         account = Account.from_json(member(manifest, "account", dict))
+        highest, record = map(int, member(manifest, "highest", list))
         whole = all((entry / name).stat().st_size == sizes[name] for name in [*ARRAYS, QUARANTINE])
     except (OSError, ValueError, LookupError):
         return None
@@ -156,8 +165,9 @@ def _read(entry: Path) -> TokenizedSource | None:
     tokens, bounds, record_ids, hashes = (mapped(entry / name, dtype) for name, dtype in ARRAYS.items())
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
     return TokenizedSource(
-        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, account, quarantine, digest, entry
-    )
+        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, account, quarantine, digest, entry,
+        (highest, record),
+    )  # fmt: skip
 
 
 def mapped(path: Path, dtype: DTypeLike) -> NDArray[Any]:

@@ -26,8 +26,8 @@ class Pairs(Protocol):
 class PairDataset:
     """Preference pairs as token ids; a view, cheap to take subsets of.
 
-    A prompt begins with exactly one BOS where the tokenizer has one. A response ends with exactly one EOS,
-    unless it was cut to fit: a cut response did not end there, so it has none.
+    A prompt begins with BOS where its template, or the tokenizer before plain text, writes one. A response ends with
+    the token that ends its turn, the template's or EOS, unless it was cut to fit: it did not end there.
     """
 
     tokens: NDArray[np.int32]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orpo_ray.config import DataConfig, TrainConfig
 from orpo_ray.config.records import RecordsConfig
@@ -17,9 +17,10 @@ from orpo_ray.data.formats import NoPreference, PreferencePair, RecordReader, re
 from orpo_ray.data.formats.comparison import has_text
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.records import Account, BadRecord, Record
+from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
-from orpo_ray.data.templates import RenderedPair, Renderer
+from orpo_ray.data.templates import Rendered, Renderer
 from orpo_ray.data.tokenization import PairTokenizer, TokenizedPair, tokenizer_digest
 from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
@@ -33,6 +34,14 @@ CODE_VERSION = 3
 RECORDS_PER_BATCH = 256
 CHARACTERS_AT_ONCE = 1 << 20
 """Tokenising takes memory by the character; 256 records that are as long as they may be would take too much."""
+
+
+class Highest(NamedTuple):
+    """The highest token id of a source."""
+
+    source: str
+    id: int
+    record: int
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,11 @@ class PreparedData:
     """Of all pairs, those of training and those held out."""
     fingerprints: tuple[str, ...]
     """Of the content of the sources of `data.train` and of `data.eval`."""
+    highest: tuple[Highest, ...] = ()
+    """The highest token id of each source, and its record."""
     remarks: tuple[str, ...] = ()
-    """What of the records is not read, and what was decided about them, each in a line."""
+    """What of the records is not read, what was decided about them, and what template and tokenizer do to them that a
+    person may not expect, each in a line."""
 
 
 def prepare(
@@ -90,6 +102,7 @@ def prepare(
             for one, source in zip(asked, sources, strict=True)
             for remark in source.account.remarks()
         ),
+        highest=tuple(Highest(one.source, *source.highest) for one, source in zip(asked, sources, strict=True)),
     )
 
 
@@ -138,7 +151,7 @@ def _tokenized(
 ) -> TokenizedSource:
     """One source, from the cache or tokenised into it."""
     data = config.data
-    renderer = Renderer(tokenizer, data.chat_template)
+    renderer = Renderer(tokenizer, data.chat_template, date=data.date)
     key = cache_key(
         {
             "version": CODE_VERSION,
@@ -178,11 +191,14 @@ class _Tokenization:
     ) -> None:
         self.data = data
         self.renderer = renderer
+        self.tokenizer = tokenizer
+        self._looked_at = False
+        """At the first texts (see `_look_at`)."""
         self.tokenize = PairTokenizer(tokenizer, data.max_length, data.max_prompt_length)
         self.writer = writer
         self.account = Account()
         self.read = RecordReader(asked, asked.format or "auto", self.account, as_messages=renderer.overrides_text)
-        self._waiting: list[tuple[int, RenderedPair]] = []
+        self._waiting: list[tuple[int, Rendered]] = []
         """Pairs to tokenise together, with their records' indices."""
         self._characters = 0
         """Of those."""
@@ -200,12 +216,11 @@ class _Tokenization:
             self._write(progress)
         return self.account
 
-    def _add(self, index: int, pair: RenderedPair) -> None:
-        size = sum(len(segment.text) for text in (pair.prompt, pair.chosen, pair.rejected) for segment in text)
-        if self._characters + size > CHARACTERS_AT_ONCE:
+    def _add(self, index: int, pair: Rendered) -> None:
+        if self._characters + pair.characters > CHARACTERS_AT_ONCE:
             self._tokenize()
         self._waiting.append((index, pair))
-        self._characters += size
+        self._characters += pair.characters
 
     def _write(self, progress: Callable[[int], None] | None) -> None:
         """The digest of the pairs, which a run is known by, depends on how many are written at once."""
@@ -218,10 +233,12 @@ class _Tokenization:
 
     def _tokenize(self) -> None:
         rendered, self._waiting, self._characters = self._waiting, [], 0
+        if not self._looked_at:
+            self._look_at(rendered)
         tokenized = self.tokenize([pair for _, pair in rendered])
-        for (index, _), (pair, prompt_length) in zip(rendered, tokenized, strict=True):
+        for (index, _), (pair, whole) in zip(rendered, tokenized, strict=True):
             limit = self.data.drop_prompts_over
-            if limit is not None and prompt_length > limit:
+            if limit is not None and len(whole.prompt) > limit:
                 self.account.dropped[f"prompt over {limit} tokens"] += 1
             elif not pair.prompt:  # no BOS and no token: nothing for a response to follow
                 self.account.dropped["empty prompt"] += 1
@@ -229,11 +246,30 @@ class _Tokenization:
                 self.account.dropped["chosen = rejected once tokenised and cut"] += 1
             else:
                 self._kept.append((index, pair))
+                self.account.straddled += whole.straddled
                 self.account.cut_prompts += pair.cut[0]
                 self.account.cut_chosen += pair.cut[1]
                 self.account.cut_rejected += pair.cut[2]
 
-    def _rendered(self, record: Record) -> RenderedPair | None:
+    def _look_at(self, pairs: list[tuple[int, Rendered]]) -> None:
+        """Whether the tokenizer gives the first texts back, and what is to be said of it and of the template."""
+        self._looked_at = bool(pairs)
+        for index, pair in pairs[:ROUND_TRIPS]:
+            for response in pair.responses:
+                prompt, answer = (
+                    "".join(segment.text for segment in part) for part in (pair.prompt, response.segments)
+                )
+                text = prompt[-CHARACTERS_COMPARED:] + answer[:CHARACTERS_COMPARED]
+                try:
+                    lost = lost_in_tokens(self.tokenizer, text)
+                except UserError as error:
+                    raise UserError(f"record {index}: {error}") from None
+                if lost and lost not in self.account.said:
+                    self.account.said.append(lost)
+        if any(not pair.verbatim for _, pair in pairs):
+            self.account.said += self.renderer.remarks
+
+    def _rendered(self, record: Record) -> Rendered | None:
         """The text of a pair that is sound and passes the paper's filters."""
         try:
             return self._render(record)
@@ -249,7 +285,7 @@ class _Tokenization:
         except UserError as error:
             raise UserError(f"{record.location}: {error}") from None
 
-    def _render(self, record: Record) -> RenderedPair | None:
+    def _render(self, record: Record) -> Rendered | None:
         if record.value is None:
             raise record.error or BadRecord("unreadable")
         try:

@@ -88,6 +88,11 @@ class Account:
     """Columns, and fields of messages, that hold something and are not read, with the records that have them."""
     noted: Counter[str] = field(default_factory=Counter)
     """What else a person should know of so many records; a sentence goes on from `12 of 100 records `."""
+    said: list[str] = field(default_factory=list)
+    """What template and tokenizer do to the texts that a person may not expect, each in a line."""
+    straddled: int = 0
+    """Of the kept pairs, how many have a token in their whole conversation that holds the end of the prompt and the
+    beginning of a response: there the response is tokenised as what continues the prompt."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Account:
@@ -97,14 +102,17 @@ class Account:
             each = member(found, name, dict)
             counters[name] = Counter({key: member(each, key, int) for key in each})
         numbers = {
-            name: member(found, name, int) for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected")
+            name: member(found, name, int)
+            for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected", "straddled")
         }
+        said = [str(line) for line in member(found, "said", list)]
         return cls(
             **numbers,
             dropped=counters["dropped"],
             quarantined=counters["quarantined"],
             unread=counters["unread"],
             noted=counters["noted"],
+            said=said,
         )
 
     def note_unread(self, name: str) -> None:
@@ -113,7 +121,8 @@ class Account:
         self.unread[name if name in self.unread or len(self.unread) < _NAMES_LIMIT else "(others)"] += 1
 
     def remarks(self) -> list[str]:
-        """What of the records is not read, and what was decided about them, each in a line."""
+        """What of the records is not read, what was decided about them, and what became of their texts that a person
+        should know of, each in a line."""
         lines = [f"{count} of {self.read} records {sentence}" for sentence, count in sorted(self.noted.items())]
         if self.unread:
             names = [
@@ -122,6 +131,12 @@ class Account:
             ]
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             lines.append(f"columns that are not read: {', '.join(names[:_NAMES_SHOWN])}{more}")
+        lines += self.said
+        if self.straddled:
+            lines.append(
+                f"in {self.straddled} of {self.kept} pairs a token of the whole conversation holds the end of the "
+                "prompt and the beginning of a response: there the response is tokenised as what continues the prompt"
+            )
         return lines
 
     def check(self) -> None:

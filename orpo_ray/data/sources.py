@@ -87,8 +87,10 @@ class ToySource:
     def records(self) -> Iterator[Record]:
         from orpo_ray.data import toyworld
 
-        for i, value in enumerate(toyworld.records(self.name)):
-            yield Record(i, f"{self.name}[record {i}]", dict(value))
+        for i, pair in enumerate(toyworld.records(self.name)):
+            # A response goes on with the line that the prompt is.
+            value: dict[str, Any] = {**pair, "chosen": f" {pair['chosen']}", "rejected": f" {pair['rejected']}"}
+            yield Record(i, f"{self.name}[record {i}]", value)
 
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)

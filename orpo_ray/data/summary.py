@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.data.records import Account
+from orpo_ray.data.templates import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ SHOWN_CHARACTERS = 700
 
 @dataclass(frozen=True)
 class Example:
-    """The text of one tokenised pair, its BOS and EOS left out of the text and noted apart."""
+    """The text of one tokenised pair, its BOS and the tokens that end it left out of the text and noted apart."""
 
     record: int | str
     prompt: str
@@ -41,7 +42,7 @@ class Example:
     bos: str | None
     """The BOS as text, where the prompt begins with one."""
     eos: tuple[str | None, str | None]
-    """The EOS as text of chosen and rejected; None where the response was cut."""
+    """The token that ends chosen and rejected, EOS or the template's own, as text; None where the response was cut."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def summarize(
 ) -> Summary:
     """Prepare the data of a run and measure it. Raises `UserError` as `prepare` does."""
     prepared = prepare(config, tokenizer, progress)
+    renderer = Renderer(tokenizer, config.data.chat_template, date=config.data.date)
+    ends = {tokenizer.eos_token_id, *renderer.end_ids}
     lengths = np.concatenate([prepared.train.lengths(), prepared.eval.lengths()])
     prompt, responses = lengths[:, 0], lengths[:, 1:].sum(axis=1)
     return Summary(
@@ -84,7 +87,7 @@ def summarize(
         shared_tokens=int((prompt + responses).sum()),
         unshared_tokens=int((2 * prompt + responses).sum()),
         padded_tokens=_padded_tokens(lengths, config.seed),
-        examples=tuple(_example(prepared.train, i, tokenizer) for i in range(min(2, len(prepared.train)))),
+        examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in range(min(2, len(prepared.train)))),
         quarantine=prepared.quarantine,
     )
 
@@ -112,11 +115,15 @@ def _padded_tokens(lengths: NDArray[np.int64], seed: int) -> int:
     return int((np.maximum.reduceat(longest, starts) * rows).sum())
 
 
-def _example(pairs: Pairs, i: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+def _example(pairs: Pairs, i: int, tokenizer: PreTrainedTokenizerBase, ends: Container[int]) -> Example:
     prompt, *responses = (ids.tolist() for ids in pairs.pair(i))
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id
     has_bos = bos is not None and prompt[0] == bos
-    ended = [response[-1] == eos for response in responses]
+    ended = [response[-1] in ends for response in responses]
+    marks = [
+        tokenizer.convert_ids_to_tokens(response[-1]) if end else None
+        for response, end in zip(responses, ended, strict=True)
+    ]
     texts = [
         str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         for ids in (
@@ -130,7 +137,7 @@ def _example(pairs: Pairs, i: int, tokenizer: PreTrainedTokenizerBase) -> Exampl
         chosen=texts[1],
         rejected=texts[2],
         bos=str(tokenizer.bos_token) if has_bos else None,
-        eos=(str(tokenizer.eos_token) if ended[0] else None, str(tokenizer.eos_token) if ended[1] else None),
+        eos=(marks[0], marks[1]),
     )
 
 

@@ -1,8 +1,10 @@
-"""Chat templates: preference pairs to the text that is tokenised, prompt and responses apart.
+"""Chat templates: preference pairs to the text that is tokenised, a prompt and what follows it in each conversation.
 
-Plain text is taken verbatim unless `data.chat_template` is set; message lists need a template, the
-configuration's or the tokenizer's own. What a template itself writes may hold special tokens and they become
-their ids; what the *data* holds never does: a `</s>` in somebody's answer is text, and must not end it.
+A prompt is rendered as a server does that asks a model; a response is what the whole conversation, as
+`apply_chat_template` writes it, has behind that, up to the end of its turn. Plain text is taken verbatim unless
+`data.chat_template` is set; message lists need a template, the configuration's or the tokenizer's own. What a template
+itself writes may hold special tokens and they become their ids; what the *data* holds never does: a `</s>` in
+somebody's answer is text, and must not end it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orpo_ray.config.schema import DATE
 from orpo_ray.data.formats import Message, PreferencePair, Tools, Turns
 from orpo_ray.data.records import BadRecord, one_line
+from orpo_ray.data.special_tokens import control_tokens, special_tokens, text_start
+from orpo_ray.data.template_dates import with_fixed_date
+from orpo_ray.data.template_frame import Frame, frame_of
 from orpo_ray.data.time_limit import TimeOut, limited
 from orpo_ray.errors import UserError
-from orpo_ray.parsing import read_member
+from orpo_ray.parsing import read_member, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +64,7 @@ NAMED_TEMPLATES = {
 
 
 TEXT_RULE = "orpo_ray.json"
+_AS_SERVED = "as served"
 RENDER_SECONDS = 10
 """Of computing, for one record: more is a template that does not end."""
 
@@ -69,20 +76,46 @@ class Segment(NamedTuple):
     control: bool
 
 
+class Response(NamedTuple):
+    """What stands behind a prompt in the whole conversation, up to the end of its turn."""
+
+    segments: list[Segment]
+    closed: bool
+    """Whether a token that ends the turn is in it; if not, EOS, which is added as an id, is its end."""
+    cut: bool = False
+    """It did not end, so that neither follows."""
+
+
 @dataclass(frozen=True, slots=True)
-class RenderedPair:
-    """The text of a pair, without its first BOS and its last EOS, which are added as ids."""
+class Rendered:
+    """A prompt and responses to it, as text."""
 
     prompt: list[Segment]
-    chosen: list[Segment]
-    rejected: list[Segment]
+    responses: list[Response]
+    verbatim: bool
+    """Text as it stands: before it comes what the tokenizer puts before any text."""
+
+    @property
+    def characters(self) -> int:
+        """Those that are tokenised at once, with the prompt before each response."""
+        prompt, *responses = (
+            sum(len(segment.text) for segment in part)
+            for part in (self.prompt, *(response.segments for response in self.responses))
+        )
+        return prompt * max(len(responses), 1) + sum(responses)
 
 
-def resolve_template(setting: str | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def resolve_template(setting: str | None, tokenizer: PreTrainedTokenizerBase, date: str = DATE) -> str | None:
     """The Jinja text for message lists: `data.chat_template` (a name or a text), or the tokenizer's own.
 
-    None where neither exists. Raises `UserError` for an unknown name.
+    It needs nothing but a tokenizer: a named one writes what this tokenizer puts before text, and one that writes
+    today's date writes `date` (YYYY-MM-DD). None where there is none. Raises `UserError` for an unknown name.
     """
+    template = _as_given(setting, tokenizer)
+    return template and with_fixed_date(template, date)
+
+
+def _as_given(setting: str | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
     if setting is None:
         try:
             return str(tokenizer.get_chat_template())
@@ -95,12 +128,17 @@ def resolve_template(setting: str | None, tokenizer: PreTrainedTokenizerBase) ->
         hint = f"; did you mean {close[0]}?" if close else ""
         names = ", ".join(NAMED_TEMPLATES)
         raise UserError(f"data.chat_template: {setting!r} is neither one of {names} nor a Jinja text{hint}")
-    return NAMED_TEMPLATES[setting]
+    start = text_start(tokenizer)
+    if start == [tokenizer.bos_token_id]:
+        return "{{ bos_token }}" + NAMED_TEMPLATES[setting]
+    written = "".join(tokenizer.convert_ids_to_tokens(start))
+    return (f"{{{{ {json.dumps(written, ensure_ascii=False)} }}}}" if written else "") + NAMED_TEMPLATES[setting]
 
 
 def write_text_rule(folder: Path, through_template: bool) -> None:
     """Note in a model's folder whether plain text, too, went through its chat template when it was trained."""
-    (folder / TEXT_RULE).write_text(json.dumps({"chat_template_for_text": through_template}) + "\n", encoding="utf-8")
+    held = {"chat_template_for_text": through_template, "tokens": _AS_SERVED}
+    (folder / TEXT_RULE).write_text(json.dumps(held) + "\n", encoding="utf-8")
 
 
 def read_text_rule(folder: Path) -> bool:
@@ -111,73 +149,190 @@ def read_text_rule(folder: Path) -> bool:
     return bool(read_member(file, "chat_template_for_text", bool))
 
 
+def trained_as_served(folder: Path) -> bool:
+    """False for a model of an earlier version, whose prompts began with BOS and whose responses ended with EOS whatever
+    the template wrote. Raises `UserError` where `write_text_rule`'s note cannot be read."""
+    file = folder / TEXT_RULE
+    return not file.is_file() or read_object(file).get("tokens") == _AS_SERVED
+
+
 class Renderer:
-    """Renders pairs for one tokenizer and one `data.chat_template`."""
+    """Renders prompts and responses for one tokenizer and one `data.chat_template`."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, setting: str | None, *, overrides_text: bool | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        setting: str | None,
+        *,
+        overrides_text: bool | None = None,
+        date: str = DATE,
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = resolve_template(setting, tokenizer)
+        self.template = resolve_template(setting, tokenizer, date)
         self.overrides_text = setting is not None if overrides_text is None else overrides_text
         """Whether plain text, too, goes through the template, as messages."""
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special |= set(tokenizer.all_special_tokens)
-        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
-        self._special = re.compile("|".join(longest_first) or r"(?!)")
+        self._fixed_date = date if self.template != _as_given(setting, tokenizer) else None
+        self._special = special_tokens(tokenizer)
         # Stands for a special token that the data holds while the template runs; no data can foresee it. Digits alone,
         # and so many of them for each token, stand in JSON as they are, and in upper case.
         self._mark = f"7{secrets.randbelow(10**24):024}"
         self._marked = re.compile(f"{self._mark}(\\d{{9}})")
 
-    def pair(self, pair: PreferencePair) -> RenderedPair:
+    def pair(self, pair: PreferencePair) -> Rendered:
         """Raises `BadRecord` where the template refuses the messages, `UserError` where no template fits."""
-        return RenderedPair(*self.rendered(pair.prompt, [pair.chosen, pair.rejected], pair.tools))
+        return self.rendered(pair.prompt, [pair.chosen, pair.rejected], tools=pair.tools)
 
-    def rendered(self, prompt: Turns, completions: Sequence[Turns], tools: Tools | None = None) -> list[list[Segment]]:
-        """The text of a prompt, with `tools` where the template puts them, and of each completion. Raises as `pair`
-        does."""
+    def rendered(
+        self, prompt: Turns, completions: Sequence[Turns], cut: Sequence[bool] = (), tools: Tools | None = None
+    ) -> Rendered:
+        """A prompt as a server asks it, with `tools` where the template puts them, and each completion of it. Raises as
+        `pair` does.
+
+        `cut`: which completions did not end, so that no end of turn follows; default: none.
+        """
+        cuts = cut or [False] * len(completions)
         if isinstance(prompt, str):
-            return [[Segment(str(text), control=False)] for text in (prompt, *completions)]
+            responses = [
+                Response([Segment(str(text), control=False)], closed=False, cut=is_cut)
+                for text, is_cut in zip(completions, cuts, strict=True)
+            ]
+            return Rendered([Segment(prompt, control=False)], responses, verbatim=True)
         held: list[str] = []
         messages, tools = self._hold(prompt, held), self._hold(tools, held)
-        opening = self._render(messages, add_generation_prompt=True, tools=tools)
-        texts = [self._completion(opening, messages + self._hold(turns, held), tools) for turns in completions]
-        bos = self.tokenizer.bos_token
-        shown = opening
-        while bos and shown.startswith(bos):
-            shown = shown.removeprefix(bos)
-        return [self._segments(text, held) for text in (shown, *texts)]
+        wholes = [self._whole(messages, self._hold(turns, held), tools) for turns in completions]
+        opening = self._parted(self._opening(messages, tools), wholes)
+        responses = []
+        for whole, is_cut in zip(wholes, cuts, strict=True):
+            text, closed = self._ended(whole.removeprefix(opening), cut=is_cut)
+            responses.append(Response(self._segments(text, held), closed, is_cut))
+        return Rendered(self._segments(opening, held), responses, verbatim=False)
+
+    def conversation(self, prompt: Turns, completion: Turns, tools: Tools | None = None) -> list[Segment]:
+        """The whole conversation as the template writes it, with what stands behind the end of turn; of plain text both
+        parts. Raises as `pair` does."""
+        if isinstance(prompt, str):
+            return [Segment(prompt + str(completion), control=False)]
+        held: list[str] = []
+        messages, tools = self._hold(prompt, held), self._hold(tools, held)
+        return self._segments(self._whole(messages, self._hold(completion, held), tools), held)
 
     @cached_property
-    def turn_end(self) -> str:
-        """What the template writes after an answer's text and before its EOS: a response that a model gives ends so."""
-        mark = "answer"
-        question, answer = Message(role="user", content="question"), Message(role="assistant", content=mark)
+    def frame(self) -> Frame | None:
+        """What the template writes around an answer; None where one question and one answer do not tell."""
+        if self.template is None:
+            return None
         try:
-            opening = self._render([question], add_generation_prompt=True)
-            return self._completion(opening, [question, answer]).partition(mark)[2]
-        except BadRecord as error:
-            raise UserError(f"the chat template cannot write a question and an answer: {error}") from None
+            return frame_of(self._render, self._control, self.tokenizer.eos_token)
+        except BadRecord:  # it wants other messages, tools or a system turn, say
+            return None
 
-    def _completion(self, prompt: str, messages: list[Message], tools: Tools | None = None) -> str:
-        """What rendering the whole adds to the rendered prompt, up to its last EOS (not included)."""
-        whole = self._render(messages, add_generation_prompt=False, tools=tools)
-        if not whole.startswith(prompt):
-            raise UserError(
-                "the chat template renders a prompt differently once a response follows, so the two cannot "
-                "be parted; set data.chat_template to one that does not (such as chatml)"
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        return control_tokens(self.tokenizer)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The token that the template ends an answer with; none where EOS follows its text, or there is no template."""
+        if self.frame is None or not self.frame.closes:
+            return ()
+        *_, last = self._control.finditer(self.frame.end)
+        return (int(self.tokenizer.convert_tokens_to_ids(last[0])),)
+
+    def said(self, text: str) -> str:
+        """The message that a model gave when it generated `text` behind a prompt: without what the template, not the
+        model, would write around it, and with what the generation prompt began it with."""
+        frame = self.frame
+        if frame is None:
+            return text
+        end, header, surplus = (self._special.sub("", part) for part in (frame.end, frame.header, frame.surplus))
+        text = text.removesuffix(frame.end).removesuffix(end)
+        return surplus + text.removeprefix(frame.header).removeprefix(header)
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """What the template does to messages that a person may not expect, each in a line."""
+        if self.template is None:
+            return []
+        said, frame = [], self.frame
+        if self._fixed_date is not None:
+            said.append(f"the chat template writes today's date: it is {self._fixed_date} on every day (data.date)")
+        start = self.tokenizer.convert_ids_to_tokens(text_start(self.tokenizer))
+        if frame is not None and start and not self._begins_with("".join(start)):
+            said.append(
+                f"the chat template writes no {''.join(start)}, which the tokenizer puts before text: none is added"
             )
-        completion = whole[len(prompt) :]
-        eos = self.tokenizer.eos_token
-        while eos:
-            text, found, after = completion.rpartition(eos)
-            if not found or after.strip():
-                break
-            completion = text
-        return completion
+        if frame is None:
+            return said
+        if frame.always_prompts:
+            said.append(
+                f"the chat template ends every conversation with {frame.rest!r}, which is left out of responses"
+            )
+        elif not frame.prompts:
+            header = f": {frame.header!r} is part of each response" if frame.header.strip() else ""
+            said.append(f"the chat template has no generation prompt{header}")
+        if frame.prompts and frame.header.strip():
+            said.append(f"the chat template writes {frame.header!r} into each response")
+        if frame.surplus:
+            said.append(
+                f"the chat template's generation prompt adds {frame.surplus!r}, which servers will write and answers "
+                "of the data do not begin with; prompts are trained on without it where a response lacks it: set "
+                "data.chat_template to one that leaves it out"
+            )
+        return said
 
-    def _render(self, messages: list[Message], add_generation_prompt: bool, tools: Tools | None = None) -> str:
+    def _begins_with(self, start: str) -> bool:
+        return self._render([Message(role="user", content="question")], True).startswith(start)
+
+    @property
+    def writes_bos(self) -> bool:
+        """Whether a conversation begins with BOS, or there is none."""
+        return self.frame is None or self._begins_with(self.tokenizer.bos_token or "")
+
+    def _opening(self, messages: list[Message], tools: Tools | None) -> str:
+        """The prompt as a server renders it: an assistant's last turn stays open."""
+        if messages[-1]["role"] == "assistant":
+            return self._render(messages, False, tools, continue_final_message=True)
+        return self._render(messages, True, tools)
+
+    def _whole(self, messages: list[Message], answer: list[Message], tools: Tools | None) -> str:
+        """The conversation; an answer goes on with the prompt's last turn where that is the assistant's."""
+        last, first = messages[-1], answer[0]
+        if last["role"] == first["role"] == "assistant":
+            content = last["content"] + first["content"]
+            messages, answer = messages[:-1], [Message(**{**last, **first, "content": content}), *answer[1:]]
+        return self._render(messages + answer, False, tools)
+
+    def _parted(self, opening: str, wholes: list[str]) -> str:
+        """What of the rendered prompt all conversations begin with."""
+        surplus = self.frame.surplus if wholes and self.frame is not None else ""
+        for text in (opening, opening.removesuffix(surplus)):
+            if all(whole.startswith(text) for whole in wholes):
+                return text
+        raise UserError(
+            "the chat template renders a prompt differently once a response follows, so the two cannot "
+            "be parted; set data.chat_template to one that does not (such as chatml)"
+        )
+
+    def _ended(self, response: str, *, cut: bool) -> tuple[str, bool]:
+        """The response up to the end of its turn, and whether that is there; of one that was `cut` the text before."""
+        end, rest, closes = ("", "", False) if (frame := self.frame) is None else (frame.end, frame.rest, frame.closes)
+        if closes and response.endswith(end + rest):
+            response = response.removesuffix(rest)
+            return (response.removesuffix(end), False) if cut else (response, True)
+        response = response.removesuffix(rest)
+        *_, last = [None, *self._special.finditer(response)]  # none of the data's: those are held
+        if last is not None and not response[last.end() :].strip():
+            return (response[: last.start()], False) if cut else (response[: last.end()], True)
+        return (response.removesuffix(end) if cut else response), False
+
+    def _render(
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool,
+        tools: Tools | None = None,
+        *,
+        continue_final_message: bool = False,
+    ) -> str:
         import jinja2
 
         if self.template is None:
@@ -196,6 +351,7 @@ class Renderer:
                         chat_template=self.template,
                         tokenize=False,
                         add_generation_prompt=add_generation_prompt,
+                        continue_final_message=continue_final_message,
                     )
                 )
         except jinja2.TemplateSyntaxError as error:

@@ -1,4 +1,4 @@
-"""Rendered pairs to token ids: prompt and responses apart, one BOS, one EOS, each cut by its own room."""
+"""Rendered pairs to token ids that fit, each response cut by its own room."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orpo_ray.data.templates import RenderedPair, Segment
+from orpo_ray.data.encoding import Encoded, Encoder
+from orpo_ray.data.templates import Rendered
 from orpo_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,24 +27,24 @@ class TokenizedPair:
 
 
 def fit_prompt(ids: list[int], bos: int | None, longest: int) -> tuple[list[int], bool]:
-    """BOS, where there is one, and `ids`; of a longer prompt BOS and its end. And whether it was cut."""
-    start = [] if bos is None else [bos]
+    """`ids`; of a longer prompt its BOS, where it begins with one, and its end. And whether it was cut."""
+    start = ids[:1] if ids[:1] == [bos] else []
+    if len(ids) <= longest:
+        return ids, False
     room = longest - len(start)
-    cut = len(ids) > room
-    return start + (ids[len(ids) - room :] if cut else ids), cut
+    return start + ids[len(ids) - room :], True
 
 
-def fit_response(ids: list[int], eos: int, room: int) -> tuple[list[int], bool]:
-    """`ids` and EOS; of a longer response the first `room` ids, without EOS: it did not end there."""
-    cut = len(ids) + 1 > room
-    return (ids[:room] if cut else [*ids, eos]), cut
+def fit_response(ids: list[int], room: int) -> tuple[list[int], bool]:
+    """`ids`, whose last ends the turn; of a longer response the first `room`, without that: it did not end there."""
+    return ids[:room], len(ids) > room
 
 
 class PairTokenizer:
     """Tokenises pairs in batches.
 
-    `max_length` bounds prompt plus one response. Where it is too little for the longer response, the prompt, with its
-    BOS, is cut first, no further than to `max_prompt_length`. Raises `UserError` where the tokenizer has no EOS.
+    `max_length` bounds prompt plus one response. Where it is too little for the longer response, the prompt, but for
+    its BOS, is cut first, no further than to `max_prompt_length`. Raises `UserError` where the tokenizer has no EOS.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_length: int) -> None:
@@ -53,49 +54,19 @@ class PairTokenizer:
                 f"{name}: has no end-of-sequence token, so a model could not learn to stop; "
                 "set model.tokenizer to one that has"
             )
-        self.tokenizer = tokenizer
+        self.encode = Encoder(tokenizer)
         self.bos: int | None = tokenizer.bos_token_id
-        self.eos: int = tokenizer.eos_token_id
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
 
-    def __call__(self, pairs: Sequence[RenderedPair]) -> Iterator[tuple[TokenizedPair, int]]:
-        """Each pair, and how many tokens its prompt had (BOS included) before it was cut."""
-        texts = token_ids(
-            self.tokenizer, [text for pair in pairs for text in (pair.prompt, pair.chosen, pair.rejected)]
-        )
-        for prompt_ids, chosen_ids, rejected_ids in zip(texts[0::3], texts[1::3], texts[2::3], strict=True):
-            spare = self.max_length - max(len(chosen_ids), len(rejected_ids)) - 1  # beside the longer response and EOS
-            prompt, prompt_cut = fit_prompt(prompt_ids, self.bos, max(self.max_prompt_length, spare))
+    def __call__(self, pairs: Sequence[Rendered]) -> Iterator[tuple[TokenizedPair, Encoded]]:
+        """Each pair, cut to fit, and whole."""
+        for encoded in self.encode(pairs):
+            spare = self.max_length - max(map(len, encoded.responses))  # beside the longer response
+            prompt, prompt_cut = fit_prompt(encoded.prompt, self.bos, max(self.max_prompt_length, spare))
             room = self.max_length - len(prompt)
-            chosen, chosen_cut = fit_response(chosen_ids, self.eos, room)
-            rejected, rejected_cut = fit_response(rejected_ids, self.eos, room)
-            cut = (prompt_cut, chosen_cut, rejected_cut)
-            yield TokenizedPair(prompt, chosen, rejected, cut), len(prompt_ids) + (self.bos is not None)
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[Segment]]) -> list[list[int]]:
-    """Ids of each text. Segments with and without control tokens are two calls of the tokenizer."""
-    ids: list[list[int]] = [[] for _ in texts]
-    by_kind: dict[bool, list[tuple[int, int, str]]] = {True: [], False: []}
-    for i, segments in enumerate(texts):
-        for k, segment in enumerate(segments):
-            by_kind[segment.control].append((i, k, segment.text))
-    pieces: list[tuple[int, int, list[int]]] = []
-    for control, items in by_kind.items():
-        if items:
-            encoded = tokenizer(
-                [text for _, _, text in items],
-                add_special_tokens=False,
-                split_special_tokens=not control,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]
-            pieces.extend((i, k, piece) for (i, k, _), piece in zip(items, encoded, strict=True))
-    for i, _, piece in sorted(pieces, key=lambda item: item[:2]):
-        ids[i] += piece
-    return ids
+            (chosen, chosen_cut), (rejected, rejected_cut) = (fit_response(ids, room) for ids in encoded.responses)
+            yield TokenizedPair(prompt, chosen, rejected, (prompt_cut, chosen_cut, rejected_cut)), encoded
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

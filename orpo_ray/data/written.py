@@ -34,7 +34,7 @@ def require_written(
     ]
     if not fields and not tools:
         return
-    whole = renderer.rendered(prompt, completions, tools)
+    whole = renderer.rendered(prompt, completions, tools=tools)
     if tools and _same(renderer, whole, prompt, completions, None):
         raise BadRecord("not written by the chat template", "tools")
     for at, key in fields:
@@ -56,7 +56,7 @@ def _same(
     tools: Tools | None,
 ) -> bool:
     try:
-        return renderer.rendered(prompt, completions, tools) == whole
+        return renderer.rendered(prompt, completions, tools=tools) == whole
     except (BadRecord, UserError):  # a template that cannot do without it reads it
         return False
 

@@ -33,7 +33,7 @@ class Request(NamedTuple):
     prompt: int
     round: int
     ids: list[int]
-    """Token ids of the prompt as in training, BOS included."""
+    """Token ids of the prompt, as in training."""
     seed: int
 
 
@@ -44,9 +44,9 @@ class Response(NamedTuple):
     round: int
     text: str
     tokens: int
-    """EOS included, where it ended with it."""
+    """The token that ended it included."""
     ended: str
-    """`stop`: by EOS or a stop text; `length`: cut at `max_tokens`."""
+    """`stop`: by EOS, the template's end of turn or a stop text; `length`: cut at `max_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class EngineOptions:
     gpu_memory: float | None = None
     """Share of the GPU's memory; None on a CPU."""
     trust_remote_code: bool = False
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a response, beside EOS."""
     cpu_batch: int = 96
     """Responses computed at once on a CPU. With vLLM's own 256 it draws fewer tokens a second (1,300 for 1,540, 8M
     parameters), and the first responses, which scorers wait for, end later."""
@@ -98,14 +100,15 @@ def load_engine(options: EngineOptions, sampling: SamplingConfig) -> Any:
     )  # fmt: skip
 
 
-def sampling_params(sampling: SamplingConfig, seed: int) -> Any:
+def sampling_params(sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ...] = ()) -> Any:
     """vLLM's `SamplingParams` for one response."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens,
-        stop=list(sampling.stop) or None, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY,
+        stop=list(sampling.stop) or None, stop_token_ids=list(stop_ids), seed=seed,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )  # fmt: skip
 
 
@@ -118,7 +121,7 @@ class Generator:
             log_as(run=run, role="generator", model=model)
         started = time.monotonic()
         use_assigned_cpus()
-        self._sampling = sampling
+        self._sampling, self._stop_ids = sampling, options.stop_ids
         self._engine: Any = load_engine(options, sampling).llm_engine
         log("engine started", seconds=round(time.monotonic() - started, 1))
         self._waiting: dict[str, tuple[int, int]] = {}
@@ -144,5 +147,5 @@ class Generator:
     def _add(self, request: Request) -> None:
         name = f"{request.prompt}-{request.round}"
         self._waiting[name] = (request.prompt, request.round)
-        params = sampling_params(self._sampling, request.seed)
+        params = sampling_params(self._sampling, request.seed, self._stop_ids)
         self._engine.add_request(name, {"prompt_token_ids": request.ids}, params)

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orpo_ray.data.formats import Tools, Turns
-from orpo_ray.data.templates import Renderer, Segment
-from orpo_ray.data.tokenization import token_ids
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.models import Completion, EvaluatedModel, Speaker
 from orpo_ray.modeling.loading import load_config
@@ -35,8 +33,7 @@ class Listener(Speaker):
         the template knows no other end. Raises as `Speaker.rows` does."""
         if isinstance(prompt, str):
             return self._plain([f"{prompt}{completion.turns}" for completion in completions])
-        whole = [conversation(self.renderer, prompt, completion.turns, tools) for completion in completions]
-        return token_ids(self.tokenizer, whole)
+        return self.encode.whole([self.renderer.conversation(prompt, each.turns, tools) for each in completions])
 
     def rows(
         self, prompt: Turns, completions: Sequence[Completion] = (), tools: Tools | None = None
@@ -78,13 +75,6 @@ def scored_length(ids: Sequence[int], pad: int | None) -> int:
     while pad is not None and end > 1 and ids[end - 1] == pad:
         end -= 1
     return end
-
-
-def conversation(renderer: Renderer, prompt: Turns, completion: Turns, tools: Tools | None = None) -> list[Segment]:
-    """The text of the whole conversation, exactly as the template writes it."""
-    held: list[str] = []
-    messages = renderer._hold(prompt, held) + renderer._hold(completion, held)
-    return renderer._segments(renderer._render(messages, add_generation_prompt=False), held)
 
 
 def _alike(texts: Sequence[Sequence[int]]) -> int:

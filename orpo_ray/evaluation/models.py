@@ -6,16 +6,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from safetensors import SafetensorError
 
 from orpo_ray.config import ModelConfig
-from orpo_ray.data.formats import Tools, Turns
-from orpo_ray.data.prompts import Prompt, Question
-from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule
-from orpo_ray.data.tokenization import token_ids, tokenizer_digest
+from orpo_ray.data.encoding import Encoder
+from orpo_ray.data.formats import Message, Tools, Turns
+from orpo_ray.data.prompts import Prompt, Question, readable
+from orpo_ray.data.records import BadRecord
+from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
+from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule, trained_as_served
+from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.adapters import merged_adapter
 from orpo_ray.modeling.digests import files_digest
@@ -25,6 +29,7 @@ from orpo_ray.modeling.loading import (
     load_weights,
     log_warning,
     model_folder,
+    no_embedding,
     require_weights,
 )
 from orpo_ray.modeling.reward import require_head
@@ -38,6 +43,7 @@ from orpo_ray.modeling.weights import (
     require_safetensors,
     weight_files,
 )
+from orpo_ray.parsing import read_object
 
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
@@ -66,6 +72,10 @@ class EvaluatedModel:
     trust_remote_code: bool
     trained_here: bool = True
     """Its folder says so; a reward model from elsewhere is asked as its own recipe does (`evaluation.listening`)."""
+    embeddings: int | None = None
+    """Token ids that it has an embedding for; None: not known."""
+    eos_ids: tuple[int, ...] = ()
+    """That end a generation by `generation_config.json`, whatever the tokenizer calls its own."""
 
     @property
     def settings(self) -> ModelConfig:
@@ -130,17 +140,25 @@ def _require_classifier(key: str, name: str, folder: Path, trust: bool) -> None:
 
 
 class Speaker:
-    """How a model is spoken to: its tokenizer, its chat template, one BOS, one EOS, as in its training."""
+    """How a model is spoken to: its tokenizer and its chat template, as in its training."""
 
     def __init__(self, model: EvaluatedModel, chat_template: str | None) -> None:
         """`chat_template`: `prompts.chat_template`, which overrides the model's own."""
         self.tokenizer = load_tokenizer(model.settings)
         through_template = chat_template is not None or read_text_rule(model.folder)
+        self._as_before = chat_template is None and not trained_as_served(model.folder)
         self.renderer = Renderer(self.tokenizer, chat_template, overrides_text=through_template)
+        if self._as_before and self.renderer.template is not None and not self.renderer.writes_bos:
+            first = "{{ bos_token }}" + self.renderer.template
+            self.renderer = Renderer(self.tokenizer, first, overrides_text=through_template)
         self.wants_messages: bool = through_template
         """Whether text, too, reaches it as messages."""
-        self.bos: int | None = self.tokenizer.bos_token_id
-        self.eos: int = self.tokenizer.eos_token_id
+        self.encode = Encoder(self.tokenizer)
+        if self._as_before and self.tokenizer.bos_token_id is not None:
+            self.encode.start = [self.tokenizer.bos_token_id]
+        self.remarks: list[str] = []
+        """What tokenizer and template do to the prompts that a person may not expect."""
+        self._model = model
 
     @property
     def template(self) -> str:
@@ -149,6 +167,30 @@ class Speaker:
             return "none"
         return hashlib.blake2b(self.renderer.template.encode(), digest_size=6).hexdigest()
 
+    @cached_property
+    def bos(self) -> int | None:
+        """BOS, where what this model reads begins with it."""
+        bos: int | None = self.tokenizer.bos_token_id
+        if not self.wants_messages:
+            return bos if self.encode.start[:1] == [bos] else None
+        try:
+            begins = self.rows([Message(role="user", content="question")])[0][:1]
+        except BadRecord:  # the template wants other messages; an evaluation has some
+            return None
+        return bos if begins == [bos] else None
+
+    def look_at(self, prompts: Sequence[Prompt]) -> None:
+        """Have `remarks` say what becomes of the first prompts. Raises `UserError` where the tokenizer does not give
+        their text back."""
+        for prompt in prompts[:ROUND_TRIPS]:
+            try:
+                lost = lost_in_tokens(self.tokenizer, readable(self.question(prompt).prompt)[-CHARACTERS_COMPARED:])
+            except UserError as error:
+                raise UserError(f"{prompt.location}: {error}") from None
+            self.remarks += [lost] if lost and lost not in self.remarks else []
+        if any(not isinstance(self.question(prompt).prompt, str) for prompt in prompts):
+            self.remarks += self.renderer.remarks
+
     def question(self, prompt: Prompt) -> Question:
         """The prompt, and the data set's completions, in the form that this model takes them in."""
         return prompt.form(self.wants_messages)
@@ -156,20 +198,36 @@ class Speaker:
     def rows(
         self, prompt: Turns, completions: Sequence[Completion] = (), tools: Tools | None = None
     ) -> list[list[int]]:
-        """Token ids of the prompt, BOS first, and of each completion, EOS last unless it was cut.
+        """Token ids of the prompt, as a server asks it, and of each completion, through its end of turn unless it was
+        cut.
 
-        Raises `BadRecord` or `UserError` where the template does not fit the prompt.
+        Raises `BadRecord` or `UserError` where the template does not fit the prompt, or the model has no embedding for
+        a token.
         """
-        texts = self.renderer.rendered(prompt, [completion.turns for completion in completions], tools)
-        ids, *endings = token_ids(self.tokenizer, texts)
-        start = [] if self.bos is None else [self.bos]
-        ends: list[list[int]] = [[] if completion.cut else [self.eos] for completion in completions]
-        return [start + ids, *(ids + end for ids, end in zip(endings, ends, strict=True))]
+        turns, cut = [completion.turns for completion in completions], [completion.cut for completion in completions]
+        [encoded] = self.encode([self.renderer.rendered(prompt, turns, cut, tools)])
+        rows = [encoded.prompt, *encoded.responses]
+        if self._as_before:
+            eos = self.tokenizer.eos_token_id
+            rows[1:] = [
+                ids if is_cut or ids[-1:] == [eos] else [*ids, eos] for ids, is_cut in zip(rows[1:], cut, strict=True)
+            ]
+        highest = max(map(max, filter(None, rows)), default=0)
+        if self._model.embeddings is not None and highest >= self._model.embeddings:
+            raise UserError(no_embedding(self.tokenizer, highest, self._model.name, self._model.embeddings))
+        return rows
+
+    def stop_ids(self, prompts: Sequence[Prompt]) -> tuple[int, ...]:
+        """Tokens, beside the tokenizer's EOS, that end an answer: what the template ends one with, and every EOS of
+        `generation_config.json`."""
+        asked = any(not isinstance(self.question(prompt).prompt, str) for prompt in prompts)
+        ids = {*self._model.eos_ids, *(self.renderer.end_ids if asked else ())}
+        return tuple(sorted(ids - {self.tokenizer.eos_token_id}))
 
     def answer(self, prompt: Prompt, text: str, *, cut: bool) -> Answer:
-        """What this model said when it generated `text`: a message goes without its template's closing mark."""
+        """What this model said when it generated `text`: a message goes without what its template writes around it."""
         is_text = isinstance(self.question(prompt).prompt, str)
-        return Answer(text if is_text else text.removesuffix(self.renderer.turn_end), cut, is_text)
+        return Answer(text if is_text else self.renderer.said(text), cut, is_text)
 
     def completion(self, prompt: Prompt, answer: Answer) -> Completion:
         """Another model's answer in the form that this one takes it in.
@@ -232,7 +290,16 @@ def _describe(
         stored_dtype=stored, dtype=computed if dtype == "auto" else dtype,
         context=getattr(config, "max_position_embeddings", None), trust_remote_code=trust,
         trained_here=(folder / TEXT_RULE).is_file() or hasattr(config, "reward_offset"),
+        embeddings=getattr(config.get_text_config(), "vocab_size", None), eos_ids=_eos_ids(folder),
     )  # fmt: skip
+
+
+def _eos_ids(folder: Path) -> tuple[int, ...]:
+    """Those of `generation_config.json`. Raises `UserError` where the file cannot be read."""
+    file = folder / "generation_config.json"
+    found = read_object(file).get("eos_token_id") if file.is_file() else None
+    listed = found if isinstance(found, list) else [found]
+    return tuple(each for each in listed if isinstance(each, int) and not isinstance(each, bool))
 
 
 def _opened(folder: Path) -> list[Path]:

@@ -42,6 +42,8 @@ class PolicyWork:
     """Token ids of every prompt."""
     fits: list[bool]
     """Whether prompt and `max_tokens` fit its context."""
+    stop_ids: tuple[int, ...]
+    """Tokens that end its answers, beside EOS."""
     max_length: int
     responses: Pieces
     log_probs: Pieces | None
@@ -171,6 +173,7 @@ def judge_works(
 def prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
     """Of every prompt, as a model is asked it. Raises `UserError`, naming the record, where that cannot be."""
     ids = []
+    speaker.look_at(prompts)
     for prompt in prompts:
         try:
             question = speaker.question(prompt)
@@ -200,14 +203,16 @@ def _policy_work(
             f"models.{model.label}: no prompt fits its context of {model.context} tokens beside "
             f"sampling.max_tokens={sampling.max_tokens}; lower it"
         )
+    stop_ids = speaker.stop_ids(prompts)
     key = content_key(
         model=[model.digest, model.stored_dtype], ids=ids, blocks=blocks, sampling=sampling.model_dump(),
         prompts=[prompt.as_found.prompt for prompt in prompts],
+        **({"stop": stop_ids} if stop_ids else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
     log_probs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
     return PolicyWork(
-        model, speaker, sampling, ids, fits,
+        model, speaker, sampling, ids, fits, stop_ids,
         max_length=max(len(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit) + sampling.max_tokens,
         responses=Pieces(folder.responses, model.label, key, RESPONSES),
         log_probs=Pieces(folder.log_probs, model.label, log_probs, LOG_PROBS) if pairs[0] else None,
@@ -234,6 +239,8 @@ def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[st
             f"{account.dropped.total()} of {account.read} records prefer neither answer and were left out: {reasons}."
         )
     notes += [f"Of the prompts: {remark}." for remark in account.remarks()]
+    said = {label: work.speaker for label, work in policies.items()} | listeners
+    notes += [f"{label}: {remark}." for label, speaker in said.items() for remark in speaker.remarks]
     ways = {label: _way(work.speaker) for label, work in policies.items()}
     if len(set(ways.values())) > 1:
         told = "; ".join(f"{label}: {way}" for label, way in ways.items())

@@ -7,6 +7,7 @@ adapters of other kinds than LoRA, and those that peft itself cannot merge; they
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
-from orpo_ray.data.templates import read_text_rule, write_text_rule
+from orpo_ray.data.templates import TEXT_RULE
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import (
@@ -97,7 +98,8 @@ def merged_adapter(
         with new_folder(target) as new:
             model.save_pretrained(new, safe_serialization=True)
             tokenizer.save_pretrained(new)
-            write_text_rule(new, read_text_rule(spoken))
+            if (rule := spoken / TEXT_RULE).is_file():  # else it is from elsewhere
+                shutil.copyfile(rule, new / TEXT_RULE)
     except Exception as error:  # what files of strangers bring about is of every kind
         reason = " ".join(str(error).split())[:_SAID] or type(error).__name__
         raise UserError(f"the adapter {adapter} cannot be merged into its base {base}: {reason}") from error

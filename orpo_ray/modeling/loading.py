@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.data import toyworld
+from orpo_ray.data.prepare import Highest
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 from orpo_ray.modeling import experts, lora
 from orpo_ray.modeling.parity import Wrapper, choose_way
 from orpo_ray.modeling.policy import PackedPolicy
@@ -90,8 +92,8 @@ def make_ready(
     return alone
 
 
-def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None:
-    """Raises `UserError` where the model has no place for a token or a position that the data may hold."""
+def check_fit(model: ModelConfig, max_length: int) -> None:
+    """Raises `UserError` where the model has no place for a position that the data may hold."""
     config = load_config(model)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length > positions:
@@ -99,12 +101,24 @@ def check_fit(model: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None
             f"data.max_length is {max_length}, but {model.name_or_path} has positions for {positions} tokens; "
             f"set data.max_length={positions} or less"
         )
-    embedded = config.get_text_config().vocab_size
-    if len(tokenizer) > embedded:
-        raise UserError(
-            f"model.tokenizer: {model.tokenizer or model.name_or_path} has {len(tokenizer)} tokens, but "
-            f"{model.name_or_path} has embeddings for {embedded}; they do not belong together"
-        )
+
+
+def require_embeddings(model: ModelConfig, tokenizer: Tokenizer, highest: Iterable[Highest]) -> None:
+    """Raises `UserError` where the model has no embedding for the `highest` token ids of the data. A tokenizer may name
+    more tokens than a model embeds, as Gemma 3's does, as long as no text becomes them."""
+    embedded = load_config(model).get_text_config().vocab_size
+    for source, id, record in highest:
+        if id >= embedded:
+            told = no_embedding(tokenizer, id, model.name_or_path, embedded)
+            raise UserError(f"{masked(source)}[record {record}]: {told}")
+
+
+def no_embedding(tokenizer: Tokenizer, id: int, name: str, embedded: int) -> str:
+    """What is said of a token that the model `name` cannot read."""
+    return (
+        f"holds the token {tokenizer.convert_ids_to_tokens(id)!r} ({id}), but {name} has embeddings for {embedded} "
+        f"tokens, its tokenizer {len(tokenizer)} tokens; they do not belong together, or that one was never embedded"
+    )
 
 
 def load_config(model: ModelConfig) -> PretrainedConfig:

@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray import __version__
 from orpo_ray.atomic import next_folder
 from orpo_ray.config import TrainConfig
-from orpo_ray.data.templates import resolve_template, write_text_rule
+from orpo_ray.data.templates import Renderer, resolve_template, write_text_rule
 from orpo_ray.modeling.loading import hub_id, locate
 from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
+from orpo_ray.parsing import read_object
 from orpo_ray.training.loop import Line
 from orpo_ray.training.run_folder import BEST, STEP_OF_MODEL, KeptModel
 
@@ -83,6 +84,7 @@ def export_model(
     with next_folder(target) as new:
         model.save_pretrained(new, state_dict=weights, safe_serialization=True)
         _save_manner(new, tokenizer, config)
+        _save_ends(new, tokenizer, config)
         (new / "README.md").write_text(_card(config, evaluation, total_steps, why), encoding="utf-8")
         kept = KeptModel(evaluation["step"], why)
         (new / STEP_OF_MODEL).write_text(json.dumps(kept._asdict()) + "\n", encoding="utf-8")
@@ -130,6 +132,20 @@ def export_adapter(
 def _save_manner(folder: Path, tokenizer: Tokenizer, config: TrainConfig) -> None:
     """The model must be spoken to as it was trained: tokenizer and template travel with it."""
     tokenizer = copy.copy(tokenizer)  # the caller's stays as it is
-    tokenizer.chat_template = resolve_template(config.data.chat_template, tokenizer)
+    tokenizer.chat_template = resolve_template(config.data.chat_template, tokenizer, config.data.date)
     tokenizer.save_pretrained(folder)
     write_text_rule(folder, config.data.chat_template is not None)
+
+
+def _save_ends(folder: Path, tokenizer: Tokenizer, config: TrainConfig) -> None:
+    """A server stops at the EOS of `generation_config.json`: what the template ends an answer with must be one."""
+    file = folder / "generation_config.json"
+    ends = Renderer(tokenizer, config.data.chat_template, date=config.data.date).end_ids
+    if not ends or not file.is_file():
+        return
+    settings = read_object(file)
+    held = settings.get("eos_token_id")
+    known = held if isinstance(held, list) else [tokenizer.eos_token_id if held is None else held]
+    if any(end not in known for end in ends):
+        settings["eos_token_id"] = [*dict.fromkeys([*known, *ends])]
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

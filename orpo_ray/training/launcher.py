@@ -16,7 +16,7 @@ from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.loading import check_fit, load_tokenizer
+from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddings
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
@@ -100,11 +100,13 @@ def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
     """Read and tokenise the pairs, or find them in the cache. `config` names whole models, no adapters (see
     `with_merged_adapters`)."""
     tokenizer = load_tokenizer(config.model)
-    check_fit(config.model, tokenizer, config.data.max_length)
+    check_fit(config.model, config.data.max_length)
     columns = (SpinnerColumn(), TextColumn("reading and tokenising: {task.completed} records"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("data", total=None)
-        return prepare(config, tokenizer, progress=lambda records: progress.update(task, completed=records))
+        data = prepare(config, tokenizer, progress=lambda records: progress.update(task, completed=records))
+    require_embeddings(config.model, tokenizer, data.highest)
+    return data
 
 
 def _workers(config: TrainConfig) -> str:

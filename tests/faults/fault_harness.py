@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from secret_scan import leaks
 
 from orpo_ray.data import toyworld
+from orpo_ray.data.sources import ToySource
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds that anything may take; only a run that does not recover at all takes so long
@@ -271,7 +272,7 @@ def write_base(folder: Path) -> Path:
     files = {}
     for name, source, count in (("train", "toy", 600), ("eval", "toy-test", 40)):
         files[name] = str(folder / f"{name}.jsonl")
-        records = [record for record, _ in zip(toyworld.records(source), range(count), strict=False)]
+        records = [record.value for record in islice(ToySource(source).records(), count)]
         Path(files[name]).write_text("".join(json.dumps(record) + "\n" for record in records))
     # With OPT's ReLU, rounding that differs decides on which side of a kink an activation is: gradients jump, and two
     # runs that should agree to rounding part within some twenty steps.

@@ -144,8 +144,7 @@ def test_rewards_are_those_of_plain_forwards(
     tokenizer = AutoTokenizer.from_pretrained(storage / "judge")
     prompts = pq.read_table(finished.prompts).to_pylist()
     for row in rows[:: len(rows) // 60]:
-        ids = tokenizer(prompts[row["prompt"]]["text"])["input_ids"]  # tokenised apart, as in training
-        ids += tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        ids = tokenizer(prompts[row["prompt"]]["text"] + row["text"])["input_ids"]  # as in training
         ids += [] if row["ended"] == "length" else [tokenizer.eos_token_id]
         with torch.no_grad():
             reward = model(torch.tensor([ids])).logits.item()

@@ -108,7 +108,7 @@ def test_as_much_is_tokenised_at_once_as_memory_allows(tmp_path: Path, monkeypat
 
     class Watched(module.PairTokenizer):
         def __call__(self, pairs: Any) -> Any:
-            at_once.append(sum(len(part.text) for pair in pairs for part in (*pair.prompt, *pair.chosen)))
+            at_once.append(sum(pair.characters for pair in pairs))
             return super().__call__(pairs)
 
     monkeypatch.setattr(module, "PairTokenizer", Watched)
@@ -283,10 +283,10 @@ def test_csv_is_prepared_as_any_other_file_is(tmp_path: Path) -> None:
             writer.writeheader()
             writer.writerows(pairs)
     expected = prepare(config(tmp_path, files["pairs.jsonl"]), bytes_tokenizer())
-    assert expected.account.dropped == {"empty response": 1}
+    assert account_of(expected).dropped == {"empty response": 1}
     for name in ("pairs.csv", "pairs.tsv"):
         found = prepare(config(tmp_path, files[name]), bytes_tokenizer())
-        assert (found.digest, found.account) == (expected.digest, expected.account)
+        assert (found.digest, account_of(found)) == (expected.digest, account_of(expected))
     for on_bad in ("error", "quarantine"):  # though tokens of the same bytes are cached
         with pytest.raises(UserError, match=r"pairs\.txt: begins with the header of a CSV or TSV file"):
             prepare(config(tmp_path, files["pairs.txt"], on_bad_record=on_bad), bytes_tokenizer())

@@ -54,7 +54,8 @@ def read(value: dict[str, Any], account: Account | None = None) -> PreferencePai
 
 def texts(pair: PreferencePair, template: str = TEMPLATE) -> list[str]:
     rendered = Renderer(TOKENIZER, template).pair(pair)
-    return ["".join(segment.text for segment in part) for part in (rendered.prompt, rendered.chosen, rendered.rejected)]
+    parts = [rendered.prompt, *(response.segments for response in rendered.responses)]
+    return ["".join(segment.text for segment in part).removesuffix("</s>") for part in parts]
 
 
 def test_calls_and_tools_reach_the_template(tmp_path: Path) -> None:
@@ -164,15 +165,16 @@ def test_special_tokens_stay_text_at_any_depth(arguments: dict[str, Any], at: li
     pair = read(asked({"tool_calls": [{"function": held}]}, {"content": "no"}, tools=[held]))
     for template in (TEMPLATE, TEMPLATE.replace("tojson", "tojson(ensure_ascii=True)")):
         rendered = Renderer(TOKENIZER, template).pair(pair)
-        for part in (rendered.prompt, rendered.chosen):
+        chosen = rendered.responses[0].segments
+        for part in (rendered.prompt, chosen):
             controls = "".join(segment.text for segment in part if segment.control)
             assert "</s>0" not in controls and "<s></s>" not in controls
             assert Segment("</s>", control=False) in part
-        text = "".join(segment.text for segment in rendered.chosen).split("<call>")[1].removesuffix("</call>")
+        text = "".join(segment.text for segment in chosen).split("<call>")[1].removesuffix("</call></s>")
         assert json.loads(text) == held
         plain = Renderer(TOKENIZER, template)
         whole = plain._render([*pair.prompt, *pair.chosen], False, pair.tools)  # type: ignore[misc]
-        assert "".join(s.text for s in [*rendered.prompt, *rendered.chosen]) + "</s>\n" == whole
+        assert "".join(s.text for s in [*rendered.prompt, *chosen]) + "\n" == whole
 
 
 @given(nested, st.integers(0, 5))
@@ -271,7 +273,7 @@ def test_a_question_with_tools_is_asked_with_them(tmp_path: Path) -> None:
     [prompt], _ = read_prompts(PromptsConfig(source=str(file)), with_messages=True)
     question = prompt.form(True)
     assert question.content == [turns("Where?"), (), TOOLS]
-    [[segment]] = Renderer(TOKENIZER, TEMPLATE).rendered(question.prompt, [], question.tools)
+    [segment] = Renderer(TOKENIZER, TEMPLATE).rendered(question.prompt, [], tools=question.tools).prompt
     assert segment.text.startswith('<|system|>[{"type"')
     assert readable([{"role": "assistant", "content": "", "tool_calls": [call("Ulm")]}]).startswith(
         'tool_calls: [{"id"'

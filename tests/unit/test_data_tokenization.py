@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import PreferencePair
 from orpo_ray.data.records import BadRecord
-from orpo_ray.data.templates import NAMED_TEMPLATES, RenderedPair, Renderer, Segment
+from orpo_ray.data.templates import NAMED_TEMPLATES, Rendered, Renderer, Response, Segment
 from orpo_ray.data.tokenization import (
     PairTokenizer,
     TokenizedPair,
@@ -35,6 +35,8 @@ def bytes_tokenizer(bos: str | None = "<s>", eos: str | None = "</s>") -> PreTra
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
+    if bos is not None:  # as OPT's and Llama's, it begins a text with it
+        inner.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token=eos, pad_token="<pad>")
     tokenizer.name_or_path = "bytes"
     return tokenizer
@@ -109,8 +111,8 @@ def test_truncation(
     spare: int,
 ) -> None:
     max_length = longest_prompt + spare
-    kept, cut = fit_prompt(prompt, bos, longest_prompt)
     start = [] if bos is None else [bos]
+    kept, cut = fit_prompt(start + prompt, bos, longest_prompt)
     assert len(kept) == min(len(start) + len(prompt), longest_prompt)
     assert kept[: len(start)] == start
     assert kept[len(start) :] == prompt[len(prompt) - (len(kept) - len(start)) :]  # the end of the prompt
@@ -118,7 +120,7 @@ def test_truncation(
 
     room = max_length - len(kept)
     for response in (chosen, rejected):
-        fitted, cut = fit_response(response, 2, room)
+        fitted, cut = fit_response([*response, 2], room)
         assert len(fitted) == min(len(response) + 1, room)
         assert fitted == [*response, 2][:room]  # its beginning; EOS last, where it ends
         assert cut == (len(response) + 1 > room)
@@ -133,7 +135,7 @@ text = st.one_of(st.text(max_size=30), st.sampled_from(["</s>", "<s> a</s>b", " 
 
 @pytest.mark.parametrize("kind", ["bytes", "no-bos", "tokenizers/opt", "models/stories260k"])
 def test_boundaries(kind: str) -> None:
-    """Prompt and responses are tokenised apart; no text of the data becomes a control token."""
+    """A response has the ids that continue the prompt's; no text of the data becomes a control token."""
     tokenizer = {"bytes": bytes_tokenizer, "no-bos": lambda: bytes_tokenizer(bos=None)}.get(
         kind, lambda: real_tokenizer(kind)
     )()
@@ -147,10 +149,18 @@ def test_boundaries(kind: str) -> None:
         assert pair.prompt[: len(start)] == start
         body = [pair.prompt[len(start) :], pair.chosen[:-1], pair.rejected[:-1]]
         assert pair.chosen[-1] == pair.rejected[-1] == tokenizer.eos_token_id
-        for tokens, source in zip(body, (prompt, chosen, rejected), strict=True):
-            assert not special & set(tokens)
-            alone = tokenizer(source, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            assert tokens == alone
+        alone, *wholes = (
+            tokenizer(source, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            for source in (prompt, prompt + chosen, prompt + rejected)
+        )
+        assert body[0] == alone
+        for tokens, source, whole in zip(body[1:], (chosen, rejected), wholes, strict=True):
+            assert not special & set(alone + tokens)
+            if whole[: len(alone)] == alone:
+                assert alone + tokens == whole
+            assert tokenizer.decode(alone + tokens, clean_up_tokenization_spaces=False) == tokenizer.decode(
+                whole, clean_up_tokenization_spaces=False
+            )
             if kind != "models/stories260k":  # which puts a space before each text
                 assert tokenizer.decode(tokens, clean_up_tokenization_spaces=False) == source
 
@@ -240,13 +250,13 @@ def test_templates_that_do_not_fit_are_refused() -> None:
 def test_segments_keep_their_order_over_both_kinds() -> None:
     tokenizer = bytes_tokenizer()
     mixed = [Segment("a</s>", True), Segment("</s>", False), Segment("b<s>", True)]
-    pair = RenderedPair(mixed, [], [Segment("x", False)])
-    tokenized, prompt_length = next(PairTokenizer(tokenizer, 100, 50)([pair]))
-    a, b = (tokenizer(c)["input_ids"][0] for c in "ab")
-    literal = tokenizer("</s>", split_special_tokens=True)["input_ids"]
+    pair = Rendered(mixed, [Response([], False), Response([Segment("x", False)], False)], verbatim=True)
+    tokenized, encoded = next(PairTokenizer(tokenizer, 100, 50)([pair]))
+    a, b = (tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in "ab")
+    literal = tokenizer("</s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenized.prompt == [1, a, 2, *literal, b, 1]
     assert tokenized.chosen == [2]
-    assert prompt_length == len(tokenized.prompt)
+    assert encoded.prompt == tokenized.prompt
 
 
 def test_the_digest_follows_the_tokenizer_not_its_use() -> None:

@@ -24,7 +24,7 @@ from orpo_ray.config.evaluation import EvaluationScaling, PromptsConfig, Scoring
 from orpo_ray.data import toyworld
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import read_prompts, readable
-from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
+from orpo_ray.data.templates import NAMED_TEMPLATES, resolve_template, write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import share_out
 from orpo_ray.evaluation.evaluate import _is_finished
@@ -169,7 +169,7 @@ def test_prompts_and_completions_are_the_trainers_tokens(
     AutoTokenizer.from_pretrained(shared / "tokenizers/opt").save_pretrained(folder)
     write_text_rule(folder, template is not None)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template and NAMED_TEMPLATES[template]
+    tokenizer.chat_template = resolve_template(template, tokenizer)
     tokenizer.save_pretrained(folder)
     training = parse_config(
         {
@@ -217,7 +217,6 @@ def test_answers_cross_from_text_to_messages_and_back(tmp_path: Path) -> None:
     [prompt], _ = read_prompts(PromptsConfig(source=str(source)), with_messages=True)
     text = speaker_of(tmp_path, None, False)
     chat = speaker_of(tmp_path, "chatml", True)
-    assert chat.renderer.turn_end == "<|im_end|>"
     said = text.answer(prompt, " Good morning.", cut=False)
     assert said == Answer(" Good morning.", cut=False, is_text=True)
     assert chat.completion(prompt, said).turns == [{"role": "assistant", "content": "Good morning."}]
@@ -254,6 +253,16 @@ def test_tools_and_calls_reach_a_model_in_training_s_tokens(tmp_path: Path) -> N
     assert trained.pair(0)[0].size > trained.pair(1)[0].size
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: not written by the chat template: tools"):
         prompt_ids(Speaker(model, "chatml"), prompts)
+
+
+def test_answers_end_at_every_eos_of_the_model(policy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ends"
+    shutil.copytree(policy, folder)
+    prompts, _ = read_prompts(PromptsConfig(source="toy-test", limit=2), with_messages=True)
+    for ends, stops in ((2, ()), ([2, 7, 5], (5, 7)), (9, (9,)), (None, ())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        model = find_policy("a", str(folder), tmp_path)
+        assert Speaker(model, None).stop_ids(prompts) == stops
 
 
 def test_prompts_of_other_shapes(tmp_path: Path) -> None:

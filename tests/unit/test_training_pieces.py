@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -21,10 +22,11 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.prepare import Highest
 from orpo_ray.data.schedule import StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
-from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer
+from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer, require_embeddings
 from orpo_ray.modeling.memory import activation_bytes
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.terminal import Console
@@ -227,14 +229,20 @@ class TestLoading:
         with pytest.raises(UserError, match=r"model\.packing: .* cannot be packed: MambaForCausalLM does not take"):
             load_policy(model.model_copy(update={"packing": "shared_prefix"}), seed=0)
 
-    def test_model_and_data_must_fit(self, shared: Path) -> None:
+    def test_model_and_data_must_fit(self) -> None:
         toy = ModelConfig(name_or_path="toy")
-        check_fit(toy, load_tokenizer(toy), max_length=128)
+        check_fit(toy, max_length=128)
         with pytest.raises(UserError, match=r"data\.max_length is 129, .* set data\.max_length=128"):
-            check_fit(toy, load_tokenizer(toy), max_length=129)
-        mixed = ModelConfig(name_or_path="toy", tokenizer=str(shared / "tokenizers/opt"))
-        with pytest.raises(UserError, match=r"50265 tokens.*do not belong together"):
-            check_fit(mixed, load_tokenizer(mixed), max_length=128)
+            check_fit(toy, max_length=129)
+
+    def test_a_token_without_an_embedding_is_refused_where_the_data_hold_it(self) -> None:
+        toy = ModelConfig(name_or_path="toy")
+        tokenizer = copy.deepcopy(load_tokenizer(toy))
+        size = len(tokenizer)
+        tokenizer.add_tokens(["[PAD]"])  # which was never given one
+        require_embeddings(toy, tokenizer, [Highest("data.jsonl", size - 1, 7)])
+        with pytest.raises(UserError, match=rf"data\.jsonl\[record 7\]: .*'\[PAD\]' \({size}\).*for {size} tokens"):
+            require_embeddings(toy, tokenizer, [Highest("toy", 3, 0), Highest("data.jsonl", size, 7)])
 
     def test_real_pretrained_model(self, shared: Path) -> None:
         """Its own greedy story, teacher-forced through the packed policy, is as likely as it should be."""
@@ -385,6 +393,22 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
     (target / "training_step.json").write_text('{"step": 4}\n')  # as it was written before there were two kinds
     assert kept_model(target) == (4, BEST)
     assert kept_model(tmp_path / "nothing") is None
+
+
+def test_an_export_stops_at_the_token_that_its_template_ends_answers_with(tmp_path: Path) -> None:
+    policy = load_policy(ModelConfig(name_or_path="toy", dtype="float32"), seed=0)
+    tokenizer = copy.deepcopy(toyworld.tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    dated = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    for template, ends in (("chatml", [2, end]), (dated, 2)):
+        settings = config(f"data.chat_template={json.dumps(template)}", "data.date=2025-03-04")
+        weights = dict(policy.model.state_dict())
+        export_model(tmp_path / "model", policy.model, weights, tokenizer, settings, {"step": 1}, 9)
+        assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == ends
+    kept = load_tokenizer(ModelConfig(name_or_path=str(tmp_path / "model")))
+    question = [{"role": "user", "content": "q"}]
+    assert kept.apply_chat_template(question, tokenize=False) == "2025q</s>"  # on any day
 
 
 def test_progress_follows_the_metrics_file(tmp_path: Path) -> None:

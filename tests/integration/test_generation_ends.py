@@ -1,0 +1,51 @@
+"""Where a response ends: vLLM stops at the tokens that it is told, and leaves them out of the text."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from orpo_ray.data import toyworld
+from orpo_ray.evaluation.generation import ENVIRONMENT
+
+_SCRIPT = """
+import json, sys
+from orpo_ray.config.evaluation import SamplingConfig
+from orpo_ray.evaluation.generation import EngineOptions, Generator, Request
+from orpo_ray.data import toyworld
+
+def answer(*stop):
+    options = EngineOptions(sys.argv[1], "float32", 64, stop_ids=stop)
+    generator = Generator(options, SamplingConfig(temperature=0, max_tokens=8))
+    [response] = generator.advance([Request(0, 0, [0, 5, 6, 7], 1)])
+    return response
+
+whole = answer()
+words = toyworld.tokenizer()(whole.text, add_special_tokens=False)["input_ids"]
+cut = answer(words[2])
+print(json.dumps([whole._asdict(), words, cut._asdict()]))
+"""
+
+
+def test_a_response_ends_with_the_template_s_token(tmp_path: Path) -> None:
+    config = toyworld.model_config()
+    config.num_hidden_layers = 1
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    toyworld.tokenizer().save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(tmp_path)],
+        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, words, cut = json.loads(done.stdout.splitlines()[-1])
+    first = words.index(words[2])  # a small model repeats itself
+    assert (whole["ended"], whole["tokens"]) == ("length", 8)
+    assert (cut["ended"], cut["tokens"]) == ("stop", first + 1)
+    assert whole["text"].startswith(cut["text"]) and len(cut["text"]) < len(whole["text"])
