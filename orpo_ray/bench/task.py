@@ -15,6 +15,7 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.packing import Ids
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.training.loop import build_schedule
 
@@ -76,6 +77,11 @@ class Task:
     def data(self) -> PairDataset:
         """The training pairs, with the first of each step stretched where the task says so."""
         pairs = prepare(self.config, load_tokenizer(self.config.model)).train
+        if not pairs.are_pairs:
+            raise UserError(
+                f"{self.config.data.train}: trainers are compared on pairs; set data.comparisons=best_against_worst, "
+                "and another objective than kto"
+            )
         if self.stretch is None:
             return pairs
         schedule = build_schedule(self.config, len(pairs))
@@ -87,7 +93,11 @@ class Task:
 
     def pairs(self, step: int) -> list[Pair]:
         """The pairs of optimizer step `step` (from 0), in the schedule's order."""
-        return [self.data.pair(pair) for pair in self.schedule.indices(step).tolist()]
+        found = []
+        for pair in self.schedule.indices(step).tolist():
+            prompt, chosen, rejected = self.data.pair(pair)
+            found.append((prompt, chosen, rejected))
+        return found
 
 
 def stretched(data: PairDataset, pairs: list[int], factor: int) -> PairDataset:

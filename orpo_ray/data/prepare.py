@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orpo_ray.config import DataConfig, TrainConfig
+from orpo_ray.config import TrainConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.dataset import PairDataset
-from orpo_ray.data.formats import Format, Message, parse, recognise, require_short
+from orpo_ray.data.formats import Format, parse, recognise, require_short
+from orpo_ray.data.groups import (
+    Comparison,
+    GroupFormat,
+    NoPreference,
+    of_pair,
+    parse_group,
+    recognise_group,
+    select,
+    without_repeats,
+)
+from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
-from orpo_ray.data.templates import RenderedPair, Renderer
-from orpo_ray.data.tokenization import PairTokenizer, TokenizedPair, tokenizer_digest
+from orpo_ray.data.templates import Renderer, Segment
+from orpo_ray.data.tokenization import PairTokenizer, Tokenized, tokenizer_digest
 from orpo_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,14 +89,29 @@ def prepare(
             train.prompt_hashes, data.eval_fraction, config.seed, data.train, train.folder
         )
         pairs, eval_account = (train.pairs.subset(held_in), train.pairs.subset(held_out)), None
+    train_pairs, held_pairs = (
+        _read_as(config, part, name) for part, name in zip(pairs, (data.train, data.eval or data.train), strict=True)
+    )
     return PreparedData(
-        *pairs,
+        train_pairs,
+        held_pairs,
         train.account,
         eval_account,
         quarantine=tuple(source.quarantine for source in [train, *others] if source.quarantine is not None),
         digest="-".join(source.digest for source in [train, *others]),
         fingerprints=fingerprints,
     )
+
+
+def _read_as(config: TrainConfig, pairs: PairDataset, name: str) -> PairDataset:
+    """`pairs`, as the objective takes them."""
+    # SFT trains on the best response, and evaluates one other beside it.
+    pairs = replace(pairs, rule="best_against_worst" if config.objective.name == "sft" else config.reading)
+    if config.reading != "labels":
+        return pairs
+    mismatched = Mismatched(pairs, config.seed, config.data.max_length)
+    mismatched.check(name)
+    return replace(pairs, mismatched=mismatched)
 
 
 def _tokenized(
@@ -108,6 +134,7 @@ def _tokenized(
             "tokenizer": tokenizer_digest(tokenizer),
             "template": [renderer.template, renderer.overrides_text],
             "format": data.format,
+            "answers": {"best_against_worst": "two", "labels": "labelled"}.get(config.reading, "all"),
             "lengths": [data.max_length, data.max_prompt_length, data.drop_prompts_over],
             "max_record_characters": data.max_record_characters,
             "on_bad_record": data.on_bad_record,
@@ -115,7 +142,7 @@ def _tokenized(
     )
 
     def build(writer: CacheWriter) -> Account:
-        return _Tokenization(data, tokenizer, renderer, writer).run(source, limit, progress)
+        return _Tokenization(config, tokenizer, renderer, writer).run(source, limit, progress)
 
     tokenized = read_or_build(config.cache_dir / "tokens", key, build)
     if tokenized.account.read == 0:
@@ -126,45 +153,56 @@ def _tokenized(
     return tokenized
 
 
+class _Waiting(NamedTuple):
+    """A record to be tokenised."""
+
+    record: int
+    """Its index in the source."""
+    ranks: tuple[int, ...]
+    texts: list[list[Segment]]
+    """Prompt, then the responses."""
+
+
 class _Tokenization:
     """One pass over a source: each record is kept, dropped or quarantined, and counted."""
 
     def __init__(
-        self, data: DataConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, writer: CacheWriter
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, writer: CacheWriter
     ) -> None:
-        self.data = data
+        self.data = data = config.data
+        self.reading = config.reading
         self.renderer = renderer
         self.tokenize = PairTokenizer(tokenizer, data.max_length, data.max_prompt_length)
         self.writer = writer
-        self.format: Format | None = None if data.format == "auto" else data.format
+        self.format: Format | GroupFormat | None = None if data.format == "auto" else data.format
         self.account = Account()
-        self._waiting: list[tuple[int, RenderedPair]] = []
-        """Pairs to tokenise together, with their records' indices."""
+        self._waiting: list[_Waiting] = []
+        """Records to tokenise together."""
         self._characters = 0
         """Of those."""
-        self._kept: list[tuple[int, TokenizedPair]] = []
+        self._kept: list[tuple[int, Tokenized, tuple[int, ...]]] = []
 
     def run(self, source: Source, limit: int | None, progress: Callable[[int], None] | None) -> Account:
         for record in islice(source.records(), limit):
             self.account.read += 1
-            rendered = self._rendered(record)
-            if rendered is not None:
-                self._add(record.index, rendered)
+            waiting = self._rendered(record)
+            if waiting is not None:
+                self._add(waiting)
             if self.account.read % RECORDS_PER_BATCH == 0:
                 self._write(progress)
         if self.account.read % RECORDS_PER_BATCH:
             self._write(progress)
         return self.account
 
-    def _add(self, index: int, pair: RenderedPair) -> None:
-        size = sum(len(segment.text) for text in (pair.prompt, pair.chosen, pair.rejected) for segment in text)
+    def _add(self, waiting: _Waiting) -> None:
+        size = sum(len(segment.text) for text in waiting.texts for segment in text)
         if self._characters + size > CHARACTERS_AT_ONCE:
             self._tokenize()
-        self._waiting.append((index, pair))
+        self._waiting.append(waiting)
         self._characters += size
 
     def _write(self, progress: Callable[[int], None] | None) -> None:
-        """The digest of the pairs, which a run is known by, depends on how many are written at once."""
+        """The digest of the records, which a run is known by, depends on how many are written at once."""
         self._tokenize()
         self.account.kept += len(self._kept)
         self.writer.write(self._kept)
@@ -173,24 +211,27 @@ class _Tokenization:
             progress(self.account.read)
 
     def _tokenize(self) -> None:
-        rendered, self._waiting, self._characters = self._waiting, [], 0
-        tokenized = self.tokenize([pair for _, pair in rendered])
-        for (index, _), (pair, prompt_length) in zip(rendered, tokenized, strict=True):
+        waiting, self._waiting, self._characters = self._waiting, [], 0
+        tokenized = self.tokenize([item.texts for item in waiting])
+        for item, (whole, prompt_length) in zip(waiting, tokenized, strict=True):
+            answers, ranks = without_repeats([*zip(whole.responses, whole.responses_cut, strict=True)], item.ranks)
             limit = self.data.drop_prompts_over
             if limit is not None and prompt_length > limit:
                 self.account.dropped[f"prompt over {limit} tokens"] += 1
-            elif not pair.prompt:  # no BOS and no token: nothing for a response to follow
+            elif not whole.prompt:  # no BOS and no token: nothing for a response to follow
                 self.account.dropped["empty prompt"] += 1
-            elif pair.chosen == pair.rejected:
+            elif len(set(ranks)) < 2 <= len(set(item.ranks)):
                 self.account.dropped["chosen = rejected once tokenised and cut"] += 1
             else:
-                self._kept.append((index, pair))
-                self.account.cut_prompts += pair.cut[0]
-                self.account.cut_chosen += pair.cut[1]
-                self.account.cut_rejected += pair.cut[2]
+                responses, cut = zip(*answers, strict=True)
+                self._kept.append((item.record, replace(whole, responses=responses, responses_cut=cut), ranks))
+                self.account.cut_prompts += whole.prompt_cut
+                best = ranks.count(0)
+                self.account.cut_chosen += any(cut[:best])
+                self.account.cut_rejected += any(cut[best:])
 
-    def _rendered(self, record: Record) -> RenderedPair | None:
-        """The text of a pair that is sound and passes the paper's filters."""
+    def _rendered(self, record: Record) -> _Waiting | None:
+        """The text of a record that is sound and passes the paper's filters."""
         try:
             return self._render(record)
         except BadRecord as error:
@@ -205,25 +246,28 @@ class _Tokenization:
         except UserError as error:
             raise UserError(f"{record.location}: {error}") from None
 
-    def _render(self, record: Record) -> RenderedPair | None:
+    def _render(self, record: Record) -> _Waiting | None:
         if record.value is None:
             raise record.error or BadRecord("unreadable")
-        if self.format is None:
-            self.format = recognise(record.value)
-        pair = parse(record.value, self.format, as_messages=self.renderer.overrides_text)
-        require_short(self.data.max_record_characters, pair.prompt, pair.chosen, pair.rejected)
+        comparison = self._read(record.value)
+        require_short(
+            self.data.max_record_characters, comparison.prompt, *(answer.turns for answer in comparison.answers)
+        )
         # An empty answer is sound text that teaches nothing: the paper drops it. One that is not text at all
         # is a bad record.
-        if _is_empty(pair.chosen) or _is_empty(pair.rejected):
-            self.account.dropped["empty response"] += 1
-        elif pair.chosen == pair.rejected:
-            self.account.dropped["chosen = rejected"] += 1
-        else:
-            return self.renderer.pair(pair)
-        return None
+        try:
+            answers, ranks = select(comparison, self.reading, self.account)
+        except NoPreference as none:
+            self.account.dropped[none.reason] += 1
+            return None
+        return _Waiting(record.index, ranks, self.renderer.rendered(comparison.prompt, answers))
 
-
-def _is_empty(completion: str | list[Message]) -> bool:
-    if isinstance(completion, str):
-        return not completion.strip()
-    return not any(message["content"].strip() for message in completion)
+    def _read(self, value: dict[str, Any]) -> Comparison:
+        if self.format is None:
+            self.format = recognise_group(value) or recognise(value)
+        as_messages = self.renderer.overrides_text
+        match self.format:
+            case "ranked" | "several" | "labelled":
+                return parse_group(value, self.format, as_messages)
+            case _:
+                return of_pair(parse(value, self.format, as_messages))

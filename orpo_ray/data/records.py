@@ -80,17 +80,23 @@ class Account:
     cut_prompts: int = 0
     cut_chosen: int = 0
     cut_rejected: int = 0
-    """Of the kept pairs, how many had their prompt or response cut to fit."""
+    """Of the kept records, how many had their prompt, a best or another response cut to fit."""
+    noted: Counter[str] = field(default_factory=Counter)
+    """What else a person should know of so many records; a sentence goes on from `12 of 100 records `."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Account:
         """What `vars` of one gave. Raises `ValueError`, naming the key, for anything else."""
-        reasons = [member(found, name, dict) for name in ("dropped", "quarantined")]
-        dropped, quarantined = (Counter({key: member(each, key, int) for key in each}) for each in reasons)
+        counted = [member(found, name, dict) for name in ("dropped", "quarantined", "noted")]
+        dropped, quarantined, noted = (Counter({key: member(each, key, int) for key in each}) for each in counted)
         numbers = {
             name: member(found, name, int) for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected")
         }
-        return cls(**numbers, dropped=dropped, quarantined=quarantined)
+        return cls(**numbers, dropped=dropped, quarantined=quarantined, noted=noted)
+
+    def remarks(self) -> list[str]:
+        """What was decided about records, each in a line."""
+        return [f"{count} of {self.read} records {sentence}" for sentence, count in sorted(self.noted.items())]
 
     def check(self) -> None:
         """Raises `AssertionError` where a record is not accounted for."""

@@ -12,12 +12,11 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from orpo_ray.data.formats import Message, PreferencePair
+from orpo_ray.data.formats import Message
 from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.data.time_limit import TimeOut, limited
 from orpo_ray.errors import UserError
@@ -72,15 +71,6 @@ class Segment(NamedTuple):
     control: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedPair:
-    """The text of a pair, without its first BOS and its last EOS, which are added as ids."""
-
-    prompt: list[Segment]
-    chosen: list[Segment]
-    rejected: list[Segment]
-
-
 def resolve_template(setting: str | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The Jinja text for message lists: `data.chat_template` (a name or a text), or the tokenizer's own.
 
@@ -132,12 +122,9 @@ class Renderer:
         self._mark = f"\ue000{secrets.token_hex(8)}:"
         self._marked = re.compile(f"{self._mark}(\\d+)\ue001")
 
-    def pair(self, pair: PreferencePair) -> RenderedPair:
-        """Raises `BadRecord` where the template refuses the messages, `UserError` where no template fits."""
-        return RenderedPair(*self.rendered(pair.prompt, [pair.chosen, pair.rejected]))
-
     def rendered(self, prompt: Turns, completions: Sequence[Turns]) -> list[list[Segment]]:
-        """The text of a prompt, and of each completion of it. Raises as `pair` does."""
+        """The text of a prompt, and of each completion of it, without the first BOS and the last EOS, which are added
+        as ids. Raises `BadRecord` where the template refuses the messages, `UserError` where no template fits."""
         if isinstance(prompt, str):
             return [[Segment(str(text), control=False)] for text in (prompt, *completions)]
         held: list[str] = []

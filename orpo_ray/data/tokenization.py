@@ -1,4 +1,4 @@
-"""Rendered pairs to token ids: prompt and responses apart, one BOS, one EOS, each cut by its own room."""
+"""Rendered records to token ids: prompt and responses apart, one BOS, one EOS, each cut by its own room."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orpo_ray.data.templates import RenderedPair, Segment
+from orpo_ray.data.templates import Segment
 from orpo_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedPair:
-    """Token ids of one pair, and which of the three were cut to fit."""
+class Tokenized:
+    """Token ids of a prompt and its responses, and which of them were cut to fit."""
 
     prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    cut: tuple[bool, bool, bool]
+    responses: tuple[list[int], ...]
+    prompt_cut: bool
+    responses_cut: tuple[bool, ...]
 
 
 def fit_prompt(ids: list[int], bos: int | None, longest: int) -> tuple[list[int], bool]:
@@ -40,9 +40,9 @@ def fit_response(ids: list[int], eos: int, room: int) -> tuple[list[int], bool]:
 
 
 class PairTokenizer:
-    """Tokenises pairs in batches.
+    """Tokenises prompts with their responses, such as pairs, in batches.
 
-    `max_length` bounds prompt plus one response. Where it is too little for the longer response, the prompt, with its
+    `max_length` bounds prompt plus one response. Where it is too little for the longest response, the prompt, with its
     BOS, is cut first, no further than to `max_prompt_length`. Raises `UserError` where the tokenizer has no EOS.
     """
 
@@ -59,19 +59,17 @@ class PairTokenizer:
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
 
-    def __call__(self, pairs: Sequence[RenderedPair]) -> Iterator[tuple[TokenizedPair, int]]:
-        """Each pair, and how many tokens its prompt had (BOS included) before it was cut."""
-        texts = token_ids(
-            self.tokenizer, [text for pair in pairs for text in (pair.prompt, pair.chosen, pair.rejected)]
-        )
-        for prompt_ids, chosen_ids, rejected_ids in zip(texts[0::3], texts[1::3], texts[2::3], strict=True):
-            spare = self.max_length - max(len(chosen_ids), len(rejected_ids)) - 1  # beside the longer response and EOS
+    def __call__(self, records: Sequence[Sequence[Sequence[Segment]]]) -> Iterator[tuple[Tokenized, int]]:
+        """`records`: of each `[prompt, response, …]`, as text. Yields each, and how many tokens its prompt had (BOS
+        included) before it was cut."""
+        texts = iter(token_ids(self.tokenizer, [text for record in records for text in record]))
+        for record in records:
+            prompt_ids, *response_ids = (next(texts) for _ in record)
+            spare = self.max_length - max(map(len, response_ids)) - 1  # beside the longest response and EOS
             prompt, prompt_cut = fit_prompt(prompt_ids, self.bos, max(self.max_prompt_length, spare))
             room = self.max_length - len(prompt)
-            chosen, chosen_cut = fit_response(chosen_ids, self.eos, room)
-            rejected, rejected_cut = fit_response(rejected_ids, self.eos, room)
-            cut = (prompt_cut, chosen_cut, rejected_cut)
-            yield TokenizedPair(prompt, chosen, rejected, cut), len(prompt_ids) + (self.bos is not None)
+            responses, cuts = zip(*(fit_response(ids, self.eos, room) for ids in response_ids), strict=True)
+            yield Tokenized(prompt, responses, prompt_cut, cuts), len(prompt_ids) + (self.bos is not None)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[Segment]]) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """Reference log-probs: computed once, packed, before the policy is loaded, and kept on disk.
 
 Training then holds one model. The files lie in `cache/reference/<hash>`, named by the reference's weights and the
-pairs' tokens, a piece at a time, so that an interrupted computation goes on where it stopped and any number of
-workers may share it.
+records' tokens, a piece at a time, so that an interrupted computation goes on where it stopped and any number of
+workers may share it. KTO's prompts with another prompt's response have theirs too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.scorer import packed_scores
 
-_PIECE = 1024  # pairs in one file
+_PIECE = 1024  # records in one file
+Data = TypeVar("Data", PairDataset, Mismatched)
 
 
 def with_reference(
@@ -42,6 +45,27 @@ def with_reference(
     `weights`: the policy's digest (see `network_digest`). `budget`: packed tokens computed at once. `barrier` returns
     when every rank has called it.
     """
+
+    def known(part: Data) -> Data:
+        return _with_reference(
+            part, policy, cache, weights=weights, rank=rank, ranks=ranks, budget=budget, barrier=barrier
+        )
+
+    whole = known(data)
+    return whole if data.mismatched is None else replace(whole, mismatched=known(data.mismatched))
+
+
+def _with_reference(
+    data: Data,
+    policy: PackedPolicy,
+    cache: Path,
+    *,
+    weights: str,
+    rank: int,
+    ranks: int,
+    budget: int,
+    barrier: Callable[[], object],
+) -> Data:
     folder = cache / reference_key(weights, data)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = list(_pieces(len(data)))
@@ -50,7 +74,8 @@ def with_reference(
         if not path.is_file():
             _write(path, reference_logps(data, pieces[index], policy, budget))
     barrier()
-    parts = [np.load(folder / f"{index:06d}.npy") for index in range(len(pieces))]
+    width = int(data.counts().max())
+    parts = [_widened(np.load(folder / f"{index:06d}.npy"), width) for index in range(len(pieces))]
     return replace(data, reference=np.concatenate(parts))
 
 
@@ -63,12 +88,10 @@ def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:
     return load_policy(model, seed=config.seed, device=device).eval()
 
 
-def reference_key(weights: str, data: PairDataset) -> str:
-    """Names the numbers that the reference of this digest gives to these pairs."""
+def reference_key(weights: str, data: PairDataset | Mismatched) -> str:
+    """Names the numbers that the reference of this digest gives to these records."""
     digest = hashlib.blake2b(weights.encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(data.bounds).data)
-    for start in range(0, len(data.tokens), 1 << 24):
-        digest.update(np.ascontiguousarray(data.tokens[start : start + (1 << 24)]).data)
+    data.identify(digest)
     return digest.hexdigest()
 
 
@@ -78,11 +101,20 @@ def _pieces(pairs: int) -> Iterator[NDArray[np.int64]]:
 
 
 def reference_logps(
-    data: PairDataset, pairs: NDArray[np.int64], policy: PackedPolicy, budget: int
+    data: PairDataset | Mismatched, pairs: NDArray[np.int64], policy: PackedPolicy, budget: int
 ) -> NDArray[np.float32]:
-    """Summed log-probs `(pairs, 2)` of chosen and rejected."""
+    """Summed log-probs `(records, K)` of the responses, of pairs `(pairs, 2)` of chosen and rejected; NaN where a
+    record has fewer responses than another."""
     rows = [data.pair(pair) for pair in pairs.tolist()]
-    return np.array(packed_scores(policy, rows, budget), dtype=np.float32)
+    scores = packed_scores(policy, rows, budget)
+    table = np.full((len(rows), max(map(len, scores))), np.nan, np.float32)
+    for row, given in zip(table, scores, strict=True):
+        row[: len(given)] = given
+    return table
+
+
+def _widened(table: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    return np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=np.nan)
 
 
 def _write(path: Path, sums: NDArray[np.float32]) -> None:

@@ -82,7 +82,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, m
         ("objective.lambda=.nan", "objective.lambda: should be a finite number (got nan)"),
         (
             "objective.name=ppo",
-            "objective.name: should be one of 'orpo', 'probability_ratio', 'sft', 'dpo', 'ipo', 'kto_pair', "
+            "objective.name: should be one of 'orpo', 'probability_ratio', 'sft', 'dpo', 'ipo', 'kto_pair', 'kto', "
             "'simpo', 'cpo', 'unlikelihood', 'reward' (got 'ppo')",
         ),
         ("objective=orpo", "objective: should be a mapping of keys (got 'orpo')"),

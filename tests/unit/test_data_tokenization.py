@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,10 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import PreferencePair
 from orpo_ray.data.records import BadRecord
-from orpo_ray.data.templates import NAMED_TEMPLATES, RenderedPair, Renderer, Segment
+from orpo_ray.data.templates import NAMED_TEMPLATES, Renderer, Segment
 from orpo_ray.data.tokenization import (
     PairTokenizer,
-    TokenizedPair,
     fit_prompt,
     fit_response,
     tokenizer_digest,
@@ -46,10 +45,18 @@ def real_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(SHARED / name)
 
 
+class TokenizedPair(NamedTuple):
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    cut: tuple[bool, ...]
+
+
 def tokenize(tokenizer: Any, pair: PreferencePair, template: str | None = None, **lengths: int) -> TokenizedPair:
     limits = {"max_length": 10_000, "max_prompt_length": 9_000, **lengths}
-    rendered = Renderer(tokenizer, template).pair(pair)
-    return next(PairTokenizer(tokenizer, **limits)([rendered]))[0]
+    rendered = Renderer(tokenizer, template).rendered(pair.prompt, [pair.chosen, pair.rejected])
+    found = next(PairTokenizer(tokenizer, **limits)([rendered]))[0]
+    return TokenizedPair(found.prompt, *found.responses, cut=(found.prompt_cut, *found.responses_cut))
 
 
 def chat(*texts: str) -> list[Any]:
@@ -240,12 +247,12 @@ def test_templates_that_do_not_fit_are_refused() -> None:
 def test_segments_keep_their_order_over_both_kinds() -> None:
     tokenizer = bytes_tokenizer()
     mixed = [Segment("a</s>", True), Segment("</s>", False), Segment("b<s>", True)]
-    pair = RenderedPair(mixed, [], [Segment("x", False)])
+    pair = [mixed, [], [Segment("x", False)]]
     tokenized, prompt_length = next(PairTokenizer(tokenizer, 100, 50)([pair]))
     a, b = (tokenizer(c)["input_ids"][0] for c in "ab")
     literal = tokenizer("</s>", split_special_tokens=True)["input_ids"]
     assert tokenized.prompt == [1, a, 2, *literal, b, 1]
-    assert tokenized.chosen == [2]
+    assert tokenized.responses[0] == [2]
     assert prompt_length == len(tokenized.prompt)
 
 

@@ -369,11 +369,11 @@ PIECES = [
 @cases(500)
 def test_chat_templates(template: str) -> None:
     try:
-        rendered = Renderer(TOKENIZER, template).pair(PAIR)
+        rendered = Renderer(TOKENIZER, template).rendered(PAIR.prompt, [PAIR.chosen, PAIR.rejected])
     except (UserError, BadRecord) as error:
         assert_one_line(error)
         return
-    text = "".join(segment.text for part in (rendered.prompt, rendered.chosen, rendered.rejected) for segment in part)
+    text = "".join(segment.text for part in rendered for segment in part)
     assert "<class" not in text
     assert "__builtins__" not in text
 
@@ -393,7 +393,7 @@ def test_chat_templates(template: str) -> None:
 )
 def test_a_template_that_reaches_too_far_is_a_record_s_error(template: str, told: str) -> None:
     with pytest.raises(BadRecord, match=f"refused by the chat template: .*{told}"):
-        Renderer(TOKENIZER, template).pair(PAIR)
+        Renderer(TOKENIZER, template).rendered(PAIR.prompt, [PAIR.chosen, PAIR.rejected])
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_a_template_that_reaches_too_far_is_a_record_s_error(template: str, told
 def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "RENDER_SECONDS", 0.3)
     with pytest.raises(UserError, match=r"data\.chat_template: takes over 0\.3 seconds to write one record"):
-        Renderer(TOKENIZER, template).pair(PAIR)
+        Renderer(TOKENIZER, template).rendered(PAIR.prompt, [PAIR.chosen, PAIR.rejected])
 
 
 # Names ---------------------------------------------------------------------------------------------------------------

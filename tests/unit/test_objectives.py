@@ -105,11 +105,11 @@ def test_sft_trains_without_a_rejected_response_and_measures_one_when_given() ->
 
 def test_registry_follows_the_configuration() -> None:
     objective = build_objective(OrpoConfig(lambda_=0.7, nll_tokens="chosen"))
-    assert (objective.continuations, objective.score_prompts) == (2, False)
+    assert (objective.best_alone, objective.score_prompts) == (False, False)
     sums, lengths = -torch.rand(2, 3), torch.ones(2, 3)
     expected = orpo(sums, lengths, Totals(2, 2), lambda_=0.7)[0]
     assert torch.equal(objective.loss(sums, lengths, Totals(2, 2), None)[0], expected)
-    assert build_objective(SftConfig()).continuations == 1
+    assert build_objective(SftConfig()).best_alone
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=lambda config: config.model_fields["name"].default)
