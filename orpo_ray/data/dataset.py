@@ -126,6 +126,16 @@ class PairDataset:
             self.source_starts, self.source_ranks, self.rule,
         )  # fmt: skip
 
+    @property
+    def unit(self) -> str:
+        return "pairs" if self.are_pairs else "prompts"
+
+    def amount(self) -> str:
+        """How much there is, for a reader: `12 pairs`, or `12 prompts with 40 responses`."""
+        if self.are_pairs:
+            return f"{len(self):,} pairs"
+        return f"{len(self):,} prompts with {int(self.counts().sum()):,} responses"
+
     def identify(self, digest: hashlib.blake2b) -> None:
         """Put into `digest` what decides the numbers that a model gives to these records."""
         if self.source_starts is None:

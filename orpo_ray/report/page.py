@@ -22,8 +22,8 @@ from orpo_ray.report.runs import Run, read_run
 Drawn = tuple[str, Markup | None, str]
 """A figure: its title, the figure if there is any, its caption."""
 OBJECTIVES = {
-    "orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto_pair": "KTO on pairs", "simpo": "SimPO",
-    "cpo": "CPO", "probability_ratio": "probability ratio", "reward": "reward model",
+    "orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto_pair": "KTO on pairs", "kto": "KTO",
+    "simpo": "SimPO", "cpo": "CPO", "probability_ratio": "probability ratio", "reward": "reward model",
 }  # fmt: skip
 EVALUATION_COLUMNS = {
     "eval_loss": "loss",

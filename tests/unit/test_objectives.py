@@ -115,9 +115,13 @@ def test_registry_follows_the_configuration() -> None:
 @pytest.mark.parametrize("config", OBJECTIVES, ids=lambda config: config.model_fields["name"].default)
 def test_every_objective_runs_through_the_registry(config: type) -> None:
     objective = build_objective(config())
-    sums, lengths = -torch.rand(2, 3) * 5, torch.full((2, 3), 5)
-    reference = -torch.rand(2, 2) * 5 if objective.needs_reference else None
-    loss, metrics = objective.loss(sums.requires_grad_(), lengths, Totals(2, 20), reference)
+    columns = 2 if objective.judges_labels else 3
+    sums, lengths = -torch.rand(2, columns) * 5, torch.full((2, columns), 5)
+    reference = -torch.rand(2, columns - 1) * 5 if objective.needs_reference else None
+    loss, metrics = objective.loss(
+        sums.requires_grad_(), lengths, Totals(2, 20, records=2, desirable=1), reference,
+        choices=torch.ones(2, dtype=torch.int64), desirable=torch.tensor([True, False]), baseline=torch.tensor(0.5),
+    )  # fmt: skip
     loss.backward()
     assert sums.grad is not None
     assert sums.grad[:, 1].abs().sum() > 0
