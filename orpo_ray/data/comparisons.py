@@ -6,6 +6,7 @@ responses of a record stand from the best to the worst.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ def best(records: int) -> Compared:
     return Compared(np.arange(records), np.zeros((records, 1), np.int64))
 
 
-def dense_ranks(ratings: list[float]) -> list[int]:
-    """Ranks of ratings that descend: 0 of the highest, equal ones alike."""
+def dense_ranks(ratings: Sequence[float]) -> tuple[int, ...]:
+    """Ranks of ratings, or of ranks, that stand from the best to the worst: 0 of the best, equal ones alike."""
     levels = {rating: rank for rank, rating in enumerate(dict.fromkeys(ratings))}
-    return [levels[rating] for rating in ratings]
+    return tuple(levels[rating] for rating in ratings)

@@ -28,6 +28,7 @@ _BETTER_FIRST = {"ranks": -1.0, "scores": 1.0, "ratings": 1.0}
 _COMPLETIONS = ("completion", "response")
 Turns = str | list[Message]
 T = TypeVar("T")
+R = TypeVar("R", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +180,9 @@ def select(comparison: Comparison, reading: Reading, account: Account) -> tuple[
     spoken = [answer for answer in answers if not _is_empty(answer.turns)]
     if len({answer.rating for answer in spoken}) < 2:
         raise NoPreference("empty response")
-    ranks = dense_ranks([answer.rating for answer in spoken])
-    turns, kept = without_repeats([answer.turns for answer in spoken], ranks)
-    if len(set(kept)) < 2:
+    turns, ratings = without_repeats([answer.turns for answer in spoken], [answer.rating for answer in spoken])
+    kept = dense_ranks(ratings)
+    if kept[-1] == 0:
         raise NoPreference("chosen = rejected")
     if len(spoken) < len(answers):
         account.noted["hold answers without text, which are left out"] += 1
@@ -196,13 +197,13 @@ def select(comparison: Comparison, reading: Reading, account: Account) -> tuple[
     return turns, kept
 
 
-def without_repeats(items: Sequence[T], ranks: Sequence[int]) -> tuple[list[T], tuple[int, ...]]:
-    """The first of equal `items`, which is the best ranked, and the ranks of those that are left, without gaps."""
-    kept: list[tuple[T, int]] = []
-    for item, rank in zip(items, ranks, strict=True):
+def without_repeats(items: Sequence[T], ratings: Sequence[R]) -> tuple[list[T], list[R]]:
+    """The first of equal `items`, and the ratings, or ranks, of those that are left."""
+    kept: list[tuple[T, R]] = []
+    for item, rating in zip(items, ratings, strict=True):
         if all(item != other for other, _ in kept):
-            kept.append((item, rank))
-    return [item for item, _ in kept], tuple(dense_ranks([float(rank) for _, rank in kept]))
+            kept.append((item, rating))
+    return [item for item, _ in kept], [rating for _, rating in kept]
 
 
 def _is_empty(completion: Turns) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
+from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import Format, parse, recognise, require_short
 from orpo_ray.data.groups import (
@@ -214,7 +215,8 @@ class _Tokenization:
         waiting, self._waiting, self._characters = self._waiting, [], 0
         tokenized = self.tokenize([item.texts for item in waiting])
         for item, (whole, prompt_length) in zip(waiting, tokenized, strict=True):
-            answers, ranks = without_repeats([*zip(whole.responses, whole.responses_cut, strict=True)], item.ranks)
+            answers, left = without_repeats([*zip(whole.responses, whole.responses_cut, strict=True)], item.ranks)
+            ranks = tuple(left) if self.reading == "labels" else dense_ranks(left)
             limit = self.data.drop_prompts_over
             if limit is not None and prompt_length > limit:
                 self.account.dropped[f"prompt over {limit} tokens"] += 1

@@ -21,7 +21,7 @@ def kto(
     desirable_weight: float,
     undesirable_weight: float,
 ) -> tuple[Tensor, Metrics]:
-    """Mean over responses of `w * (1 - sigmoid(±beta * (log-ratio - baseline)))`, plus for desirable ones (Eq. 8).
+    """Mean over responses of `w * (1 - sigmoid(±beta * (log-ratio - baseline)))`, plus for desirable ones (Eq. 7).
 
     `sums`, `lengths (responses, 2)`: of the prompt and of the response (see `terms`); `reference (responses, 1)`: its
     summed log-prob under the reference model; `desirable (responses,)`: its label, which decides on sign and weight.
@@ -37,8 +37,7 @@ def kto(
     gains = beta * torch.where(desirable, ratios - baseline, baseline - ratios)  # above the reference point, or below
     # 1 - sigmoid(x) = sigmoid(-x), without the cancellation.
     losses = (-gains).sigmoid()
-    weights = torch.where(desirable, desirable_weight, undesirable_weight).to(losses.dtype)
-    loss = (weights * losses).sum() / totals.pairs
+    loss = torch.where(desirable, desirable_weight * losses, undesirable_weight * losses).sum() / totals.pairs
     rewards, logps = beta * ratios.detach(), mean_logps(sums.detach(), lengths)[:, 0]
     metrics = {"loss": loss.detach()}
     for name, values in (("logps", logps), ("rewards", rewards)):

@@ -173,7 +173,7 @@ def test_each_response_is_scored_as_if_alone(objective: Objective) -> None:
     assert list(map(len, found)) == [len(longer[0]) - 1, 0, len(longer[2]) - 1]
 
 
-ranks = st.lists(st.integers(0, 4), min_size=1, max_size=6).map(lambda drawn: dense_ranks(sorted(drawn)))
+ranks = st.lists(st.integers(0, 4), min_size=1, max_size=6).map(lambda drawn: list(dense_ranks(sorted(drawn))))
 
 
 @settings(max_examples=200, deadline=None)
