@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orpo_ray.config import TrainConfig
+from orpo_ray.config import DataConfig, TrainConfig
+from orpo_ray.config.schema import Reading
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.dataset import PairDataset
@@ -143,7 +144,7 @@ def _tokenized(
     )
 
     def build(writer: CacheWriter) -> Account:
-        return _Tokenization(config, tokenizer, renderer, writer).run(source, limit, progress)
+        return _Tokenization(data, tokenizer, renderer, writer, config.reading).run(source, limit, progress)
 
     tokenized = read_or_build(config.cache_dir / "tokens", key, build)
     if tokenized.account.read == 0:
@@ -168,10 +169,15 @@ class _Tokenization:
     """One pass over a source: each record is kept, dropped or quarantined, and counted."""
 
     def __init__(
-        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, writer: CacheWriter
+        self,
+        data: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
+        writer: CacheWriter,
+        reading: Reading = "every_pair",
     ) -> None:
-        self.data = data = config.data
-        self.reading = config.reading
+        self.data = data
+        self.reading = reading
         self.renderer = renderer
         self.tokenize = PairTokenizer(tokenizer, data.max_length, data.max_prompt_length)
         self.writer = writer
