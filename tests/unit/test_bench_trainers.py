@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orpo_ray.bench.trainers.own import Own, Watched
 from orpo_ray.bench.trainers.padded import Padded
 from orpo_ray.bench.trainers.plain import PlainTrainer
 from orpo_ray.config import OrpoConfig, TrainConfig, parse_config
+from orpo_ray.data import toyworld
 from orpo_ray.data.packing import pack
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_policy
@@ -177,8 +179,11 @@ def test_a_step_in_parts_is_the_same_step(config: TrainConfig) -> None:
 
 
 def test_only_pairs_are_compared_on(tmp_path: Path) -> None:
-    ranked = {"responses": ["Ada", "Bo", "Cy"], "ranks": [1, 2, 3]}
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"prompt": f"Who {i}?", **ranked}) + "\n" for i in range(40)))
+    ranked = [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"], "Ada"], "ranks": [1, 2, 3]}
+        for row in islice(toyworld.records("toy"), 40)
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
     data = {"train": str(tmp_path / "x.jsonl"), "max_length": 60, "max_prompt_length": 30}
     for objective, comparisons, told in (
         ("orpo", "every_pair", True),
