@@ -31,6 +31,7 @@ from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import Renderer, Segment
 from orpo_ray.data.tokenization import PairTokenizer, Tokenized, tokenizer_digest
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,8 @@ class PreparedData:
     """Of all pairs, those of training and those held out."""
     fingerprints: tuple[str, ...]
     """Of the content of `data.train` and, where it is set, of `data.eval`."""
+    remarks: tuple[str, ...] = ()
+    """What of the records is not read, and what was decided about them, each in a line."""
 
 
 def prepare(
@@ -102,6 +105,11 @@ def prepare(
         quarantine=tuple(source.quarantine for source in [train, *others] if source.quarantine is not None),
         digest="-".join(source.digest for source in [train, *others]),
         fingerprints=fingerprints,
+        remarks=tuple(
+            f"{masked(name)}: {remark}"
+            for (name, _, _), source in zip(names, [train, *others], strict=True)
+            for remark in source.account.remarks()
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from orpo_ray.data.formats import (
     require_short,
     text_field,
 )
+from orpo_ray.data.groups import recognise_group
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import open_source
 from orpo_ray.data.templates import Turns
@@ -66,7 +67,8 @@ def read_prompts(
         try:
             if record.value is None:
                 raise record.error or BadRecord("unreadable")
-            if config.format == "auto" and not prompts and "chosen" in record.value:
+            pairs = "chosen" in record.value and recognise_group(record.value) is None  # of others the prompt is asked
+            if config.format == "auto" and not prompts and pairs:
                 format = recognise(record.value)
             prompt = _prompt(record, record.value, format, with_messages)
             require_short(config.max_record_characters, prompt.as_found.prompt, *prompt.as_found.completions)

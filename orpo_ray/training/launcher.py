@@ -70,8 +70,10 @@ def _train(
         f"{schedule.total_steps} steps of {config.train.global_batch_size} {data.train.unit}, "
         f"{_workers(config)} worker(s)"
     )
-    for remark in remarks(config, schedule):
+    for remark in [*data.remarks, *remarks(config, schedule)]:
         console.say(f"{config.name}: {remark}")
+    for remark in data.remarks:
+        folder.note_once(remark)
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()

@@ -19,7 +19,7 @@ from orpo_ray.config.identity import differences
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
-from orpo_ray.parsing import member, read_object, read_text
+from orpo_ray.parsing import member, read_lines, read_object, read_text
 from orpo_ray.telemetry.logs import line_of, log
 from orpo_ray.training.metrics_file import read_metrics
 from orpo_ray.visible import say
@@ -113,6 +113,12 @@ class RunFolder:
                 file.write(json.dumps(line_of(text), ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
             say(f"{text} ({self.events} cannot be written: {error})", error=True)
+
+    def note_once(self, text: str) -> None:
+        """As `note`, unless it is there: what holds of a run whenever it is continued."""
+        lines = read_lines(self.events).values() if self.events.is_file() else ()
+        if all(line.get("event") != masked(text) for line in lines):
+            self.note(text)
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from test_data_tokenization import bytes_tokenizer
 
 from orpo_ray.config import TrainConfig, parse_config
+from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.config.schema import Reading
 from orpo_ray.data.formats import Message
 from orpo_ray.data.groups import (
@@ -27,6 +28,7 @@ from orpo_ray.data.groups import (
     without_repeats,
 )
 from orpo_ray.data.prepare import PreparedData, prepare
+from orpo_ray.data.prompts import Question, read_prompts
 from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.data.summary import print_summary
 from orpo_ray.errors import UserError
@@ -223,6 +225,7 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert account.dropped == {"all tied": 1, "chosen = rejected once tokenised and cut": 1}
     assert (account.kept, account.quarantined) == (6, {"not as many": 1})
     assert account.remarks() == ["1 of 9 records hold answers without text, which are left out"]
+    assert data.remarks == (f"{tmp_path}/data.jsonl: {account.remarks()[0]}",)
     found = {prompt: (len(responses), ranks) for prompt, responses, ranks in texts(data)}
     assert found["half cut"] == (2, [0, 1]) and found["empty"] == (2, [0, 1])
     assert (account.cut_prompts, account.cut_chosen, account.cut_rejected) == (0, 1, 0)
@@ -250,3 +253,10 @@ def test_pairs_are_labelled_for_kto(tmp_path: Path) -> None:
     assert not data.train.are_pairs and data.train.compared().responses.shape == (2 * len(data.train), 1)
     with pytest.raises(UserError, match=r"data\.jsonl: KTO's reference point needs .* one prompt alone"):
         prepared(tmp_path, records[:3], "objective.name=kto", "data.eval_fraction=0.1")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_an_evaluation_asks_their_prompts(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps(RECORDS[name][0]) + "\n")
+    prompts, _ = read_prompts(PromptsConfig(source=str(tmp_path / "x.jsonl")), with_messages=True)
+    assert prompts[0].as_messages == Question(CHAT, ())
