@@ -374,7 +374,9 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _rankings_have_more_than_two(self) -> TrainConfig:
+    def _comparisons_suit_the_objective(self) -> TrainConfig:
+        if self.objective.name == "kto" and self.data.comparisons != "every_pair":
+            raise ValueError(f"data.comparisons ({self.data.comparisons}): kto judges each answer by itself")
         whole = isinstance(self.objective, RewardConfig) and self.objective.loss == "plackett_luce"
         if whole and self.data.comparisons == "best_against_worst":
             raise ValueError("data.comparisons: best_against_worst leaves two answers, plackett_luce reads rankings")

@@ -187,7 +187,7 @@ def test_only_pairs_are_compared_on(tmp_path: Path) -> None:
     data = {"train": str(tmp_path / "x.jsonl"), "max_length": 60, "max_prompt_length": 30}
     for objective, comparisons, told in (
         ("orpo", "every_pair", True),
-        ("kto", "best_against_worst", True),
+        ("kto", "every_pair", True),
         ("orpo", "best_against_worst", False),
     ):
         run = parse_config(
