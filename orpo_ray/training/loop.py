@@ -182,7 +182,8 @@ def train_step(
     meter: Meter,
     signals: dict[str, float],
 ) -> tuple[Line, dict[str, float]]:
-    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`).
+    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`): a pass that trains, behind one
+    for its reference point where the objective has one.
 
     Returns its metrics line, and `signals` added up over ranks. Where the gradient's norm is not finite, which any
     loss that is not makes sure of, nothing is updated and `skipped` in the line holds the pairs at fault.
