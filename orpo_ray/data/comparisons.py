@@ -56,8 +56,8 @@ def compared(ranks: NDArray[np.integer], rule: Rule) -> Compared:
         records, responses = np.nonzero(ranks >= 0)
         return Compared(records, responses[:, None])
     if rule == "best_against_worst":
-        last = (ranks >= 0).sum(axis=1) - 1
-        return Compared(np.arange(len(ranks)), np.column_stack([np.zeros_like(last), last]))
+        worst = (ranks == ranks.max(axis=1, keepdims=True)).argmax(axis=1)  # the first of them
+        return Compared(np.arange(len(ranks)), np.column_stack([np.zeros_like(worst), worst]))
     better = (ranks[:, :, None] < ranks[:, None, :]) & (ranks[:, :, None] >= 0)
     if rule == "best_against_each":
         better &= ranks[:, :, None] == 0

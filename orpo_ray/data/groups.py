@@ -1,4 +1,4 @@
-"""Records of more, or fewer, than two answers: how they are read, and which answers of any record are kept.
+"""Records of more, or fewer, than two answers: how they are read.
 
 | format | a record |
 |---|---|
@@ -12,14 +12,11 @@ Prompts and answers are text, or message lists, all of a record alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from orpo_ray.config.schema import Reading
-from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.formats import Message, PreferencePair, checked_text, message_list
-from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.records import BadRecord
 
 GroupFormat = Literal["ranked", "several", "labelled"]
 MOST_ANSWERS = 64
@@ -27,8 +24,6 @@ MOST_ANSWERS = 64
 _BETTER_FIRST = {"ranks": -1.0, "scores": 1.0, "ratings": 1.0}
 _COMPLETIONS = ("completion", "response")
 Turns = str | list[Message]
-T = TypeVar("T")
-R = TypeVar("R", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +41,6 @@ class Comparison:
     answers: tuple[Answer, ...]
     labelled: bool = False
     """Whether ratings are labels, 1 desirable and 0 not, that say something of each answer by itself."""
-
-
-class NoPreference(Exception):
-    """A sound record that teaches nothing. `reason` is counted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def recognise_group(value: dict[str, Any]) -> GroupFormat | None:
@@ -157,56 +144,3 @@ def _turns(holder: dict[str, Any], name: str, role: str, where: str | None = Non
     if role != "assistant" and messages[-1]["role"] == "assistant":
         raise BadRecord("no question", f"{where} ends with the assistant's message")
     return messages
-
-
-def select(comparison: Comparison, reading: Reading, account: Account) -> tuple[list[Turns], tuple[int, ...]]:
-    """The answers to train on, from best to worst, and their ranks: 0 is best, equal ratings have equal ranks.
-
-    Left out, and noted in `account`: answers without text, and those that repeat a better one. `reading` tells which of
-    the others are wanted: `best_against_worst` two of them; `labels` (KTO) those of the highest and of the lowest
-    rating, which are then desirable (0) and undesirable (1). Raises `NoPreference` where nothing is left to learn,
-    `BadRecord` for a label alone where answers are to be compared.
-    """
-    if comparison.labelled:
-        if reading != "labels":
-            raise BadRecord("one answer", "a label alone compares nothing; objective=kto trains on such records")
-        [answer] = comparison.answers
-        if _is_empty(answer.turns):
-            raise NoPreference("empty response")
-        return [answer.turns], (int(answer.rating == 0),)
-    answers = sorted(comparison.answers, key=lambda answer: -answer.rating)
-    if answers[0].rating == answers[-1].rating:
-        raise NoPreference("all tied")
-    spoken = [answer for answer in answers if not _is_empty(answer.turns)]
-    if len({answer.rating for answer in spoken}) < 2:
-        raise NoPreference("empty response")
-    turns, ratings = without_repeats([answer.turns for answer in spoken], [answer.rating for answer in spoken])
-    kept = dense_ranks(ratings)
-    if kept[-1] == 0:
-        raise NoPreference("chosen = rejected")
-    if len(spoken) < len(answers):
-        account.noted["hold answers without text, which are left out"] += 1
-    if len(turns) < len(spoken):
-        account.noted["hold an answer twice, of which the better rated is read"] += 1
-    if reading == "best_against_worst":
-        return [turns[0], turns[-1]], (0, 1)
-    if reading == "labels" and kept[-1] > 1:
-        account.noted["hold answers between the best and the worst, neither desirable nor not, which are left out"] += 1
-        turns = [each for each, rank in zip(turns, kept, strict=True) if rank in (0, kept[-1])]
-        kept = tuple(min(rank, 1) for rank in kept if rank in (0, kept[-1]))
-    return turns, kept
-
-
-def without_repeats(items: Sequence[T], ratings: Sequence[R]) -> tuple[list[T], list[R]]:
-    """The first of equal `items`, and the ratings, or ranks, of those that are left."""
-    kept: list[tuple[T, R]] = []
-    for item, rating in zip(items, ratings, strict=True):
-        if all(item != other for other, _ in kept):
-            kept.append((item, rating))
-    return [item for item, _ in kept], [rating for _, rating in kept]
-
-
-def _is_empty(completion: Turns) -> bool:
-    if isinstance(completion, str):
-        return not completion.strip()
-    return not any(message["content"].strip() for message in completion)

@@ -14,18 +14,10 @@ from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or
 from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import Format, parse, recognise, require_short
-from orpo_ray.data.groups import (
-    Comparison,
-    GroupFormat,
-    NoPreference,
-    of_pair,
-    parse_group,
-    recognise_group,
-    select,
-    without_repeats,
-)
+from orpo_ray.data.groups import Comparison, GroupFormat, of_pair, parse_group, recognise_group
 from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.data.records import Account, BadRecord, Record
+from orpo_ray.data.selection import NoPreference, select, without_repeats
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import Renderer, Segment

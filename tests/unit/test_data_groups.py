@@ -18,18 +18,11 @@ from orpo_ray.config import TrainConfig, parse_config
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.config.schema import Reading
 from orpo_ray.data.formats import Message
-from orpo_ray.data.groups import (
-    Answer,
-    Comparison,
-    NoPreference,
-    parse_group,
-    recognise_group,
-    select,
-    without_repeats,
-)
+from orpo_ray.data.groups import Answer, Comparison, parse_group, recognise_group
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.data.prompts import Question, read_prompts
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.selection import NoPreference, select, without_repeats
 from orpo_ray.data.summary import print_summary
 from orpo_ray.errors import UserError
 
@@ -128,7 +121,7 @@ def test_which_answers_are_kept() -> None:
     ranked = [("c", 1.0), ("a", 9.0), ("b", 5.0), ("d", 1.0), ("e", 9.0)]
     assert chosen_from(*ranked) == ((["a", "e", "b", "c", "d"], (0, 0, 1, 2, 2)), {})
     assert chosen_from(*ranked, reading="best_against_each") == chosen_from(*ranked)
-    assert chosen_from(*ranked, reading="best_against_worst") == ((["a", "d"], (0, 1)), {})
+    assert chosen_from(*ranked, reading="best_against_worst") == ((["a", "c"], (0, 1)), {})
     found, noted = chosen_from(*ranked, reading="labels")
     assert found == (["a", "e", "c", "d"], (0, 0, 1, 1)) and list(noted) == [
         "hold answers between the best and the worst, neither desirable nor not, which are left out"
@@ -137,6 +130,7 @@ def test_which_answers_are_kept() -> None:
 
 def test_what_teaches_nothing() -> None:
     assert chosen_from(("a", 1), ("b", 1), ("c", 1)) == ("all tied", {})
+    assert chosen_from(("a", 1)) == ("one answer", {})
     assert chosen_from(("a", 1), (" ", 0)) == ("empty response", {})
     assert chosen_from(("a", 1), ("a", 0)) == ("chosen = rejected", {})
     found, noted = chosen_from(("a", 2), (" ", 1), ("b", 0))

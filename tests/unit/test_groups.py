@@ -189,6 +189,7 @@ def test_what_is_compared(lists: list[list[int]]) -> None:
     every = [(i, a, b) for i, row in enumerate(lists) for a, b in combinations(range(len(row)), 2) if row[a] < row[b]]
     assert rows("every_pair") == every
     assert rows("best_against_each") == [row for row in every if lists[row[0]][row[1]] == 0]
+    assert rows("best_against_worst") == [(i, 0, row.index(row[-1])) for i, row in enumerate(lists)]
     assert rows("labels") == [(i, a) for i, row in enumerate(lists) for a in range(len(row))]
     found = compared(table, "every_pair")
     choices = [sum(row[:2] == winner for row in every) for winner in dict.fromkeys(row[:2] for row in every)]
