@@ -109,7 +109,7 @@ def in_this_process(folder: Path, grid: list[tuple[int, int]]) -> dict[str, Any]
         for step in range(_STEPS if batch <= PAIRS_A_RANK * RANKS else 10):
             start = time.perf_counter()
             work = plan(
-                data, schedule.indices(step), continuations=2, score_prompts=True,
+                data, schedule.indices(step), best_alone=False, score_prompts=True,
                 rank=step % ranks, ranks=ranks, budget=BUDGET,
             )  # fmt: skip
             planned = time.perf_counter()

@@ -179,7 +179,7 @@ def _works(config: BenchmarkConfig, task: Task) -> list[Work]:
         flops = StepFlops.of(load_scorer(objective.model, shape, seed=0, device=nowhere))
     found = []
     for step in range(config.warm_up, config.warm_up + config.steps):
-        pairs = [pair[: 1 + objective.continuations] for pair in task.pairs(step)]
+        pairs = [pair[:2] if objective.best_alone else pair for pair in task.pairs(step)]
         batch = pack(pairs, score_prompts=objective.score_prompts)
         found.append(Work(len(pairs), batch.tokens, flops(batch)))
     return found * config.repeats

@@ -82,6 +82,11 @@ class Task:
         pairs = data.train
         if not isinstance(pairs, PairDataset):
             raise UserError("run.data.train: has to be one source for a benchmark")
+        if not pairs.are_pairs:
+            raise UserError(
+                f"{self.config.data.train}: trainers are compared on pairs; set data.comparisons=best_against_worst, "
+                "and another objective than kto"
+            )
         if self.stretch is None:
             return pairs
         schedule = build_schedule(self.config, pairs)
@@ -93,7 +98,11 @@ class Task:
 
     def pairs(self, step: int) -> list[Pair]:
         """The pairs of optimizer step `step` (from 0), in the schedule's order."""
-        return [self.data.pair(pair) for pair in self.schedule.indices(step).tolist()]
+        found = []
+        for pair in self.schedule.indices(step).tolist():
+            prompt, chosen, rejected = self.data.pair(pair)
+            found.append((prompt, chosen, rejected))
+        return found
 
 
 def stretched(data: PairDataset, pairs: list[int], factor: int) -> PairDataset:

@@ -15,9 +15,10 @@ _FREE_KEYS = {
         "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",
     )
 }  # fmt: skip
-_LATER_KEYS = (
-    "model.revision", "data.temperature", "data.columns", "data.roles", "data.system", "data.prefer", "data.unread",
-)  # fmt: skip
+_LATER_KEYS = {
+    "model.revision": None, "data.temperature": None, "data.columns": None, "data.roles": None, "data.system": None,
+    "data.prefer": None, "data.unread": None, "data.comparisons": "every_pair", "objective.loss": "bradley_terry",
+}  # fmt: skip
 """That came after there were runs: at their default they do not count, so that those runs are continued."""
 
 
@@ -32,7 +33,7 @@ def identity(mapping: dict[str, Any]) -> dict[str, Any]:
             continue
         free = _FREE_KEYS.get(section, ())
         settings |= {f"{section}.{key}": inner for key, inner in value.items() if key not in free}
-    return {key: value for key, value in settings.items() if value is not None or key not in _LATER_KEYS}
+    return {key: value for key, value in settings.items() if key not in _LATER_KEYS or value != _LATER_KEYS[key]}
 
 
 def differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

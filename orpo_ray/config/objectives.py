@@ -65,6 +65,19 @@ class KtoPairConfig(Section):
     reference: str | None = None
 
 
+class KtoConfig(Section):
+    """KTO on responses that are labelled desirable or undesirable (arXiv 2402.01306), from an SFT model."""
+
+    name: Literal["kto"] = "kto"
+    beta: Annotated[Number, Field(gt=0)] = 0.1
+    desirable_weight: Annotated[Number, Field(ge=0)] = 1.0
+    """The paper's lambda_D. With n_D desirable and n_U undesirable responses it advises
+    1 <= desirable_weight * n_D / (undesirable_weight * n_U) <= 4/3."""
+    undesirable_weight: Annotated[Number, Field(ge=0)] = 1.0
+    """The paper's lambda_U."""
+    reference: str | None = None
+
+
 class SimpoConfig(Section):
     """SimPO (arXiv 2405.14734), from an SFT model, without a reference."""
 
@@ -92,16 +105,19 @@ class UnlikelihoodConfig(Section):
 
 
 class RewardConfig(Section):
-    """A reward model: `-log sigmoid(r_chosen - r_rejected)` (Bradley-Terry)."""
+    """A reward model: `-log sigmoid(r_chosen - r_rejected)` (Bradley-Terry), or the same of whole lists."""
 
     name: Literal["reward"] = "reward"
+    loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    """`plackett_luce`: the likelihood of each prompt's whole ranking, a choice of the best of those that are left after
+    another; of two responses it is `bradley_terry`."""
     centre: bool = False
     """Shift the exported model's rewards so that their mean over the training set is zero."""
 
 
 OBJECTIVES = (
-    OrpoConfig, ProbabilityRatioConfig, SftConfig, DpoConfig, IpoConfig, KtoPairConfig, SimpoConfig, CpoConfig,
-    UnlikelihoodConfig, RewardConfig,
+    OrpoConfig, ProbabilityRatioConfig, SftConfig, DpoConfig, IpoConfig, KtoPairConfig, KtoConfig, SimpoConfig,
+    CpoConfig, UnlikelihoodConfig, RewardConfig,
 )  # fmt: skip
 ObjectiveConfig = Annotated[
     OrpoConfig
@@ -110,6 +126,7 @@ ObjectiveConfig = Annotated[
     | DpoConfig
     | IpoConfig
     | KtoPairConfig
+    | KtoConfig
     | SimpoConfig
     | CpoConfig
     | UnlikelihoodConfig

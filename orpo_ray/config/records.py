@@ -11,6 +11,7 @@ from orpo_ray.config.section import Section
 PairFormat = Literal[
     "auto", "hh-rlhf", "ultrafeedback", "argilla", "plain", "conversational", "webgpt", "shp", "nectar", "helpsteer2",
     "helpsteer3", "arena", "arena-55k", "prism", "pku-saferlhf", "orca", "alpaca", "sharegpt", "rewardbench2",
+    "ranked", "several", "labelled",
 ]  # fmt: skip
 COLUMNS = ("prompt", "chosen", "rejected", "system", "tools")
 

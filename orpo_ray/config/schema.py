@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from orpo_ray.config.identity import digest
-from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, RewardConfig
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
@@ -19,6 +19,9 @@ DATE = "2024-07-26"
 """That templates write which would write today's."""
 SOURCES = {str: "(one source)", list: "(several sources)"}
 """What pydantic calls the two in a location."""
+Comparisons = Literal["every_pair", "best_against_each", "best_against_worst"]
+Reading = Comparisons | Literal["labels"]
+"""What an objective takes of a record's answers: comparisons; or `labels`, each answer by itself."""
 
 
 class LoraConfig(Section):
@@ -115,6 +118,10 @@ class DataConfig(RecordsConfig):
     eval_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
     format: PairFormat = "auto"
     """The shape of a record (docs/data.md); `auto` recognises it by content."""
+    comparisons: Comparisons = "every_pair"
+    """What is compared of a record with more than two answers: each with every one that is rated lower (of one chosen
+    and several rejected: chosen with each); or the best rated alone with each lower one, or with the worst. Equal
+    ratings are not compared. `sft` trains on the best; `kto` on the best as desirable, the worst as undesirable."""
     max_length: Annotated[Integer, Field(ge=2, le=10**12)] = 1024
     """Tokens of prompt plus one response; each response is cut by its own room."""
     max_prompt_length: Count = 768
@@ -458,6 +465,20 @@ class TrainConfig(Section):
         if self.eval.win_rate is not None and self.objective.name == "reward":
             raise ValueError("eval.win_rate compares what policies write, and a reward model writes nothing")
         return self
+
+    @model_validator(mode="after")
+    def _comparisons_suit_the_objective(self) -> TrainConfig:
+        if self.objective.name == "kto" and self.data.comparisons != "every_pair":
+            raise ValueError(f"data.comparisons ({self.data.comparisons}): kto judges each answer by itself")
+        whole = isinstance(self.objective, RewardConfig) and self.objective.loss == "plackett_luce"
+        if whole and self.data.comparisons == "best_against_worst":
+            raise ValueError("data.comparisons: best_against_worst leaves two answers, plackett_luce reads rankings")
+        return self
+
+    @property
+    def reading(self) -> Reading:
+        """What the objective takes of a record's answers."""
+        return "labels" if self.objective.name == "kto" else self.data.comparisons
 
     @property
     def run_dir(self) -> Path:

@@ -1,4 +1,4 @@
-"""Tokenised pairs on disk, found again by a digest of all that decides them.
+"""Tokenised records on disk, found again by a digest of all that decides them.
 
 An entry is built in a folder beside its place and renamed into it, its manifest (with the size of every file)
 written last: a folder without a manifest, or with a file of another size, was cut short and is built anew.
@@ -25,32 +25,35 @@ from numpy.typing import DTypeLike, NDArray
 from orpo_ray.atomic import new_folder
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.records import Account, BadRecord, Record
-from orpo_ray.data.tokenization import TokenizedPair
+from orpo_ray.data.tokenization import Tokenized
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import member, object_from_json
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
+_PAIR = (0, 1)  # ranks
 ARRAYS: dict[str, DTypeLike] = {
     "tokens.bin": np.int32,
     "bounds.bin": np.int64,
     "record_ids.bin": np.int64,
+    "starts.bin": np.int64,
+    "ranks.bin": np.int32,
     "prompt_hashes.bin": np.uint64,
 }
 
 
 @dataclass(frozen=True)
 class TokenizedSource:
-    """All kept pairs of one source, in its order."""
+    """All kept records of one source, in its order."""
 
     pairs: PairDataset
     prompt_hashes: NDArray[np.uint64]
-    """(pairs,): a hash of the prompt's token ids, equal for equal prompts."""
+    """(records,): a hash of the prompt's token ids, equal for equal prompts."""
     account: Account
     quarantine: Path | None
     """`quarantine.jsonl`, where it holds any record."""
     digest: str
-    """Of the pairs."""
+    """Of the records."""
     folder: Path
     """Where it lies; what follows from it may be kept there too."""
     highest: tuple[int, int]
@@ -58,43 +61,58 @@ class TokenizedSource:
 
 
 class CacheWriter:
-    """Appends pairs and quarantined records to the files of one entry."""
+    """Appends records and quarantined ones to the files of one entry."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._highest = (-1, -1)
         self._end = 0  # of the tokens written so far
+        self._bounds = 0  # numbers written of them
+        self._only_pairs = True
         self._digest = hashlib.blake2b(digest_size=16)
         self._stack = ExitStack()
         self._files = {name: self._stack.enter_context((folder / name).open("wb")) for name in [*ARRAYS, QUARANTINE]}
 
-    def write(self, pairs: Sequence[tuple[int, TokenizedPair]]) -> None:
-        """Append pairs, each with its record's index."""
-        parts = [part for _, pair in pairs for part in (pair.prompt, pair.chosen, pair.rejected)]
-        tokens = np.fromiter(itertools.chain.from_iterable(parts), np.int32)
-        ends = self._end + np.cumsum([len(part) for part in parts], dtype=np.int64).reshape(-1, 3)
-        starts = np.concatenate([[self._end], ends[:-1, 2]]) if len(pairs) else np.empty(0, np.int64)
-        self._append("tokens.bin", tokens)
-        self._append("bounds.bin", np.column_stack([starts, ends]))
-        self._append("record_ids.bin", [index for index, _ in pairs])
-        self._append("prompt_hashes.bin", [_hash(pair.prompt) for _, pair in pairs])
-        self._end += len(tokens)
-        if len(tokens) and (highest := int(tokens.max())) > self._highest[0]:
-            at = int(np.searchsorted(ends[:, 2], self._end - len(tokens) + int(tokens.argmax()), side="right"))
-            self._highest = highest, pairs[at][0]
+    def write(self, records: Sequence[tuple[int, Tokenized, tuple[int, ...]]]) -> None:
+        """Append records, each with its index and the ranks of its responses."""
+        bounds, parts = [], []
+        for index, tokenized, _ in records:
+            bounds.append(self._end)
+            for part in (tokenized.prompt, *tokenized.responses):
+                self._end += len(part)
+                bounds.append(self._end)
+                parts.append(part)
+                if (highest := max(part, default=-1)) > self._highest[0]:
+                    self._highest = highest, index
+        self._append("tokens.bin", np.fromiter(itertools.chain.from_iterable(parts), np.int32))
+        self._append("bounds.bin", bounds)
+        self._append("record_ids.bin", [index for index, _, _ in records])
+        self._append("prompt_hashes.bin", [_hash(tokenized.prompt) for _, tokenized, _ in records])
+        ranks = [each for _, _, each in records]
+        counted = set(ranks) - {_PAIR}  # of pairs the digest is that of their tokens
+        self._only_pairs &= not counted
+        starts = self._bounds + np.cumsum([0, *(2 + len(each) for each in ranks)])
+        self._append("starts.bin", starts[:-1], counted=bool(counted))
+        self._append("ranks.bin", list(itertools.chain.from_iterable(ranks)), counted=bool(counted))
+        self._bounds = int(starts[-1])
 
     def quarantine(self, record: Record, error: BadRecord) -> None:
         """Append a record that cannot be used: where it is, why, and its text (its beginning, if long)."""
         line = {"location": record.location, "reason": str(error), "raw": record.raw_text()}
         self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
-    def _append(self, name: str, values: Any) -> None:
+    def _append(self, name: str, values: Any, counted: bool = True) -> None:
         data = np.ascontiguousarray(values, dtype=ARRAYS[name]).tobytes()
-        self._digest.update(data)
+        if counted:
+            self._digest.update(data)
         self._files[name].write(data)
 
     def finish(self, account: Account) -> None:
-        """Flush all to the disk, and write the manifest."""
+        """Flush all to the disk, and write the manifest. Where all are pairs, nothing says so of each."""
+        self._append("starts.bin", [self._bounds], counted=False)
+        if self._only_pairs:
+            for name in ("starts.bin", "ranks.bin"):
+                self._files[name].truncate(0)
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -162,12 +180,13 @@ def _read(entry: Path) -> TokenizedSource | None:
         return None
     if not whole:
         return None
-    tokens, bounds, record_ids, hashes = (mapped(entry / name, dtype) for name, dtype in ARRAYS.items())
+    tokens, bounds, record_ids, starts, ranks, hashes = (mapped(entry / name, dtype) for name, dtype in ARRAYS.items())
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
-    return TokenizedSource(
-        PairDataset(tokens, bounds.reshape(-1, 4), record_ids), hashes, account, quarantine, digest, entry,
-        (highest, record),
-    )  # fmt: skip
+    if len(starts):
+        pairs = PairDataset(tokens, bounds, record_ids, source_starts=starts, source_ranks=ranks)
+    else:
+        pairs = PairDataset(tokens, bounds.reshape(-1, 4), record_ids)
+    return TokenizedSource(pairs, hashes, account, quarantine, digest, entry, (highest, record))
 
 
 def mapped(path: Path, dtype: DTypeLike) -> NDArray[Any]:

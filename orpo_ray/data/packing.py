@@ -181,7 +181,9 @@ def _block(examples: list[tuple[Segment, ...]]) -> Block:
     start, end = examples[0][0].start, examples[-1][-1].end
     tokens = np.array([example[-1].end - example[0].start for example in examples])
     rows, width = len(examples), int(tokens.max())
-    sizes = np.array([[segment.end - segment.start for segment in example] for example in examples])
+    sizes = np.zeros((rows, max(map(len, examples))), np.int64)  # 0: an example with fewer continuations than others
+    for row, example in enumerate(examples):
+        sizes[row, : len(example)] = [segment.end - segment.start for segment in example]
     within = np.arange(end - start) - np.repeat(tokens.cumsum() - tokens, tokens)  # of its example
     numbers = np.tile(np.arange(sizes.shape[1]), rows)
     segment = np.repeat(numbers, sizes.ravel())
@@ -217,10 +219,13 @@ class PackedBatch:
     """`(predictions,)` int64: the tokens predicted."""
     ends: Tensor
     """`(sequences,)` int64: the packed position of each sequence's last token."""
+    continuations: Tensor
+    """`(continuations,)` int64: which of the sequences are no prompts."""
     lengths: Tensor
     """`(sequences,)` int64: predictions of each sequence; 0 for a prompt that is not scored."""
     prompts: int
-    """Number of prompts, so that results of shape `(sequences,)` view as `(prompts, 1 + K)`."""
+    """Number of prompts, so that results of shape `(sequences,)` view as `(prompts, 1 + K)` where each has K
+    continuations."""
     weight: float = 1.0
     """0.0 for a micro-batch that only keeps this rank in step with the others."""
 
@@ -241,14 +246,14 @@ class PackedBatch:
         return replace(self, layout=layout, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-_TENSORS = ("input_ids", "position_ids", "source", "targets", "ends", "lengths")
+_TENSORS = ("input_ids", "position_ids", "source", "targets", "ends", "continuations", "lengths")
 
 
 def pack(examples: Sequence[Sequence[Ids]], *, score_prompts: bool, weight: float = 1.0) -> PackedBatch:
     """Pack prompts with their continuations.
 
-    `examples`: for each prompt `[prompt_ids, cont_ids, …]`, each `(length,)` and not empty, the same number
-    of continuations for all. `score_prompts`: also predict the prompts' own tokens (from their second on).
+    `examples`: for each prompt `[prompt_ids, cont_ids, …]`, each `(length,)` and not empty.
+    `score_prompts`: also predict the prompts' own tokens (from their second on).
     """
     segments: list[Segment] = []
     positions: list[NDArray[np.int64]] = []
@@ -280,6 +285,7 @@ def pack(examples: Sequence[Sequence[Ids]], *, score_prompts: bool, weight: floa
         source=_int64(sources),
         targets=_int64(targets),
         ends=torch.tensor([segment.end - 1 for segment in segments], dtype=torch.int64),
+        continuations=torch.tensor([i for i, s in enumerate(segments) if s.prompt_end > s.prompt_start]),
         lengths=torch.tensor(lengths, dtype=torch.int64),
         prompts=len(examples),
         weight=weight,

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from orpo_ray.config import DataConfig, TrainConfig
 from orpo_ray.config.records import RecordsConfig
-from orpo_ray.config.schema import SourceConfig
+from orpo_ray.config.schema import Reading, SourceConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
+from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.dataset import PairDataset, Pairs
-from orpo_ray.data.formats import NoPreference, PreferencePair, RecordReader, require_short
-from orpo_ray.data.formats.comparison import has_text
+from orpo_ray.data.formats import NoPreference, RecordReader, require_short
+from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
+from orpo_ray.data.selection import select, without_repeats
 from orpo_ray.data.sources import Source, open_source
 from orpo_ray.data.split import split_by_prompt
 from orpo_ray.data.templates import Rendered, Renderer
-from orpo_ray.data.tokenization import PairTokenizer, TokenizedPair, tokenizer_digest
+from orpo_ray.data.tokenization import PairTokenizer, Tokenized, tokenizer_digest
 from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
@@ -90,9 +92,14 @@ def prepare(
     parts = [source.pairs for source in train], [source.pairs for source in evaluated]
     if not evaluated:
         parts = _held_out(config, train)
+    asked_of = (data.train_sources, data.eval_sources or data.train_sources)
+    read_as = [
+        [_read_as(config, pairs, one.source) for one, pairs in zip(sources_of, pairs_of, strict=True)]
+        for sources_of, pairs_of in zip(asked_of, parts, strict=True)
+    ]
     return PreparedData(
-        _together(data.train, parts[0]),
-        _together(data.train if data.eval is None else data.eval, parts[1]),
+        _together(data.train, read_as[0]),
+        _together(data.train if data.eval is None else data.eval, read_as[1]),
         accounts={key: source.account for key, source in zip(_keys(data), sources, strict=True)},
         quarantine=tuple(source.quarantine for source in sources if source.quarantine is not None),
         digest="-".join(source.digest for source in sources),
@@ -104,6 +111,17 @@ def prepare(
         ),
         highest=tuple(Highest(one.source, *source.highest) for one, source in zip(asked, sources, strict=True)),
     )
+
+
+def _read_as(config: TrainConfig, pairs: PairDataset, name: str) -> PairDataset:
+    """`pairs` of the source `name`, as the objective takes them."""
+    # SFT trains on the best response, and evaluates one other beside it.
+    pairs = replace(pairs, rule="best_against_worst" if config.objective.name == "sft" else config.reading)
+    if config.reading != "labels" or not len(pairs):
+        return pairs
+    mismatched = Mismatched(pairs, config.seed, config.data.max_length)
+    mismatched.check(name)
+    return replace(pairs, mismatched=mismatched)
 
 
 def _held_out(config: TrainConfig, sources: Sequence[TokenizedSource]) -> tuple[list[PairDataset], list[PairDataset]]:
@@ -159,6 +177,7 @@ def _tokenized(
             "limit": asked.limit,
             "tokenizer": tokenizer_digest(tokenizer),
             "template": [renderer.template, renderer.overrides_text],
+            "answers": {"best_against_worst": "two", "labels": "labelled"}.get(config.reading, "all"),
             "records": [asked.format, *(getattr(asked, key) for key in RecordsConfig.model_fields)],
             "lengths": [data.max_length, data.max_prompt_length, data.drop_prompts_over],
             "max_record_characters": data.max_record_characters,
@@ -167,7 +186,9 @@ def _tokenized(
     )
 
     def build(writer: CacheWriter) -> Account:
-        return _Tokenization(data, asked, tokenizer, renderer, writer).run(source, asked.limit, progress)
+        return _Tokenization(data, asked, tokenizer, renderer, writer, config.reading).run(
+            source, asked.limit, progress
+        )
 
     tokenized = read_or_build(config.cache_dir / "tokens", key, build)
     if tokenized.account.read == 0:
@@ -176,6 +197,16 @@ def _tokenized(
         where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
         raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}")
     return tokenized
+
+
+class _Waiting(NamedTuple):
+    """A record to be tokenised."""
+
+    record: int
+    """Its index in the source."""
+    ranks: tuple[int, ...]
+    """Of its responses."""
+    text: Rendered
 
 
 class _Tokenization:
@@ -188,8 +219,10 @@ class _Tokenization:
         tokenizer: PreTrainedTokenizerBase,
         renderer: Renderer,
         writer: CacheWriter,
+        reading: Reading = "every_pair",
     ) -> None:
         self.data = data
+        self.reading = reading
         self.renderer = renderer
         self.tokenizer = tokenizer
         self._looked_at = False
@@ -198,29 +231,30 @@ class _Tokenization:
         self.writer = writer
         self.account = Account()
         self.read = RecordReader(asked, asked.format or "auto", self.account, as_messages=renderer.overrides_text)
-        self._waiting: list[tuple[int, Rendered]] = []
-        """Pairs to tokenise together, with their records' indices."""
+        self._waiting: list[_Waiting] = []
+        """Records to tokenise together."""
         self._characters = 0
         """Of those."""
-        self._kept: list[tuple[int, TokenizedPair]] = []
+        self._kept: list[tuple[int, Tokenized, tuple[int, ...]]] = []
 
     def run(self, source: Source, limit: int | None, progress: Callable[[int], None] | None) -> Account:
         for record in islice(source.records(), limit):
             self.account.read += 1
-            rendered = self._rendered(record)
-            if rendered is not None:
-                self._add(record.index, rendered)
+            waiting = self._rendered(record)
+            if waiting is not None:
+                self._add(waiting)
             if self.account.read % RECORDS_PER_BATCH == 0:
                 self._write(progress)
         if self.account.read % RECORDS_PER_BATCH:
             self._write(progress)
         return self.account
 
-    def _add(self, index: int, pair: Rendered) -> None:
-        if self._characters + pair.characters > CHARACTERS_AT_ONCE:
+    def _add(self, waiting: _Waiting) -> None:
+        size = waiting.text.characters
+        if self._characters + size > CHARACTERS_AT_ONCE:
             self._tokenize()
-        self._waiting.append((index, pair))
-        self._characters += pair.characters
+        self._waiting.append(waiting)
+        self._characters += size
 
     def _write(self, progress: Callable[[int], None] | None) -> None:
         """The digest of the pairs, which a run is known by, depends on how many are written at once."""
@@ -232,45 +266,49 @@ class _Tokenization:
             progress(self.account.read)
 
     def _tokenize(self) -> None:
-        rendered, self._waiting, self._characters = self._waiting, [], 0
+        waiting, self._waiting, self._characters = self._waiting, [], 0
         if not self._looked_at:
-            self._look_at(rendered)
-        tokenized = self.tokenize([pair for _, pair in rendered])
-        for (index, _), (pair, whole) in zip(rendered, tokenized, strict=True):
+            self._look_at(waiting)
+        tokenized = self.tokenize([item.text for item in waiting])
+        for item, (cut, whole) in zip(waiting, tokenized, strict=True):
+            answers, left = without_repeats([*zip(cut.responses, cut.responses_cut, strict=True)], item.ranks)
+            ranks = tuple(left) if self.reading == "labels" else dense_ranks(left)
             limit = self.data.drop_prompts_over
             if limit is not None and len(whole.prompt) > limit:
                 self.account.dropped[f"prompt over {limit} tokens"] += 1
-            elif not pair.prompt:  # no BOS and no token: nothing for a response to follow
+            elif not cut.prompt:  # no BOS and no token: nothing for a response to follow
                 self.account.dropped["empty prompt"] += 1
-            elif pair.chosen == pair.rejected:
+            elif len(set(ranks)) < 2 <= len(set(item.ranks)):
                 self.account.dropped["chosen = rejected once tokenised and cut"] += 1
             else:
-                self._kept.append((index, pair))
+                responses, cuts = zip(*answers, strict=True)
+                self._kept.append((item.record, replace(cut, responses=responses, responses_cut=cuts), ranks))
                 self.account.straddled += whole.straddled
-                self.account.cut_prompts += pair.cut[0]
-                self.account.cut_chosen += pair.cut[1]
-                self.account.cut_rejected += pair.cut[2]
+                self.account.cut_prompts += cut.prompt_cut
+                best = ranks.count(0)
+                self.account.cut_chosen += any(cuts[:best])
+                self.account.cut_rejected += any(cuts[best:])
 
-    def _look_at(self, pairs: list[tuple[int, Rendered]]) -> None:
+    def _look_at(self, waiting: list[_Waiting]) -> None:
         """Whether the tokenizer gives the first texts back, and what is to be said of it and of the template."""
-        self._looked_at = bool(pairs)
-        for index, pair in pairs[:ROUND_TRIPS]:
-            for response in pair.responses:
+        self._looked_at = bool(waiting)
+        for item in waiting[:ROUND_TRIPS]:
+            for response in item.text.responses:
                 prompt, answer = (
-                    "".join(segment.text for segment in part) for part in (pair.prompt, response.segments)
+                    "".join(segment.text for segment in part) for part in (item.text.prompt, response.segments)
                 )
                 text = prompt[-CHARACTERS_COMPARED:] + answer[:CHARACTERS_COMPARED]
                 try:
                     lost = lost_in_tokens(self.tokenizer, text)
                 except UserError as error:
-                    raise UserError(f"record {index}: {error}") from None
+                    raise UserError(f"record {item.record}: {error}") from None
                 if lost and lost not in self.account.said:
                     self.account.said.append(lost)
-        if any(not pair.verbatim for _, pair in pairs):
+        if any(not item.text.verbatim for item in waiting):
             self.account.said += self.renderer.remarks
 
-    def _rendered(self, record: Record) -> Rendered | None:
-        """The text of a pair that is sound and passes the paper's filters."""
+    def _rendered(self, record: Record) -> _Waiting | None:
+        """The text of a record that is sound and passes the paper's filters."""
         try:
             return self._render(record)
         except BadRecord as error:
@@ -285,28 +323,19 @@ class _Tokenization:
         except UserError as error:
             raise UserError(f"{record.location}: {error}") from None
 
-    def _render(self, record: Record) -> Rendered | None:
+    def _render(self, record: Record) -> _Waiting | None:
         if record.value is None:
             raise record.error or BadRecord("unreadable")
+        # An empty answer is sound text that teaches nothing: the paper drops it. One that is not text at all
+        # is a bad record.
         try:
-            pair = self._pair(record.value)
+            comparison = self.read.comparison(record.value)
+            prompt, tools = comparison.prompt, comparison.tools
+            answers = [answer.turns for answer in comparison.answers]
+            require_short(self.data.max_record_characters, prompt, *answers, tools)
+            answers, ranks = select(comparison, self.reading, self.account)
         except NoPreference as none:
             self.account.dropped[none.reason] += 1
             return None
-        require_short(self.data.max_record_characters, pair.prompt, pair.chosen, pair.rejected, pair.tools)
-        # An empty answer is sound text that teaches nothing: the paper drops it. One that is not text at all
-        # is a bad record.
-        if not has_text(pair.chosen) or not has_text(pair.rejected):
-            self.account.dropped["empty response"] += 1
-        elif pair.chosen == pair.rejected:
-            self.account.dropped["chosen = rejected"] += 1
-        else:
-            require_written(self.renderer, pair.prompt, [pair.chosen, pair.rejected], pair.tools, self.account)
-            return self.renderer.pair(pair)
-        return None
-
-    def _pair(self, value: dict[str, Any]) -> PreferencePair:
-        comparison = self.read.comparison(value)
-        if len(comparison.answers) > 2:
-            self.account.noted["have more than two answers, of which the best and the worst are read"] += 1
-        return comparison.pair()
+        require_written(self.renderer, prompt, answers, tools, self.account)
+        return _Waiting(record.index, ranks, self.renderer.rendered(prompt, answers, tools=tools))

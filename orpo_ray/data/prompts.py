@@ -119,6 +119,9 @@ class _Questions:
             raise BadRecord("empty prompt")
         if not comparison.answers:
             return Question(comparison.prompt, (), comparison.tools)
+        if comparison.labelled:
+            self._account.noted["have one answer with a label, so their prompts alone are asked"] += 1
+            return Question(comparison.prompt, (), comparison.tools)
         if len(comparison.answers) > 2:
             self._account.noted["have more than two answers, of which the best and the worst are read"] += 1
         pair = comparison.pair()

@@ -83,7 +83,7 @@ class Account:
     cut_prompts: int = 0
     cut_chosen: int = 0
     cut_rejected: int = 0
-    """Of the kept pairs, how many had their prompt or response cut to fit."""
+    """Of the kept records, how many had their prompt, a best or another response cut to fit."""
     unread: Counter[str] = field(default_factory=Counter)
     """Columns, and fields of messages, that hold something and are not read, with the records that have them."""
     noted: Counter[str] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class Account:
     said: list[str] = field(default_factory=list)
     """What template and tokenizer do to the texts that a person may not expect, each in a line."""
     straddled: int = 0
-    """Of the kept pairs, how many have a token in their whole conversation that holds the end of the prompt and the
+    """Of the kept records, how many have a token in a whole conversation that holds the end of the prompt and the
     beginning of a response: there the response is tokenised as what continues the prompt."""
 
     @classmethod

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import Pairs
-from orpo_ray.data.mixture import JoinedPairs
+from orpo_ray.data.mixture import JoinedPairs, below_each_other
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.data.records import Account
 from orpo_ray.data.templates import Renderer
@@ -26,23 +26,26 @@ if TYPE_CHECKING:
 
 PERCENTILES = (50, 90, 99, 100)
 PADDED_BATCH = 8
-"""Pairs in a batch of the padded trainer that packing is compared with."""
+"""Records in a batch of the padded trainer that packing is compared with."""
+SHOWN_RESPONSES = 8
+"""Of a record of more than two, in an example."""
 SHOWN_CHARACTERS = 700
 """Of each prompt (its end) and response (its beginning) in an example."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """The text of one tokenised pair, its BOS and the tokens that end it left out of the text and noted apart."""
+    """The text of one tokenised record, its BOS and the tokens that end it left out of the text and noted apart."""
 
     record: int | str
     prompt: str
-    chosen: str
-    rejected: str
+    responses: tuple[str, ...]
+    names: tuple[str, ...]
+    """Of the responses: chosen and rejected, or their ranks, or their labels."""
     bos: str | None
     """The BOS as text, where the prompt begins with one."""
-    eos: tuple[str | None, str | None]
-    """The token that ends chosen and rejected, EOS or the template's own, as text; None where the response was cut."""
+    eos: tuple[str | None, ...]
+    """The token that ends each response, EOS or the template's own, as text; None where it was cut."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,19 @@ class Summary:
 
     accounts: dict[str, Account]
     """By what was read: `data.train`, and `data.eval` where it is set, source by source."""
-    train_pairs: int
-    eval_pairs: int
+    train: Pairs
+    eval: Pairs
     mixture: tuple[tuple[str, int, int, float], ...]
     """Of each of several sources: name, pairs to train on, pairs held out, and its part of the pairs of a step."""
     lengths: NDArray[np.int64]
-    """(3, 4): of prompt, chosen, rejected: p50, p90, p99, max."""
+    """(3, 4): of prompts, chosen (best, desirable) and rejected (all other) responses: p50, p90, p99, max; 0 where
+    there is none."""
     shared_tokens: int
-    """Tokens computed when a pair's two responses share their prompt."""
+    """Tokens computed when a record's responses share their prompt."""
     unshared_tokens: int
     """Each response with a prompt of its own, no padding."""
     padded_tokens: int
-    """The same padded to the longest in batches of `PADDED_BATCH` pairs, drawn at random."""
+    """The same padded to the longest in batches of `PADDED_BATCH` records, drawn at random."""
     examples: tuple[Example, ...]
     quarantine: tuple[Path, ...]
 
@@ -76,17 +80,22 @@ def summarize(
     prepared = prepare(config, tokenizer, progress)
     renderer = Renderer(tokenizer, config.data.chat_template, date=config.data.date)
     ends = {tokenizer.eos_token_id, *renderer.end_ids}
-    lengths = np.concatenate([prepared.train.lengths(), prepared.eval.lengths()])
-    prompt, responses = lengths[:, 0], lengths[:, 1:].sum(axis=1)
+    parts = (prepared.train, prepared.eval)
+    lengths, ranks = (
+        below_each_other([part.lengths() for part in parts], 0),
+        below_each_other([part.ranks() for part in parts], -1),
+    )
+    prompt, responses = lengths[:, 0], lengths[:, 1:]
+    counts = (ranks >= 0).sum(axis=1)
     return Summary(
         accounts=prepared.accounts,
-        train_pairs=len(prepared.train),
-        eval_pairs=len(prepared.eval),
+        train=prepared.train,
+        eval=prepared.eval,
         mixture=_mixture(config, prepared),
-        lengths=np.percentile(lengths, PERCENTILES, axis=0, method="nearest").T.astype(np.int64),
-        shared_tokens=int((prompt + responses).sum()),
-        unshared_tokens=int((2 * prompt + responses).sum()),
-        padded_tokens=_padded_tokens(lengths, config.seed),
+        lengths=np.array([_percentiles(each) for each in (prompt, responses[ranks == 0], responses[ranks > 0])]),
+        shared_tokens=int(lengths.sum()),
+        unshared_tokens=int((counts * prompt).sum() + responses.sum()),
+        padded_tokens=_padded_tokens(lengths, counts, config.seed),
         examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in range(min(2, len(prepared.train)))),
         quarantine=prepared.quarantine,
     )
@@ -106,13 +115,25 @@ def _mixture(config: TrainConfig, prepared: PreparedData) -> tuple[tuple[str, in
     )
 
 
-def _padded_tokens(lengths: NDArray[np.int64], seed: int) -> int:
-    """Tokens of all batches, chosen and rejected side by side, each padded to its batch's longest."""
-    longest = lengths[:, 0] + lengths[:, 1:].max(axis=1)
-    longest = np.random.default_rng(seed).permutation(longest)
+def _percentiles(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    if not len(lengths):
+        return np.zeros(len(PERCENTILES), np.int64)
+    return np.percentile(lengths, PERCENTILES, method="nearest").astype(np.int64)
+
+
+def _padded_tokens(lengths: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> int:
+    """Tokens of all batches, the responses of each record side by side, each padded to its batch's longest."""
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    longest = (lengths[:, 0] + lengths[:, 1:].max(axis=1))[order]
     starts = np.arange(0, len(longest), PADDED_BATCH)
-    rows = 2 * np.diff(np.append(starts, len(longest)))
+    rows = np.add.reduceat(counts[order], starts)
     return int((np.maximum.reduceat(longest, starts) * rows).sum())
+
+
+def _names(ranks: list[int], pairs: Pairs) -> tuple[str, ...]:
+    if pairs.rule == "labels":
+        return tuple("desirable" if rank == 0 else "undesirable" for rank in ranks)
+    return ("chosen", "rejected") if ranks == [0, 1] else tuple(f"rank {rank + 1}" for rank in ranks)
 
 
 def _example(pairs: Pairs, i: int, tokenizer: PreTrainedTokenizerBase, ends: Container[int]) -> Example:
@@ -134,10 +155,10 @@ def _example(pairs: Pairs, i: int, tokenizer: PreTrainedTokenizerBase, ends: Con
     return Example(
         record=pairs.record(i),
         prompt=texts[0],
-        chosen=texts[1],
-        rejected=texts[2],
+        responses=tuple(texts[1:]),
+        names=_names(pairs.ranks(np.array([i]))[0].tolist(), pairs),
         bos=str(tokenizer.bos_token) if has_bos else None,
-        eos=(marks[0], marks[1]),
+        eos=tuple(marks),
     )
 
 
@@ -153,10 +174,10 @@ def render(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = []
     for name, account in summary.accounts.items():
         parts += [_title(name), _records_table(account), *map(Text, account.remarks())]
-    parts.append(f"{summary.train_pairs:,} pairs to train on, {summary.eval_pairs:,} held out to evaluate")
+    parts.append(f"{summary.train.amount()} to train on, {summary.eval.amount()} held out to evaluate")
     if summary.mixture:
         parts += [_title("Sources"), _mixture_table(summary)]
-    parts += [_title("Tokens of kept pairs, BOS and EOS included"), _lengths_table(summary.lengths)]
+    parts += [_title("Tokens of kept records, BOS and EOS included"), _lengths_table(summary.lengths)]
     parts += [_title("Tokens of one epoch over them"), _savings_table(summary)]
     parts += [_example_panel(example) for example in summary.examples]
     parts += [Text(f"quarantined records: {path}") for path in summary.quarantine]
@@ -192,7 +213,7 @@ def _mixture_table(summary: Summary) -> Table:
     for heading in ("to train on", "held out", "of each step", "times in an epoch"):
         table.add_column(heading, justify="right")
     for name, pairs, held, share in summary.mixture:
-        times = share * summary.train_pairs / pairs
+        times = share * len(summary.train) / pairs
         table.add_row(name, f"{pairs:,}", f"{held:,}", f"{share:.1%}", f"{times:.2f}")
     return table
 
@@ -210,10 +231,10 @@ def _savings_table(summary: Summary) -> Table:
     table = Table("")
     table.add_column("tokens", justify="right")
     table.add_column("saved by prefix sharing", justify="right")
-    table.add_row("each prompt once: prompt + chosen + rejected, packed", f"{summary.shared_tokens:,}", "")
+    table.add_row("each prompt once, with all its responses, packed", f"{summary.shared_tokens:,}", "")
     for name, tokens in (
-        ("prompt + chosen and prompt + rejected, no padding", summary.unshared_tokens),
-        (f"the same side by side, padded in batches of {PADDED_BATCH} pairs", summary.padded_tokens),
+        ("a prompt for each response, no padding", summary.unshared_tokens),
+        (f"the same side by side, padded in batches of {PADDED_BATCH} records", summary.padded_tokens),
     ):
         table.add_row(name, f"{tokens:,}", f"{1 - summary.shared_tokens / tokens:.1%}")
     return table
@@ -226,14 +247,15 @@ def _example_panel(example: Example) -> Panel:
         text.append(f"⟦BOS {example.bos}⟧", "bold magenta")
     elided = len(example.prompt) > SHOWN_CHARACTERS
     text.append("… " if elided else "", "dim").append(_visible(example.prompt[-SHOWN_CHARACTERS:]))
-    for name, style, response, eos in (
-        ("chosen", "green", example.chosen, example.eos[0]),
-        ("rejected", "red", example.rejected, example.eos[1]),
-    ):
+    shown = list(zip(example.names, example.responses, example.eos, strict=True))
+    for name, response, eos in shown[:SHOWN_RESPONSES]:
+        style = "green" if name in ("chosen", "desirable", "rank 1") else "red"
         text.append(f"\n⟦{name}⟧", f"bold {style}").append(_visible(response[:SHOWN_CHARACTERS]), style)
         if len(response) > SHOWN_CHARACTERS:
             text.append(" …", "dim")
         text.append("⟦cut⟧" if eos is None else f"⟦EOS {eos}⟧", "bold magenta")
+    if len(shown) > SHOWN_RESPONSES:
+        text.append(f"\n⟦{len(shown) - SHOWN_RESPONSES} more⟧", "dim")
     return Panel(text, title=Text(f"record {example.record}"), title_align="left")
 
 

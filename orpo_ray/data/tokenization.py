@@ -1,4 +1,4 @@
-"""Rendered pairs to token ids that fit, each response cut by its own room."""
+"""Rendered records to token ids that fit, each response cut by its own room."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedPair:
-    """Token ids of one pair, and which of the three were cut to fit."""
+class Tokenized:
+    """Token ids of a prompt and its responses, and which of them were cut to fit."""
 
     prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    cut: tuple[bool, bool, bool]
+    responses: tuple[list[int], ...]
+    prompt_cut: bool
+    responses_cut: tuple[bool, ...]
 
 
 def fit_prompt(ids: list[int], bos: int | None, longest: int) -> tuple[list[int], bool]:
@@ -41,9 +41,9 @@ def fit_response(ids: list[int], room: int) -> tuple[list[int], bool]:
 
 
 class PairTokenizer:
-    """Tokenises pairs in batches.
+    """Tokenises prompts with their responses, such as pairs, in batches.
 
-    `max_length` bounds prompt plus one response. Where it is too little for the longer response, the prompt, but for
+    `max_length` bounds prompt plus one response. Where it is too little for the longest response, the prompt, but for
     its BOS, is cut first, no further than to `max_prompt_length`. Raises `UserError` where the tokenizer has no EOS.
     """
 
@@ -59,14 +59,14 @@ class PairTokenizer:
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
 
-    def __call__(self, pairs: Sequence[Rendered]) -> Iterator[tuple[TokenizedPair, Encoded]]:
-        """Each pair, cut to fit, and whole."""
-        for encoded in self.encode(pairs):
-            spare = self.max_length - max(map(len, encoded.responses))  # beside the longer response
+    def __call__(self, records: Sequence[Rendered]) -> Iterator[tuple[Tokenized, Encoded]]:
+        """Each record, cut to fit, and whole."""
+        for encoded in self.encode(records):
+            spare = self.max_length - max(map(len, encoded.responses))  # beside the longest response
             prompt, prompt_cut = fit_prompt(encoded.prompt, self.bos, max(self.max_prompt_length, spare))
             room = self.max_length - len(prompt)
-            (chosen, chosen_cut), (rejected, rejected_cut) = (fit_response(ids, room) for ids in encoded.responses)
-            yield TokenizedPair(prompt, chosen, rejected, (prompt_cut, chosen_cut, rejected_cut)), encoded
+            responses, cuts = zip(*(fit_response(ids, room) for ids in encoded.responses), strict=True)
+            yield Tokenized(prompt, responses, prompt_cut, cuts), encoded
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -66,15 +66,14 @@ class PackedRewardModel(Packable):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Rewards `(sequences,)` in float32: a continuation's at its last token, 0 for a prompt.
 
-        They view as `(prompts, 1 + K)`, as the log-prob sums of a `PackedPolicy` do.
+        They stand as the log-prob sums of a `PackedPolicy` do.
         """
         if self._one_by_one(batch):
-            rewards = text_rewards(self.model, batch).view(batch.prompts, -1)  # (prompts, K)
+            rewards = text_rewards(self.model, batch)  # (continuations,)
         else:
             hidden = hidden_states(self.model, batch)  # (tokens, width)
-            last = batch.ends.view(batch.prompts, -1)[:, 1:]  # (prompts, K)
-            rewards = self.model.score(hidden[last])[..., 0]
-        return F.pad(rewards - self.offset, (1, 0)).flatten()
+            rewards = self.model.score(hidden[batch.ends[batch.continuations]])[:, 0]
+        return rewards.new_zeros(len(batch.ends)).index_copy(0, batch.continuations, rewards - self.offset)
 
 
 def load_reward_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
@@ -43,17 +42,16 @@ def packed_scores(model: nn.Module, rows: Sequence[Sequence[Ids | Sequence[int]]
     """
     device = next(model.parameters()).device
     scores: list[list[float]] = [[] for _ in rows]
-    by_count = defaultdict(list)  # a packed batch has the same number of completions for every prompt
-    for index, row in enumerate(rows):
-        by_count[len(row) - 1].append(index)
-    by_count.pop(0, None)
-    for _, members in sorted(by_count.items()):
-        tokens = np.array([sum(map(len, rows[index])) for index in members])
-        for cut in deal(tokens, ranks=1, budget=budget)[0]:
-            examples = [[np.asarray(ids, np.int32) for ids in rows[members[i]]] for i in cut]
-            batch = pack(examples, score_prompts=False).to(device)
-            with torch.inference_mode():
-                values = model(batch).view(batch.prompts, -1)[:, 1:].double().cpu().tolist()
-            for i, given in zip(cut, values, strict=True):
-                scores[members[i]] = given
+    answered = [index for index, row in enumerate(rows) if len(row) > 1]
+    if not answered:
+        return scores
+    tokens = np.array([sum(map(len, rows[index])) for index in answered])
+    for cut in deal(tokens, ranks=1, budget=budget)[0]:
+        members = [answered[i] for i in cut]
+        examples = [[np.asarray(ids, np.int32) for ids in rows[member]] for member in members]
+        batch = pack(examples, score_prompts=False).to(device)
+        with torch.inference_mode():
+            values = iter(model(batch)[batch.continuations].double().cpu().tolist())
+        for member in members:
+            scores[member] = [next(values) for _ in rows[member][1:]]
     return scores

@@ -13,10 +13,12 @@ from orpo_ray.config.objectives import (
     CpoConfig,
     DpoConfig,
     IpoConfig,
+    KtoConfig,
     KtoPairConfig,
     ObjectiveConfig,
     OrpoConfig,
     ProbabilityRatioConfig,
+    RewardConfig,
     SftConfig,
     SimpoConfig,
     UnlikelihoodConfig,
@@ -25,10 +27,10 @@ from orpo_ray.objectives.cpo import cpo
 from orpo_ray.objectives.dpo import dpo
 from orpo_ray.objectives.gradient_analysis import gradient_metrics
 from orpo_ray.objectives.ipo import ipo
-from orpo_ray.objectives.kto import kto_pair
+from orpo_ray.objectives.kto import kto, kto_pair
 from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.probability_ratio import probability_ratio
-from orpo_ray.objectives.reward import reward
+from orpo_ray.objectives.reward import plackett_luce, reward
 from orpo_ray.objectives.sft import sft
 from orpo_ray.objectives.simpo import simpo
 from orpo_ray.objectives.terms import Metrics, Totals
@@ -42,23 +44,42 @@ class Objective:
     """What the loop has to know of an objective."""
 
     function: Callable[..., LossAndMetrics]
-    continuations: int = 2
-    """Continuations of a prompt that training packs: 1 is chosen, 2 is chosen and rejected."""
+    best_alone: bool = False
+    """Whether training packs the best (chosen) response of a prompt alone."""
     score_prompts: bool = False
     """Whether the NLL counts prompt tokens."""
     needs_reference: bool = False
     """Whether the loss compares with a reference model's log-probs."""
     model: Literal["policy", "reward"] = "policy"
+    reads_rankings: bool = False
+    """Whether the loss is one of whole rankings: it is told which pairs make a choice."""
+    judges_labels: bool = False
+    """Whether responses are judged one by one, by their labels, against a reference point."""
 
-    def loss(self, sums: Tensor, lengths: Tensor, totals: Totals, reference: Tensor | None) -> LossAndMetrics:
+    def loss(
+        self,
+        sums: Tensor,
+        lengths: Tensor,
+        totals: Totals,
+        reference: Tensor | None,
+        *,
+        choices: Tensor | None = None,
+        desirable: Tensor | None = None,
+        baseline: Tensor | None = None,
+    ) -> LossAndMetrics:
         """Shares of the loss and of the metrics; see `objectives.terms`.
 
         `reference (pairs, 2)`: summed log-probs of chosen and rejected under the reference model, for an
-        objective that needs one.
+        objective that needs one. `choices`: see `plackett_luce`; `desirable`, `baseline`: see `kto`.
         """
+        given: dict[str, Tensor | None] = {}
         if self.needs_reference:
-            return self.function(sums, lengths, totals, reference=reference)
-        return self.function(sums, lengths, totals)
+            given["reference"] = reference
+        if self.reads_rankings:
+            given["choices"] = choices
+        if self.judges_labels:
+            given |= {"desirable": desirable, "baseline": baseline}
+        return self.function(sums, lengths, totals, **given)
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
@@ -71,7 +92,7 @@ def build_objective(config: ObjectiveConfig) -> Objective:
         case ProbabilityRatioConfig():
             return Objective(partial(probability_ratio, lambda_=config.lambda_), **settings)
         case SftConfig():
-            return Objective(sft, continuations=1, **settings)
+            return Objective(sft, best_alone=True, **settings)
         case CpoConfig():
             return Objective(partial(cpo, beta=config.beta, lambda_=config.lambda_), **settings)
         case UnlikelihoodConfig():
@@ -84,7 +105,17 @@ def build_objective(config: ObjectiveConfig) -> Objective:
             return Objective(partial(ipo, tau=config.tau), needs_reference=True)
         case KtoPairConfig():
             return Objective(partial(kto_pair, beta=config.beta, baseline=config.baseline), needs_reference=True)
-        case _:
+        case KtoConfig():
+            function = partial(
+                kto,
+                beta=config.beta,
+                desirable_weight=config.desirable_weight,
+                undesirable_weight=config.undesirable_weight,
+            )
+            return Objective(function, needs_reference=True, judges_labels=True)
+        case RewardConfig():
+            if config.loss == "plackett_luce":
+                return Objective(plackett_luce, model="reward", reads_rankings=True)
             return Objective(reward, model="reward")
 
 

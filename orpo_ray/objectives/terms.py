@@ -27,8 +27,13 @@ class Totals(NamedTuple):
     """What a global step (or a whole evaluation) adds up to, over all ranks and micro-batches."""
 
     pairs: int
+    """Comparisons; of an objective that judges responses one by one, responses."""
     nll_tokens: int
-    """Predictions that the NLL term counts: prompt (if scored) and chosen."""
+    """Predictions that the NLL term counts: prompt (if scored) and chosen, of each comparison."""
+    records: int = 0
+    """Prompts with their responses."""
+    desirable: int = 0
+    """Of the responses that are judged one by one."""
 
 
 def log_odds(logp: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from orpo_ray.report.runs import Run, read_run
 Drawn = tuple[str, Markup | None, str]
 """A figure: its title, the figure if there is any, its caption."""
 OBJECTIVES = {
-    "orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto_pair": "KTO on pairs", "simpo": "SimPO",
-    "cpo": "CPO", "probability_ratio": "probability ratio", "reward": "reward model",
+    "orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto_pair": "KTO on pairs", "kto": "KTO",
+    "simpo": "SimPO", "cpo": "CPO", "probability_ratio": "probability ratio", "reward": "reward model",
 }  # fmt: skip
 EVALUATION_COLUMNS = {
     "eval_loss": "loss",
@@ -50,7 +50,7 @@ def _figures(run: Run) -> list[Drawn]:
         ("Loss", figures.loss(run), _kept_caption(run)),
         ("Log-probs of chosen and rejected", figures.log_probs(run), _log_prob_caption(run)),
         ("Log odds ratio", figures.log_odds_ratio(run), "How much likelier, in odds, chosen is than rejected."),
-        ("Reward accuracy", figures.reward_accuracy(run), "Pairs whose chosen response is the likelier one."),
+        ("Reward accuracy", figures.reward_accuracy(run), _accuracy_caption(run)),
         ("Win-rate", figures.win_rate(run), _win_rate_caption(run)),
         ("Learning rate", figures.learning_rate(run), ""),
         ("Throughput", figures.throughput(run), "Over all workers."),
@@ -59,6 +59,12 @@ def _figures(run: Run) -> list[Drawn]:
     if run.section("objective").get("name") == "reward" and scores.is_file():
         drawn += reward_figures(scores)
     return drawn
+
+
+def _accuracy_caption(run: Run) -> str:
+    if run.section("objective").get("name") == "kto":
+        return "Responses that are on their label's side of the reference point."
+    return "Pairs whose chosen response is the likelier one."
 
 
 def run_page(run: Run, drawn: list[Drawn]) -> str:

@@ -1,9 +1,9 @@
-"""From a list of pairs to this rank's packed micro-batches, made ready ahead of time."""
+"""From a list of records to this rank's packed micro-batches, made ready ahead of time."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orpo_ray.data.dataset import Pairs
+from orpo_ray.data.comparisons import Compared, best
+from orpo_ray.data.dataset import Texts
 from orpo_ray.data.packing import PackedBatch, pack
 from orpo_ray.data.schedule import Indices, deal
 from orpo_ray.objectives.terms import Totals
@@ -21,20 +22,56 @@ T = TypeVar("T")
 
 
 class Cut(NamedTuple):
-    """One micro-batch of one rank, as pairs of the data set."""
+    """One micro-batch of one rank, as records of the data set."""
 
     pairs: Indices
     weight: float
-    """1.0; or 0.0 where this rank has nothing left and computes one pair to keep in step with the others."""
+    """1.0; or 0.0 where this rank has nothing left and computes one record to keep in step with the others."""
 
 
 class Work(NamedTuple):
     """A global step or an evaluation, as one rank sees it."""
 
+    data: Texts
+    best_alone: bool
+    """Whether the first response of each record is packed, or all."""
+    score_prompts: bool
     cuts: list[Cut]
     totals: Totals
     tokens: int
     """Packed tokens of all ranks."""
+
+
+class Rows(NamedTuple):
+    """How the numbers of a batch's sequences are laid out for an objective: a row for each comparison, or response."""
+
+    records: Indices
+    """`(rows,)`, on the host: the record of the data set that each row is of."""
+    positions: Tensor | None
+    """`(rows, 3)`: sequences of the prompt, the better and the worse response; or `(rows, 2)`, of prompt and response.
+    None: all sequences, as they stand."""
+    reference: Tensor | None
+    """`(rows, 2)` or `(rows, 1)`: reference log-prob sums of the responses, where the data has them."""
+    choices: Tensor
+    """`(winners,)`: rows of each better response."""
+    desirable: Tensor | None
+    """`(rows,)`: labels, where responses have them."""
+
+    def lay_out(self, values: Tensor, prompts: int) -> Tensor:
+        """`values (sequences,)` of a batch of `prompts`, in rows."""
+        return values.view(prompts, -1) if self.positions is None else values[self.positions]
+
+    def to(self, device: torch.device) -> Rows:
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Rows:
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, move: Callable[[Tensor], Tensor]) -> Rows:
+        positions, reference, desirable = (
+            part if part is None else move(part) for part in (self.positions, self.reference, self.desirable)
+        )
+        return Rows(self.records, positions, reference, move(self.choices), desirable)
 
 
 class MicroBatch(NamedTuple):
@@ -42,57 +79,92 @@ class MicroBatch(NamedTuple):
 
     work: Work
     pairs: Indices
+    """Records of the data set."""
     batch: PackedBatch
-    reference: Tensor | None
-    """`(pairs, 2)`: reference log-prob sums of chosen and rejected, where the data has them."""
+    rows: Rows
     last: bool
     """Whether the step ends with it."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        reference = None if self.reference is None else self.reference.to(device, non_blocking=True)
-        return self._replace(batch=self.batch.to(device), reference=reference)
+        return self._replace(batch=self.batch.to(device), rows=self.rows.to(device))
 
     def pinned(self) -> MicroBatch:
         """The same in page-locked memory, from which copies to a CUDA device run beside its work."""
-        reference = None if self.reference is None else self.reference.pin_memory()
-        return self._replace(batch=self.batch.pinned(), reference=reference)
+        return self._replace(batch=self.batch.pinned(), rows=self.rows.pinned())
 
 
 def plan(
-    data: Pairs, indices: Indices, *, continuations: int, score_prompts: bool, rank: int, ranks: int, budget: int
+    data: Texts,
+    indices: Indices,
+    *,
+    best_alone: bool,
+    score_prompts: bool,
+    rank: int,
+    ranks: int,
+    budget: int,
 ) -> Work:
     """Deal `indices` to ranks and cut this rank's share into micro-batches of at most `budget` tokens."""
-    lengths = data.lengths(indices)  # (pairs, 3)
-    token_counts = lengths[:, : 1 + continuations].sum(axis=1)
+    lengths = data.lengths(indices)  # (records, 1 + K)
+    token_counts = (lengths[:, :2] if best_alone else lengths).sum(axis=1)
     filler = Cut(indices[token_counts.argmin()][None], weight=0.0)
-    return Work(
-        cuts=[Cut(indices[cut], 1.0) if len(cut) else filler for cut in deal(token_counts, ranks, budget)[rank]],
-        totals=totals_of(lengths, score_prompts),
-        tokens=int(token_counts.sum()),
-    )
+    totals = totals_of(data, indices, best_alone=best_alone, score_prompts=score_prompts)
+    cuts = [Cut(indices[cut], 1.0) if len(cut) else filler for cut in deal(token_counts, ranks, budget)[rank]]
+    return Work(data, best_alone, score_prompts, cuts, totals, tokens=int(token_counts.sum()))
 
 
-def totals_of(lengths: NDArray[np.int64], score_prompts: bool) -> Totals:
-    """Of pairs with these `lengths (pairs, 3)`."""
-    nll_tokens = lengths[:, 1].sum() + (lengths[:, 0] - 1).sum() * score_prompts
-    return Totals(pairs=len(lengths), nll_tokens=int(nll_tokens))
+def totals_of(data: Texts, indices: Indices, *, best_alone: bool, score_prompts: bool) -> Totals:
+    """What the records at `indices` add up to."""
+    rows = _compared(data, indices, best_alone)
+    better = rows.of(data.lengths(indices))[:, :2]  # (rows, 2): of prompt and chosen, in each comparison
+    nll_tokens = better[:, 1].sum() + (better[:, 0] - 1).sum() * score_prompts
+    totals = Totals(pairs=len(rows.records), nll_tokens=int(nll_tokens), records=len(indices))
+    desirable = _desirable(data, indices, rows)
+    return totals if desirable is None else totals._replace(desirable=int(desirable.sum()))
 
 
-def micro_batches(
-    data: Pairs, works: Iterable[Work], *, continuations: int, score_prompts: bool, device: torch.device
-) -> Iterator[MicroBatch]:
+def micro_batches(works: Iterable[Work], device: torch.device) -> Iterator[MicroBatch]:
     """The micro-batches of `works`, one after another, packed by a thread while those before are computed."""
 
     def packed() -> Iterator[MicroBatch]:
         for work in works:
             for number, cut in enumerate(work.cuts, start=1):
-                examples = [data.pair(pair)[: 1 + continuations] for pair in cut.pairs.tolist()]
-                batch = pack(examples, score_prompts=score_prompts, weight=cut.weight)
-                reference = None if data.reference is None else torch.from_numpy(data.reference[cut.pairs])
-                micro_batch = MicroBatch(work, cut.pairs, batch, reference, last=number == len(work.cuts))
+                examples = [work.data.pair(pair)[: 2 if work.best_alone else None] for pair in cut.pairs.tolist()]
+                batch = pack(examples, score_prompts=work.score_prompts, weight=cut.weight)
+                rows = rows_of(work.data, cut.pairs, best_alone=work.best_alone)
+                micro_batch = MicroBatch(work, cut.pairs, batch, rows, last=number == len(work.cuts))
                 yield micro_batch.pinned() if device.type == "cuda" else micro_batch
 
     return ahead(packed())
+
+
+def rows_of(data: Texts, indices: Indices, *, best_alone: bool) -> Rows:
+    """What an objective is given of the records at `indices`, packed in this order."""
+    rows = _compared(data, indices, best_alone)
+    uniform = best_alone or data.are_pairs
+    reference = None
+    if data.reference is not None:
+        of_records = data.reference[indices]  # (records, K)
+        reference = torch.from_numpy(of_records[rows.records[:, None], rows.responses])
+    desirable = _desirable(data, indices, rows)
+    return Rows(
+        records=indices[rows.records],
+        positions=None if uniform else torch.from_numpy(rows.positions(data.counts(indices))),
+        reference=reference,
+        choices=torch.from_numpy(rows.choices),
+        desirable=None if desirable is None else torch.from_numpy(desirable),
+    )
+
+
+def _compared(data: Texts, indices: Indices, best_alone: bool) -> Compared:
+    return best(len(indices)) if best_alone else data.compared(indices)
+
+
+def _desirable(data: Texts, indices: Indices, rows: Compared) -> NDArray[np.bool_] | None:
+    """`(rows,)`: labels of responses that are judged one by one."""
+    if data.rule != "labels":
+        return None
+    labels: NDArray[np.bool_] = data.ranks(indices)[rows.records, rows.responses[:, 0]] == 0
+    return labels
 
 
 def ahead(items: Iterator[T], number: int = 2) -> Iterator[T]:
@@ -105,8 +177,9 @@ def ahead(items: Iterator[T], number: int = 2) -> Iterator[T]:
             yield item  # type: ignore[misc]
 
 
-def predictions(data: Pairs, score_prompts: bool) -> Tensor:
-    """Predictions `(pairs, 3)` of prompt, chosen and rejected of every pair, as `pack` counts them."""
-    lengths = data.lengths()
+def predictions(data: Texts, indices: Indices, score_prompts: bool) -> Tensor:
+    """Predictions `(records, 1 + K)` of the prompt and the responses of the records at `indices`, as `pack` counts
+    them."""
+    lengths = data.lengths(indices)
     lengths[:, 0] = (lengths[:, 0] - 1) * score_prompts
     return torch.from_numpy(lengths)

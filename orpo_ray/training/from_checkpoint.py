@@ -112,13 +112,13 @@ def _pairs(config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest) -> Pai
 
 
 def _mean_reward(policy: Scorer, pairs: Pairs, config: TrainConfig) -> float:
-    """Over both responses of every pair."""
+    """Over all responses of every record."""
     policy.eval()
     total = 0.0
     for start in range(0, len(pairs), _TOGETHER):
         rows = [pairs.pair(i) for i in range(start, min(start + _TOGETHER, len(pairs)))]
         total += sum(map(sum, packed_scores(policy, rows, config.train.tokens_per_microbatch)))
-    return total / (2 * len(pairs))
+    return total / int(pairs.counts().sum())
 
 
 def _metrics(run: Path) -> list[Line]:

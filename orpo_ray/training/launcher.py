@@ -73,8 +73,8 @@ def _train(
         join_files(folder.quarantine, data.quarantine)
     schedule = build_schedule(config, data.train)
     console.say(
-        f"{config.name}: {len(data.train)} pairs to train on, {len(data.eval)} held out, "
-        f"{schedule.total_steps} steps of {config.train.global_batch_size} pairs, "
+        f"{config.name}: {data.train.amount()} to train on, {data.eval.amount()} held out, "
+        f"{schedule.total_steps} steps of {config.train.global_batch_size} {data.train.unit}, "
         f"{_workers(config)} worker(s)"
     )
     if starting.model != config.model:

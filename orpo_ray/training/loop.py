@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.config import TrainConfig
-from orpo_ray.data.dataset import Pairs
+from orpo_ray.data.dataset import Pairs, Texts
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.schedule import Indices, Share, StepSchedule
 from orpo_ray.errors import UserError
@@ -26,13 +26,11 @@ from orpo_ray.objectives.reliability import accuracy_by_length, calibration
 from orpo_ray.objectives.terms import Metrics, Totals
 from orpo_ray.parsing import NUMBER, member
 from orpo_ray.telemetry.phases import phase
-from orpo_ray.training.batches import MicroBatch, Work, micro_batches, plan, predictions, totals_of
+from orpo_ray.training.batches import MicroBatch, Work, micro_batches, plan, predictions, rows_of, totals_of
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.lr import learning_rate
 
 Line = dict[str, Any]
-
-_EVAL_CONTINUATIONS = 2  # chosen and rejected, whatever the objective trains on
 
 
 @dataclass
@@ -66,7 +64,7 @@ class Sink:
         """The eval loss of `evaluation` is the lowest so far: keep these weights; returns whether they were, alike on
         all ranks.
 
-        `table (pairs, 3)`: what the model gave each held-out pair (see `scores`).
+        `table (records, 1 + K)`: what the model gave each held-out record (see `scores`).
         """
         return True
 
@@ -163,10 +161,17 @@ class Meter(NamedTuple):
 def training_batches(
     engine: Engine, config: TrainConfig, objective: Objective, schedule: StepSchedule, train: Pairs, start: int
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of the global steps from `start` on."""
-    steps = range(start, schedule.total_steps)
-    works = (_plan(engine, config, objective, objective.continuations, train, schedule.indices(step)) for step in steps)
-    return _micro_batches(engine, objective, objective.continuations, train, works)
+    """This rank's micro-batches of the global steps from `start` on, each behind those of its reference point, where
+    the objective has one."""
+
+    def works() -> Iterator[Work]:
+        for step in range(start, schedule.total_steps):
+            indices = schedule.indices(step)
+            if objective.judges_labels:
+                yield _plan(engine, config, objective, _mismatched(train), indices)
+            yield _plan(engine, config, objective, train, indices, best_alone=objective.best_alone)
+
+    return micro_batches(works(), engine.device)
 
 
 def train_step(
@@ -179,7 +184,8 @@ def train_step(
     meter: Meter,
     signals: dict[str, float],
 ) -> tuple[Line, dict[str, float]]:
-    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`).
+    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`): a pass that trains, behind one
+    for its reference point where the objective has one.
 
     Returns its metrics line, and `signals` added up over ranks. Where the gradient's norm is not finite, which any
     loss that is not makes sure of, nothing is updated and `skipped` in the line holds the pairs at fault.
@@ -193,12 +199,17 @@ def train_step(
         torch.cuda.manual_seed(seed)
     shares: Metrics = {}
     flops = 0.0
-    finite: list[tuple[Indices, Tensor]] = []  # pairs, and which of them have a finite score
+    finite: list[tuple[Indices, Tensor]] = []  # records, and whether a row of theirs is finite
+    baseline = reference_point(engine, feed) if objective.judges_labels else None
     for micro_batch in feed:
-        work, pairs, batch, reference, last = micro_batch.to(engine.device)
-        sums = engine.forward(batch).view(batch.prompts, -1)
-        loss, metrics = objective.loss(sums, batch.lengths.view(batch.prompts, -1), work.totals, reference)
-        finite.append((pairs, sums.detach().isfinite().all(1)))
+        work, _, batch, rows, last = micro_batch.to(engine.device)
+        scored = engine.forward(batch)
+        sums, lengths = (rows.lay_out(values, batch.prompts) for values in (scored, batch.lengths))
+        loss, metrics = objective.loss(
+            sums, lengths, work.totals, rows.reference, choices=rows.choices, desirable=rows.desirable,
+            baseline=None if baseline is None else baseline.to(sums.dtype),
+        )  # fmt: skip
+        finite.append((rows.records, sums.detach().isfinite().all(1)))
         infect = torch.where(loss.detach().isfinite(), 1.0, math.nan)
         engine.backward(loss * batch.weight * infect, last=last)
         for name, share in metrics.items():
@@ -228,50 +239,100 @@ def train_step(
     return line, {name: totals[name] for name in signals}
 
 
+def reference_point(engine: Engine, feed: Iterator[MicroBatch]) -> Tensor:
+    """KTO's z0 `()`, float64: the mean log-ratio of policy and reference over the next step of `feed`, whose prompts
+    have other prompts' responses; 0 where that is negative. One number for all ranks and micro-batches, no gradient.
+    """
+    log_ratio = torch.zeros(1, dtype=torch.float64, device=engine.device)
+    with evaluating(engine.policy):
+        for micro_batch in feed:
+            work, _, batch, rows, last = micro_batch.to(engine.device)
+            sums = rows.lay_out(engine.forward(batch), batch.prompts)[:, 1:]  # (records, 1)
+            assert rows.reference is not None
+            log_ratio += (sums.double() - rows.reference).sum() * batch.weight
+            if last:
+                break
+    return (engine.all_sum(log_ratio)[0] / work.totals.records).clamp(min=0)
+
+
 def _pairs_at_fault(engine: Engine, finite: list[tuple[Indices, Tensor]]) -> list[int]:
-    """Pairs of the step, over all ranks, whose scores are not finite; all of them, where all scores are."""
+    """Records of the step, over all ranks, whose scores are not finite; all of them, where all scores are."""
     here = [(pair, flag) for pairs, flags in finite for pair, flag in zip(pairs.tolist(), flags.tolist(), strict=True)]
-    flag_of = dict(pair_and_flag for rank in engine.gather(here) for pair_and_flag in rank)
-    return sorted([pair for pair, flag in flag_of.items() if not flag] or flag_of)
+    all_rows = [row for rank in engine.gather(here) for row in rank]
+    return sorted({pair for pair, flag in all_rows if not flag} or {pair for pair, _ in all_rows})
 
 
 def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out: Pairs) -> tuple[Line, Tensor]:
     """Global means over all held-out pairs, under the keys `eval_*`, and the table they were made of (see `scores`);
     of several sources those of each, too, under `eval_*/NAME`.
 
-    Always packs both responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
+    Always packs all responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
     """
-    sums, totals = scores(engine, config, objective, held_out)
-    lengths = predictions(held_out, objective.score_prompts).to(engine.device)
-    reference = None if held_out.reference is None else torch.from_numpy(held_out.reference).to(engine.device)
-    metrics = objective.loss(sums, lengths, totals, reference)[1]
-    evaluation = {f"eval_{name}": float(value) for name, value in metrics.items()}
+    baseline = None
+    everything = np.arange(len(held_out))
+    if objective.judges_labels:
+        work = _plan(engine, config, objective, _mismatched(held_out), everything)
+        baseline = reference_point(engine, micro_batches([work], engine.device))
+    table = scores(engine, config, objective, held_out)[0]
+    metrics, sums, lengths = _measured(objective, held_out, everything, table, baseline)
+    evaluation = {f"eval_{name}": value for name, value in metrics.items()}
     for source, (start, end) in (held_out.spans if isinstance(held_out, JoinedPairs) else {}).items():
-        here, part = slice(start, end), totals_of(held_out.lengths(np.arange(start, end)), objective.score_prompts)
-        of_source = objective.loss(sums[here], lengths[here], part, None if reference is None else reference[here])[1]
-        evaluation |= {f"eval_{name}/{source}": float(value) for name, value in of_source.items()}
+        metrics = _measured(objective, held_out, np.arange(start, end), table, baseline)[0]
+        evaluation |= {f"eval_{name}/{source}": value for name, value in metrics.items()}
     if objective.model == "reward":
-        evaluation |= reward_diagnostics(sums.cpu().numpy(), held_out.lengths())
-    return evaluation, sums
+        evaluation |= reward_diagnostics(sums, lengths)
+    return evaluation, table
+
+
+def _measured(
+    objective: Objective, data: Pairs, indices: Indices, table: Tensor, baseline: Tensor | None
+) -> tuple[dict[str, float], NDArray[np.float64], NDArray[np.int64]]:
+    """The metrics over the records at `indices` of `data`, from the `table` of all; and of their rows what the model
+    gave, and tokens."""
+    compared, device = data.compared(indices), table.device
+    rows = rows_of(data, indices, best_alone=False).to(device)
+    records, columns = (torch.from_numpy(part).to(device) for part in (compared.records, compared.columns))
+    given = table[torch.from_numpy(indices).to(device)], predictions(data, indices, objective.score_prompts).to(device)
+    sums, lengths = (values[records[:, None], columns] for values in given)
+    totals = totals_of(data, indices, best_alone=False, score_prompts=objective.score_prompts)
+    metrics = objective.loss(
+        sums, lengths, totals, rows.reference, choices=rows.choices, desirable=rows.desirable, baseline=baseline
+    )[1]
+    found = {name: float(value) for name, value in metrics.items()}
+    return found, sums.cpu().numpy(), compared.of(data.lengths(indices))
 
 
 def scores(engine: Engine, config: TrainConfig, objective: Objective, data: Pairs) -> tuple[Tensor, Totals]:
-    """What the model gives every pair of `data`: `(pairs, 3)` float64 of prompt, chosen and rejected.
+    """What the model gives every record of `data`: `(records, 1 + K)` float64 of the prompt and each response, of pairs
+    `(pairs, 3)`; NaN where a record has fewer responses than another.
 
     Log-prob sums of a policy, rewards of a reward model. Every rank must call it, and has the whole table after.
     """
-    work = _plan(engine, config, objective, _EVAL_CONTINUATIONS, data, np.arange(len(data)))
-    table = torch.zeros(len(data), 1 + _EVAL_CONTINUATIONS, dtype=torch.float64, device=engine.device)
+    work = _plan(engine, config, objective, data, np.arange(len(data)))
+    numbers = 1 + data.counts()
+    columns = np.arange(numbers.max())
+    table = torch.zeros(len(data), len(columns), dtype=torch.float64, device=engine.device)
     with evaluating(engine.policy):
-        for _, pairs, batch, _, _ in _micro_batches(engine, objective, _EVAL_CONTINUATIONS, data, [work]):
+        for _, pairs, batch, _, _ in micro_batches([work], engine.device):
             scored = engine.forward(batch)  # a filler too: every rank takes part in every forward
             if batch.weight:
-                table[torch.from_numpy(pairs)] = scored.double().view(batch.prompts, -1)
-    return engine.all_sum(table), work.totals
+                places = np.nonzero(columns < numbers[pairs][:, None])
+                table[torch.from_numpy(pairs[places[0]]), torch.from_numpy(places[1])] = scored.double()
+    table = engine.all_sum(table)
+    table[torch.from_numpy(columns >= numbers[:, None])] = torch.nan
+    return table, work.totals
+
+
+def mean_reward(engine: Engine, config: TrainConfig, objective: Objective, data: Pairs) -> float:
+    """Over all responses of `data`. Every rank must call it."""
+    rewards = scores(engine, config, objective, data)[0][:, 1:]
+    if not data.are_pairs:
+        rewards = rewards[torch.from_numpy(data.ranks() >= 0)]
+    return float(rewards.mean())
 
 
 def reward_diagnostics(rewards: NDArray[np.float64], lengths: NDArray[np.int64]) -> Line:
-    """Calibration of a reward model, and whether it just likes long answers, under the keys `eval_*`.
+    """Calibration of a reward model, and whether it just likes long answers, under the keys `eval_*`, over comparisons.
 
     `rewards (pairs, 3)` of prompt (unused), chosen, rejected; `lengths (pairs, 3)` in tokens.
     """
@@ -288,22 +349,19 @@ def _plan(
     engine: Engine,
     config: TrainConfig,
     objective: Objective,
-    continuations: int,
-    data: Pairs,
-    indices: np.ndarray[Any, np.dtype[np.int64]],
+    data: Texts,
+    indices: Indices,
+    best_alone: bool = False,
 ) -> Work:
     return plan(
-        data, indices, continuations=continuations, score_prompts=objective.score_prompts,
+        data, indices, best_alone=best_alone, score_prompts=objective.score_prompts,
         rank=engine.rank, ranks=engine.ranks, budget=config.train.tokens_per_microbatch,
     )  # fmt: skip
 
 
-def _micro_batches(
-    engine: Engine, objective: Objective, continuations: int, data: Pairs, works: Iterable[Work]
-) -> Iterator[MicroBatch]:
-    return micro_batches(
-        data, works, continuations=continuations, score_prompts=objective.score_prompts, device=engine.device
-    )
+def _mismatched(data: Pairs) -> Texts:
+    assert data.mismatched is not None, "labelled data have them from `prepare`"
+    return data.mismatched
 
 
 def _sum_over_ranks(engine: Engine, shares: Metrics, told: dict[str, float]) -> dict[str, float]:

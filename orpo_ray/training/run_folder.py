@@ -167,18 +167,25 @@ def kept_model(folder: Path) -> KeptModel | None:
 
 
 def write_eval_scores(path: Path, held_out: Pairs, table: Tensor) -> None:
-    """What the kept model gives each held-out pair: summed log-probs, or rewards.
+    """What the kept model gives the responses of each held-out comparison: summed log-probs, or rewards.
 
     Columns: `source` where there are several, `record` (index in the source), tokens of prompt, chosen and rejected,
-    and the two scores.
+    and the two scores. Responses that are labelled have a row each instead: `record`, `prompt_tokens`,
+    `response_tokens`, `desirable`, `response`.
     """
-    lengths = held_out.lengths()
-    columns = {f"{name}_tokens": lengths[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
-    scores = {name: table[:, i].cpu().numpy() for i, name in enumerate(("chosen", "rejected"), start=1)}
-    sources = {}
+    compared = held_out.compared()
+    lengths = compared.of(held_out.lengths())
+    scored = table.cpu().numpy()[compared.records[:, None], compared.columns]
+    names = ("prompt", "response") if held_out.rule == "labels" else ("prompt", "chosen", "rejected")
+    columns: dict[str, Any] = {}
     if isinstance(held_out, JoinedPairs):
-        sources["source"] = [name for name, (start, end) in held_out.spans.items() for _ in range(start, end)]
-    write_table(path, pa.table({**sources, "record": held_out.record_ids, **columns, **scores}))
+        columns["source"] = held_out.sources_of(compared.records)
+    columns["record"] = held_out.record_ids[compared.records]
+    columns |= {f"{name}_tokens": lengths[:, i] for i, name in enumerate(names)}
+    if held_out.rule == "labels":
+        columns["desirable"] = held_out.ranks()[compared.records, compared.responses[:, 0]] == 0
+    columns |= {name: scored[:, i] for i, name in enumerate(names) if i}
+    write_table(path, pa.table(columns))
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -41,7 +41,7 @@ from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, Sink, State, build_schedule, evaluate, run, scores
+from orpo_ray.training.loop import Line, Sink, State, build_schedule, evaluate, mean_reward, run
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
@@ -163,7 +163,7 @@ def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints
 
         def _keep(self, engine: Engine, evaluation: Line, table: torch.Tensor, target: Path, why: str) -> bool:
             centred = isinstance(config.objective, RewardConfig) and config.objective.centre
-            mean = float(scores(engine, config, objective, train_pairs)[0][:, 1:].mean()) if centred else None
+            mean = mean_reward(engine, config, objective, train_pairs) if centred else None
             weights = engine.weights()
             kept = True
             if weights is not None:

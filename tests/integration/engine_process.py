@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import OPTConfig, PretrainedConfig, Qwen3MoeConfig
 
 from orpo_ray.config import LoraConfig, ModelConfig, TrainConfig, parse_config
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import load_policy
@@ -26,8 +27,13 @@ from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import DeepSpeedEngine, engine_for
 from orpo_ray.training.engine import Engine, TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.reference import reference_logps
 from orpo_ray.training.saving import Saver, load
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "pairs": {"lambda": 0.5}, "rankings": {"lambda": 0.5}, "labels": {"name": "kto", "beta": 0.5},
+}  # fmt: skip
+"""By what the records are."""
 STEPS = 10
 RESUMED_AT = 4
 
@@ -43,7 +49,7 @@ def config_of(**settings: Any) -> TrainConfig:
             "lora": settings.pop("lora", None),
         },
         "data": {"train": "unused"},
-        "objective": {"lambda": 0.5},
+        "objective": OBJECTIVES[settings.pop("records", "pairs")],
         "optim": {"lr": 1e-3, "eps": 1e-3, "warmup_steps": 2, "weight_decay": 0.01},
         "train": {**train, **settings},
     }
@@ -51,6 +57,38 @@ def config_of(**settings: Any) -> TrainConfig:
         # At the default threshold ZeRO-3 would leave such small parameters whole.
         mapping["train"]["deepspeed"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     return parse_config(mapping, [], "test")
+
+
+def grouped(pairs: PairDataset, labels: bool) -> PairDataset:
+    """The same texts as records of one to four responses, ranked or labelled."""
+    rng = np.random.default_rng(1)
+    bounds, starts = pairs.source_bounds, [0]
+    flat: list[int] = []
+    ranks: list[int] = []
+    record = 0
+    while record < len(pairs) - 1:  # of one pair, or of two that follow each other
+        parts = bounds[record] if rng.random() < 0.5 else np.r_[bounds[record], bounds[record + 1, 2:]]
+        count = len(parts) - 2
+        if labels and count == 2:
+            parts, count = parts[:3], 1
+        flat += parts.tolist()
+        ranks += [int(rng.integers(0, 2))] * count if labels else [0, 1, 1, 2][:count]
+        starts.append(len(flat))
+        record += 1 + (count > 2)
+    return PairDataset(
+        pairs.tokens, np.array(flat), np.arange(len(starts) - 1), source_starts=np.array(starts),
+        source_ranks=np.array(ranks, np.int32), rule="labels" if labels else "every_pair",
+    )  # fmt: skip
+
+
+def with_references(data: PairDataset, reference: PackedPolicy) -> PairDataset:
+    """Labelled records with what KTO needs."""
+    data = replace(data, mismatched=Mismatched(data, seed=0, longest=40))
+
+    def known(part: Any) -> Any:
+        return replace(part, reference=reference_logps(part, np.arange(len(part)), reference.eval(), 1000))
+
+    return replace(known(data), mismatched=known(data.mismatched))
 
 
 def dataset(pairs: int = 40) -> PairDataset:
@@ -62,7 +100,9 @@ def dataset(pairs: int = 40) -> PairDataset:
     return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]].astype(np.int64), np.arange(pairs))
 
 
-def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None, experts: bool = False) -> PackedPolicy:
+def policy(
+    dtype: str, checkpointing: bool, lora: LoraConfig | None, experts: bool = False, seed: int = 0
+) -> PackedPolicy:
     """A tied OPT with a smooth activation: at a ReLU's kink rounding turns into a different gradient. Or a mixture of
     `experts`.
 
@@ -70,7 +110,7 @@ def policy(dtype: str, checkpointing: bool, lora: LoraConfig | None, experts: bo
     """
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config: PretrainedConfig = OPTConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
         max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.0, activation_function="gelu",
@@ -150,6 +190,7 @@ def trained(
 ) -> dict[str, Any]:
     settings = dict(settings)
     checkpointing, experts = settings.pop("checkpointing", False), settings.pop("experts", False)
+    records = settings.get("records", "pairs")
     config = config_of(**settings)
     own = policy(config.model.dtype, checkpointing, config.model.lora, experts)
     engine: Engine
@@ -165,7 +206,12 @@ def trained(
         state = State(**manifest.state)
     watch = Watch(engine, saved)
     data = dataset()
-    run(engine, config, data, data.subset(np.arange(7)), watch, state)
+    if records != "pairs":
+        data = grouped(data, labels=records == "labels")
+    train, held_out = data, data.subset(np.arange(7))
+    if records == "labels":
+        train, held_out = (with_references(part, policy("float32", False, None, seed=5)) for part in (train, held_out))
+    run(engine, config, train, held_out, watch, state)
     if watch.saver:
         watch.saver.finish()
     return {"lines": watch.lines, "gradients": gradients, "weights": engine.weights()}

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from orpo_ray.data.comparisons import Rule
 from orpo_ray.data.dataset import PairDataset
 
 VOCAB = 97
@@ -86,3 +87,24 @@ def random_pairs(pairs: int, seed: int = 1) -> PairDataset:
     starts = np.r_[0, ends[:-1]].reshape(pairs, 3)
     tokens = rng.integers(3, VOCAB, ends[-1]).astype(np.int32)
     return PairDataset(tokens, np.c_[starts, starts[:, 2] + lengths[:, 2]], np.arange(pairs))
+
+
+def random_groups(records: int, seed: int = 1, rule: Rule = "every_pair") -> PairDataset:
+    """Prompts with one to five ranked responses of random ids and lengths; with one only where they are labelled."""
+    rng = np.random.default_rng(seed)
+    tokens, bounds, ranks, starts = [], [], [], [0]
+    for _ in range(records):
+        count = int(rng.integers(1 if rule == "labels" else 2, 6))
+        lengths = rng.integers(2, 12, 1 + count)
+        bounds += (sum(map(len, tokens)) + np.r_[0, lengths.cumsum()]).tolist()
+        tokens.append(rng.integers(3, VOCAB, lengths.sum()).astype(np.int32))
+        steps = np.r_[0, rng.integers(0, 2, count - 1)].cumsum()
+        if rule == "labels":
+            ranks += np.sort(rng.integers(0, 2, count)).tolist()
+        else:
+            ranks += (steps if steps[-1] else np.r_[steps[:-1], 1]).tolist()
+        starts.append(len(bounds))
+    return PairDataset(
+        np.concatenate(tokens), np.array(bounds, np.int64), np.arange(records),
+        source_starts=np.array(starts, np.int64), source_ranks=np.array(ranks, np.int32), rule=rule,
+    )  # fmt: skip

@@ -197,7 +197,16 @@ SOURCES = (
          "rejected": said(("gpt", "No"))[0]},
         {"chosen": said(("gpt", "No"))[0], "rejected": said(("gpt", "Because."))[0]},
     ),
+    Source(
+        "Ranked or rated lists", "ranked", {"prompt": "Why?", "responses": ["Because.", "No"], "ranks": [1, 2]},
+        {"ranks": [2, 1]}, {"ranks": [1, 1]},
+    ),
+    Source(
+        "Several rejected answers", "several", {"prompt": "Why?", "chosen": "Because.", "rejected": ["No"]},
+        {"chosen": "No", "rejected": ["Because."]},
+    ),
 )  # fmt: skip
+LABELLED = "Answers with a label (TRL's unpaired format)"
 
 
 def table() -> str:
@@ -208,6 +217,8 @@ def table() -> str:
         found = [name for name in shape.also if name in source.win]
         columns = ", ".join(f"`{name}`" for name in [*shape.columns, *found, *(("system",) * ("system" in source.win))])
         lines.append(f"| {source.name} | `{shape.name}` | {columns} | {shape.winner} | {shape.ties} |")
+    alone = shape_named("labelled")
+    lines.append(f"| {LABELLED} | `labelled` | `prompt`, `completion`, `label` | {alone.winner} | {alone.ties} |")
     return "\n".join(lines) + "\n"
 
 

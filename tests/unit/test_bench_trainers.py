@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,9 @@ from orpo_ray.bench.trainers.own import Own, Watched
 from orpo_ray.bench.trainers.padded import Padded
 from orpo_ray.bench.trainers.plain import PlainTrainer
 from orpo_ray.config import OrpoConfig, TrainConfig, parse_config
+from orpo_ray.data import toyworld
 from orpo_ray.data.packing import pack
+from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.terms import Totals
@@ -171,6 +176,30 @@ def test_a_step_in_parts_is_the_same_step(config: TrainConfig) -> None:
         assert set(ended["parts"]) == {"data", "forward", "backward", "optimizer"}
         assert min(ended["parts"].values()) > 0
     assert Watched(parted.engine).parts(2.5)["data"] == 2.5  # what none of the others took
+
+
+def test_only_pairs_are_compared_on(tmp_path: Path) -> None:
+    ranked = [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"], "Ada"], "ranks": [1, 2, 3]}
+        for row in islice(toyworld.records("toy"), 40)
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
+    data = {"train": str(tmp_path / "x.jsonl"), "max_length": 60, "max_prompt_length": 30}
+    for objective, comparisons, told in (
+        ("orpo", "every_pair", True),
+        ("kto", "every_pair", True),
+        ("orpo", "best_against_worst", False),
+    ):
+        run = parse_config(
+            {"name": "x", "model": {"name_or_path": "toy"}, "data": {**data, "comparisons": comparisons},
+             "objective": {"name": objective}, "storage": {"path": str(tmp_path)}}, [], "test",
+        )  # fmt: skip
+        task = Task("orpo_ray", run, None, 0, 1)
+        if told:
+            with pytest.raises(UserError, match=r"x\.jsonl: trainers are compared on pairs; set data\.comparisons"):
+                assert task.data
+        else:
+            assert {len(pair) for pair in task.pairs(0)} == {3}
 
 
 def test_stretched_pairs() -> None:

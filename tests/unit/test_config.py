@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orpo_ray.config import OrpoConfig, SftConfig, TrainConfig, load_config, parse_config
+from orpo_ray.config.identity import identity
 from orpo_ray.errors import UserError
 
 MINIMAL = "name: run\nmodel: {name_or_path: toy}\ndata: {train: toy}\n"
@@ -82,7 +83,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, m
         ("objective.lambda=.nan", "objective.lambda: should be a finite number (got nan)"),
         (
             "objective.name=ppo",
-            "objective.name: should be one of 'orpo', 'probability_ratio', 'sft', 'dpo', 'ipo', 'kto_pair', "
+            "objective.name: should be one of 'orpo', 'probability_ratio', 'sft', 'dpo', 'ipo', 'kto_pair', 'kto', "
             "'simpo', 'cpo', 'unlikelihood', 'reward' (got 'ppo')",
         ),
         ("objective=orpo", "objective: should be a mapping of keys (got 'orpo')"),
@@ -138,6 +139,19 @@ def test_the_message_counts_further_problems(file: Path) -> None:
     assert mistake(file, "data={trian: toy}") == (
         "unknown key data.trian; did you mean data.train? (and 1 more problem)"
     )
+
+
+def test_comparisons_suit_the_objective(file: Path) -> None:
+    rankings = "objective={name: reward, loss: plackett_luce}"
+    assert mistake(file, rankings, "data.comparisons=best_against_worst") == (
+        "data.comparisons: best_against_worst leaves two answers, plackett_luce reads rankings"
+    )
+    assert mistake(file, "objective={name: kto}", "data.comparisons=best_against_each") == (
+        "data.comparisons (best_against_each): kto judges each answer by itself"
+    )
+    plain = load_config(file, [])  # what came after there were runs does not part those from it
+    assert {"data.comparisons", "objective.loss"}.isdisjoint(identity(plain.for_a_file()))
+    assert load_config(file, ["data.comparisons=best_against_each"]).digest() != plain.digest()
 
 
 def test_a_key_of_another_objective_is_named(file: Path) -> None:

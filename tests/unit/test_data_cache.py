@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 
 from orpo_ray.data.cache import ARRAYS, MANIFEST, QUARANTINE, CacheWriter, TokenizedSource, read_or_build
 from orpo_ray.data.records import Account, BadRecord, Record
-from orpo_ray.data.tokenization import TokenizedPair
+from orpo_ray.data.tokenization import Tokenized
 from orpo_ray.errors import UserError
 
-UNCUT = (False, False, False)
+
+def tokenized(prompt: list[int], *responses: list[int]) -> Tokenized:
+    return Tokenized(prompt, responses, False, (False,) * len(responses))
+
+
 PAIRS = [
-    (3, TokenizedPair([1, 5], [6, 7, 2], [8, 2], UNCUT)),
-    (4, TokenizedPair([1], [2], [9, 9, 2], UNCUT)),
-    (9, TokenizedPair([1, 5], [5, 2], [4, 2], UNCUT)),
+    (3, tokenized([1, 5], [6, 7, 2], [8, 2]), (0, 1)),
+    (4, tokenized([1], [2], [9, 9, 2]), (0, 1)),
+    (9, tokenized([1, 5], [5, 2], [4, 2], [7, 7, 2]), (0, 1, 1)),
 ]
 
 
@@ -38,7 +42,7 @@ def as_lists(source: TokenizedSource) -> list[tuple[int, list[list[int]]]]:
     return [(record, [part.tolist() for part in pairs.pair(i)]) for i, record in enumerate(pairs.record_ids.tolist())]
 
 
-WRITTEN = [(record, [pair.prompt, pair.chosen, pair.rejected]) for record, pair in PAIRS]
+WRITTEN = [(record, [pair.prompt, *pair.responses]) for record, pair, _ in PAIRS]
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -145,13 +149,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
-batches = st.lists(st.lists(st.tuples(st.integers(0, 10**12), st.builds(TokenizedPair, ids, ids, ids, st.just(UNCUT)))))
+
+
+@st.composite
+def records(draw: st.DrawFn, fewest: int, most: int) -> tuple[int, Tokenized, tuple[int, ...]]:
+    responses = draw(st.lists(ids, min_size=fewest, max_size=most))
+    ranks = (0, 1) if len(responses) == 2 else tuple(sorted(draw(st.integers(0, 3)) for _ in responses))
+    return draw(st.integers(0, 10**12)), tokenized(draw(ids), *responses), ranks
+
+
+batches = st.one_of(*(st.lists(st.lists(records(*numbers))) for numbers in ((2, 2), (1, 4))))
 
 
 @settings(max_examples=25, deadline=None)
 @given(batches)
 def test_any_batches_round_trip(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, TokenizedPair]]]
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, Tokenized, tuple[int, ...]]]]
 ) -> None:
     def build(writer: CacheWriter) -> Account:
         for batch in batches:
@@ -160,5 +173,9 @@ def test_any_batches_round_trip(
 
     source = read_or_build(tmp_path_factory.mktemp("cache"), "key", build)
     assert as_lists(source) == [
-        (record, [pair.prompt, pair.chosen, pair.rejected]) for batch in batches for record, pair in batch
+        (record, [found.prompt, *found.responses]) for batch in batches for record, found, _ in batch
     ]
+    ranks = [each for batch in batches for _, _, each in batch]
+    assert [tuple(rank for rank in row if rank >= 0) for row in source.pairs.ranks().tolist()] == ranks
+    assert source.pairs.counts().tolist() == list(map(len, ranks))
+    assert source.pairs.are_pairs == (set(ranks) <= {(0, 1)})

@@ -108,7 +108,7 @@ def test_as_much_is_tokenised_at_once_as_memory_allows(tmp_path: Path, monkeypat
 
     class Watched(module.PairTokenizer):
         def __call__(self, pairs: Any) -> Any:
-            at_once.append(sum(pair.characters for pair in pairs))
+            at_once.append(sum(text.characters for text in pairs))
             return super().__call__(pairs)
 
     monkeypatch.setattr(module, "PairTokenizer", Watched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from orpo_ray.data.records import BadRecord
 from orpo_ray.data.templates import NAMED_TEMPLATES, Rendered, Renderer, Response, Segment
 from orpo_ray.data.tokenization import (
     PairTokenizer,
-    TokenizedPair,
     fit_prompt,
     fit_response,
     tokenizer_digest,
@@ -48,10 +47,18 @@ def real_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(SHARED / name)
 
 
+class TokenizedPair(NamedTuple):
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    cut: tuple[bool, ...]
+
+
 def tokenize(tokenizer: Any, pair: PreferencePair, template: str | None = None, **lengths: int) -> TokenizedPair:
     limits = {"max_length": 10_000, "max_prompt_length": 9_000, **lengths}
-    rendered = Renderer(tokenizer, template).pair(pair)
-    return next(PairTokenizer(tokenizer, **limits)([rendered]))[0]
+    rendered = Renderer(tokenizer, template).rendered(pair.prompt, [pair.chosen, pair.rejected])
+    found = next(PairTokenizer(tokenizer, **limits)([rendered]))[0]
+    return TokenizedPair(found.prompt, *found.responses, cut=(found.prompt_cut, *found.responses_cut))
 
 
 def chat(*texts: str) -> list[Any]:
@@ -255,7 +262,7 @@ def test_segments_keep_their_order_over_both_kinds() -> None:
     a, b = (tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in "ab")
     literal = tokenizer("</s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenized.prompt == [1, a, 2, *literal, b, 1]
-    assert tokenized.chosen == [2]
+    assert tokenized.responses[0] == [2]
     assert encoded.prompt == tokenized.prompt
 
 

@@ -263,9 +263,10 @@ def tokenized(data: DataConfig, lines: list[bytes], folder: Path) -> tuple[Accou
     """The account, and by index of the record the text of prompt, chosen and rejected."""
     writer = CacheWriter(folder)
     try:
-        account = _Tokenization(
-            data, data.train_sources[0], TOKENIZER, Renderer(TOKENIZER, data.chat_template), writer
-        ).run(Given(lines), None, None)
+        asked, reading = data.train_sources[0], "best_against_worst"
+        account = _Tokenization(data, asked, TOKENIZER, Renderer(TOKENIZER, data.chat_template), writer, reading).run(
+            Given(lines), None, None
+        )
     finally:
         writer.close()
     ids = np.fromfile(folder / "tokens.bin", np.int32)
@@ -454,7 +455,7 @@ PIECES = [
 @cases(500)
 def test_chat_templates(template: str) -> None:
     try:
-        rendered = Renderer(TOKENIZER, template).pair(PAIR)
+        rendered = Renderer(TOKENIZER, template).rendered(PAIR.prompt, [PAIR.chosen, PAIR.rejected])
     except (UserError, BadRecord) as error:
         assert_one_line(error)
         return
@@ -479,7 +480,7 @@ def test_chat_templates(template: str) -> None:
 )
 def test_a_template_that_reaches_too_far_is_a_record_s_error(template: str, told: str) -> None:
     with pytest.raises(BadRecord, match=f"refused by the chat template: .*{told}"):
-        Renderer(TOKENIZER, template).pair(PAIR)
+        Renderer(TOKENIZER, template).rendered(PAIR.prompt, [PAIR.chosen, PAIR.rejected])
 
 
 @pytest.mark.parametrize(
@@ -489,7 +490,7 @@ def test_a_template_that_reaches_too_far_is_a_record_s_error(template: str, told
 def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "RENDER_SECONDS", 0.3)
     with pytest.raises(UserError, match=r"data\.chat_template: takes over 0\.3 seconds to write one record"):
-        Renderer(TOKENIZER, template).pair(PAIR)
+        Renderer(TOKENIZER, template).rendered(PAIR.prompt, [PAIR.chosen, PAIR.rejected])
 
 
 # Names ---------------------------------------------------------------------------------------------------------------

@@ -105,19 +105,23 @@ def test_sft_trains_without_a_rejected_response_and_measures_one_when_given() ->
 
 def test_registry_follows_the_configuration() -> None:
     objective = build_objective(OrpoConfig(lambda_=0.7, nll_tokens="chosen"))
-    assert (objective.continuations, objective.score_prompts) == (2, False)
+    assert (objective.best_alone, objective.score_prompts) == (False, False)
     sums, lengths = -torch.rand(2, 3), torch.ones(2, 3)
     expected = orpo(sums, lengths, Totals(2, 2), lambda_=0.7)[0]
     assert torch.equal(objective.loss(sums, lengths, Totals(2, 2), None)[0], expected)
-    assert build_objective(SftConfig()).continuations == 1
+    assert build_objective(SftConfig()).best_alone
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=lambda config: config.model_fields["name"].default)
 def test_every_objective_runs_through_the_registry(config: type) -> None:
     objective = build_objective(config())
-    sums, lengths = -torch.rand(2, 3) * 5, torch.full((2, 3), 5)
-    reference = -torch.rand(2, 2) * 5 if objective.needs_reference else None
-    loss, metrics = objective.loss(sums.requires_grad_(), lengths, Totals(2, 20), reference)
+    columns = 2 if objective.judges_labels else 3
+    sums, lengths = -torch.rand(2, columns) * 5, torch.full((2, columns), 5)
+    reference = -torch.rand(2, columns - 1) * 5 if objective.needs_reference else None
+    loss, metrics = objective.loss(
+        sums.requires_grad_(), lengths, Totals(2, 20, records=2, desirable=1), reference,
+        choices=torch.ones(2, dtype=torch.int64), desirable=torch.tensor([True, False]), baseline=torch.tensor(0.5),
+    )  # fmt: skip
     loss.backward()
     assert sums.grad is not None
     assert sums.grad[:, 1].abs().sum() > 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, build, random_pairs
+from families import FAMILIES, build, random_groups, random_pairs
 
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.data.packing import pack
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.digests import network_digest
@@ -61,6 +63,23 @@ def test_subsets_keep_their_reference(tmp_path: Path) -> None:
     assert whole.reference is not None
     assert part.reference is not None
     np.testing.assert_array_equal(part.reference, whole.reference[[7, 2]])
+
+
+def test_of_any_number_of_responses_and_of_mismatched_texts(tmp_path: Path) -> None:
+    data, model = random_groups(10, rule="labels"), policy()
+    with_partners = replace(data, mismatched=Mismatched(data, 0, 20))
+    found = with_reference(
+        with_partners, model, tmp_path, weights="w", rank=0, ranks=1, budget=60, barrier=lambda: None
+    )
+    assert found.reference is not None and found.mismatched is not None and found.mismatched.reference is not None
+    np.testing.assert_array_equal(np.isnan(found.reference), data.ranks() < 0)
+    for i in range(10):
+        for part in (found, found.mismatched):
+            with torch.no_grad():
+                expected = model(pack([part.pair(i)], score_prompts=False))[1:]
+            np.testing.assert_allclose(part.reference[i, : len(expected)], expected.numpy(), rtol=1e-5)
+    parts = [Mismatched(data, 0, 20), Mismatched(data, 1, 20), Mismatched(data, 0, 21)]
+    assert len({reference_key("w", part) for part in (data, data.subset(np.arange(9)), *parts)}) == 5
 
 
 def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from orpo_ray.data.cache import CacheWriter, read_or_build
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.records import Account
 from orpo_ray.data.schedule import Indices, StepSchedule, deal, permuted
-from orpo_ray.data.tokenization import TokenizedPair
+from orpo_ray.data.tokenization import Tokenized
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32), epoch=st.integers(0, 50))
@@ -148,7 +148,7 @@ def test_tokens_are_mapped_for_random_access(tmp_path: Path) -> None:
     """With read-ahead each pair would drag in megabytes of its neighbours; bounds, a few bytes a pair, may have it."""
 
     def build(writer: CacheWriter) -> Account:
-        writer.write([(0, TokenizedPair([1, 2], [3], [4], (False, False, False)))])
+        writer.write([(0, Tokenized([1, 2], ([3], [4]), False, (False, False)), (0, 1))])
         return Account(read=1, kept=1)
 
     pairs = read_or_build(tmp_path, "entry", build).pairs

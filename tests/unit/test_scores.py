@@ -54,10 +54,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, list[Any], int | None]] = {
         {"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c"], "num_correct": 2},
         user("Q"), [assistant("a"), assistant("b"), assistant("c")], 2,
     ),
-    "several rejected": (
-        {"prompt": "Q", "chosen": "a", "rejected": ["b", "c"]},
-        user("Q"), [assistant("a"), assistant("b"), assistant("c")], 1,
-    ),
+    "several rejected": ({"prompt": "Q", "chosen": "a", "rejected": ["b", "c"]}, "Q", ["a", "b", "c"], 1),
     "responses": ({"prompt": "Q", "responses": ["a", "b", "c"]}, "Q", ["a", "b", "c"], None),
     "one response": ({"prompt": "Q", "response": "a"}, "Q", ["a"], None),
     "AlpacaEval": ({"instruction": "Q", "output": "a", "generator": "x"}, user("Q"), [assistant("a")], None),

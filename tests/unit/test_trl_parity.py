@@ -18,6 +18,7 @@ from orpo_ray.data.packing import pack
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.objectives.dpo import dpo
+from orpo_ray.objectives.kto import kto
 from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.terms import Totals
 
@@ -114,4 +115,61 @@ def test_dpo(tmp_path: Path) -> None:
         reference_sums = scored(reference, examples)[0][:, 1:]
     sums, lengths = scored(policy, examples)
     ours = dpo(sums, lengths, Totals(PAIRS, 1), reference=reference_sums, beta=BETA)[0]
+    compare((loss, trainer.model), (ours, policy))
+
+
+def test_kto(tmp_path: Path) -> None:
+    """On a batch that is a whole step, where the reference point is estimated on the same mismatched texts."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    records = [
+        {"prompt": f"{row['prompt']} {i}", "completion": row[("chosen", "rejected")[i % 2]], "label": i % 3 != 1}
+        for i, row in enumerate(rows())
+    ]
+    weights = {"desirable_weight": 1.3, "undesirable_weight": 0.6}
+    trainer = KTOTrainer(
+        model=model("eager"),
+        ref_model=model("eager", seed=1),
+        args=KTOConfig(**settings(tmp_path), **weights, train_sampling_strategy="sequential"),
+        train_dataset=Dataset.from_list(records),
+        processing_class=toyworld.tokenizer(),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+
+    def texts(prefix: str) -> list[list[np.ndarray]]:
+        found = zip(
+            *(batch[f"{prefix}{name}"] for name in ("input_ids", "attention_mask", "completion_mask")), strict=True
+        )
+        return [
+            [ids[(real == 1) & (completion == 0)].numpy(), ids[completion == 1].numpy()]
+            for ids, real, completion in found
+        ]
+
+    policy, reference = PackedPolicy(model(NAME)), PackedPolicy(model(NAME, seed=1))
+
+    def ratios(examples: list[list[np.ndarray]]) -> tuple[Tensor, Tensor]:
+        packed = pack(examples, score_prompts=False)
+        with torch.no_grad():
+            known = reference(packed).view(PAIRS, 2)[:, 1:]
+        return policy(packed).view(PAIRS, 2), known
+
+    with torch.no_grad():
+        sums, known = ratios(texts("KL_"))
+        baseline = (sums[:, 1:] - known).mean().clamp(min=0)
+    assert float(baseline) > 0
+    sums, known = ratios(texts(""))
+    desirable = torch.as_tensor(batch["label"], dtype=torch.bool)
+    totals = Totals(PAIRS, 1, records=PAIRS, desirable=int(desirable.sum()))
+    ours = kto(
+        sums,
+        torch.ones(PAIRS, 2),
+        totals,
+        reference=known,
+        desirable=desirable,
+        baseline=baseline,
+        beta=BETA,
+        **weights,
+    )[0]
     compare((loss, trainer.model), (ours, policy))

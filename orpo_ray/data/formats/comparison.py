@@ -42,6 +42,8 @@ class Comparison:
     prompt: Turns
     answers: tuple[Answer, ...]
     tools: Tools | None = None
+    labelled: bool = False
+    """Whether ratings are labels, 1 desirable and 0 not, that say something of each answer by itself."""
 
     def pair(self) -> PreferencePair:
         """The best answer against the worst, of equal ones the first. Raises `NoPreference` where all are equal."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from orpo_ray.data.formats import conversations, labelled, texts
+from orpo_ray.data.formats import conversations, labelled, lists, texts
 from orpo_ray.data.formats.columns import missing
 from orpo_ray.data.formats.comparison import Comparison
 from orpo_ray.data.formats.messages import checked_text, text_field, turn
@@ -51,10 +51,17 @@ def _lists(value: Record) -> bool:
 
 
 def _lists_of_text(value: Record) -> bool:
-    """One of the two may be a text."""
-    sides = [value["chosen"], value["rejected"]]
-    first = [side[:1] if isinstance(side, list) else [side] for side in sides]
-    return any(isinstance(side, list) for side in sides) and all(each and isinstance(each[0], str) for each in first)
+    return _lists(value) and all(side and isinstance(side[0], str) for side in (value["chosen"], value["rejected"]))
+
+
+def _several(value: Record) -> bool:
+    rejected, chosen = value["rejected"], value["chosen"]
+    items = isinstance(rejected, list) and bool(rejected) and all(isinstance(item, str | list) for item in rejected)
+    return items and isinstance(chosen, str) == isinstance(rejected[0], str)
+
+
+def _with_ranks(value: Record) -> bool:
+    return isinstance(value["responses"], list) and any(value.get(name) is not None for name in lists.BETTER)
 
 
 def _rated(value: Record) -> bool:
@@ -75,6 +82,10 @@ PAIRS = (
         "rewardbench2", ("prompt", "chosen", "rejected"), texts.rewardbench2,
         "every one of `chosen` above every one of `rejected`",
         told=_lists_of_text,
+    ),
+    Shape(
+        "several", ("prompt", "chosen", "rejected"), lists.several, "`chosen` above every one of `rejected`",
+        told=_several,
     ),
     Shape(
         "sharegpt", ("conversations", "chosen", "rejected"), conversations.sharegpt, _NAMED,
@@ -101,6 +112,15 @@ PAIRS = (
         "plain", ("prompt", "chosen", "rejected"), texts.plain, _NAMED,
         told=lambda value: isinstance(value["prompt"], str | list)
         and all(isinstance(value[name], str) for name in ("chosen", "rejected")),
+    ),
+    Shape(
+        "ranked", ("prompt", "responses"), lists.ranked,
+        "`ranks`: 1 is best; or `scores` or `ratings`: higher is better", "tied answers are not compared; all: "
+        + _TIE, also=tuple(lists.BETTER), told=_with_ranks,
+    ),
+    Shape(
+        "labelled", ("prompt", "label"), lists.labelled, "`label`: true or 1 is desirable (for `objective: kto`)",
+        also=lists.COMPLETIONS, told=lambda value: any(value.get(name) is not None for name in lists.COMPLETIONS),
     ),
     Shape(
         "webgpt", ("question.full_text", "answer_0", "answer_1", "score_0", "score_1"), labelled.webgpt,

@@ -146,8 +146,6 @@ def rewardbench2(value: dict[str, Any], reading: Reading) -> Comparison:
     ratings: list[float] = []
     for name, rating in (("chosen", 1.0), ("rejected", 0.0)):
         texts = value.get(name)
-        if isinstance(texts, str):
-            texts = [texts]
         if not isinstance(texts, list) or not texts:
             raise missing(value, name) if name not in value else BadRecord("not text", f"{name} is no list of texts")
         answers += [text_field({f"{name}[{i}]": text}, f"{name}[{i}]") for i, text in enumerate(texts)]
