@@ -97,11 +97,7 @@ def prepare(
         quarantine=tuple(source.quarantine for source in sources if source.quarantine is not None),
         digest="-".join(source.digest for source in sources),
         fingerprints=fingerprints,
-        remarks=tuple(
-            f"{masked(one.source)}: {remark}"
-            for one, source in zip(asked, sources, strict=True)
-            for remark in source.account.remarks()
-        ),
+        remarks=_remarks(asked, sources),
         highest=tuple(Highest(one.source, *source.highest) for one, source in zip(asked, sources, strict=True)),
     )
 
@@ -122,6 +118,15 @@ def _held_out(config: TrainConfig, sources: Sequence[TokenizedSource]) -> tuple[
             "its own, or raise data.eval_fraction"
         )
     return train, evaluated
+
+
+def _remarks(asked: Sequence[SourceConfig], sources: Sequence[TokenizedSource]) -> tuple[str, ...]:
+    """Those of all sources, each behind the sources that it is about: what a template does is the same in all."""
+    about: dict[str, dict[str, None]] = {}
+    for one, source in zip(asked, sources, strict=True):
+        for remark in source.account.remarks():
+            about.setdefault(remark, {})[masked(one.source)] = None
+    return tuple(f"{', '.join(names)}: {remark}" for remark, names in about.items())
 
 
 def _together(sources: str | list[SourceConfig], parts: list[PairDataset]) -> Pairs:
@@ -174,7 +179,8 @@ def _tokenized(
         raise UserError(f"{asked.source}: holds no records")
     if tokenized.account.kept == 0:
         where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
-        raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}")
+        why = "".join(f"; {remark}" for remark in tokenized.account.said)
+        raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}{why}")
     return tokenized
 
 

@@ -54,7 +54,8 @@ class Summary:
     train_pairs: int
     eval_pairs: int
     mixture: tuple[tuple[str, int, int, float], ...]
-    """Of each of several sources: name, pairs to train on, pairs held out, and its part of the pairs of a step."""
+    """Of each of several sources: name, pairs to train on, pairs held out, and its part of the pairs of a step;
+    those of `data.eval` alone behind the others."""
     lengths: NDArray[np.int64]
     """(3, 4): of prompt, chosen, rejected: p50, p90, p99, max."""
     shared_tokens: int
@@ -87,7 +88,7 @@ def summarize(
         shared_tokens=int((prompt + responses).sum()),
         unshared_tokens=int((2 * prompt + responses).sum()),
         padded_tokens=_padded_tokens(lengths, config.seed),
-        examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in range(min(2, len(prepared.train)))),
+        examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in _shown(prepared.train)),
         quarantine=prepared.quarantine,
     )
 
@@ -99,11 +100,19 @@ def _mixture(config: TrainConfig, prepared: PreparedData) -> tuple[tuple[str, in
     held = evaluation.spans if isinstance(evaluation, JoinedPairs) else {}
     shares = train.shares(config.data.train_sources, config.data.temperature, config.seed)
     total = sum(share.weight for share in shares)
-    starts_ends = (held.get(name, (0, 0)) for name in train.names)
-    return tuple(
-        (name, share.pairs, end - start, share.weight / total)
-        for name, share, (start, end) in zip(train.names, shares, starts_ends, strict=True)
-    )
+    held_out = {name: end - start for name, (start, end) in held.items()}
+    rows = [
+        (name, share.pairs, held_out.pop(name, 0), share.weight / total)
+        for name, share in zip(train.names, shares, strict=True)
+    ]
+    return (*rows, *((name, 0, pairs, 0.0) for name, pairs in held_out.items()))
+
+
+def _shown(pairs: Pairs) -> list[int]:
+    """The pairs that are examples: the first two, or of several sources the first of each, of no more than ten."""
+    if isinstance(pairs, JoinedPairs) and len(pairs.spans) > 1:
+        return [start for start, _ in pairs.spans.values()][:10]
+    return list(range(min(2, len(pairs))))
 
 
 def _padded_tokens(lengths: NDArray[np.int64], seed: int) -> int:
@@ -192,8 +201,8 @@ def _mixture_table(summary: Summary) -> Table:
     for heading in ("to train on", "held out", "of each step", "times in an epoch"):
         table.add_column(heading, justify="right")
     for name, pairs, held, share in summary.mixture:
-        times = share * summary.train_pairs / pairs
-        table.add_row(name, f"{pairs:,}", f"{held:,}", f"{share:.1%}", f"{times:.2f}")
+        times = f"{share * summary.train_pairs / pairs:.2f}" if pairs else ""  # of one that is for evaluation alone
+        table.add_row(name, f"{pairs:,}", f"{held:,}", f"{share:.1%}", times)
     return table
 
 
