@@ -160,8 +160,17 @@ def print_summary(config: TrainConfig, console: Console, tokenizer: PreTrainedTo
 def render(summary: Summary) -> RenderableType:
     """The summary as tables and panels. Text of the data is shown as it is: no markup, no control codes."""
     parts: list[RenderableType] = []
+    about: dict[str, list[str]] = {}
     for name, account in summary.accounts.items():
-        parts += [_title(name), _records_table(account), *map(Text, account.remarks())]
+        for remark in account.remarks():
+            about.setdefault(remark, []).append(name)
+    for name, account in summary.accounts.items():
+        parts += [_title(name), _records_table(account)]
+        parts += [Text(remark) for remark in account.remarks() if about[remark] == [name]]
+    for remark, names in about.items():
+        if len(names) > 1:  # what template and tokenizer do, as a rule
+            whose = "in all of these" if len(names) == len(summary.accounts) else "; ".join(names)
+            parts.append(Text(f"\n{whose}: {remark}"))
     parts.append(f"{summary.train_pairs:,} pairs to train on, {summary.eval_pairs:,} held out to evaluate")
     if summary.mixture:
         parts += [_title("Sources"), _mixture_table(summary)]

@@ -276,7 +276,19 @@ def test_what_is_so_in_several_sources_is_said_once(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace("{", '{"note": "n", '))
     unread, no_token = prepare(config, TOY).remarks
     assert unread == f"{tmp_path}/a.jsonl, {tmp_path}/b.jsonl: columns that are not read: note"
-    assert no_token.startswith(f"{tmp_path}/a.jsonl, {tmp_path}/c.jsonl: the tokenizer has no token")
+    everywhere = ", ".join(f"{tmp_path}/{name}.jsonl" for name in "abc")
+    assert no_token.startswith(f"{everywhere}: the tokenizer has no token")
+
+    console = Console(width=400, record=True, file=(tmp_path / "out").open("w"))
+    console.print(render(summarize(config, TOY)))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert (
+        f"data.train, a: {tmp_path}/a.jsonl; data.train, b: {tmp_path}/b.jsonl: columns that are not read: note"
+        in lines
+    )
+    assert [line for line in lines if "has no token" in line] == [
+        f"in all of these: {no_token.partition('jsonl: ')[2]}"
+    ]
 
 
 def test_the_page_has_a_row_for_each_source(tmp_path: Path) -> None:
