@@ -166,7 +166,7 @@ class SweepConfig(Section):
         """What the run to vary has by itself; None where that is not in the space, or no run without a point of it."""
         try:
             run = self.training({}, self.name, self.storage).model_dump(mode="json", by_alias=True)
-            own = {key: reduce(lambda section, part: section[part], key.split("."), run) for key in self.space}
+            own = {key: reduce(_part, key.split("."), run) for key in self.space}
         except (UserError, KeyError, TypeError):
             return None
         return own if all(dimension.holds(own[key]) for key, dimension in self.dimensions.items()) else None
@@ -178,6 +178,10 @@ class SweepConfig(Section):
             return self.training(settings, self.name, self.storage)
         except UserError as error:
             raise ValueError(str(error)) from None
+
+
+def _part(section: Any, part: str) -> Any:
+    return section[int(part)] if isinstance(section, list) else section[part]
 
 
 def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepConfig:

@@ -89,6 +89,7 @@ def test_a_sweep_may_weigh_sources_and_compare_by_one() -> None:
         train={**TRAIN, "data": data}, space={"data.train.1.weight": "uniform(0.5, 8)"}, metric="eval_nll/b", mode="min"
     )
     assert found.directions == {"eval_nll/b": "min"}
+    assert searcher_of(found).settings(0, []) == {"data.train.1.weight": 1}  # the run's own
 
 
 def test_the_run_is_a_file_or_a_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
