@@ -274,6 +274,11 @@ class _Tokenization:
                     self.account.said.append(lost)
         if any(not pair.verbatim for _, pair in pairs):
             self.account.said += self.renderer.remarks
+        elif pairs and self.renderer.template is not None:
+            self.account.said.append(
+                "records are text, taken as it stands: the tokenizer's chat template is for message lists, and for "
+                "text where data.chat_template is set"
+            )
 
     def _rendered(self, record: Record) -> Rendered | None:
         """The text of a pair that is sound and passes the paper's filters."""
