@@ -175,15 +175,26 @@ def _with_override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
     path = key.split(".")
     if not equals or not all(path):
         raise UserError(f"{origin}: expected dotted.key=value, such as optim.lr=1e-5")
-    mapping = section = dict(mapping)
+    mapping = dict(mapping)
+    section: dict[str, Any] | list[Any] = mapping
     for depth, part in enumerate(path[:-1], start=1):
-        child = section.get(part)
-        if child is not None and not isinstance(child, dict):
+        place = _place(section, part, ".".join(path[: depth - 1]), origin)
+        child = section.get(part) if isinstance(section, dict) else section[place]
+        if child is not None and not isinstance(child, dict | list):
             raise UserError(f"{origin}: {'.'.join(path[:depth])} is a single value, it has no keys below it")
-        child = section[part] = dict(child or {})
+        child = section[place] = list(child) if isinstance(child, list) else dict(child or {})
         section = child
-    section[path[-1]] = parse_yaml(text, origin)
+    section[_place(section, path[-1], ".".join(path[:-1]), origin)] = parse_yaml(text, origin)
     return mapping
+
+
+def _place(section: dict[str, Any] | list[Any], part: str, above: str, origin: str) -> Any:
+    """What part of a dotted key is called in what lies above it: a name, or in a list a number from 0."""
+    if isinstance(section, dict):
+        return part
+    if not (part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(section)):
+        raise UserError(f"{origin}: {above} is a list of {len(section)}, whose parts are called {above}.0 and so on")
+    return int(part)
 
 
 def _describe(error: ValidationError, schema: type[Section]) -> str:
@@ -232,12 +243,31 @@ def _nearest_key(location: list[str], schema: type[Section]) -> str:
     """Names the valid key most like an unknown one, in its section or anywhere, else all of its section."""
     *above, unknown = location
     everywhere = _valid_keys(schema)
-    beside = {key: last for key, last in everywhere.items() if key.split(".")[:-1] == above}
+    beside = {".".join([*above, last]): last for last in _keys_at(above, schema)}
     for keys, cutoff in ((beside, 0.6), (everywhere, 0.7)):
         close = difflib.get_close_matches(unknown, keys.values(), n=1, cutoff=cutoff)
         if close:
             return f"did you mean {next(key for key, last in keys.items() if last == close[0])}?"
     return f"{'.'.join(above) or 'the top level'} has {', '.join(beside.values())}"
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a value of this type may be, or hold in a list or a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)
+
+
+def _keys_at(location: list[str], schema: type[Section]) -> list[str]:
+    """The keys of the section at `location`, which may be in a list or a mapping of sections."""
+    sections = [schema]
+    for part in location:
+        fields = [(name, field) for section in sections for name, field in section.model_fields.items()]
+        found = [field for name, field in fields if (field.alias or name) == part]
+        if found:  # else an index, or a name in a mapping
+            sections = [inner for field in found for inner in _sections_in(field.annotation)]
+    return [field.alias or name for section in sections for name, field in section.model_fields.items()]
 
 
 def _printable(key: str) -> str:

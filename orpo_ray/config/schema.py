@@ -67,6 +67,11 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
 
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads it without quotation marks
+
     @model_validator(mode="after")
     def _one_revision_of_a_hub_id(self) -> ModelConfig:
         if self.revision is not None and self.name_or_path == "toy":

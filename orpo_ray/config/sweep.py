@@ -96,7 +96,10 @@ class SweepConfig(Section):
             raise ValueError(f"trade_off: {self.metric} is the sweep's metric already")
         if self.trade_off and self.scheduler != "none":
             raise ValueError("trade_off: a scheduler stops trials by one number alone; set scheduler: none")
-        if "eval_loss" in self.directions and any(key.split(".")[0] in ("objective", "data") for key in self.space):
+        parts = [metric.partition("/") for metric in self.directions]  # of all held-out pairs, or of one source's
+        if any(name == "eval_loss" for name, _, _ in parts) and any(
+            key.split(".")[0] in ("objective", "data") for key in self.space
+        ):
             raise ValueError(
                 "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
@@ -105,6 +108,12 @@ class SweepConfig(Section):
         for key, dimension in self.dimensions.items():
             for value in dimension.values:
                 self._checked({**self.first_point, key: value})
+        held_out = base.data.train if base.data.eval is None else base.data.eval
+        names = [source.name for source in held_out] if isinstance(held_out, list) else []
+        for key, slash, name in parts:
+            if slash and name not in names:
+                known = f"there are {', '.join(names)}" if names else "they are of one source, which has no name"
+                raise ValueError(f"metric: {key}/{name}: no held-out pairs are of {name}: {known}")
         if self.finalists is not None:
             if base.data.eval is None:
                 raise ValueError("finalists: asks the prompts of the run's data.eval, which is not set")
@@ -157,7 +166,7 @@ class SweepConfig(Section):
         """What the run to vary has by itself; None where that is not in the space, or no run without a point of it."""
         try:
             run = self.training({}, self.name, self.storage).model_dump(mode="json", by_alias=True)
-            own = {key: reduce(lambda section, part: section[part], key.split("."), run) for key in self.space}
+            own = {key: reduce(_part, key.split("."), run) for key in self.space}
         except (UserError, KeyError, TypeError):
             return None
         return own if all(dimension.holds(own[key]) for key, dimension in self.dimensions.items()) else None
@@ -169,6 +178,10 @@ class SweepConfig(Section):
             return self.training(settings, self.name, self.storage)
         except UserError as error:
             raise ValueError(str(error)) from None
+
+
+def _part(section: Any, part: str) -> Any:
+    return section[int(part)] if isinstance(section, list) else section[part]
 
 
 def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepConfig:

@@ -13,7 +13,7 @@ def decode(text: str) -> Any:
     try:
         return _JSON.decode(text)
     except json.JSONDecodeError as error:
-        return BadRecord("malformed JSON", f"{error.msg} at character {error.pos + 1}")
+        return BadRecord("malformed JSON", f"{error.msg.removesuffix(' at')} at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         return BadRecord("malformed JSON", one_line(error))
 

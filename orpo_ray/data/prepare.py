@@ -104,11 +104,7 @@ def prepare(
         quarantine=tuple(source.quarantine for source in sources if source.quarantine is not None),
         digest="-".join(source.digest for source in sources),
         fingerprints=fingerprints,
-        remarks=tuple(
-            f"{masked(one.source)}: {remark}"
-            for one, source in zip(asked, sources, strict=True)
-            for remark in source.account.remarks()
-        ),
+        remarks=_remarks(asked, sources),
         highest=tuple(Highest(one.source, *source.highest) for one, source in zip(asked, sources, strict=True)),
     )
 
@@ -140,6 +136,15 @@ def _held_out(config: TrainConfig, sources: Sequence[TokenizedSource]) -> tuple[
             "its own, or raise data.eval_fraction"
         )
     return train, evaluated
+
+
+def _remarks(asked: Sequence[SourceConfig], sources: Sequence[TokenizedSource]) -> tuple[str, ...]:
+    """Those of all sources, each behind the sources that it is about: what a template does is the same in all."""
+    about: dict[str, dict[str, None]] = {}
+    for one, source in zip(asked, sources, strict=True):
+        for remark in source.account.remarks():
+            about.setdefault(remark, {})[masked(one.source)] = None
+    return tuple(f"{', '.join(names)}: {remark}" for remark, names in about.items())
 
 
 def _together(sources: str | list[SourceConfig], parts: list[PairDataset]) -> Pairs:
@@ -195,7 +200,8 @@ def _tokenized(
         raise UserError(f"{asked.source}: holds no records")
     if tokenized.account.kept == 0:
         where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
-        raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}")
+        why = "".join(f"; {remark}" for remark in tokenized.account.said)
+        raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}{why}")
     return tokenized
 
 
@@ -306,6 +312,11 @@ class _Tokenization:
                     self.account.said.append(lost)
         if any(not item.text.verbatim for item in waiting):
             self.account.said += self.renderer.remarks
+        elif pairs and self.renderer.template is not None:
+            self.account.said.append(
+                "records are text, taken as it stands: the tokenizer's chat template is for message lists, and for "
+                "text where data.chat_template is set"
+            )
 
     def _rendered(self, record: Record) -> _Waiting | None:
         """The text of a record that is sound and passes the paper's filters."""

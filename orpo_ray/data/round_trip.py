@@ -38,14 +38,14 @@ def lost_in_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     given, back = text.lstrip(" "), back.lstrip(" ")
     if given == back:
         return None
-    name = tokenizer.name_or_path or "the tokenizer"
     unknown = tokenizer.unk_token
     if unknown and tokenizer.unk_token_id in ids and _in_order(given, back.split(unknown)):
-        return f"{name} has no token for some characters of the data: each such stretch becomes {unknown}"
+        return f"the tokenizer has no token for some characters of the data: each such stretch becomes {unknown}"
     for what, normalised in _NORMALISATIONS.items():
         if normalised(given) == normalised(back):
-            return f"{name} {what}, and the model sees the data so"
+            return f"the tokenizer {what}, and the model sees the data so"
     at = next((i for i, (a, b) in enumerate(zip(given, back, strict=False)) if a != b), min(len(given), len(back)))
+    name = tokenizer.name_or_path or "the tokenizer"
     shown, came = (each[max(at - _SHOWN, 0) : at + _SHOWN] for each in (given, back))
     raise UserError(
         f"model.tokenizer: {name} does not give back what it is given: {shown!r} came back as {came!r}; set "

@@ -57,7 +57,8 @@ class Summary:
     train: Pairs
     eval: Pairs
     mixture: tuple[tuple[str, int, int, float], ...]
-    """Of each of several sources: name, pairs to train on, pairs held out, and its part of the pairs of a step."""
+    """Of each of several sources: name, pairs to train on, pairs held out, and its part of the pairs of a step;
+    those of `data.eval` alone behind the others."""
     lengths: NDArray[np.int64]
     """(3, 4): of prompts, chosen (best, desirable) and rejected (all other) responses: p50, p90, p99, max; 0 where
     there is none."""
@@ -96,7 +97,7 @@ def summarize(
         shared_tokens=int(lengths.sum()),
         unshared_tokens=int((counts * prompt).sum() + responses.sum()),
         padded_tokens=_padded_tokens(lengths, counts, config.seed),
-        examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in range(min(2, len(prepared.train)))),
+        examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in _shown(prepared.train)),
         quarantine=prepared.quarantine,
     )
 
@@ -108,11 +109,19 @@ def _mixture(config: TrainConfig, prepared: PreparedData) -> tuple[tuple[str, in
     held = evaluation.spans if isinstance(evaluation, JoinedPairs) else {}
     shares = train.shares(config.data.train_sources, config.data.temperature, config.seed)
     total = sum(share.weight for share in shares)
-    starts_ends = (held.get(name, (0, 0)) for name in train.names)
-    return tuple(
-        (name, share.pairs, end - start, share.weight / total)
-        for name, share, (start, end) in zip(train.names, shares, starts_ends, strict=True)
-    )
+    held_out = {name: end - start for name, (start, end) in held.items()}
+    rows = [
+        (name, share.pairs, held_out.pop(name, 0), share.weight / total)
+        for name, share in zip(train.names, shares, strict=True)
+    ]
+    return (*rows, *((name, 0, pairs, 0.0) for name, pairs in held_out.items()))
+
+
+def _shown(pairs: Pairs) -> list[int]:
+    """The pairs that are examples: the first two, or of several sources the first of each, of no more than ten."""
+    if isinstance(pairs, JoinedPairs) and len(pairs.spans) > 1:
+        return [start for start, _ in pairs.spans.values()][:10]
+    return list(range(min(2, len(pairs))))
 
 
 def _percentiles(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -172,8 +181,17 @@ def print_summary(config: TrainConfig, console: Console, tokenizer: PreTrainedTo
 def render(summary: Summary) -> RenderableType:
     """The summary as tables and panels. Text of the data is shown as it is: no markup, no control codes."""
     parts: list[RenderableType] = []
+    about: dict[str, list[str]] = {}
     for name, account in summary.accounts.items():
-        parts += [_title(name), _records_table(account), *map(Text, account.remarks())]
+        for remark in account.remarks():
+            about.setdefault(remark, []).append(name)
+    for name, account in summary.accounts.items():
+        parts += [_title(name), _records_table(account)]
+        parts += [Text(remark) for remark in account.remarks() if about[remark] == [name]]
+    for remark, names in about.items():
+        if len(names) > 1:  # what template and tokenizer do, as a rule
+            whose = "in all of these" if len(names) == len(summary.accounts) else "; ".join(names)
+            parts.append(Text(f"\n{whose}: {remark}"))
     parts.append(f"{summary.train.amount()} to train on, {summary.eval.amount()} held out to evaluate")
     if summary.mixture:
         parts += [_title("Sources"), _mixture_table(summary)]
@@ -213,8 +231,8 @@ def _mixture_table(summary: Summary) -> Table:
     for heading in ("to train on", "held out", "of each step", "times in an epoch"):
         table.add_column(heading, justify="right")
     for name, pairs, held, share in summary.mixture:
-        times = share * len(summary.train) / pairs
-        table.add_row(name, f"{pairs:,}", f"{held:,}", f"{share:.1%}", f"{times:.2f}")
+        times = f"{share * len(summary.train) / pairs:.2f}" if pairs else ""  # of one that is for evaluation alone
+        table.add_row(name, f"{pairs:,}", f"{held:,}", f"{share:.1%}", times)
     return table
 
 

@@ -181,4 +181,5 @@ def _settings(config: Any) -> Iterator[tuple[str, Any]]:
 
 def _said(error: Exception) -> str:
     """In one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = " ".join(str(error).split())[:200]
+    return text if text and isinstance(error, NotImplementedError) else f"{type(error).__name__}: {text}"

@@ -67,7 +67,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     spent = held.get("seconds", 0.0)
     console.say(
         f"{config.name}: {config.number_of_trials} trials of {total_steps} steps, {at_a_time} at a time, by "
-        f"{config.searcher} search and {config.scheduler}"
+        f"{config.searcher} search" + ("" if config.scheduler == "none" else f" and {config.scheduler}")
     )
     for remark in [*data.remarks, *remarks(first, schedule)]:
         console.say(f"{config.name}: {remark}")

@@ -54,6 +54,12 @@ def test_defaults(file: Path) -> None:
         ("scaling.usegpu=3", "unknown key scaling.usegpu; did you mean scaling.use_gpu?"),
         ("optim.learning_rate=1", "unknown key optim.learning_rate; optim has lr, schedule, warmup_steps, "
          "weight_decay, betas, eps, max_grad_norm"),
+        ("data.train=[{sorce: a, source: a, name: a}]",
+         "unknown key data.train.0.sorce; did you mean data.train.0.source?"),
+        ("data.eval=[{source: a, name: a}, {source: a, name: b, colums: {}}]",
+         "unknown key data.eval.1.colums; did you mean data.eval.1.columns?"),
+        ("data.train=[{source: a, name: a, xyz: 1}]", "unknown key data.train.0.xyz; data.train.0 has columns, roles, "
+         "system, prefer, unread, source, name, split, weight, limit, format"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, message: str) -> None:
@@ -240,13 +246,35 @@ def test_overrides(file: Path) -> None:
         ("optim..lr=3", "override 'optim..lr=3': expected dotted.key=value, such as optim.lr=1e-5"),
         ("name.x=3", "override 'name.x=3': name is a single value, it has no keys below it"),
         (
+            "optim.betas.x=3",
+            "override 'optim.betas.x=3': optim.betas is a list of 2, whose parts are called optim.betas.0 and so on",
+        ),
+        (
+            "optim.betas.2=3",
+            "override 'optim.betas.2=3': optim.betas is a list of 2, whose parts are called optim.betas.0 and so on",
+        ),
+        (
             "name={a",
             "override 'name={a', line 1: not valid YAML: expected ',' or '}', but got '<stream end>'",
         ),
     ],
 )
 def test_a_malformed_override_is_refused(file: Path, override: str, message: str) -> None:
+    file.write_text(file.read_text() + "optim: {betas: [0.8, 0.95]}\n")
     assert mistake(file, override) == message
+
+
+def test_overrides_of_what_is_in_a_list(file: Path) -> None:
+    sources = "data.train=[{source: a, name: a, weight: 1}, {source: b, name: b, weight: 1}]"
+    config = load_config(file, [sources, "data.train.1.weight=5", "optim.betas=[0.8, 0.95]", "optim.betas.0=0.7"])
+    assert [source.weight for source in config.data.train_sources] == [1, 5]
+    assert config.optim.betas == (0.7, 0.95)
+
+
+def test_packing_may_be_off_as_yaml_writes_it(file: Path) -> None:
+    config = load_config(file, ["model.packing=off"])
+    assert config.model.packing == "off"
+    assert yaml.safe_load(config.to_yaml())["model"]["packing"] == "off"
 
 
 def test_overrides_leave_the_mapping_alone() -> None:

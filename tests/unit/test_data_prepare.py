@@ -101,6 +101,12 @@ def test_by_default_a_bad_record_stops_with_one_line(tmp_path: Path, record: Any
     assert "\n" not in message
 
 
+def test_where_json_ends_is_told_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "pairs.jsonl", [*GOOD, b'{"prompt": "one'])
+    with pytest.raises(UserError, match=r"4: malformed JSON: Unterminated string starting at character 12;"):
+        prepare(config(tmp_path, file), TOY)
+
+
 def test_a_file_cut_short_stops_or_is_quarantined(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl.gz"
     lines = b"".join(json.dumps(plain(f"{i}", f"a {i}")).encode() + b"\n" for i in range(5000))
@@ -118,6 +124,11 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     same = write(tmp_path / "same.jsonl", [plain("a", "Ada", "Ada")])
     with pytest.raises(UserError, match=r"no pair is left: 1 read = 0 kept \+ 1 dropped \(chosen = rejected 1\)"):
         prepare(config(tmp_path, same), TOY)
+    foreign = write(tmp_path / "foreign.jsonl", [plain("a", "foreign", "strange")])
+    with pytest.raises(
+        UserError, match=r"and cut 1\) \+ 0 quarantined; the tokenizer has no token for some characters"
+    ):
+        prepare(config(tmp_path, foreign), TOY)
     one = write(tmp_path / "one.jsonl", [plain("one"), plain("one", "Ada")])
     with pytest.raises(UserError, match=r"2 pairs have 1 different prompts.*set data\.eval"):
         prepare(config(tmp_path, one), TOY)

@@ -25,7 +25,7 @@ from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.data.schedule import Share, StepSchedule, apportioned
-from orpo_ray.data.summary import print_summary
+from orpo_ray.data.summary import print_summary, render, summarize
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.report.page import write_report
@@ -256,6 +256,39 @@ def test_the_summary_says_what_each_source_gives(tmp_path: Path) -> None:
         if "%" in line and line.count("│") == 6
     }
     assert {name: shares[name] for name in "abc"} == {"a": "22.2%", "b": "44.4%", "c": "33.3%"}
+
+
+def test_the_summary_shows_a_pair_of_each_source_and_what_is_for_evaluation_alone(tmp_path: Path) -> None:
+    held = write(tmp_path / "held.jsonl", records(6, 90, "Ada"))
+    config = settings(tmp_path, f"data.eval=[{{source: {tmp_path}/c.jsonl, name: c}}, {{source: {held}, name: held}}]")
+    found = summarize(config, TOY)
+    assert [str(example.record).partition(":")[0] for example in found.examples] == ["a", "b", "c"]
+    assert [row[:3] for row in found.mixture] == [("a", 40, 0), ("b", 30, 0), ("c", 20, 20), ("held", 0, 6)]
+    console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
+    console.print(render(found))
+    assert "held" in console.export_text()
+
+
+def test_what_is_so_in_several_sources_is_said_once(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    for name in "ab":
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(path.read_text().replace("{", '{"note": "n", '))
+    unread, no_token = prepare(config, TOY).remarks
+    assert unread == f"{tmp_path}/a.jsonl, {tmp_path}/b.jsonl: columns that are not read: note"
+    everywhere = ", ".join(f"{tmp_path}/{name}.jsonl" for name in "abc")
+    assert no_token.startswith(f"{everywhere}: the tokenizer has no token")
+
+    console = Console(width=400, record=True, file=(tmp_path / "out").open("w"))
+    console.print(render(summarize(config, TOY)))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert (
+        f"data.train, a: {tmp_path}/a.jsonl; data.train, b: {tmp_path}/b.jsonl: columns that are not read: note"
+        in lines
+    )
+    assert [line for line in lines if "has no token" in line] == [
+        f"in all of these: {no_token.partition('jsonl: ')[2]}"
+    ]
 
 
 def test_the_page_has_a_row_for_each_source(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def test_sound_tokenizers_give_every_text_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("normalizer", "text", "said"),
     [
-        (normalizers.NFC(), "cafe\u0301", r"made-here brings Unicode into its composed form \(NFC\)"),
-        (normalizers.NFKC(), "ﬁne…", r"made-here brings Unicode into its compatible form \(NFKC"),
-        (normalizers.Lowercase(), "The Cat", "made-here makes all letters small"),
+        (normalizers.NFC(), "cafe\u0301", r"the tokenizer brings Unicode into its composed form \(NFC\)"),
+        (normalizers.NFKC(), "ﬁne…", r"the tokenizer brings Unicode into its compatible form \(NFKC"),
+        (normalizers.Lowercase(), "The Cat", "the tokenizer makes all letters small"),
     ],
 )
 def test_what_a_normalizer_documents_is_said(normalizer: Any, text: str, said: str) -> None:

@@ -296,6 +296,24 @@ def test_pairs_with_a_token_over_the_boundary_are_counted(tmp_path: Path) -> Non
         assert any("holds the end of the prompt and the beginning" in line for line in data.remarks)
 
 
+def test_text_beside_a_template_is_said(tmp_path: Path) -> None:
+    said = "records are text, taken as it stands: the tokenizer's chat template is for message lists"
+    rows = {"text": {"prompt": "q", "chosen": "Yes.", "rejected": "No."},
+            "messages": {"prompt": chat("q"), "chosen": answer("Yes."), "rejected": answer("No.")}}  # fmt: skip
+    for name, row in rows.items():
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    sources = [{"source": str(tmp_path / name), "name": name} for name in rows]
+    for template, bare, told in ((None, False, True), ("chatml", False, False), ("chatml", True, False)):
+        tokenizer = copy.deepcopy(family("chatml-qwen").tokenizer)
+        tokenizer.chat_template = None if bare else tokenizer.chat_template
+        config = parse_config(
+            {"name": "t", "model": {"name_or_path": "x"}, "storage": {"path": str(tmp_path)},
+             "data": {"train": sources, "eval": sources, "chat_template": template}}, [], "test",
+        )  # fmt: skip
+        lines = [line for line in prepare(config, tokenizer).remarks if said in line]
+        assert len(lines) == told and all(line.startswith(f"{tmp_path}/text: ") for line in lines)
+
+
 def test_a_cut_prompt_keeps_its_bos_where_it_has_one() -> None:
     for name in ("llama-3", "chatml-qwen"):
         tokenizer = family(name).tokenizer

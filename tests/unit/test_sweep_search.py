@@ -25,6 +25,7 @@ SWEEP: dict[str, Any] = {
     "name": "sweep", "train": TRAIN,
     "space": {"objective.lambda": "loguniform(0.02, 2)", "optim.lr": "loguniform(1e-6, 5e-5)"},
 }  # fmt: skip
+HELD_OUT: dict[str, Any] = {"train": "toy", "eval": [{"source": "toy-test", "name": name} for name in "ab"]}
 
 
 def config(*overrides: str, **keys: Any) -> SweepConfig:
@@ -57,6 +58,12 @@ def test_expressions(text: str, kind: str, values: tuple[Any, ...]) -> None:
         ({"space": {"optim.lr": "uniform(-1, 2)"}}, "optim.lr: should be greater than 0 (got -1)"),
         ({"space": {"name": "choice(a, b)"}}, "space.name: is each trial's own"),
         ({"metric": "eval_loss"}, "metric: eval_loss holds the objective's own weights"),
+        ({"train": {**TRAIN, "data": HELD_OUT}, "metric": "eval_loss/a"},
+         "metric: eval_loss holds the objective's own"),
+        ({"train": {**TRAIN, "data": HELD_OUT}, "metric": "eval_nll/c"},
+         "eval_nll/c: no held-out pairs are of c: there "
+         "are a, b"),
+        ({"metric": "eval_nll/toy"}, "metric: eval_nll/toy: no held-out pairs are of toy: they are of one source"),
         ({"metric": "loss"}, "metric: String should match"),
         ({"metric": "eval_win_rate"}, "metric: eval_win_rate needs train.eval.win_rate"),
         ({"trade_off": {"eval_nll": "min"}}, "trade_off: a scheduler stops trials by one number alone; set"),
@@ -73,6 +80,16 @@ def test_a_mistake_is_one_line_that_names_its_key(keys: dict[str, Any], told: st
         config(**keys)
     assert str(error.value).startswith("sweep.yaml: ") and "\n" not in str(error.value)
     assert told in str(error.value)
+
+
+def test_a_sweep_may_weigh_sources_and_compare_by_one() -> None:
+    sources = [{"source": "toy", "name": name, "weight": 1} for name in "ab"]
+    data = {"train": sources, "max_length": 128, "max_prompt_length": 64}
+    found = config(
+        train={**TRAIN, "data": data}, space={"data.train.1.weight": "uniform(0.5, 8)"}, metric="eval_nll/b", mode="min"
+    )
+    assert found.directions == {"eval_nll/b": "min"}
+    assert searcher_of(found).settings(0, []) == {"data.train.1.weight": 1}  # the run's own
 
 
 def test_the_run_is_a_file_or_a_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
