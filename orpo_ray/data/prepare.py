@@ -312,7 +312,7 @@ class _Tokenization:
                     self.account.said.append(lost)
         if any(not item.text.verbatim for item in waiting):
             self.account.said += self.renderer.remarks
-        elif pairs and self.renderer.template is not None:
+        elif waiting and self.renderer.template is not None:
             self.account.said.append(
                 "records are text, taken as it stands: the tokenizer's chat template is for message lists, and for "
                 "text where data.chat_template is set"
