@@ -6,13 +6,13 @@ the key.
 """
 
 from orpo_ray.config.benchmark import BenchmarkConfig, load_benchmark
+from orpo_ray.config.data import DataConfig
 from orpo_ray.config.evaluation import EvaluationConfig
 from orpo_ray.config.evaluation_benchmark import EvaluationBenchmarkConfig
 from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config, read_yaml
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
 from orpo_ray.config.pipeline import Pipeline, load_pipeline
 from orpo_ray.config.schema import (
-    DataConfig,
     LoopConfig,
     LoraConfig,
     ModelConfig,

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, field_validator
 
+from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.records import PairFormat, RecordsConfig
-from orpo_ray.config.schema import MAX_RECORD_CHARACTERS, StorageConfig, TrainConfig, WinRateConfig
+from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.section import Count, Integer, Number, RunName, Section
 
 

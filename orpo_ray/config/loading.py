@@ -11,8 +11,9 @@ from typing import Any, NoReturn, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from orpo_ray.config.data import SOURCES
 from orpo_ray.config.objectives import OBJECTIVES
-from orpo_ray.config.schema import SOURCES, TrainConfig
+from orpo_ray.config.schema import TrainConfig
 from orpo_ray.config.section import Section
 from orpo_ray.errors import UserError
 from orpo_ray.masking import holds_mask

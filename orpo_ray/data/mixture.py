@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from orpo_ray.config.schema import SourceConfig
+from orpo_ray.config.data import SourceConfig
 from orpo_ray.data.comparisons import Compared, Rule, compared
 from orpo_ray.data.dataset import Ids, PairDataset, Texts, amount_of, unit_of
 from orpo_ray.data.mismatch import Mismatched

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from orpo_ray.config import DataConfig, TrainConfig
+from orpo_ray.config.data import Reading, SourceConfig
 from orpo_ray.config.records import RecordsConfig
-from orpo_ray.config.schema import Reading, SourceConfig
 from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.dataset import PairDataset, Pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from orpo_ray.config.schema import Reading
+from orpo_ray.config.data import Reading
 from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.formats import Comparison, NoPreference, Turns
 from orpo_ray.data.formats.comparison import has_text

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from orpo_ray.config.schema import MAX_RECORD_CHARACTERS
+from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.data.delimited import DELIMITERS
 from orpo_ray.data.folders import Folder, files_of_split
 from orpo_ray.data.readers import base_extension, read_file

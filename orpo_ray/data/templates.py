@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orpo_ray.config.schema import DATE
+from orpo_ray.config.data import DATE
 from orpo_ray.data.formats import Message, PreferencePair, Tools, Turns
 from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.data.special_tokens import control_tokens, special_tokens, text_start

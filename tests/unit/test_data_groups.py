@@ -16,8 +16,8 @@ from test_data_prepare import account_of
 from test_data_tokenization import bytes_tokenizer
 
 from orpo_ray.config import TrainConfig, parse_config
+from orpo_ray.config.data import Reading
 from orpo_ray.config.evaluation import PromptsConfig
-from orpo_ray.config.schema import Reading
 from orpo_ray.data.formats import Answer, Comparison, Message, NoPreference
 from orpo_ray.data.formats.reading import Reading as ShapeReading
 from orpo_ray.data.formats.shapes import recognise, shape_named

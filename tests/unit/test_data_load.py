@@ -29,8 +29,8 @@ from test_data_tokenization import bytes_tokenizer
 from test_training_pieces import config as run_config
 
 from orpo_ray.config import parse_config
+from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.evaluation import PromptsConfig, WinRateConfig, on_held_out
-from orpo_ray.config.schema import MAX_RECORD_CHARACTERS
 from orpo_ray.data import prepare as module
 from orpo_ray.data import toyworld
 from orpo_ray.data.documents import elements

@@ -14,7 +14,7 @@ from test_data_groups import read_as
 from test_fuzz_data import DATA, TOKENIZER, Given, changed
 
 from orpo_ray.config import DataConfig
-from orpo_ray.config.schema import Reading
+from orpo_ray.config.data import Reading
 from orpo_ray.data.cache import read_or_build
 from orpo_ray.data.formats.shapes import recognise
 from orpo_ray.data.prepare import _Tokenization
