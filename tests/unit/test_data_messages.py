@@ -86,9 +86,9 @@ def test_answers_that_differ_in_a_field_alone_are_a_pair(field: str, tmp_path: P
     file = write(tmp_path / "a.jsonl", [record, {**record, "prompt": turns("And?")}])
     settings = config(tmp_path, file, chat_template=template, eval_fraction=0.5)
     assert account_of(prepare(settings, TOKENIZER)).kept == 2
-    for example in summarize(settings, TOKENIZER).examples:
-        assert example.names == ("chosen", "rejected")
-        assert "Ulm" in example.responses[0] and "Bonn" in example.responses[1]
+    for shown in summarize(settings, TOKENIZER).examples:
+        assert shown.names == ("chosen", "rejected")
+        assert "Ulm" in shown.responses[0] and "Bonn" in shown.responses[1]
     for part in ("chosen", "rejected"):
         assert has_text(getattr(read(record), part))
         with_none = {**record, part: [{"role": "assistant", "content": " ", field: [] if calls else " "}]}

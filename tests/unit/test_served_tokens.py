@@ -321,7 +321,7 @@ def test_a_cut_prompt_keeps_its_bos_where_it_has_one() -> None:
         [(pair, whole)] = PairTokenizer(tokenizer, 40, 20)([rendered])
         assert (pair.prompt_cut, pair.responses_cut) == (True, (False, False))
         assert (pair.prompt[0] == tokenizer.bos_token_id) == (name == "llama-3")
-        assert len(pair.prompt) + len(pair.chosen) == 40
+        assert len(pair.prompt) + len(pair.responses[0]) == 40
         assert pair.prompt[1:] == whole.prompt[len(whole.prompt) - len(pair.prompt) + 1 :]
 
 
