@@ -6,6 +6,7 @@ What a command needs is imported inside it, so that `--help` and a misspelt key 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -446,6 +447,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     have_libraries_do_so()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of Slurm, Kubernetes, `timeout`: as Ctrl-C
     try:
         code = app(arguments or ["--help"], prog_name="orpo-ray", standalone_mode=False)
     except UserError as error:

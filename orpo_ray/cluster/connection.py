@@ -7,10 +7,13 @@ import importlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -154,7 +157,7 @@ def _join_own() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-    _init(_head.address)
+    _init(_head.address, _forked())
 
 
 def _join(address: str) -> None:
@@ -174,9 +177,9 @@ def _join(address: str) -> None:
             raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from None
     try:
         if _forks is None or not _is_of_this_machine(found):
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+            _init(address, {})
         else:  # it is somebody else's cluster, and starts workers by Ray's own script
-            _init(address, py_executable=shell_command(_forks.path))
+            _init(address, _forked(py_executable=shell_command(_forks.path)))
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster there lets this process in; RAY_AUTH_TOKEN or ~/.ray/auth_token "
@@ -195,14 +198,21 @@ def _is_of_this_machine(address: str) -> bool:
     return all(node.node_manager_address in own for node in nodes if node.state == node.ALIVE)
 
 
-def _init(address: str, **of_workers: str) -> None:
-    """`ray.init`; workers come from this process's fork server. `of_workers`: more of their runtime environment."""
+def _forked(**of_workers: str) -> dict[str, Any]:
+    """The runtime environment of workers that come from this process's fork server; `of_workers`: more of it."""
+    # Without any runtime environment Ray starts a worker past `setup_worker.py`.
+    return {} if _forks is None else {"env_vars": {SOCKET: _forks.path}, **of_workers}
+
+
+def _init(address: str, runtime_env: dict[str, Any]) -> None:
+    """`ray.init`, and SIGTERM answered as before: Ray's own answer is a stack dump and the end by an abort."""
     import ray
 
-    # Without any runtime environment Ray starts a worker past `setup_worker.py`.
-    forked = {} if _forks is None else {"env_vars": {SOCKET: _forks.path}, **of_workers}
-    ray.init(address, runtime_env=forked, log_to_driver=False, logging_level=logging.WARNING)
-    if forked:  # the server imports what needs Ray at the first call, which nobody waits for
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
+    if runtime_env:  # the fork server imports what needs Ray at the first call, which nobody waits for
         ray.remote(num_cpus=0)(_nothing).remote()
 
 

@@ -97,6 +97,7 @@ def _live(listener: socket.socket, lifeline: int, folder: Path, *modules: Sequen
     try:
         with suppress(PermissionError):  # leads a session already
             os.setsid()  # Ctrl-C in a terminal is for the process that started this one
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which may be sent to all processes of a job
         worker = _Server(listener, lifeline, *modules).run()
         if worker is not None:
             worker.become()
@@ -135,6 +136,7 @@ class _Worker:
             os.setpriority(os.PRIO_PROCESS, 0, request["niceness"])
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"], encoding="ascii")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked_signals"])
         # What a fresh process finds out or draws anew. torch's generator begins with the same seed in each.
         tempfile.tempdir = None

@@ -387,3 +387,31 @@ def test_real_dialogues(ray_cluster: None, storage: Path, shared: Path) -> None:
     assert margins[-1] > margins[0] + 0.01
     assert evaluations(folder)[-1]["eval_loss"] < evaluations(folder)[0]["eval_loss"] - 1
     assert len((folder / "quarantine.jsonl").read_text().splitlines()) == 5
+
+
+CONNECTED = """
+import sys, time
+from orpo_ray.cli import app, main
+from orpo_ray.cluster.connection import connect
+
+@app.command()
+def probe() -> None:
+    connect()
+    print("connected", flush=True)
+    time.sleep(60)
+
+main(["probe"])
+"""
+
+
+def test_sigterm_is_ctrl_c_although_ray_answers_it_with_a_stack_dump() -> None:
+    """Slurm, Kubernetes and `timeout` send it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONNECTED], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert "connected\n" in iter(process.stdout.readline, "")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "SIGTERM" not in errors and errors.endswith("where it stopped: orpo-ray probe\n")

@@ -131,12 +131,13 @@ def test_exit_codes() -> None:
     assert bug.stderr.endswith("ZeroDivisionError: a bug\n")
 
 
-def test_ctrl_c_says_how_to_go_on() -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on(how: signal.Signals) -> None:
     command = [sys.executable, "-c", PROBE, "wait"]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, how)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == ("orpo-ray: interrupted; the same command continues where it stopped: orpo-ray probe wait\n")
