@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orpo_ray.config.evaluation import PromptsConfig
-from orpo_ray.data.formats import Message, RecordReader, Turns, require_short
-from orpo_ray.data.formats.messages import checked_text, message_list, readable, turn
+from orpo_ray.data.formats import RecordReader, Turns, require_short
+from orpo_ray.data.formats.messages import checked_text, message_list, readable, spoken
 from orpo_ray.data.prompts import Prompt, Question, read_each
 from orpo_ray.data.records import Account, BadRecord, Record
 
@@ -104,8 +104,8 @@ class _Reader:
             raise BadRecord("no response", "responses is no list, or an empty one")
         # Messages as soon as one of them is: a text beside them is a turn.
         if self._as_messages or not all(isinstance(turns, str) for turns in (asked.prompt, *completions)):
-            prompt = _said("user", asked.prompt)
-            return Question(prompt, tuple(_said("assistant", turns) for turns in completions), asked.tools)
+            prompt = spoken("user", asked.prompt)
+            return Question(prompt, tuple(spoken("assistant", turns) for turns in completions), asked.tools)
         return Question(asked.prompt, tuple(completions), asked.tools)
 
 
@@ -121,7 +121,3 @@ def _beside(value: dict[str, Any]) -> dict[str, Any]:
 
 def _turns(found: Any, where: str) -> Turns:
     return message_list({where: found}, where) if isinstance(found, list) else checked_text(found, where)
-
-
-def _said(role: str, turns: Turns) -> list[Message]:
-    return turn(role, turns) if isinstance(turns, str) else turns

@@ -8,7 +8,7 @@ from typing import Any
 
 from orpo_ray.data.formats.columns import missing
 from orpo_ray.data.formats.comparison import Comparison, rated
-from orpo_ray.data.formats.messages import Message, Turns, checked_text, turn
+from orpo_ray.data.formats.messages import Turns, checked_text, spoken
 from orpo_ray.data.formats.reading import Reading, number
 from orpo_ray.data.records import BadRecord
 
@@ -60,15 +60,11 @@ def _comparison(
     if not reading.as_messages and all(isinstance(turns, str) for turns in (prompt, *answers)):
         return rated(prompt, answers, ratings)
     # Messages as soon as one of them is: a text beside them is a turn.
-    spoken = [_said("assistant", turns) for turns in answers]
-    for (where, _), turns in zip(found, spoken, strict=True):
+    answered = [spoken("assistant", turns) for turns in answers]
+    for (where, _), turns in zip(found, answered, strict=True):
         if any(message["role"] != "assistant" for message in turns):
             raise BadRecord("not the assistant's", f"{where} holds a turn of another role")
-    return rated(_said("user", prompt), [*spoken], ratings)
-
-
-def _said(role: str, turns: Turns) -> list[Message]:
-    return turn(role, turns) if isinstance(turns, str) else turns
+    return rated(spoken("user", prompt), [*answered], ratings)
 
 
 def _items(items: list[Any], name: str) -> list[tuple[str, Any]]:

@@ -43,6 +43,11 @@ def turn(role: str, content: str) -> list[Message]:
     return [Message(role=role, content=content)]
 
 
+def spoken(role: str, turns: Turns) -> list[Message]:
+    """Text as a turn of `role`; messages as they are."""
+    return turn(role, turns) if isinstance(turns, str) else turns
+
+
 def text_field(value: dict[str, Any], field: str) -> str:
     """A field that must be text. Raises `BadRecord` where it is not."""
     if field not in value:
