@@ -37,6 +37,7 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
     import torch
 
     from orpo_ray.config import parse_config
+    from orpo_ray.data.dataset import PairDataset
     from orpo_ray.data.prepare import prepare
     from orpo_ray.modeling.loading import load_policy, load_tokenizer
     from orpo_ray.modeling.scorer import load_scorer
@@ -60,6 +61,7 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
         "benchmark",
     )  # fmt: skip
     pairs = prepare(config, load_tokenizer(config.model)).train
+    assert isinstance(pairs, PairDataset)  # one source
     objective = build_objective(config.objective)
     engine = TorchEngine(load_scorer(objective.model, config.model, seed=0), config.optim)
     # The optimizer's state is made by the first step: it is part of what is in place.
