@@ -56,7 +56,7 @@ def real_lengths(source: str, tokenizer: str, max_length: int, max_prompt_length
 
 def write_cache(folder: Path, drawn_from: Lengths, pairs: int) -> None:
     """An entry of the trainer's cache with `pairs` pairs, in `folder`."""
-    from orpo_ray.data.cache import MANIFEST, QUARANTINE
+    from orpo_ray.data.cache import ARRAYS, MANIFEST, QUARANTINE
     from orpo_ray.data.records import Account
 
     entry = folder / _KEY
@@ -78,10 +78,12 @@ def write_cache(folder: Path, drawn_from: Lengths, pairs: int) -> None:
             os.fsync(file.fileno())
     with (entry / "tokens.bin").open("wb") as tokens:
         tokens.truncate(end * 4)
-    (entry / QUARANTINE).touch()
-    sizes = {name: (entry / name).stat().st_size for name in ("tokens.bin", *names, QUARANTINE)}
+    for name in ("starts.bin", "ranks.bin", "question_hashes.bin", QUARANTINE):  # all are pairs, of one source
+        (entry / name).touch()
+    sizes = {name: (entry / name).stat().st_size for name in [*ARRAYS, QUARANTINE]}
     account = Account(read=pairs, kept=pairs)
-    (entry / MANIFEST).write_text(json.dumps({"sizes": sizes, "account": vars(account)}))
+    written = {"sizes": sizes, "account": vars(account), "digest": _KEY, "highest": [0, 0]}
+    (entry / MANIFEST).write_text(json.dumps(written))
 
 
 def in_this_process(folder: Path, grid: list[tuple[int, int]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ PairFormat = Literal[
     "helpsteer3", "arena", "arena-55k", "prism", "pku-saferlhf", "orca", "alpaca", "sharegpt", "rewardbench2",
     "ranked", "several", "labelled",
 ]  # fmt: skip
+ROLES = ("user", "assistant", "system", "tool", "developer")
 COLUMNS = ("prompt", "chosen", "rejected", "system", "tools")
 
 
@@ -28,6 +29,14 @@ class RecordsConfig(Section):
     """Which label of PKU-SafeRLHF says who wins; `both`: pairs on which the two agree."""
     unread: list[str] | None = None
     """Columns to leave unread although their names say that they are part of the question (input, context, …)."""
+
+    @field_validator("roles")
+    @classmethod
+    def _are_roles(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for name, role in (value or {}).items():
+            if role not in ROLES:
+                raise ValueError(f"{name} should be one of {', '.join(ROLES)} (got {role!r:.80})")
+        return value
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -39,7 +39,20 @@ ARRAYS: dict[str, DTypeLike] = {
     "starts.bin": np.int64,
     "ranks.bin": np.int32,
     "prompt_hashes.bin": np.uint64,
+    "question_hashes.bin": np.uint64,
 }
+
+
+class Kept(NamedTuple):
+    """A record that is to be kept."""
+
+    record: int
+    """Its index in the source."""
+    tokenized: Tokenized
+    ranks: tuple[int, ...]
+    """Of its responses."""
+    question: int
+    """See `split.question_hash`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class TokenizedSource:
     pairs: PairDataset
     prompt_hashes: NDArray[np.uint64]
     """(records,): a hash of the prompt's token ids, equal for equal prompts."""
+    question_hashes: NDArray[np.uint64]
+    """(records,): a hash of the prompt's words, equal however they are written down."""
     account: Account
     quarantine: Path | None
     """`quarantine.jsonl`, where it holds any record."""
@@ -73,22 +88,24 @@ class CacheWriter:
         self._stack = ExitStack()
         self._files = {name: self._stack.enter_context((folder / name).open("wb")) for name in [*ARRAYS, QUARANTINE]}
 
-    def write(self, records: Sequence[tuple[int, Tokenized, tuple[int, ...]]]) -> None:
-        """Append records, each with its index and the ranks of its responses."""
+    def write(self, records: Sequence[Kept]) -> None:
+        """Append records."""
         bounds, parts = [], []
-        for index, tokenized, _ in records:
+        for kept in records:
             bounds.append(self._end)
-            for part in (tokenized.prompt, *tokenized.responses):
+            for part in (kept.tokenized.prompt, *kept.tokenized.responses):
                 self._end += len(part)
                 bounds.append(self._end)
                 parts.append(part)
                 if (highest := max(part, default=-1)) > self._highest[0]:
-                    self._highest = highest, index
+                    self._highest = highest, kept.record
         self._append("tokens.bin", np.fromiter(itertools.chain.from_iterable(parts), np.int32))
         self._append("bounds.bin", bounds)
-        self._append("record_ids.bin", [index for index, _, _ in records])
-        self._append("prompt_hashes.bin", [_hash(tokenized.prompt) for _, tokenized, _ in records])
-        ranks = [each for _, _, each in records]
+        self._append("record_ids.bin", [kept.record for kept in records])
+        self._append("prompt_hashes.bin", [_hash(kept.tokenized.prompt) for kept in records])
+        # What a run is known by follows from tokens alone.
+        self._append("question_hashes.bin", [kept.question for kept in records], counted=False)
+        ranks = [kept.ranks for kept in records]
         counted = set(ranks) - {_PAIR}  # of pairs the digest is that of their tokens
         self._only_pairs &= not counted
         starts = self._bounds + np.cumsum([0, *(2 + len(each) for each in ranks)])
@@ -180,13 +197,15 @@ def _read(entry: Path) -> TokenizedSource | None:
         return None
     if not whole:
         return None
-    tokens, bounds, record_ids, starts, ranks, hashes = (mapped(entry / name, dtype) for name, dtype in ARRAYS.items())
+    tokens, bounds, record_ids, starts, ranks, prompts, questions = (
+        mapped(entry / name, dtype) for name, dtype in ARRAYS.items()
+    )
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
     if len(starts):
         pairs = PairDataset(tokens, bounds, record_ids, source_starts=starts, source_ranks=ranks)
     else:
         pairs = PairDataset(tokens, bounds.reshape(-1, 4), record_ids)
-    return TokenizedSource(pairs, hashes, account, quarantine, digest, entry, (highest, record))
+    return TokenizedSource(pairs, prompts, questions, account, quarantine, digest, entry, (highest, record))
 
 
 def mapped(path: Path, dtype: DTypeLike) -> NDArray[Any]:

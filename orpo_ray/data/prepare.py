@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from orpo_ray.config import DataConfig, TrainConfig
 from orpo_ray.config.data import Reading, SourceConfig
 from orpo_ray.config.records import RecordsConfig
-from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
+from orpo_ray.data.cache import CacheWriter, Kept, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.dataset import PairDataset, Pairs
 from orpo_ray.data.formats import NoPreference, RecordReader, require_short
@@ -21,9 +21,9 @@ from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
 from orpo_ray.data.selection import select, without_repeats
 from orpo_ray.data.sources import Source, open_source
-from orpo_ray.data.split import split_by_prompt
+from orpo_ray.data.split import question_hash, split_by_prompt
 from orpo_ray.data.templates import Rendered, Renderer
-from orpo_ray.data.tokenization import PairTokenizer, Tokenized, tokenizer_digest
+from orpo_ray.data.tokenization import PairTokenizer, tokenizer_digest
 from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
@@ -125,8 +125,10 @@ def _held_out(config: TrainConfig, sources: Sequence[TokenizedSource]) -> tuple[
     data, alone = config.data, isinstance(config.data.train, str)
     train, evaluated = [], []
     for asked, source in zip(data.train_sources, sources, strict=True):
+        # One source is written in one way; several may have the same prompt as text and as messages.
+        hashes = source.prompt_hashes if alone else source.question_hashes
         held_in, held_out = split_by_prompt(
-            source.prompt_hashes, data.eval_fraction, config.seed, asked.source, source.folder, alone=alone
+            hashes, data.eval_fraction, config.seed, asked.source, source.folder, alone=alone
         )
         train.append(source.pairs.subset(held_in))
         evaluated.append(source.pairs.subset(held_out))
@@ -212,6 +214,8 @@ class _Waiting(NamedTuple):
     """Its index in the source."""
     ranks: tuple[int, ...]
     """Of its responses."""
+    question: int
+    """See `question_hash`."""
     text: Rendered
 
 
@@ -241,7 +245,7 @@ class _Tokenization:
         """Records to tokenise together."""
         self._characters = 0
         """Of those."""
-        self._kept: list[tuple[int, Tokenized, tuple[int, ...]]] = []
+        self._kept: list[Kept] = []
 
     def run(self, source: Source, limit: int | None, progress: Callable[[int], None] | None) -> Account:
         for record in islice(source.records(), limit):
@@ -253,6 +257,7 @@ class _Tokenization:
                 self._write(progress)
         if self.account.read % RECORDS_PER_BATCH:
             self._write(progress)
+        self.account.said += self.read.remarks()
         return self.account
 
     def _add(self, waiting: _Waiting) -> None:
@@ -288,7 +293,8 @@ class _Tokenization:
                 self.account.dropped["chosen = rejected once tokenised and cut"] += 1
             else:
                 responses, cuts = zip(*answers, strict=True)
-                self._kept.append((item.record, replace(cut, responses=responses, responses_cut=cuts), ranks))
+                fitted = replace(cut, responses=responses, responses_cut=cuts)
+                self._kept.append(Kept(item.record, fitted, ranks, item.question))
                 self.account.straddled += whole.straddled
                 self.account.cut_prompts += cut.prompt_cut
                 best = ranks.count(0)
@@ -349,4 +355,6 @@ class _Tokenization:
             self.account.dropped[none.reason] += 1
             return None
         require_written(self.renderer, prompt, answers, tools, self.account)
-        return _Waiting(record.index, ranks, self.renderer.rendered(prompt, answers, tools=tools))
+        return _Waiting(
+            record.index, ranks, question_hash(prompt), self.renderer.rendered(prompt, answers, tools=tools)
+        )

@@ -66,7 +66,9 @@ def read_prompts(
         spoken = as_messages(value) if with_messages and isinstance(found.prompt, str) else found
         return Prompt(record.location, found, spoken if with_messages else None)
 
-    return read_each(config, account, read, "prompt to answer", progress), account
+    prompts = read_each(config, account, read, "prompt to answer", progress)
+    account.said += as_found.remarks()
+    return prompts, account
 
 
 def read_each(
@@ -112,6 +114,10 @@ class _Questions:
     def __init__(self, config: PromptsConfig, account: Account, *, as_messages: bool) -> None:
         self._account = account
         self._read = RecordReader(config, config.format, account, as_messages=as_messages, may_only_ask=True)
+
+    def remarks(self) -> list[str]:
+        """As `RecordReader.remarks`."""
+        return self._read.remarks()
 
     def __call__(self, value: dict[str, Any]) -> Question:
         comparison = self._read.comparison(value)

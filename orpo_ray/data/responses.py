@@ -19,6 +19,7 @@ from typing import Any
 
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.formats import RecordReader, Turns, require_short
+from orpo_ray.data.formats.columns import holds
 from orpo_ray.data.formats.messages import checked_text, message_list, readable, spoken
 from orpo_ray.data.prompts import Prompt, Question, read_each
 from orpo_ray.data.records import Account, BadRecord, Record
@@ -51,16 +52,21 @@ def read_responses(
     `with_messages`: read text as messages, too. Raises `UserError` as `prompts.read_prompts` does.
     """
     account = Account()
+    along: set[str] = set()
     as_found, as_messages = (_Reader(config, as_messages=as_messages) for as_messages in (False, True))
 
     def read(record: Record, value: dict[str, Any]) -> Responses:
         found, chosen = as_found(value)
         spoken = as_messages(value)[0] if with_messages else None
         require_short(config.max_record_characters, found.prompt, found.tools, *found.completions)
-        return Responses(record.index, Prompt(record.location, found, spoken), chosen, _beside(value))
+        beside = _beside(value)
+        along.update(beside)
+        return Responses(record.index, Prompt(record.location, found, spoken), chosen, beside)
 
     records = read_each(config, account, read, "response to score", progress)
-    account.noted += as_found.noted
+    account.noted += as_found.account.noted
+    account.unread += Counter({name: count for name, count in as_found.account.unread.items() if name not in along})
+    account.said += as_found.remarks()
     return records, account
 
 
@@ -69,10 +75,15 @@ class _Reader:
 
     def __init__(self, config: PromptsConfig, *, as_messages: bool) -> None:
         self._as_messages, self._asked = as_messages, config.format
-        account = Account()  # what it counts as unread goes along
+        self.account = account = Account()
+        """What is not read, some of which goes along, and what was decided."""
+        self._roles = config.roles
         self._pairs = RecordReader(config, config.format, account, as_messages=as_messages, may_only_ask=True)
         self._prompts = RecordReader(config, "prompts", account, as_messages=as_messages, may_only_ask=True)
-        self.noted: Counter[str] = account.noted
+
+    def remarks(self) -> list[str]:
+        """As `RecordReader.remarks`."""
+        return [remark for remark in self._pairs.remarks() if remark in self._prompts.remarks()]
 
     def __call__(self, value: dict[str, Any]) -> tuple[Question, int | None]:
         """The question, and how many of its responses, the first, are the better ones."""
@@ -96,10 +107,13 @@ class _Reader:
 
     def _with_responses(self, value: dict[str, Any], field: str) -> Question:
         asked = self._prompts.comparison({name: each for name, each in value.items() if name not in _OWN})
+        for other in _OWN:
+            if other != field and holds(value.get(other)):
+                self.account.note_unread(other)
         if field != "responses":
-            completions = [_turns(value[field], field)]
+            completions = [self._turns(value[field], field)]
         elif isinstance(value[field], list) and value[field]:
-            completions = [_turns(item, f"responses[{i}]") for i, item in enumerate(value[field])]
+            completions = [self._turns(item, f"responses[{i}]") for i, item in enumerate(value[field])]
         else:
             raise BadRecord("no response", "responses is no list, or an empty one")
         # Messages as soon as one of them is: a text beside them is a turn.
@@ -107,6 +121,11 @@ class _Reader:
             prompt = spoken("user", asked.prompt)
             return Question(prompt, tuple(spoken("assistant", turns) for turns in completions), asked.tools)
         return Question(asked.prompt, tuple(completions), asked.tools)
+
+    def _turns(self, found: Any, where: str) -> Turns:
+        if not isinstance(found, list):
+            return checked_text(found, where)
+        return message_list({where: found}, where, self._roles, self.account)
 
 
 def _beside(value: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +136,3 @@ def _beside(value: dict[str, Any]) -> dict[str, Any]:
             checked_text(name, "the name of a field")
             found[name] = checked_text(each, name) if isinstance(each, str) else each
     return found
-
-
-def _turns(found: Any, where: str) -> Turns:
-    return message_list({where: found}, where) if isinstance(found, list) else checked_text(found, where)

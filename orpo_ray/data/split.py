@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +18,31 @@ from numpy.typing import NDArray
 
 from orpo_ray.atomic import new_folder
 from orpo_ray.data.cache import mapped
+from orpo_ray.data.formats import Turns
 from orpo_ray.data.schedule import Indices, mix64
 from orpo_ray.errors import UserError
 
 _CHUNK = 1 << 18  # pairs at once
 _FILES = ("train.bin", "eval.bin")
+_SPEAKER = re.compile(r"(?:\A|\n\n)(?:Human|Assistant):")
+
+
+def question_hash(prompt: Turns) -> int:
+    """A hash of a prompt's words: the same as text, as a dialogue of Human and Assistant and as messages, whatever
+    system turn stands before it."""
+    if isinstance(prompt, str):
+        text = _SPEAKER.sub(" ", prompt)
+    else:
+        spoken = [message for message in prompt if message["role"] not in ("system", "developer")]
+        text = " ".join(message["content"] for message in spoken or prompt)
+    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "little")
 
 
 def split_by_prompt(
     hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path, *, alone: bool = True
 ) -> tuple[Indices, Indices]:
-    """Indices `(train, eval)` of pairs with these prompt hashes, each in its order; found in `folder` or written there.
+    """Indices `(train, eval)` of pairs with these hashes of their prompts, each in its order; found in `folder` or
+    written there.
 
     Whole prompts are held out, in an order drawn by `seed` and the hash alone, until they make up at least
     `fraction` of the pairs; so pairs of one prompt never part, and adding data moves few of them. Where the source is
@@ -35,7 +50,9 @@ def split_by_prompt(
     whatever else they have, which may be none of a small source. Raises `UserError`, about the source `name`, where no
     prompt would be left to train on, or `folder` cannot be written.
     """
-    digest = hashlib.blake2b(f"{fraction} {seed}{'' if alone else ' of several'}".encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(
+        f"{fraction} {seed}{'' if alone else ' of several by their words'}".encode(), digest_size=8
+    ).hexdigest()
     place = folder / f"split-{digest}"
     if not place.is_dir():
         try:

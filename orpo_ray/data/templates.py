@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orpo_ray.config.data import DATE
-from orpo_ray.data.formats import Message, PreferencePair, Tools, Turns
+from orpo_ray.data.formats import Message, Tools, Turns
 from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.data.special_tokens import control_tokens, special_tokens, text_start
 from orpo_ray.data.template_dates import with_fixed_date
@@ -178,15 +178,12 @@ class Renderer:
         self._mark = f"7{secrets.randbelow(10**24):024}"
         self._marked = re.compile(f"{self._mark}(\\d{{9}})")
 
-    def pair(self, pair: PreferencePair) -> Rendered:
-        """Raises `BadRecord` where the template refuses the messages, `UserError` where no template fits."""
-        return self.rendered(pair.prompt, [pair.chosen, pair.rejected], tools=pair.tools)
-
     def rendered(
         self, prompt: Turns, completions: Sequence[Turns], cut: Sequence[bool] = (), tools: Tools | None = None
     ) -> Rendered:
-        """A prompt as a server asks it, with `tools` where the template puts them, and each completion of it. Raises as
-        `pair` does.
+        """A prompt as a server asks it, with `tools` where the template puts them, and each completion of it.
+
+        Raises `BadRecord` where the template refuses the messages, `UserError` where no template fits.
 
         `cut`: which completions did not end, so that no end of turn follows; default: none.
         """

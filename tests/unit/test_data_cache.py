@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orpo_ray.data.cache import ARRAYS, MANIFEST, QUARANTINE, CacheWriter, TokenizedSource, read_or_build
+from orpo_ray.data.cache import ARRAYS, MANIFEST, QUARANTINE, CacheWriter, Kept, TokenizedSource, read_or_build
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.tokenization import Tokenized
 from orpo_ray.errors import UserError
@@ -23,9 +23,9 @@ def tokenized(prompt: list[int], *responses: list[int]) -> Tokenized:
 
 
 PAIRS = [
-    (3, tokenized([1, 5], [6, 7, 2], [8, 2]), (0, 1)),
-    (4, tokenized([1], [2], [9, 9, 2]), (0, 1)),
-    (9, tokenized([1, 5], [5, 2], [4, 2], [7, 7, 2]), (0, 1, 1)),
+    Kept(3, tokenized([1, 5], [6, 7, 2], [8, 2]), (0, 1), 7),
+    Kept(4, tokenized([1], [2], [9, 9, 2]), (0, 1), 2**64 - 1),
+    Kept(9, tokenized([1, 5], [5, 2], [4, 2], [7, 7, 2]), (0, 1, 1), 7),
 ]
 
 
@@ -42,7 +42,7 @@ def as_lists(source: TokenizedSource) -> list[tuple[int, list[list[int]]]]:
     return [(record, [part.tolist() for part in pairs.pair(i)]) for i, record in enumerate(pairs.record_ids.tolist())]
 
 
-WRITTEN = [(record, [pair.prompt, *pair.responses]) for record, pair, _ in PAIRS]
+WRITTEN = [(kept.record, [kept.tokenized.prompt, *kept.tokenized.responses]) for kept in PAIRS]
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -57,6 +57,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert as_lists(source) == WRITTEN
         first, second, third = source.prompt_hashes.tolist()
         assert first == third != second
+        assert source.question_hashes.tolist() == [7, 2**64 - 1, 7]
         assert source.account.describe() == ("5 read = 3 kept + 1 dropped (empty 1) + 1 quarantined (prompts differ 1)")
         assert source.quarantine is not None
         assert source.quarantine.read_text() == (
@@ -152,10 +153,10 @@ ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
 
 
 @st.composite
-def records(draw: st.DrawFn, fewest: int, most: int) -> tuple[int, Tokenized, tuple[int, ...]]:
+def records(draw: st.DrawFn, fewest: int, most: int) -> Kept:
     responses = draw(st.lists(ids, min_size=fewest, max_size=most))
     ranks = (0, 1) if len(responses) == 2 else tuple(sorted(draw(st.integers(0, 3)) for _ in responses))
-    return draw(st.integers(0, 10**12)), tokenized(draw(ids), *responses), ranks
+    return Kept(draw(st.integers(0, 10**12)), tokenized(draw(ids), *responses), ranks, draw(st.integers(0, 2**64 - 1)))
 
 
 batches = st.one_of(*(st.lists(st.lists(records(*numbers))) for numbers in ((2, 2), (1, 4))))
@@ -163,19 +164,17 @@ batches = st.one_of(*(st.lists(st.lists(records(*numbers))) for numbers in ((2, 
 
 @settings(max_examples=25, deadline=None)
 @given(batches)
-def test_any_batches_round_trip(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, Tokenized, tuple[int, ...]]]]
-) -> None:
+def test_any_batches_round_trip(tmp_path_factory: pytest.TempPathFactory, batches: list[list[Kept]]) -> None:
     def build(writer: CacheWriter) -> Account:
         for batch in batches:
             writer.write(batch)
         return Account()
 
     source = read_or_build(tmp_path_factory.mktemp("cache"), "key", build)
-    assert as_lists(source) == [
-        (record, [found.prompt, *found.responses]) for batch in batches for record, found, _ in batch
-    ]
-    ranks = [each for batch in batches for _, _, each in batch]
+    written = [kept for batch in batches for kept in batch]
+    assert as_lists(source) == [(kept.record, [kept.tokenized.prompt, *kept.tokenized.responses]) for kept in written]
+    assert source.question_hashes.tolist() == [kept.question for kept in written]
+    ranks = [kept.ranks for kept in written]
     assert [tuple(rank for rank in row if rank >= 0) for row in source.pairs.ranks().tolist()] == ranks
     assert source.pairs.counts().tolist() == list(map(len, ranks))
     assert source.pairs.are_pairs == (set(ranks) <= {(0, 1)})

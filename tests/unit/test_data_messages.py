@@ -53,7 +53,7 @@ def read(value: dict[str, Any], account: Account | None = None) -> PreferencePai
 
 
 def texts(pair: PreferencePair, template: str = TEMPLATE) -> list[str]:
-    rendered = Renderer(TOKENIZER, template).pair(pair)
+    rendered = Renderer(TOKENIZER, template).rendered(pair.prompt, [pair.chosen, pair.rejected], tools=pair.tools)
     parts = [rendered.prompt, *(response.segments for response in rendered.responses)]
     return ["".join(segment.text for segment in part).removesuffix("</s>") for part in parts]
 
@@ -164,7 +164,7 @@ def test_special_tokens_stay_text_at_any_depth(arguments: dict[str, Any], at: li
     held: Any = {"<s></s>": [arguments, *("</s>" + str(i) for i in at)]}
     pair = read(asked({"tool_calls": [{"function": held}]}, {"content": "no"}, tools=[held]))
     for template in (TEMPLATE, TEMPLATE.replace("tojson", "tojson(ensure_ascii=True)")):
-        rendered = Renderer(TOKENIZER, template).pair(pair)
+        rendered = Renderer(TOKENIZER, template).rendered(pair.prompt, [pair.chosen, pair.rejected], tools=pair.tools)
         chosen = rendered.responses[0].segments
         for part in (rendered.prompt, chosen):
             controls = "".join(segment.text for segment in part if segment.control)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from preference_records import PAGE, SOURCES, Source, page_with, said, table, turns
+from pydantic import ValidationError
 from rich.console import Console
 from test_data_prepare import account_of, config, write
 from test_data_tokenization import bytes_tokenizer
@@ -26,6 +27,7 @@ from orpo_ray.data.formats.shapes import PAIRS, recognise
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.responses import read_responses
 from orpo_ray.data.summary import print_summary
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.plan import _notes
@@ -388,3 +390,17 @@ def test_roles_of_other_names() -> None:
             {"chosen": named[0] + [{"role": answers, "content": "Because."}], "rejected": [*named[0], *named[1]]}
         )
         assert (pair.prompt, pair.rejected) == (turns("Why?"), turns("", "No")[1:])
+    with pytest.raises(ValidationError, match=r"customer should be one of user, assistant, .* \(got 'usr'\)"):
+        RecordsConfig(roles={"customer": "usr"})
+
+
+def test_a_column_to_leave_unread_that_no_record_has_is_said(tmp_path: Path) -> None:
+    """It is a typo more often than not."""
+    source = write(tmp_path / "a.jsonl", [PLAIN | {"input": "x"}, PLAIN | {"contxt": "x"}, PLAIN | {"prompt": "Is 8 even?"}])
+    account = account_of(
+        prepare(config(tmp_path, source, chat_template="orpo", unread=["input", "context"]), bytes_tokenizer())
+    )
+    assert account.said == ["unread: none has a column context"]
+    for prompts in (read_prompts, read_responses):
+        _, account = prompts(PromptsConfig(source=str(source), unread=["input", "context"]), with_messages=True)
+        assert account.said == ["unread: none has a column context"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from chat_tokenizers import family
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -157,6 +159,29 @@ def test_prompts_are_held_out_of_all_sources_alike(tmp_path: Path) -> None:
     assert set(held) == {"a", "b", "c"}
     shared = [{*prompts(part)} for part in joined(data.eval).parts]
     assert shared[0] & shared[1], "a prompt of both is held out of both"
+
+
+def test_a_prompt_is_held_out_of_all_sources_however_it_is_written(tmp_path: Path) -> None:
+    asked = [f"What is {WORDS[i // 10]} plus {WORDS[i % 10]}?" for i in range(60)]
+    ways = {
+        "text": [plain(f"{text}\n", " one", " two") for text in asked],
+        "dialogue": [
+            {key: f"\n\nHuman: {text}\n\nAssistant: {word}" for key, word in (("chosen", "one"), ("rejected", "two"))}
+            for text in asked
+        ],
+        "messages": [
+            {
+                "prompt": [{"role": "system", "content": "Be short."}, {"role": "user", "content": text}],
+                "chosen": [{"role": "assistant", "content": "one"}],
+                "rejected": [{"role": "assistant", "content": "two"}],
+            }
+            for text in asked
+        ],
+    }
+    sources = [{"source": str(write(tmp_path / f"{name}.jsonl", ways[name])), "name": name} for name in ways]
+    data = prepare(settings(tmp_path, f"data.train={json.dumps(sources)}"), family("chatml-qwen").tokenizer)
+    held = [set(part.record_ids.tolist()) for part in joined(data.eval).parts]
+    assert held[0] and held[0] == held[1] == held[2]
 
 
 def test_a_source_that_grows_leaves_what_is_held_out_of_others(tmp_path: Path) -> None:

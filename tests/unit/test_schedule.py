@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_ray.data.cache import CacheWriter, read_or_build
+from orpo_ray.data.cache import CacheWriter, Kept, read_or_build
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.records import Account
 from orpo_ray.data.schedule import Indices, StepSchedule, deal, permuted
@@ -148,7 +148,7 @@ def test_tokens_are_mapped_for_random_access(tmp_path: Path) -> None:
     """With read-ahead each pair would drag in megabytes of its neighbours; bounds, a few bytes a pair, may have it."""
 
     def build(writer: CacheWriter) -> Account:
-        writer.write([(0, Tokenized([1, 2], ([3], [4]), False, (False, False)), (0, 1))])
+        writer.write([Kept(0, Tokenized([1, 2], ([3], [4]), False, (False, False)), (0, 1), 0)])
         return Account(read=1, kept=1)
 
     pairs = read_or_build(tmp_path, "entry", build).pairs

@@ -82,6 +82,16 @@ def test_a_record_of_each_shape(shape: str, tmp_path: Path) -> None:
     ]
 
 
+def test_what_goes_along_is_not_said_to_be_unread_and_the_rest_is(tmp_path: Path) -> None:
+    answered = [{"from": "helper", "value": "a", "mood": "calm"}]
+    source = write(tmp_path, [{"prompt": "Q", "response": answered, "output": "b", "id": 7, "nested": {"a": 1}}])
+    settings = PromptsConfig(source=source, roles={"helper": "assistant"})
+    [record], account = read_responses(settings, with_messages=True)
+    assert record.prompt.as_found.completions == (assistant("a"),)
+    assert record.columns == {"id": 7}
+    assert account.unread == {"response[].mood": 1, "output": 1, "nested": 1}
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, cast
 
+from orpo_ray.config.records import ROLES
 from orpo_ray.data.records import Account, BadRecord, as_json
 from orpo_ray.parsing import from_json
 
@@ -16,7 +17,7 @@ MOST_NESTED = 40
 _ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "model", "bot", "chatgpt", "chatbot", "ai"), "assistant"),
-    **{name: name for name in ("user", "assistant", "system", "tool", "developer")},
+    **{name: name for name in ROLES},
     "observation": "tool",
 }
 

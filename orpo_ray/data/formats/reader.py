@@ -13,6 +13,7 @@ from orpo_ray.data.formats.messages import Message, text_field, tool_list
 from orpo_ray.data.formats.reading import CHANCE, Reading
 from orpo_ray.data.formats.shapes import PAIRS, Shape, recognise, recognise_question, shape_named
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.visible import visible
 
 
 class RecordReader:
@@ -31,11 +32,13 @@ class RecordReader:
         self._first = True
         self._spoken = [name for name in (*SYSTEM, "tools") if name not in (settings.unread or ())]
         """Columns that any shape may have beside its own."""
+        self._unmet = set(settings.unread or ())
 
     def comparison(self, value: dict[str, Any]) -> Comparison:
         """Raises `BadRecord`; `NoPreference` where a sound record prefers nothing; `UserError` where a setting is
         missing."""
         settings = self._settings
+        self._unmet -= value.keys()
         if settings.columns is not None:
             value = mapped(value, settings.columns, self._account)
         value = with_messages_as_lists(value)
@@ -65,6 +68,10 @@ class RecordReader:
         self._note_unread(value, shape, comparison)
         self._first = False
         return comparison
+
+    def remarks(self) -> list[str]:
+        """What settings ask that no record of those read so far could answer."""
+        return [f"unread: none has a column {visible(name)}" for name in sorted(self._unmet)]
 
     def _shape_of(self, value: dict[str, Any]) -> Shape:
         if self._shape is not None:
