@@ -396,7 +396,8 @@ def test_roles_of_other_names() -> None:
 
 def test_a_column_to_leave_unread_that_no_record_has_is_said(tmp_path: Path) -> None:
     """It is a typo more often than not."""
-    source = write(tmp_path / "a.jsonl", [PLAIN | {"input": "x"}, PLAIN | {"contxt": "x"}, PLAIN | {"prompt": "Is 8 even?"}])
+    records = [PLAIN | {"input": "x"}, PLAIN | {"contxt": "x"}, PLAIN | {"prompt": "Is 8 even?"}]
+    source = write(tmp_path / "a.jsonl", records)
     account = account_of(
         prepare(config(tmp_path, source, chat_template="orpo", unread=["input", "context"]), bytes_tokenizer())
     )
