@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from orpo_ray.config.section import Number, Section
 
 NllTokens = Literal["prompt_and_chosen", "chosen"]
+Column = Literal["reference", "choices", "desirable", "baseline"]
+"""What a loss may read beside scores and lengths: summed log-probs under a reference model, `(rows, K)`; of each better
+response in how many rows it is one; labels of the responses; a reference point of the whole step."""
 
 
-class OrpoConfig(Section):
+class ObjectiveSection(Section):
+    """An objective: its settings, and all that others have to know of it but its formula."""
+
+    title: ClassVar[str]
+    """What pages call it."""
+    model: ClassVar[Literal["policy", "reward"]] = "policy"
+    """What it trains."""
+    best_alone: ClassVar[bool] = False
+    """Whether training packs the best (chosen) response of a prompt alone."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What its loss reads beside scores and lengths."""
+        return ()
+
+    @property
+    def score_prompts(self) -> bool:
+        """Whether the NLL counts prompt tokens."""
+        return getattr(self, "nll_tokens", None) == "prompt_and_chosen"
+
+    @property
+    def judges_labels(self) -> bool:
+        """Whether responses are judged one by one, by their labels, against a reference point."""
+        return "desirable" in self.columns
+
+
+class ReferenceSection(ObjectiveSection):
+    """An objective that compares with a reference model, which its key `reference` names."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return ("reference",)
+
+
+class OrpoConfig(ObjectiveSection):
     """ORPO: `L_SFT + lambda * L_OR` (arXiv 2403.07691, Eq. 6)."""
 
+    title = "ORPO"
     name: Literal["orpo"] = "orpo"
     lambda_: Annotated[Number, Field(ge=0, alias="lambda")] = 0.1
     """Weight of the odds-ratio term; `beta` in TRL, `alpha` in the authors' code."""
@@ -23,41 +61,47 @@ class OrpoConfig(Section):
     """Log the factors of the paper's gradient, `delta(d)` and the two weights of `h(d)` (Eq. 8 to 10)."""
 
 
-class ProbabilityRatioConfig(Section):
+class ProbabilityRatioConfig(ObjectiveSection):
     """The paper's ablation: the probability ratio in the place of the odds ratio."""
 
+    title = "probability ratio"
     name: Literal["probability_ratio"] = "probability_ratio"
     lambda_: Annotated[Number, Field(ge=0, alias="lambda")] = 0.1
     nll_tokens: NllTokens = "prompt_and_chosen"
 
 
-class SftConfig(Section):
+class SftConfig(ObjectiveSection):
     """Supervised fine-tuning on the chosen responses."""
 
+    title = "SFT"
+    best_alone = True
     name: Literal["sft"] = "sft"
     nll_tokens: NllTokens = "prompt_and_chosen"
 
 
-class DpoConfig(Section):
+class DpoConfig(ReferenceSection):
     """Direct Preference Optimization (arXiv 2305.18290), from an SFT model."""
 
+    title = "DPO"
     name: Literal["dpo"] = "dpo"
     beta: Annotated[Number, Field(gt=0)] = 0.1
     reference: str | None = None
     """Hub id or folder of the reference model; default: the model that training starts from."""
 
 
-class IpoConfig(Section):
+class IpoConfig(ReferenceSection):
     """Identity Preference Optimization (arXiv 2310.12036), from an SFT model."""
 
+    title = "IPO"
     name: Literal["ipo"] = "ipo"
     tau: Annotated[Number, Field(gt=0)] = 0.1
     reference: str | None = None
 
 
-class KtoPairConfig(Section):
+class KtoPairConfig(ReferenceSection):
     """KTO on pairs (arXiv 2402.01306), from an SFT model."""
 
+    title = "KTO on pairs"
     name: Literal["kto_pair"] = "kto_pair"
     beta: Annotated[Number, Field(gt=0)] = 0.1
     baseline: Annotated[Number, Field(ge=0)] = 0.0
@@ -65,9 +109,10 @@ class KtoPairConfig(Section):
     reference: str | None = None
 
 
-class KtoConfig(Section):
+class KtoConfig(ReferenceSection):
     """KTO on responses that are labelled desirable or undesirable (arXiv 2402.01306), from an SFT model."""
 
+    title = "KTO"
     name: Literal["kto"] = "kto"
     beta: Annotated[Number, Field(gt=0)] = 0.1
     desirable_weight: Annotated[Number, Field(ge=0)] = 1.0
@@ -77,18 +122,24 @@ class KtoConfig(Section):
     """The paper's lambda_U."""
     reference: str | None = None
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return ("reference", "desirable", "baseline")
 
-class SimpoConfig(Section):
+
+class SimpoConfig(ObjectiveSection):
     """SimPO (arXiv 2405.14734), from an SFT model, without a reference."""
 
+    title = "SimPO"
     name: Literal["simpo"] = "simpo"
     beta: Annotated[Number, Field(gt=0)] = 2.0
     gamma: Annotated[Number, Field(ge=0)] = 1.0
 
 
-class CpoConfig(Section):
+class CpoConfig(ObjectiveSection):
     """Contrastive Preference Optimization (arXiv 2401.08417)."""
 
+    title = "CPO"
     name: Literal["cpo"] = "cpo"
     beta: Annotated[Number, Field(gt=0)] = 0.1
     lambda_: Annotated[Number, Field(ge=0, alias="lambda")] = 1.0
@@ -96,17 +147,20 @@ class CpoConfig(Section):
     nll_tokens: NllTokens = "chosen"
 
 
-class UnlikelihoodConfig(Section):
+class UnlikelihoodConfig(ObjectiveSection):
     """NLL of chosen plus unlikelihood of rejected (Welleck et al. 2019)."""
 
+    title = "unlikelihood"
     name: Literal["unlikelihood"] = "unlikelihood"
     alpha: Annotated[Number, Field(ge=0)] = 1.0
     nll_tokens: NllTokens = "prompt_and_chosen"
 
 
-class RewardConfig(Section):
+class RewardConfig(ObjectiveSection):
     """A reward model: `-log sigmoid(r_chosen - r_rejected)` (Bradley-Terry), or the same of whole lists."""
 
+    title = "reward model"
+    model = "reward"
     name: Literal["reward"] = "reward"
     loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
     """`plackett_luce`: the likelihood of each prompt's whole ranking, a choice of the best of those that are left after
@@ -114,11 +168,11 @@ class RewardConfig(Section):
     centre: bool = False
     """Shift the exported model's rewards so that their mean over the training set is zero."""
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return ("choices",) if self.loss == "plackett_luce" else ()
 
-OBJECTIVES = (
-    OrpoConfig, ProbabilityRatioConfig, SftConfig, DpoConfig, IpoConfig, KtoPairConfig, KtoConfig, SimpoConfig,
-    CpoConfig, UnlikelihoodConfig, RewardConfig,
-)  # fmt: skip
+
 ObjectiveConfig = Annotated[
     OrpoConfig
     | ProbabilityRatioConfig
@@ -133,3 +187,4 @@ ObjectiveConfig = Annotated[
     | RewardConfig,
     Field(discriminator="name"),
 ]
+OBJECTIVES: tuple[type[ObjectiveSection], ...] = get_args(get_args(ObjectiveConfig)[0])

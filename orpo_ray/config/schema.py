@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig, Reading
 from orpo_ray.config.identity import digest
-from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, RewardConfig
+from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 
@@ -336,23 +336,24 @@ class TrainConfig(Section):
             raise ValueError("eval.win_rate asks the prompts of data.eval, which is not set")
         if self.eval.win_rate is not None and not isinstance(self.data.eval, str):
             raise ValueError("eval.win_rate asks the prompts of data.eval, which has to be one source then")
-        if self.eval.win_rate is not None and self.objective.name == "reward":
+        if self.eval.win_rate is not None and self.objective.model == "reward":
             raise ValueError("eval.win_rate compares what policies write, and a reward model writes nothing")
         return self
 
     @model_validator(mode="after")
     def _comparisons_suit_the_objective(self) -> TrainConfig:
-        if self.objective.name == "kto" and self.data.comparisons != "every_pair":
-            raise ValueError(f"data.comparisons ({self.data.comparisons}): kto judges each answer by itself")
-        whole = isinstance(self.objective, RewardConfig) and self.objective.loss == "plackett_luce"
-        if whole and self.data.comparisons == "best_against_worst":
+        if self.objective.judges_labels and self.data.comparisons != "every_pair":
+            raise ValueError(
+                f"data.comparisons ({self.data.comparisons}): {self.objective.name} judges each answer by itself"
+            )
+        if "choices" in self.objective.columns and self.data.comparisons == "best_against_worst":
             raise ValueError("data.comparisons: best_against_worst leaves two answers, plackett_luce reads rankings")
         return self
 
     @property
     def reading(self) -> Reading:
         """What the objective takes of a record's answers."""
-        return "labels" if self.objective.name == "kto" else self.data.comparisons
+        return "labels" if self.objective.judges_labels else self.data.comparisons
 
     @property
     def run_dir(self) -> Path:

@@ -112,7 +112,7 @@ def prepare(
 def _read_as(config: TrainConfig, pairs: PairDataset, name: str) -> PairDataset:
     """`pairs` of the source `name`, as the objective takes them."""
     # SFT trains on the best response, and evaluates one other beside it.
-    pairs = replace(pairs, rule="best_against_worst" if config.objective.name == "sft" else config.reading)
+    pairs = replace(pairs, rule="best_against_worst" if config.objective.best_alone else config.reading)
     if config.reading != "labels" or not len(pairs):
         return pairs
     mismatched = Mismatched(pairs, config.seed, config.data.max_length)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.config.objectives import (
+    Column,
     CpoConfig,
     DpoConfig,
     IpoConfig,
     KtoConfig,
     KtoPairConfig,
     ObjectiveConfig,
+    ObjectiveSection,
     OrpoConfig,
     ProbabilityRatioConfig,
     RewardConfig,
@@ -30,6 +35,7 @@ from orpo_ray.objectives.ipo import ipo
 from orpo_ray.objectives.kto import kto, kto_pair
 from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.probability_ratio import probability_ratio
+from orpo_ray.objectives.reliability import diagnostics
 from orpo_ray.objectives.reward import plackett_luce, reward
 from orpo_ray.objectives.sft import sft
 from orpo_ray.objectives.simpo import simpo
@@ -37,86 +43,86 @@ from orpo_ray.objectives.terms import Metrics, Totals
 from orpo_ray.objectives.unlikelihood import unlikelihood
 
 LossAndMetrics = tuple[Tensor, Metrics]
+Columns = Mapping[Column, Tensor]
+_NOTHING: Columns = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Objective:
     """What the loop has to know of an objective."""
 
+    settings: ObjectiveSection
     function: Callable[..., LossAndMetrics]
-    best_alone: bool = False
-    """Whether training packs the best (chosen) response of a prompt alone."""
-    score_prompts: bool = False
-    """Whether the NLL counts prompt tokens."""
-    needs_reference: bool = False
-    """Whether the loss compares with a reference model's log-probs."""
-    model: Literal["policy", "reward"] = "policy"
-    reads_rankings: bool = False
-    """Whether the loss is one of whole rankings: it is told which pairs make a choice."""
-    judges_labels: bool = False
-    """Whether responses are judged one by one, by their labels, against a reference point."""
+    diagnose: Callable[[NDArray[np.float64], NDArray[np.int64]], dict[str, float]] | None = None
+    """What else is said of held-out comparisons: of `scores`, `lengths (pairs, 3)`."""
 
-    def loss(
-        self,
-        sums: Tensor,
-        lengths: Tensor,
-        totals: Totals,
-        reference: Tensor | None,
-        *,
-        choices: Tensor | None = None,
-        desirable: Tensor | None = None,
-        baseline: Tensor | None = None,
-    ) -> LossAndMetrics:
+    @property
+    def model(self) -> Literal["policy", "reward"]:
+        """What it trains."""
+        return self.settings.model
+
+    @property
+    def best_alone(self) -> bool:
+        """Whether training packs the best (chosen) response of a prompt alone."""
+        return self.settings.best_alone
+
+    @property
+    def score_prompts(self) -> bool:
+        """Whether the NLL counts prompt tokens."""
+        return self.settings.score_prompts
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with a reference model's log-probs."""
+        return "reference" in self.settings.columns
+
+    @property
+    def judges_labels(self) -> bool:
+        """Whether responses are judged one by one, by their labels, against a reference point."""
+        return self.settings.judges_labels
+
+    def loss(self, scores: Tensor, lengths: Tensor, totals: Totals, columns: Columns = _NOTHING) -> LossAndMetrics:
         """Shares of the loss and of the metrics; see `objectives.terms`.
 
-        `reference (pairs, 2)`: summed log-probs of chosen and rejected under the reference model, for an
-        objective that needs one. `choices`: see `plackett_luce`; `desirable`, `baseline`: see `kto`.
+        `scores`: summed log-probs of a policy, or rewards. `columns`: of the rows, or of the whole step; those that it
+        reads (see `config.objectives.Column`) must be there.
         """
-        given: dict[str, Tensor | None] = {}
-        if self.needs_reference:
-            given["reference"] = reference
-        if self.reads_rankings:
-            given["choices"] = choices
-        if self.judges_labels:
-            given |= {"desirable": desirable, "baseline": baseline}
-        return self.function(sums, lengths, totals, **given)
+        return self.function(scores, lengths, totals, **{name: columns[name] for name in self.settings.columns})
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that `config` names, with its settings bound."""
-    settings: dict[str, Any] = {"score_prompts": getattr(config, "nll_tokens", None) == "prompt_and_chosen"}
+    return Objective(config, _function(config), diagnostics if config.model == "reward" else None)
+
+
+def _function(config: ObjectiveConfig) -> Callable[..., LossAndMetrics]:
     match config:
         case OrpoConfig():
-            function: Callable[..., LossAndMetrics] = partial(orpo, lambda_=config.lambda_)
-            return Objective(_with_gradient_metrics(function) if config.gradient_metrics else function, **settings)
+            function = partial(orpo, lambda_=config.lambda_)
+            return _with_gradient_metrics(function) if config.gradient_metrics else function
         case ProbabilityRatioConfig():
-            return Objective(partial(probability_ratio, lambda_=config.lambda_), **settings)
+            return partial(probability_ratio, lambda_=config.lambda_)
         case SftConfig():
-            return Objective(sft, best_alone=True, **settings)
+            return sft
         case CpoConfig():
-            return Objective(partial(cpo, beta=config.beta, lambda_=config.lambda_), **settings)
+            return partial(cpo, beta=config.beta, lambda_=config.lambda_)
         case UnlikelihoodConfig():
-            return Objective(partial(unlikelihood, alpha=config.alpha), **settings)
+            return partial(unlikelihood, alpha=config.alpha)
         case SimpoConfig():
-            return Objective(partial(simpo, beta=config.beta, gamma=config.gamma))
+            return partial(simpo, beta=config.beta, gamma=config.gamma)
         case DpoConfig():
-            return Objective(partial(dpo, beta=config.beta), needs_reference=True)
+            return partial(dpo, beta=config.beta)
         case IpoConfig():
-            return Objective(partial(ipo, tau=config.tau), needs_reference=True)
+            return partial(ipo, tau=config.tau)
         case KtoPairConfig():
-            return Objective(partial(kto_pair, beta=config.beta, baseline=config.baseline), needs_reference=True)
+            return partial(kto_pair, beta=config.beta, baseline=config.baseline)
         case KtoConfig():
-            function = partial(
-                kto,
-                beta=config.beta,
-                desirable_weight=config.desirable_weight,
+            return partial(
+                kto, beta=config.beta, desirable_weight=config.desirable_weight,
                 undesirable_weight=config.undesirable_weight,
-            )
-            return Objective(function, needs_reference=True, judges_labels=True)
+            )  # fmt: skip
         case RewardConfig():
-            if config.loss == "plackett_luce":
-                return Objective(plackett_luce, model="reward", reads_rankings=True)
-            return Objective(reward, model="reward")
+            return plackett_luce if config.loss == "plackett_luce" else reward
 
 
 def _with_gradient_metrics(function: Callable[..., LossAndMetrics]) -> Callable[..., LossAndMetrics]:

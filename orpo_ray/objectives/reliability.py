@@ -129,6 +129,20 @@ def accuracy_by_length(margins: ArrayLike, length_differences: ArrayLike) -> Acc
     )
 
 
+def diagnostics(rewards: NDArray[np.float64], lengths: NDArray[np.int64]) -> dict[str, float]:
+    """Calibration of a reward model, and whether it just likes long answers, over comparisons.
+
+    `rewards (pairs, 3)` of prompt (unused), chosen, rejected; `lengths (pairs, 3)` in tokens.
+    """
+    margins = rewards[:, 1] - rewards[:, 2]
+    by_length = accuracy_by_length(margins, lengths[:, 1] - lengths[:, 2])
+    found = {"calibration_error": calibration(margins).expected_calibration_error}
+    for name, group in (("longer", by_length.chosen_longer), ("shorter", by_length.chosen_shorter)):
+        if group is not None:
+            found[f"accuracy_chosen_{name}"] = group.accuracy
+    return found
+
+
 def _checked(margins: ArrayLike) -> Floats:
     checked = np.asarray(margins, dtype=np.float64)
     if checked.ndim != 1 or not len(checked) or not np.isfinite(checked).all():

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from orpo_ray import __version__
 from orpo_ray.atomic import new_file
+from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures
 from orpo_ray.report.reward_figures import reward_figures
@@ -21,10 +22,6 @@ from orpo_ray.report.runs import Run, read_run
 
 Drawn = tuple[str, Markup | None, str]
 """A figure: its title, the figure if there is any, its caption."""
-OBJECTIVES = {
-    "orpo": "ORPO", "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto_pair": "KTO on pairs", "kto": "KTO",
-    "simpo": "SimPO", "cpo": "CPO", "probability_ratio": "probability ratio", "reward": "reward model",
-}  # fmt: skip
 EVALUATION_COLUMNS = {
     "eval_loss": "loss",
     "eval_nll": "NLL",
@@ -34,6 +31,9 @@ EVALUATION_COLUMNS = {
     "eval_reward_margin": "reward margin",
     "eval_reward_accuracy": "reward accuracy",
 }
+
+
+_TITLES = {objective.model_fields["name"].default: objective.title for objective in OBJECTIVES}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -139,7 +139,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     weight = f"λ = {objective['lambda']:g}" if _is_number(objective, "lambda") else ""
     origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
     return [
-        ("Objective", OBJECTIVES.get(name, name), weight),
+        ("Objective", _TITLES.get(name, name), weight),
         ("Model", str(model.get("name_or_path", "?")), str(model.get("dtype", ""))),
         ("Data", _data(data.get("train", "?")), _pairs(run)),
         ("Steps", number(steps), _planned(run)),

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orpo_ray.config.objectives import Column
 from orpo_ray.data.comparisons import Compared, best
 from orpo_ray.data.dataset import Texts
 from orpo_ray.data.packing import PackedBatch, pack
@@ -50,12 +51,9 @@ class Rows(NamedTuple):
     positions: Tensor | None
     """`(rows, 3)`: sequences of the prompt, the better and the worse response; or `(rows, 2)`, of prompt and response.
     None: all sequences, as they stand."""
-    reference: Tensor | None
-    """`(rows, 2)` or `(rows, 1)`: reference log-prob sums of the responses, where the data has them."""
-    choices: Tensor
-    """`(winners,)`: rows of each better response."""
-    desirable: Tensor | None
-    """`(rows,)`: labels, where responses have them."""
+    columns: dict[Column, Tensor]
+    """What the data say of the rows: `reference (rows, 2)` or `(rows, 1)`, `choices (winners,)`, `desirable (rows,)`;
+    those that they have."""
 
     def lay_out(self, values: Tensor, prompts: int) -> Tensor:
         """`values (sequences,)` of a batch of `prompts`, in rows."""
@@ -68,10 +66,8 @@ class Rows(NamedTuple):
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, move: Callable[[Tensor], Tensor]) -> Rows:
-        positions, reference, desirable = (
-            part if part is None else move(part) for part in (self.positions, self.reference, self.desirable)
-        )
-        return Rows(self.records, positions, reference, move(self.choices), desirable)
+        positions = None if self.positions is None else move(self.positions)
+        return Rows(self.records, positions, {name: move(column) for name, column in self.columns.items()})
 
 
 class MicroBatch(NamedTuple):
@@ -141,18 +137,15 @@ def rows_of(data: Texts, indices: Indices, *, best_alone: bool) -> Rows:
     """What an objective is given of the records at `indices`, packed in this order."""
     rows = _compared(data, indices, best_alone)
     uniform = best_alone or data.are_pairs
-    reference = None
+    columns: dict[Column, Tensor] = {"choices": torch.from_numpy(rows.choices)}
     if data.reference is not None:
         of_records = data.reference[indices]  # (records, K)
-        reference = torch.from_numpy(of_records[rows.records[:, None], rows.responses])
+        columns["reference"] = torch.from_numpy(of_records[rows.records[:, None], rows.responses])
     desirable = _desirable(data, indices, rows)
-    return Rows(
-        records=indices[rows.records],
-        positions=None if uniform else torch.from_numpy(rows.positions(data.counts(indices))),
-        reference=reference,
-        choices=torch.from_numpy(rows.choices),
-        desirable=None if desirable is None else torch.from_numpy(desirable),
-    )
+    if desirable is not None:
+        columns["desirable"] = torch.from_numpy(desirable)
+    positions = None if uniform else torch.from_numpy(rows.positions(data.counts(indices)))
+    return Rows(indices[rows.records], positions, columns)
 
 
 def _compared(data: Texts, indices: Indices, best_alone: bool) -> Compared:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.config.objectives import Column
 from orpo_ray.data.dataset import Pairs, Texts
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.schedule import Indices, Share, StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.flops import StepFlops, measured_peak
 from orpo_ray.modeling.loading import DTYPES
-from orpo_ray.objectives.registry import Objective, build_objective
-from orpo_ray.objectives.reliability import accuracy_by_length, calibration
+from orpo_ray.objectives.registry import Columns, Objective, build_objective
 from orpo_ray.objectives.terms import Metrics, Totals
 from orpo_ray.parsing import NUMBER, member
 from orpo_ray.telemetry.phases import phase
@@ -200,16 +200,16 @@ def train_step(
     shares: Metrics = {}
     flops = 0.0
     finite: list[tuple[Indices, Tensor]] = []  # records, and whether a row of theirs is finite
-    baseline = reference_point(engine, feed) if objective.judges_labels else None
+    of_step: dict[Column, Tensor] = {}
+    if objective.judges_labels:
+        of_step["baseline"] = reference_point(engine, feed)
     for micro_batch in feed:
         work, _, batch, rows, last = micro_batch.to(engine.device)
         scored = engine.forward(batch)
-        sums, lengths = (rows.lay_out(values, batch.prompts) for values in (scored, batch.lengths))
-        loss, metrics = objective.loss(
-            sums, lengths, work.totals, rows.reference, choices=rows.choices, desirable=rows.desirable,
-            baseline=None if baseline is None else baseline.to(sums.dtype),
-        )  # fmt: skip
-        finite.append((rows.records, sums.detach().isfinite().all(1)))
+        in_rows, lengths = (rows.lay_out(values, batch.prompts) for values in (scored, batch.lengths))
+        columns = {**rows.columns, **{name: value.to(in_rows.dtype) for name, value in of_step.items()}}
+        loss, metrics = objective.loss(in_rows, lengths, work.totals, columns)
+        finite.append((rows.records, in_rows.detach().isfinite().all(1)))
         infect = torch.where(loss.detach().isfinite(), 1.0, math.nan)
         engine.backward(loss * batch.weight * infect, last=last)
         for name, share in metrics.items():
@@ -248,8 +248,7 @@ def reference_point(engine: Engine, feed: Iterator[MicroBatch]) -> Tensor:
         for micro_batch in feed:
             work, _, batch, rows, last = micro_batch.to(engine.device)
             sums = rows.lay_out(engine.forward(batch), batch.prompts)[:, 1:]  # (records, 1)
-            assert rows.reference is not None
-            log_ratio += (sums.double() - rows.reference).sum() * batch.weight
+            log_ratio += (sums.double() - rows.columns["reference"]).sum() * batch.weight
             if last:
                 break
     return (engine.all_sum(log_ratio)[0] / work.totals.records).clamp(min=0)
@@ -268,38 +267,36 @@ def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out
 
     Always packs all responses: also for SFT it is worth seeing where the rejected one goes (Figure 3).
     """
-    baseline = None
+    of_all: dict[Column, Tensor] = {}
     everything = np.arange(len(held_out))
     if objective.judges_labels:
         work = _plan(engine, config, objective, _mismatched(held_out), everything)
-        baseline = reference_point(engine, micro_batches([work], engine.device))
+        of_all["baseline"] = reference_point(engine, micro_batches([work], engine.device))
     table = scores(engine, config, objective, held_out)[0]
-    metrics, sums, lengths = _measured(objective, held_out, everything, table, baseline)
+    metrics, in_rows, lengths = _measured(objective, held_out, everything, table, of_all)
     evaluation = {f"eval_{name}": value for name, value in metrics.items()}
     for source, (start, end) in (held_out.spans if isinstance(held_out, JoinedPairs) else {}).items():
-        metrics = _measured(objective, held_out, np.arange(start, end), table, baseline)[0]
+        metrics = _measured(objective, held_out, np.arange(start, end), table, of_all)[0]
         evaluation |= {f"eval_{name}/{source}": value for name, value in metrics.items()}
-    if objective.model == "reward":
-        evaluation |= reward_diagnostics(sums, lengths)
+    if objective.diagnose is not None:
+        evaluation |= {f"eval_{name}": value for name, value in objective.diagnose(in_rows, lengths).items()}
     return evaluation, table
 
 
 def _measured(
-    objective: Objective, data: Pairs, indices: Indices, table: Tensor, baseline: Tensor | None
+    objective: Objective, data: Pairs, indices: Indices, table: Tensor, of_all: Columns
 ) -> tuple[dict[str, float], NDArray[np.float64], NDArray[np.int64]]:
-    """The metrics over the records at `indices` of `data`, from the `table` of all; and of their rows what the model
-    gave, and tokens."""
+    """The metrics over the records at `indices` of `data`, from the `table` of all and what is one of all rows; and of
+    their rows what the model gave, and tokens."""
     compared, device = data.compared(indices), table.device
     rows = rows_of(data, indices, best_alone=False).to(device)
     records, columns = (torch.from_numpy(part).to(device) for part in (compared.records, compared.columns))
     given = table[torch.from_numpy(indices).to(device)], predictions(data, indices, objective.score_prompts).to(device)
-    sums, lengths = (values[records[:, None], columns] for values in given)
+    in_rows, lengths = (values[records[:, None], columns] for values in given)
     totals = totals_of(data, indices, best_alone=False, score_prompts=objective.score_prompts)
-    metrics = objective.loss(
-        sums, lengths, totals, rows.reference, choices=rows.choices, desirable=rows.desirable, baseline=baseline
-    )[1]
+    metrics = objective.loss(in_rows, lengths, totals, {**rows.columns, **of_all})[1]
     found = {name: float(value) for name, value in metrics.items()}
-    return found, sums.cpu().numpy(), compared.of(data.lengths(indices))
+    return found, in_rows.cpu().numpy(), compared.of(data.lengths(indices))
 
 
 def scores(engine: Engine, config: TrainConfig, objective: Objective, data: Pairs) -> tuple[Tensor, Totals]:
@@ -329,20 +326,6 @@ def mean_reward(engine: Engine, config: TrainConfig, objective: Objective, data:
     if not data.are_pairs:
         rewards = rewards[torch.from_numpy(data.ranks() >= 0)]
     return float(rewards.mean())
-
-
-def reward_diagnostics(rewards: NDArray[np.float64], lengths: NDArray[np.int64]) -> Line:
-    """Calibration of a reward model, and whether it just likes long answers, under the keys `eval_*`, over comparisons.
-
-    `rewards (pairs, 3)` of prompt (unused), chosen, rejected; `lengths (pairs, 3)` in tokens.
-    """
-    margins = rewards[:, 1] - rewards[:, 2]
-    by_length = accuracy_by_length(margins, lengths[:, 1] - lengths[:, 2])
-    diagnostics: Line = {"eval_calibration_error": calibration(margins).expected_calibration_error}
-    for name, group in (("longer", by_length.chosen_longer), ("shorter", by_length.chosen_shorter)):
-        if group is not None:
-            diagnostics[f"eval_accuracy_chosen_{name}"] = group.accuracy
-    return diagnostics
 
 
 def _plan(

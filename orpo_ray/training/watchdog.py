@@ -18,14 +18,18 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
-from orpo_ray.training.engine import Engine
+from orpo_ray.data.packing import PackedBatch
+from orpo_ray.modeling.reward import StateDict
+from orpo_ray.training.engine import Engine, Piece
+
+Result = TypeVar("Result")
 
 EXIT_CODE = 75  # of a process that its watchdog ended
-_WATCHED = ("forward", "backward", "step", "all_sum", "gather", "weights")
 _PULSES = 20  # in the time that counts as a hang
 _LONGEST_PULSE = 10.0  # seconds
 _SIGNS = 3  # pulses in which a rank that lives gives another sign
@@ -44,6 +48,49 @@ class Pulse(NamedTuple):
     """Whether its watchdog is about to end its process."""
 
 
+class WatchedEngine:
+    """An engine whose calls are told when they begin, and when they end."""
+
+    def __init__(self, engine: Engine, called: Callable[[], None]) -> None:
+        self._engine, self._called = engine, called
+        self.policy, self.device, self.replicated = engine.policy, engine.device, engine.replicated
+        self.rank, self.ranks = engine.rank, engine.ranks
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        return self._told(lambda: self._engine.forward(batch))
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        self._told(lambda: self._engine.backward(share, last=last))
+
+    def step(self, lr: float) -> float:
+        return self._told(lambda: self._engine.step(lr))
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        return self._told(lambda: self._engine.all_sum(values))
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._told(lambda: self._engine.gather(value))
+
+    def weights(self) -> StateDict | None:
+        return self._told(self._engine.weights)
+
+    def pieces(self) -> list[Piece]:
+        return self._engine.pieces()
+
+    @property
+    def updates(self) -> int:
+        return self._engine.updates
+
+    def filled(self, updates: int) -> None:
+        self._engine.filled(updates)
+
+    def _told(self, call: Callable[[], Result]) -> Result:
+        self._called()
+        result = call()
+        self._called()
+        return result
+
+
 class Watchdog:
     """Watches the training thread, which is the one that makes it."""
 
@@ -60,8 +107,8 @@ class Watchdog:
         self._patience = max(1.0, self._pulse)
         self._store.set_timeout(timedelta(seconds=self._patience))
         self._question: threading.Thread | None = None
-        for name in _WATCHED:
-            setattr(engine, name, self._counted(getattr(engine, name)))
+        self.engine: Engine = WatchedEngine(engine, self._called)
+        """The same, whose calls are seen: to be used in its place."""
         threading.Thread(target=self._watch, daemon=True, name="orpo_ray-watchdog").start()
 
     def stop(self) -> None:
@@ -71,14 +118,8 @@ class Watchdog:
     def _pulse(self) -> float:
         return min(self._timeout / _PULSES, _LONGEST_PULSE)
 
-    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            self._calls += 1
-            result = call(*arguments, **options)
-            self._calls += 1
-            return result
-
-        return counted
+    def _called(self) -> None:
+        self._calls += 1
 
     def _watch(self) -> None:
         seen, since = -1, time.monotonic()

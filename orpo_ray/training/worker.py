@@ -115,7 +115,9 @@ def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints
         engine = engine_for(policy, config, device)
         if whole is not None:
             require_same_numbers(config.model.name_or_path, policy, whole, probe(policy, engine.forward))
+    kind = type(engine).__name__
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
+    engine = watchdog.engine
     checkpoints = Checkpoints(config.checkpoints_location)
     digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}
     with phase("resume"):
@@ -126,7 +128,7 @@ def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints
         pairs=len(train_pairs),
         held_out=len(held_out),
         device=str(device),
-        engine=type(engine).__name__,
+        engine=kind,
     )
     with phase("trackers"):
         recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None

@@ -90,7 +90,7 @@ def step(
     model = network(objective)
     deal = {"score_prompts": objective.score_prompts, "ranks": ranks, "budget": budget}
     everything = np.arange(len(data))
-    baseline = None
+    of_step: dict[Any, Tensor] = {}
     if objective.judges_labels:
         assert data.mismatched is not None
         ratio = 0.0
@@ -99,17 +99,14 @@ def step(
             for _, _, batch, rows, _ in micro_batches([work], CPU):
                 with torch.no_grad():
                     sums = rows.lay_out(model(batch), batch.prompts)[:, 1:]
-                ratio += float((sums - rows.reference).sum()) * batch.weight
-        baseline = torch.tensor(max(0.0, ratio / len(data)), dtype=torch.float64)
+                ratio += float((sums - rows.columns["reference"]).sum()) * batch.weight
+        of_step["baseline"] = torch.tensor(max(0.0, ratio / len(data)), dtype=torch.float64)
     loss, metrics = 0.0, dict[str, float]()
     for rank in range(ranks):
         work = plan(data, everything, best_alone=objective.best_alone, rank=rank, **deal)
         for _, _, batch, rows, _ in micro_batches([work], CPU):
             sums, lengths = (rows.lay_out(values, batch.prompts) for values in (model(batch), batch.lengths))
-            share, told = objective.loss(
-                sums, lengths, work.totals, rows.reference, choices=rows.choices, desirable=rows.desirable,
-                baseline=baseline,
-            )  # fmt: skip
+            share, told = objective.loss(sums, lengths, work.totals, {**rows.columns, **of_step})
             (share * batch.weight).backward()
             loss += float(share.detach()) * batch.weight
             for name, value in told.items():

@@ -108,7 +108,7 @@ def test_registry_follows_the_configuration() -> None:
     assert (objective.best_alone, objective.score_prompts) == (False, False)
     sums, lengths = -torch.rand(2, 3), torch.ones(2, 3)
     expected = orpo(sums, lengths, Totals(2, 2), lambda_=0.7)[0]
-    assert torch.equal(objective.loss(sums, lengths, Totals(2, 2), None)[0], expected)
+    assert torch.equal(objective.loss(sums, lengths, Totals(2, 2))[0], expected)
     assert build_objective(SftConfig()).best_alone
 
 
@@ -117,10 +117,12 @@ def test_every_objective_runs_through_the_registry(config: type) -> None:
     objective = build_objective(config())
     columns = 2 if objective.judges_labels else 3
     sums, lengths = -torch.rand(2, columns) * 5, torch.full((2, columns), 5)
-    reference = -torch.rand(2, columns - 1) * 5 if objective.needs_reference else None
     loss, metrics = objective.loss(
-        sums.requires_grad_(), lengths, Totals(2, 20, records=2, desirable=1), reference,
-        choices=torch.ones(2, dtype=torch.int64), desirable=torch.tensor([True, False]), baseline=torch.tensor(0.5),
+        sums.requires_grad_(), lengths, Totals(2, 20, records=2, desirable=1),
+        {
+            "reference": -torch.rand(2, columns - 1) * 5, "choices": torch.ones(2, dtype=torch.int64),
+            "desirable": torch.tensor([True, False]), "baseline": torch.tensor(0.5),
+        },
     )  # fmt: skip
     loss.backward()
     assert sums.grad is not None
@@ -131,8 +133,8 @@ def test_every_objective_runs_through_the_registry(config: type) -> None:
 
 def test_gradient_factors_are_logged_on_demand() -> None:
     sums, lengths = -torch.rand(2, 3) * 5, torch.full((2, 3), 5)
-    plain = build_objective(OrpoConfig()).loss(sums, lengths, Totals(2, 20), None)
-    told = build_objective(OrpoConfig(gradient_metrics=True)).loss(sums, lengths, Totals(2, 20), None)
+    plain = build_objective(OrpoConfig()).loss(sums, lengths, Totals(2, 20))
+    told = build_objective(OrpoConfig(gradient_metrics=True)).loss(sums, lengths, Totals(2, 20))
     assert torch.equal(plain[0], told[0])
     added = {"gradient_delta", "gradient_weight_chosen", "gradient_weight_rejected"}
     assert set(told[1]) - set(plain[1]) == added
