@@ -306,8 +306,8 @@ def test_a_token_of_the_hub_is_masked_wherever_it_stands(secret: str, before: st
 
 
 WORDS = [
-    "a Bearer token", "bearer of", "Authorization: none", "token", "tokens", "hf_datasets", "hf_Model", "key", "sig", "sas",
-    "basic", "lr=1e-5", "pad_token=x", "https://host/x?split=train#top", "s3://bucket/a@b", "eyJ", "a",
+    "a Bearer token", "bearer of", "Authorization: none", "token", "tokens", "hf_datasets", "hf_Model", "key", "sig",
+    "sas", "basic", "lr=1e-5", "pad_token=x", "https://host/x?split=train#top", "s3://bucket/a@b", "eyJ", "a",
 ]  # fmt: skip
 
 
