@@ -1,8 +1,10 @@
 """Secrets are masked in whatever is written: configurations, model cards, pages, messages.
 
-What counts as one: the password of a URL (and the bare user of a web address, often a token), query parameters whose
-name says so, the signature of a pre-signed URL, and a text under a key such as `api_key`. The mask is the same for
-any secret, so a run is still known as the same one after its credentials have changed.
+What counts as one: the password of a URL (and the bare user of a web address, often a token), parameters of a query,
+a fragment or a connection string whose name says so, the signature of a pre-signed URL, what follows `Bearer` or
+stands in an `Authorization` header, tokens that are known by how they begin (`hf_…`), and a text under a key such as
+`api_key`. The mask is the same for any secret, so a run is still known as the same one after its credentials have
+changed.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ MASK = "***"
 Tree = TypeVar("Tree")
 
 _NAME = re.compile(
-    r"(?:^|[_.\-])(?:token|secret|passw(?:or)?d|pwd|credentials?|signature|sig|auth|authorization|jwt)$"
-    r"|(?:^|[_.\-])(?:api|access|private|secret|account|shared)[_\-]?key$|^key$"
+    r"(?:^|[_.\-])(?:token|secret|passw(?:or)?d|pwd|credentials?|signature|sig|sas|auth|authorization|jwt)$"
+    r"|(?:^|[_.\-])(?:api|access|private|secret|account|shared|subscription)[_\-]?key$|^key$"
 )
 # What changes with every signing of the same address.
 _SIGNING = re.compile(r"^(?:x[_\-](?:amz|goog)[_\-].*|awsaccesskeyid|googleaccessid|expires|se|st)$")
@@ -26,17 +28,41 @@ _PASSWORD = re.compile(
     r"(?!:|\d{1,5}(?:[/?#]|$))"  # neither the `::` of chained URLs nor a port: host:8080/name@version
     r"(?:[^\s?#/]+|[^@\s?#]+)(?=@)"  # it may hold an @, or a slash, though neither should be
 )
-_WEB_USER = re.compile(r"(?<![\w+])(https?://)[^/?#:@\s]+(?=@)", re.IGNORECASE)
-_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s?]+)=([^&;#\s'\"]+)")
+_WEB_USER = re.compile(r"(?<!\w)(https?://)[^/?#:@\s]+(?=@)", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"(?<=[?&;#])([^=&;#\s?]+)="  # of a query, of a fragment, of Azure's connection strings
+    r"((?:[^&;#\s'\"]|;(?![^=&;#\s?]+=))+)"  # a `;` ends it only before another one
+)
+# Tokens of the Hub, of GitHub and JWTs. `hf_MistralForCausalLM` is none: cases alternate, or there are digits, or it is
+# long. What stands before may be percent-encoded.
+_TOKEN = re.compile(
+    r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))(?:"
+    r"(hf_|api_org_)(?:[A-Za-z0-9]{34,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}|(?=[A-Za-z]*[a-z][A-Z][a-z][A-Z])[A-Za-z]{12,})"
+    r"|(gh[opsur]_|github_pat_)\w{20,}"
+    r"|(?<![\w\-])(eyJ)[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]*)"
+)
+_HEADER = r"(?<![A-Za-z])(?i:authorization)['\"]?\s*[:=]\s*['\"]?"
+_SCHEME = re.compile(rf"({_HEADER}(?i:bearer|basic|token|negotiate|apikey)\s+)[^\s'\",]+")
+# Without header and scheme only what is no word: "a Bearer token", "Authorization: none" stay.
+_CREDENTIAL = re.compile(
+    rf"({_HEADER}|\b(?i:bearer)\s+)"
+    r"(?!(?:[A-Za-z]?[a-z]*|(?i:token|auth)[a-z\-]*)[.=\-]*(?![\w.~+/=\-]))"
+    r"[\w.~+/=\-]{6,}"
+)
+_MASKED = re.compile(
+    rf"(?:hf_|api_org_|gh[opsur]_|github_pat_|eyJ|\b(?i:bearer)\s+|{_HEADER}(?:[A-Za-z]+\s+)?|[?&;#][^=&;#\s?]+=)\*\*\*"
+)
 
 
 def masked(text: str) -> str:
-    """`text` with the secrets of every URL in it replaced by `MASK`."""
-    if "://" not in text:
-        return text
-    text = _PASSWORD.sub(rf"\g<1>{MASK}", text)
-    text = _WEB_USER.sub(rf"\g<1>{MASK}", text)
-    return _PARAMETER.sub(_masked_parameter, text)
+    """`text` with every secret in it replaced by `MASK`."""
+    if "://" in text:
+        text = _PASSWORD.sub(rf"\g<1>{MASK}", text)
+        text = _WEB_USER.sub(rf"\g<1>{MASK}", text)
+    text = _PARAMETER.sub(_masked_parameter, text)
+    text = _SCHEME.sub(rf"\g<1>{MASK}", text)
+    text = _CREDENTIAL.sub(rf"\g<1>{MASK}", text)
+    return _TOKEN.sub(lambda match: f"{match[1] or match[2] or match[3]}{MASK}", text)
 
 
 def masked_tree(tree: Tree, *, by_name: bool = False) -> Tree:
@@ -64,7 +90,7 @@ def is_secret(name: str) -> bool:
 
 def holds_mask(text: str) -> bool:
     """Whether a secret was masked in `text`, so that it is no longer what it was."""
-    return text == MASK or ("://" in text and (f"{MASK}@" in text or f"={MASK}" in text))
+    return text == MASK or ("://" in text and f"{MASK}@" in text) or _MASKED.search(text) is not None
 
 
 def _masked_parameter(match: re.Match[str]) -> str:

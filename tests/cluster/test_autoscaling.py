@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from conftest import free_ports, reachable, wait_for
+from documented import lines
 
 CLUSTER = yaml.safe_load((Path(__file__).resolve().parents[2] / "cluster.yaml").read_text())
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -92,5 +96,21 @@ def test_workers_come_when_a_run_asks_for_them_and_go_when_it_is_over(address: s
         assert workers.wait(20)
         remove_placement_group(workers)
         wait_for(lambda: "GPU" not in ray.cluster_resources(), "idle nodes to go", 40)
+    finally:
+        ray.shutdown()
+
+
+def test_nodes_that_are_asked_for_as_the_guide_says_come_and_stay(address: str) -> None:
+    import ray
+
+    (line,) = (line for _, line in lines() if "request_resources" in line)
+    _, _, entrypoint = line.partition(" -- python -c ")
+    (program,) = shlex.split(entrypoint)
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "RAY_ADDRESS": address}, timeout=60, check=True)
+    ray.init(address=address, log_to_driver=False)
+    try:
+        wait_for(lambda: ray.cluster_resources().get("GPU") == 8, "a node of eight GPUs", 40)
+        time.sleep(6)  # twice what an idle node is left
+        assert ray.cluster_resources().get("GPU") == 8
     finally:
         ray.shutdown()

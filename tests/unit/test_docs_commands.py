@@ -65,6 +65,9 @@ def test_the_pages_show_commands() -> None:
         "ray job submit --working-dir . -- python jobs/tran.py configs/toy-base.yaml", "ray job halt x",
         "ray job submit --runtime-env jobs/env.yaml -- python jobs/train.py configs/toy-base.yaml",
         "docker build -f Dockerfile -t orpo-ray:gpu .", "kubectl apply -f deploy/nowhere.yaml", "helm install",
+        "kubectl delete -f deploy/kuberay-volume.yaml", "kubectl get rayjob nothing",
+        "kubectl port-forward service/x 8265",
+        "aws cloudformation deploy --stack-name x --template-file deploy/aws-iam.yaml --capabilities CAPABILITY_IAM",
     ],
 )  # fmt: skip
 def test_a_command_that_does_not_exist_is_noticed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +110,9 @@ def check_ray(words: list[str]) -> None:
         json.loads(parsed.get(key) or "{}")
     if parsed.get("entrypoint"):
         python, script, *arguments = parsed["entrypoint"]
+        if script == "-c":
+            compile(arguments[0], "entrypoint", "exec")
+            return
         assert python == "python" and Path(script).is_file() and Path(script).parent == Path("jobs")
         check_own([Path(script).stem, *arguments])
 
@@ -124,17 +130,32 @@ def check_docker(words: list[str]) -> None:
 
 
 def check_kubectl(words: list[str]) -> None:
-    documents = list(yaml.safe_load_all((ROOT / "deploy/kuberay.yaml").read_text()))
+    documents = [
+        one for path in (ROOT / "deploy").glob("kuberay-*.yaml") for one in yaml.safe_load_all(path.read_text())
+    ]
+    names = {(one["kind"].lower(), one["metadata"]["name"]) for one in documents}
     verb, what, *rest = words
-    if verb == "apply":
-        assert what == "-f" and Path(rest[0]).is_file()
+    if verb in {"apply", "delete"}:
+        assert what == "-f" and Path(rest[0]).is_file() and len(rest) == 1
+        assert verb == "apply" or "volume" not in rest[0]  # a page that shows it would take somebody's runs
     elif verb == "create":
         assert (what, *rest[:2]) == ("secret", "generic", "orpo-secrets")
         keys = {word.removeprefix("--from-literal=").partition("=")[0] for word in rest[2:]}
         assert keys == {"auth_token", "hf_token"}
+    elif verb == "port-forward":
+        head = what.removeprefix("service/").removesuffix("-head-svc")  # what KubeRay calls a head's service
+        assert ("raycluster", head) in names and rest == ["8265"]
     else:
-        assert verb in {"get", "delete"} and what == "rayjob"
-        assert rest == [one["metadata"]["name"] for one in documents if one["kind"] == "RayJob"]
+        assert verb == "get" and (what, *rest) in names
+
+
+def check_aws(words: list[str]) -> None:
+    assert words[:2] == ["cloudformation", "deploy"]
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert set(options) == {"--stack-name", "--template-file", "--capabilities", "--parameter-overrides"}
+    template = Path(options["--template-file"]).read_text()
+    assert re.search(rf"^  {options['--parameter-overrides'].partition('=')[0]}:$", template, re.MULTILINE)
+    assert options["--capabilities"] == "CAPABILITY_NAMED_IAM"  # roles with names are made
 
 
 def check_pip(words: list[str]) -> None:
@@ -147,5 +168,5 @@ def check_export(words: list[str]) -> None:
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "orpo-ray": check_own, "make": check_make, "ray": check_ray, "docker": check_docker, "kubectl": check_kubectl,
-    "pip": check_pip, "export": check_export,
+    "aws": check_aws, "pip": check_pip, "export": check_export,
 }  # fmt: skip

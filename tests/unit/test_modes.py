@@ -15,6 +15,7 @@ from file_modes import unlike_the_umask
 from test_checkpoints import engine, saved
 from test_data_prepare import GOOD, write
 from test_data_prepare import config as data_config
+from test_export import trained
 from test_lora import export, load, save_language_model, settings
 from test_report import make_run
 from test_sweep_results import STEPS, write_run
@@ -28,6 +29,7 @@ from orpo_ray.data.prepare import prepare
 from orpo_ray.evaluation.models import find_policy
 from orpo_ray.evaluation.store import RESPONSES, Pieces
 from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
+from orpo_ray.training.from_checkpoint import export_checkpoint
 from orpo_ray.training.mirror import mirrored
 from orpo_ray.training.run_folder import RunFolder, write_eval_scores
 from orpo_ray.tuning.folder import SweepFolder
@@ -52,6 +54,15 @@ def test_models_adapters_and_what_an_evaluation_merges(tmp_path: Path) -> None:
     }
     merged = find_policy("x", str(folder / "adapter"), tmp_path / "runs" / "cache").folder
     assert (merged / "model.safetensors").is_file()
+    assert unlike_the_umask(tmp_path / "runs") == {}
+
+
+@pytest.mark.parametrize("objective", ["orpo", "reward"])
+def test_checkpoints_and_the_models_that_are_made_of_them(objective: str, tmp_path: Path) -> None:
+    config, _ = trained(tmp_path, f"objective={{name: {objective}}}")
+    made = [export_checkpoint(config.run_dir, 2), export_checkpoint(config.run_dir, 4, tmp_path / "runs" / "four")]
+    assert all((folder / "model.safetensors").is_file() for folder in made)
+    assert list((config.run_dir / "checkpoints").rglob("*.safetensors"))
     assert unlike_the_umask(tmp_path / "runs") == {}
 
 

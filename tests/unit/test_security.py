@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from secret_scan import leaks
 from test_data_prepare import GOOD, account_of
 from test_evaluation_models import save_toy
@@ -244,6 +247,18 @@ def test_vllm_is_told_to_read_safetensors_alone(engine: str, refusals: tuple[dic
         ("filecache::https://me:s3cret@host/x", "filecache::https://me:***@host/x"),
         ("zip://a.jsonl::s3://k:s3cret@b/x.zip", "zip://a.jsonl::s3://k:***@b/x.zip"),
         ("404, message='Not Found', url='https://host/x?api_key=s3cret'", None),
+        ("https://host/callback#access_token=s3cret&state=1", "https://host/callback#access_token=***&state=1"),
+        ("GET /c/x?sas=s3cret 403", "GET /c/x?sas=*** 403"),
+        ("https://host/x?token=s3;cret&part=2", "https://host/x?token=***&part=2"),
+        ("AccountName=me;AccountKey=s3cret==;EndpointSuffix=x", "AccountName=me;AccountKey=***;EndpointSuffix=x"),
+        ("git+https://s3cret@github.com/a/b", "git+https://***@github.com/a/b"),
+        ("401 for Bearer s3cret-7f.3e: no", "401 for Bearer ***: no"),
+        ("{'Authorization': 'Basic s3cretdGE='}", "{'Authorization': 'Basic ***'}"),
+        ("authorization: Bearer s3cret", "authorization: Bearer ***"),
+        ("-H 'Proxy-Authorization: s3cret7f'", "-H 'Proxy-Authorization: ***'"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s3cret", "eyJ***"),
+        ("ghp_s3cret0123456789abcdefghijklmnopqr", "ghp_***"),
+        (f"no such revision: hf_{'s3cret' * 6}, org/name", "no such revision: hf_***, org/name"),
     ],
 )
 def test_credentials_are_masked(text: str, written: str | None) -> None:
@@ -256,9 +271,49 @@ def test_credentials_are_masked(text: str, written: str | None) -> None:
 @pytest.mark.parametrize(
     "text",
     ["s3://bucket/pairs@v1/x.jsonl", "http://127.0.0.1:8080/a@b/x", "hf://datasets/org/name@main/x.jsonl", "~/runs/x",
-     "abfs://container@account.dfs.core.windows.net/x", "https://host/x?max_tokens=3&versionId=7", "org/name:subset"],
+     "abfs://container@account.dfs.core.windows.net/x", "https://host/x?max_tokens=3&versionId=7", "org/name:subset",
+     "https://host/page#section=2", "hf_MistralForSequenceClassification", "org/hf_ultrafeedback_binarized_2024",
+     "a Bearer token-based scheme", "who is the bearer of this?", 'WWW-Authenticate: Bearer realm="hub"',
+     "Authorization: none", "is it a token? sig; sas # key", "ghp_short and eyJ.a.b"],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
+    assert masked(text) == text
+    assert not holds_mask(text)
+
+
+AROUND = st.text("abz 019_-.,:;/?&#=@%'\"\n<>()", max_size=20)
+LETTERS = "".join(sorted(set(string.ascii_letters + string.digits) - set("abz019")))  # that stand in secrets alone
+PLACES = [
+    "https://me:{}@host/x", "https://{}@host/x", "https://host/x?sig={}&part=1", "https://host/#access_token={}",
+    "/x?sas={}", "Authorization: Bearer {}", "authorization='Basic {}'", "SharedAccessKey=a;AccountKey={};b=c",
+]  # fmt: skip
+
+
+@given(st.text(LETTERS, min_size=8, max_size=40), st.sampled_from(PLACES), AROUND, AROUND)
+def test_a_secret_is_masked_whatever_stands_around_it(secret: str, place: str, before: str, after: str) -> None:
+    text = f"{before} {place.format(secret)} {after}"
+    written = masked(text)
+    assert secret not in written
+    assert holds_mask(written)
+    assert masked(written) == written
+
+
+@given(st.text(LETTERS, min_size=34, max_size=34), AROUND, AROUND)
+def test_a_token_of_the_hub_is_masked_wherever_it_stands(secret: str, before: str, after: str) -> None:
+    written = masked(f"{before}%20hf_{secret}{after}")
+    assert secret not in written
+    assert holds_mask(written)
+
+
+WORDS = [
+    "a Bearer token", "bearer of", "Authorization: none", "token", "tokens", "hf_datasets", "hf_Model", "key", "sig",
+    "sas", "basic", "lr=1e-5", "pad_token=x", "https://host/x?split=train#top", "s3://bucket/a@b", "eyJ", "a",
+]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from([" ", ", ", ". ", ": ", "; ", "\n"]))))
+def test_ordinary_text_stays(words: list[tuple[str, str]]) -> None:
+    text = "".join(word + after for word, after in words)
     assert masked(text) == text
     assert not holds_mask(text)
 
