@@ -418,6 +418,23 @@ def test_a_run_with_credentials_is_continued(tmp_path: Path) -> None:
     assert restored.data.train == URL
 
 
+def test_what_libraries_warn_of_and_log_and_tracebacks_are_masked() -> None:
+    """As when urllib3 logs a path with its query, or an error of our own quotes an address."""
+    script = (
+        "import logging, warnings; from orpo_ray.cli import app, main\n@app.command()\ndef probe() -> None:\n"
+        f"    warnings.warn('no answer: Bearer {SECRETS['url token']}')\n"
+        f"    logging.getLogger('x').error('Retrying after %s', '/pairs?token={SECRETS['url token']}')\n"
+        f"    raise ZeroDivisionError({URL!r})\nmain(['probe'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert not any(secret in done.stderr for secret in SECRETS.values())
+    told = done.stderr.rstrip().splitlines()[-1]
+    assert told == f"ZeroDivisionError: https://me:{MASK}@127.0.0.1:9/pairs.jsonl?token={MASK}&version=3"
+    for line in (f"no answer: Bearer {MASK}", f"Retrying after /pairs?token={MASK}"):
+        assert line in done.stderr
+
+
 def test_evaluations_mask_too() -> None:
     mapping = {"name": "e", "models": {"token": "runs/x"}, "prompts": {"source": URL}, "reward_models": {"r": "toy"}}
     config = parse_as(EvaluationConfig, mapping, [], "test")
