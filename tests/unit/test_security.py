@@ -257,6 +257,7 @@ def test_vllm_is_told_to_read_safetensors_alone(engine: str, refusals: tuple[dic
         ("authorization: Bearer s3cret", "authorization: Bearer ***"),
         ("-H 'Proxy-Authorization: s3cret7f'", "-H 'Proxy-Authorization: ***'"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s3cret", "eyJ***"),
+        ("token hf_oauth_eyJhbGciOi.s3cret.x-y_z", "token hf_oauth_***"),
         ("ghp_s3cret0123456789abcdefghijklmnopqr", "ghp_***"),
         (f"no such revision: hf_{'s3cret' * 6}, org/name", "no such revision: hf_***, org/name"),
     ],
@@ -273,6 +274,7 @@ def test_credentials_are_masked(text: str, written: str | None) -> None:
     ["s3://bucket/pairs@v1/x.jsonl", "http://127.0.0.1:8080/a@b/x", "hf://datasets/org/name@main/x.jsonl", "~/runs/x",
      "abfs://container@account.dfs.core.windows.net/x", "https://host/x?max_tokens=3&versionId=7", "org/name:subset",
      "https://host/page#section=2", "hf_MistralForSequenceClassification", "org/hf_ultrafeedback_binarized_2024",
+     f"models/hf_{'7a94ddb27c' * 4}/model",
      "a Bearer token-based scheme", "who is the bearer of this?", 'WWW-Authenticate: Bearer realm="hub"',
      "Authorization: none", "is it a token? sig; sas # key", "ghp_short and eyJ.a.b"],
 )  # fmt: skip
@@ -316,6 +318,17 @@ def test_ordinary_text_stays(words: list[tuple[str, str]]) -> None:
     text = "".join(word + after for word, after in words)
     assert masked(text) == text
     assert not holds_mask(text)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "piece", ["https://a", "://a:", "-eyJ", "_hf_", "Bearer a", "?token=;", "authorization: basic "]
+)
+def test_a_long_text_is_masked_in_a_time_that_grows_with_its_length(piece: str) -> None:
+    """The first took minutes: each address looked for its @ to the text's end."""
+    for text in (piece * 50_000, f"{piece * 50_000} @"):
+        masked(text)
+        holds_mask(text)
 
 
 def test_names_of_secrets() -> None:
