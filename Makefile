@@ -105,12 +105,13 @@ clean:  ## remove .venv, caches and build leftovers; runs/ stays
 
 # The lock is complete, so pip need not resolve anything (--no-deps). Torch comes first because its CPU build
 # may live on another index; DeepSpeed, published as source only, is built into a wheel on the way. The stamp
-# comes last: an install that failed leaves none, and the next call takes up where it stopped.
+# comes last: an install that failed leaves none, and the next call takes up where it stopped. Ubuntu 22.04's
+# python3.11 is 3.11.0rc1, which lacks a function that torch asks for when it is imported.
 $(STAMP):
 	@test -n "$(PYTHON)" || { \
 	  echo "make: no Python found; name a Python 3.11 with make PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-	  echo "make: $(PYTHON) is not Python 3.11, which $(LOCK) is pinned for" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) or sys.version_info[3] != "final")' || { \
+	  echo "make: $(PYTHON) is not a release of Python 3.11, which $(LOCK) is pinned for" >&2; exit 1; }
 	@echo "==> $(VENV): installing $(LOCK), about 4 GB"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*

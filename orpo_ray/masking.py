@@ -26,7 +26,7 @@ _SIGNING = re.compile(r"^(?:x[_\-](?:amz|goog)[_\-].*|awsaccesskeyid|googleacces
 _PASSWORD = re.compile(
     r"(://[^/?#@:\s]*:)"  # the user
     r"(?!:|\d{1,5}(?:[/?#]|$))"  # neither the `::` of chained URLs nor a port: host:8080/name@version
-    r"(?:[^\s?#/]+|[^@\s?#]+)(?=@)"  # it may hold an @, or a slash, though neither should be
+    r"(?:[^\s?#/]{1,999}|[^@\s?#]{1,999})(?=@)"  # it may hold an @, or a slash, though neither should be
 )
 _WEB_USER = re.compile(r"(?<!\w)(https?://)[^/?#:@\s]+(?=@)", re.IGNORECASE)
 _PARAMETER = re.compile(
@@ -34,11 +34,13 @@ _PARAMETER = re.compile(
     r"((?:[^&;#\s'\"]|;(?![^=&;#\s?]+=))+)"  # a `;` ends it only before another one
 )
 # Tokens of the Hub, of GitHub and JWTs. `hf_MistralForCausalLM` is none: cases alternate, or there are digits, or it is
-# long. What stands before may be percent-encoded.
+# long; nor is a commit's hash. What stands before may be percent-encoded.
 _TOKEN = re.compile(
     r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))(?:"
-    r"(hf_|api_org_)(?:[A-Za-z0-9]{34,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}|(?=[A-Za-z]*[a-z][A-Z][a-z][A-Z])[A-Za-z]{12,})"
+    r"(hf_|api_org_)(?![0-9a-f]{40}(?![A-Za-z0-9]))"
+    r"(?:[A-Za-z0-9]{34,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}|(?=[A-Za-z]*[a-z][A-Z][a-z][A-Z])[A-Za-z]{12,})"
     r"|(gh[opsur]_|github_pat_)\w{20,}"
+    r"|(hf_oauth_|hf_jwt_)[\w\-.]{16,}"
     r"|(?<![\w\-])(eyJ)[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]*)"
 )
 _HEADER = r"(?<![A-Za-z])(?i:authorization)['\"]?\s*[:=]\s*['\"]?"
@@ -50,19 +52,20 @@ _CREDENTIAL = re.compile(
     r"[\w.~+/=\-]{6,}"
 )
 _MASKED = re.compile(
-    rf"(?:hf_|api_org_|gh[opsur]_|github_pat_|eyJ|\b(?i:bearer)\s+|{_HEADER}(?:[A-Za-z]+\s+)?|[?&;#][^=&;#\s?]+=)\*\*\*"
+    rf"(?:hf_|hf_oauth_|hf_jwt_|api_org_|gh[opsur]_|github_pat_|eyJ|\b(?i:bearer)\s+|{_HEADER}(?:[A-Za-z]+\s+)?"
+    r"|[?&;#][^=&;#\s?]+=)\*\*\*"
 )
 
 
 def masked(text: str) -> str:
     """`text` with every secret in it replaced by `MASK`."""
-    if "://" in text:
+    if "://" in text and "@" in text:
         text = _PASSWORD.sub(rf"\g<1>{MASK}", text)
         text = _WEB_USER.sub(rf"\g<1>{MASK}", text)
     text = _PARAMETER.sub(_masked_parameter, text)
     text = _SCHEME.sub(rf"\g<1>{MASK}", text)
     text = _CREDENTIAL.sub(rf"\g<1>{MASK}", text)
-    return _TOKEN.sub(lambda match: f"{match[1] or match[2] or match[3]}{MASK}", text)
+    return _TOKEN.sub(lambda match: f"{next(filter(None, match.groups()))}{MASK}", text)
 
 
 def masked_tree(tree: Tree, *, by_name: bool = False) -> Tree:

@@ -14,6 +14,8 @@ import traceback
 import warnings
 from typing import Any
 
+from orpo_ray.masking import masked
+
 LAYOUT = "\n\t"
 """What text of our own is laid out by."""
 
@@ -34,16 +36,17 @@ def say(text: object, *, error: bool = False) -> None:
 
 def tell_of_a_bug(error: Exception) -> int:
     """The traceback on stderr, since a message may quote what was read; returns the process's exit code."""
-    sys.stderr.write(visible("".join(traceback.format_exception(error)), LAYOUT))
+    sys.stderr.write(visible(masked("".join(traceback.format_exception(error))), LAYOUT))
     return 1
 
 
 def have_libraries_do_so() -> None:
-    """From now on what libraries of this process warn of and log is shown, not obeyed, too."""
+    """From now on what libraries of this process warn of and log is shown, not obeyed, too; secrets in it are masked,
+    such as in the address that could not be read."""
     plain = warnings.formatwarning
 
     def shown(*warning: Any, **more: Any) -> str:
-        return visible(plain(*warning, **more), LAYOUT)
+        return visible(masked(plain(*warning, **more)), LAYOUT)
 
     warnings.formatwarning = shown
     logging.setLogRecordFactory(_Record)
@@ -51,4 +54,4 @@ def have_libraries_do_so() -> None:
 
 class _Record(logging.LogRecord):
     def getMessage(self) -> str:
-        return visible(super().getMessage(), LAYOUT)
+        return visible(masked(super().getMessage()), LAYOUT)

@@ -142,9 +142,15 @@ def check_kubectl(words: list[str]) -> None:
         assert (what, *rest[:2]) == ("secret", "generic", "orpo-secrets")
         keys = {word.removeprefix("--from-literal=").partition("=")[0] for word in rest[2:]}
         assert keys == {"auth_token", "hf_token"}
-    elif verb == "port-forward":
+    elif verb in {"port-forward", "exec"}:
         head = what.removeprefix("service/").removesuffix("-head-svc")  # what KubeRay calls a head's service
-        assert ("raycluster", head) in names and rest == ["8265"]
+        assert ("raycluster", head) in names or head == "filled-in"  # a job's cluster has a name that KubeRay draws
+        if verb == "port-forward":
+            assert rest == ["8265"]
+        else:
+            assert rest[:2] in (["--", "orpo-ray"], ["--", "tar"])
+            if rest[1] == "orpo-ray":
+                check_own(rest[2:])
     else:
         assert verb == "get" and (what, *rest) in names
 

@@ -257,6 +257,7 @@ def test_vllm_is_told_to_read_safetensors_alone(engine: str, refusals: tuple[dic
         ("authorization: Bearer s3cret", "authorization: Bearer ***"),
         ("-H 'Proxy-Authorization: s3cret7f'", "-H 'Proxy-Authorization: ***'"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s3cret", "eyJ***"),
+        ("token hf_oauth_eyJhbGciOi.s3cret.x-y_z", "token hf_oauth_***"),
         ("ghp_s3cret0123456789abcdefghijklmnopqr", "ghp_***"),
         (f"no such revision: hf_{'s3cret' * 6}, org/name", "no such revision: hf_***, org/name"),
     ],
@@ -273,6 +274,7 @@ def test_credentials_are_masked(text: str, written: str | None) -> None:
     ["s3://bucket/pairs@v1/x.jsonl", "http://127.0.0.1:8080/a@b/x", "hf://datasets/org/name@main/x.jsonl", "~/runs/x",
      "abfs://container@account.dfs.core.windows.net/x", "https://host/x?max_tokens=3&versionId=7", "org/name:subset",
      "https://host/page#section=2", "hf_MistralForSequenceClassification", "org/hf_ultrafeedback_binarized_2024",
+     f"models/hf_{'7a94ddb27c' * 4}/model",
      "a Bearer token-based scheme", "who is the bearer of this?", 'WWW-Authenticate: Bearer realm="hub"',
      "Authorization: none", "is it a token? sig; sas # key", "ghp_short and eyJ.a.b"],
 )  # fmt: skip
@@ -316,6 +318,17 @@ def test_ordinary_text_stays(words: list[tuple[str, str]]) -> None:
     text = "".join(word + after for word, after in words)
     assert masked(text) == text
     assert not holds_mask(text)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "piece", ["https://a", "://a:", "-eyJ", "_hf_", "Bearer a", "?token=;", "authorization: basic "]
+)
+def test_a_long_text_is_masked_in_a_time_that_grows_with_its_length(piece: str) -> None:
+    """The first took minutes: each address looked for its @ to the text's end."""
+    for text in (piece * 50_000, f"{piece * 50_000} @"):
+        masked(text)
+        holds_mask(text)
 
 
 def test_names_of_secrets() -> None:
@@ -416,6 +429,23 @@ def test_a_run_with_credentials_is_continued(tmp_path: Path) -> None:
         load_config(tmp_path / "config.yaml")
     restored = load_config(tmp_path / "config.yaml", [f"data.train={URL}", "train.deepspeed={}"])
     assert restored.data.train == URL
+
+
+def test_what_libraries_warn_of_and_log_and_tracebacks_are_masked() -> None:
+    """As when urllib3 logs a path with its query, or an error of our own quotes an address."""
+    script = (
+        "import logging, warnings; from orpo_ray.cli import app, main\n@app.command()\ndef probe() -> None:\n"
+        f"    warnings.warn('no answer: Bearer {SECRETS['url token']}')\n"
+        f"    logging.getLogger('x').error('Retrying after %s', '/pairs?token={SECRETS['url token']}')\n"
+        f"    raise ZeroDivisionError({URL!r})\nmain(['probe'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert not any(secret in done.stderr for secret in SECRETS.values())
+    told = done.stderr.rstrip().splitlines()[-1]
+    assert told == f"ZeroDivisionError: https://me:{MASK}@127.0.0.1:9/pairs.jsonl?token={MASK}&version=3"
+    for line in (f"no answer: Bearer {MASK}", f"Retrying after /pairs?token={MASK}"):
+        assert line in done.stderr
 
 
 def test_evaluations_mask_too() -> None:
