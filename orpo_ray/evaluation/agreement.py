@@ -50,7 +50,7 @@ def agreement(
             raise ValueError(f"the two reward models' scores of {model} differ in shape")
     pairs = list(combinations(models, 2))
     verdicts = [{(i, j): outcomes(scores[i], scores[j], tie=tie) for i, j in pairs} for scores in (scores_a, scores_b)]
-    rewards = [np.concatenate([np.ravel(scores[m]) for m in models] or [[]]) for scores in (scores_a, scores_b)]
+    rewards = [np.concatenate([np.zeros(0), *(np.ravel(scores[m]) for m in models)]) for scores in (scores_a, scores_b)]
     return agreement_of_outcomes(*verdicts, spearman=_spearman(*rewards))
 
 

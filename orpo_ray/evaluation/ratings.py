@@ -65,13 +65,12 @@ def ratings_of_outcomes(
     if both:
         raise ValueError(f"{both[0]} and {both[1]} were compared in both directions")
     first, second = np.triu_indices(len(models), k=1)  # of each pair
-    shape = next(iter(met.values())).shape
-    seen = np.full((len(first), *shape), np.nan)
-    for row, (i, j) in enumerate(zip(first, second, strict=True)):
+    seen: Floats = np.full((len(first), *next(iter(met.values())).shape), np.nan)
+    for place, (i, j) in enumerate(zip(first, second, strict=True)):
         if (models[i], models[j]) in met:
-            seen[row] = met[models[i], models[j]]
+            seen[place] = met[models[i], models[j]]
         elif (models[j], models[i]) in met:
-            seen[row] = 1 - met[models[j], models[i]]
+            seen[place] = 1 - met[models[j], models[i]]
     won, lost = np.nansum(seen, axis=2), np.nansum(1 - seen, axis=2)  # (pairs, prompts)
     design = np.eye(len(models))[first] - np.eye(len(models))[second]
     ratings = _fit(won.sum(axis=1) + 0.5, lost.sum(axis=1) + 0.5, design)

@@ -130,7 +130,7 @@ class LengthControl:
 
 
 LENGTH_PENALTY = 1 / 16, 50.0
-"""Weight of the prior on the liking for length: of the prompts, and at most. See docs/evaluation.md for the evidence."""
+"""Weight of the prior on the liking for length, as a part of the prompts, and at most: docs/evaluation.md says why."""
 RULE_OF_THREE = 3.0
 """Prompts: of fewer, another draw of as many prompts has none at all in e^-3 = 5 % of cases or more."""
 
@@ -172,7 +172,7 @@ def length_control(
     if unknown:
         return LengthControl(None, None, unknown)
     if np.ptp(won) == 0 or not difference.any():  # no length changed anything
-        sums, numbers = np.bincount(prompt, won), np.bincount(prompt).astype(np.float64)
+        sums, numbers = (np.bincount(prompt, each).astype(np.float64) for each in (won, np.ones_like(won)))
         return LengthControl(float(won.mean()), prompt_interval(sums, numbers, max(resamples, 1), seed), None)
     slope = np.tanh(difference / difference.std(ddof=1))
     prompts = len(np.unique(prompt))
