@@ -123,15 +123,16 @@ class LengthControl:
 
     def reverse(self) -> LengthControl:
         """B against A."""
-        if self.win_rate is None or self.ci95 is None:
-            return self
-        low, high = self.ci95
-        return LengthControl(1 - self.win_rate, (1 - high, 1 - low), None)
+        return LengthControl(
+            None if self.win_rate is None else 1 - self.win_rate,
+            None if self.ci95 is None else (1 - self.ci95[1], 1 - self.ci95[0]),
+            self.unknown,
+        )
 
 
 LENGTH_PENALTY = 1 / 16, 50.0
 """Weight of the prior on the liking for length, as a part of the prompts, and at most: docs/evaluation.md says why."""
-RULE_OF_THREE = 3.0
+RULE_OF_THREE = 3 - 1e-9  # rounds count as parts of a prompt, whose sum is rounded
 """Prompts: of fewer, another draw of as many prompts has none at all in e^-3 = 5 % of cases or more."""
 
 
@@ -157,8 +158,9 @@ def length_control(
     the longer, φ is told by few prompts and θ with it; the prior then keeps the number near the win-rate.
 
     It cannot be told where fewer than three prompts say what length does: where one model's response is the longer to
-    all others, or where to all others the longer response wins, or the shorter one, whatever the model. Raises
-    `ValueError` for unequal shapes, infinite numbers, and outcomes not from 0 to 1.
+    all others, or where to all others the longer response wins, or the shorter one, whoever gave it (unless half of all
+    are of equal length). `ci95` is None with `resamples` 0. Raises `ValueError` for unequal shapes, infinite numbers,
+    and outcomes not from 0 to 1.
     """
     won, difference = checked_outcomes(outcomes), matrix(lengths_a) - matrix(lengths_b)
     if won.shape != difference.shape:
@@ -171,24 +173,23 @@ def length_control(
     unknown = _untold(won, difference, share)
     if unknown:
         return LengthControl(None, None, unknown)
+    prompts = len(np.unique(prompt))
     if np.ptp(won) == 0 or not difference.any():  # no length changed anything
         sums, numbers = (np.bincount(prompt, each).astype(np.float64) for each in (won, np.ones_like(won)))
-        return LengthControl(float(won.mean()), prompt_interval(sums, numbers, max(resamples, 1), seed), None)
+        interval = prompt_interval(sums, numbers, resamples, seed) if resamples else None
+        return LengthControl(float(won.mean()), interval, None)
     slope = np.tanh(difference / difference.std(ddof=1))
-    prompts = len(np.unique(prompt))
     part, most = LENGTH_PENALTY
     prior = min(part * prompts, most) * len(won) / prompts
     fitted = _fit_length(won, slope, np.ones((1, len(won))), prior, (0.0, 0.0))
-    rate = float(expit(fitted[0, 0]))
+    start = float(fitted[0, 0]), float(fitted[1, 0])
     rates = [
-        expit(_fit_length(won, slope, weights[:, prompt], prior, (fitted[0, 0], fitted[1, 0]))[0])
+        expit(_fit_length(won, slope, weights[:, prompt], prior, start)[0])
         for weights in _resampled(prompts, len(won), resamples, seed)
     ]
-    if not rates:
-        return LengthControl(rate, (rate, rate), None)
     tail = expanded_tail(prompts)
-    low, high = np.quantile(np.concatenate(rates), [tail, 1 - tail])
-    return LengthControl(rate, (float(low), float(high)), None)
+    low, high = np.quantile(np.concatenate(rates), [tail, 1 - tail]) if rates else (np.nan, np.nan)
+    return LengthControl(float(expit(start[0])), (float(low), float(high)) if rates else None, None)
 
 
 def _untold(won: Floats, difference: Floats, share: Floats) -> str | None:
@@ -201,12 +202,17 @@ def _untold(won: Floats, difference: Floats, share: Floats) -> str | None:
     other_side = min(share[difference >= 0].sum(), share[difference <= 0].sum())
     if other_side < RULE_OF_THREE:
         return f"one model gave the longer response to all but {other_side:.3g} of {prompts:,.0f} prompts"
-    longer_lost = np.where(difference > 0, 1 - won, won)  # how far a comparison speaks against a judge of length alone
-    longer_lost, shorter_lost = (np.where(difference == 0, 1.0, against) for against in (longer_lost, 1 - longer_lost))
-    against = {"longer": float(share @ longer_lost), "shorter": float(share @ shorter_lost)}
+    apart = difference != 0
+    # How far each comparison of unlike lengths speaks against a judge of length alone.
+    longer_lost = np.where(difference > 0, 1 - won, won)[apart]
+    against = {"longer": share[apart] @ longer_lost, "shorter": share[apart] @ (1 - longer_lost)}
     which = min(against, key=against.__getitem__)
-    if against[which] < RULE_OF_THREE:
-        return f"the {which} response won in all but {against[which]:.3g} of {prompts:,.0f} prompts, whoever gave it"
+    unlike = share[apart].sum()
+    if against[which] < RULE_OF_THREE and unlike > prompts / 2:
+        return (
+            f"the {which} response won in all but {against[which]:.3g} of {unlike:,.0f} prompts with unlike lengths, "
+            "whoever gave it"
+        )
     return None
 
 

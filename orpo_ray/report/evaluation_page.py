@@ -14,7 +14,7 @@ from markupsafe import Markup
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.report import evaluation_browser, evaluation_figures, evaluation_tables, evaluation_words, figures
 from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, Pair, read_evaluation
-from orpo_ray.report.evaluation_tables import points
+from orpo_ray.report.evaluation_tables import deviation
 from orpo_ray.report.evaluation_words import probability, rate, verdict
 from orpo_ray.report.page import describe_change, number, percent, render, write_page
 from orpo_ray.report.runs import Run, read_run
@@ -115,7 +115,7 @@ def _cell(pair: Pair | None) -> dict[str, Any] | None:
         "strength": f"{min(1.0, abs(distance) / 0.3) * 0.55:.3f}",
         "told_apart": pair.told_apart,
         "even": f"{100 * even:.1f} at equal lengths" if even is not None and (even - 0.5) * distance < 0 else None,
-        "title": f"{pair.model} over {pair.against}: {rate(pair)}; sd over rounds {points(pair.sd)}; "
+        "title": f"{pair.model} over {pair.against}: {rate(pair)}; sd over rounds {deviation(pair)}; "
         f"p {probability(pair.p_value)}, by Holm {probability(pair.p_holm)}; {verdict(pair)}",
     }
 

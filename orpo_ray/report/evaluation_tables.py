@@ -27,7 +27,7 @@ def _pair(pair: Pair) -> Row:
         "length-controlled": length_controlled(pair),
         "p": probability(pair.p_value),
         "p (Holm)": probability(pair.p_holm),
-        "sd over rounds": points(pair.sd if len(pair.rounds) > 1 else None),
+        "sd over rounds": deviation(pair),
         "wins": number(pair.wins),
         "ties": number(pair.ties),
         "losses": number(pair.losses),
@@ -157,9 +157,9 @@ def training(runs: Mapping[str, Run]) -> list[Row]:
     return rows
 
 
-def points(value: float | None) -> str:
-    """A difference of two fractions, in percentage points."""
-    return "–" if value is None else f"{100 * value:.1f} points"
+def deviation(pair: Pair) -> str:
+    """Of the rounds' win-rates, in percentage points; a dash where there is one round."""
+    return "–" if pair.sd is None or len(pair.rounds) < 2 else f"{100 * pair.sd:.1f} points"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

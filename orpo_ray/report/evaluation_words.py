@@ -63,7 +63,9 @@ def verdict(pair: Pair) -> str:
         return f"{plain}; at equal lengths it cannot be told: {unknown}" if unknown else plain
     even = 0 if pair.length_controlled_ci95 is None else _side(pair.length_controlled_ci95)
     if not pair.told_apart:
-        return f"{plain}; at equal lengths its interval lies {'above' if even > 0 else 'below'} that" if even else plain
+        if even in (0, _side(pair.ci95)):  # Holm's p is what keeps both from being told apart
+            return plain
+        return f"{plain}; at equal lengths its interval lies {'above' if even > 0 else 'below'} that"
     if (pair.length_controlled - 0.5) * (pair.win_rate - 0.5) <= 0:
         often, seldom = ("more", "less") if pair.win_rate > 0.5 else ("less", "more")
         return f"preferred {often} often, but {f'{seldom} often' if even else 'not so'} at equal lengths"

@@ -11,7 +11,18 @@ from scipy.stats import binomtest, kstest, permutation_test
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 
-from orpo_ray.evaluation.winrate import TIE, WinRate, holm, length_controlled, outcomes, win_rate
+from orpo_ray.evaluation.sign_flip import sign_flip_test
+from orpo_ray.evaluation.winrate import (
+    TIE,
+    LengthControl,
+    WinRate,
+    holm,
+    length_control,
+    length_controlled,
+    mean_outcome,
+    outcomes,
+    win_rate,
+)
 
 NAN = float("nan")
 
@@ -37,7 +48,7 @@ def test_counts_with_ties_half_and_one_round():
     assert (result.wins, result.ties, result.losses, result.n, result.prompts) == (2, 2, 1, 5, 5)
     assert result.win_rate == 0.6
     assert result.rounds == (0.6,)
-    assert result.sd == 0.0
+    assert result.sd is None
 
 
 def test_several_rounds_with_missing_scores():
@@ -83,20 +94,21 @@ def test_the_two_directions_mirror_each_other(rows):
     assert forward.rounds == pytest.approx([1 - rate for rate in backward.rounds], abs=1e-12)
     for name, value in asdict(forward.reverse()).items():
         assert value == pytest.approx(getattr(backward, name), abs=1e-12), name
-    assert forward.sd == pytest.approx(backward.sd, abs=1e-12)
+    assert forward.sd == (None if backward.sd is None else pytest.approx(backward.sd, abs=1e-12))
     assert forward.p_value == backward.p_value
     low, high = forward.ci95
     assert (low, high) == pytest.approx((1 - backward.ci95[1], 1 - backward.ci95[0]), abs=1e-12)
     assert 0 <= low <= forward.win_rate + 1e-12
     assert forward.win_rate - 1e-12 <= high <= 1
     assert 0 < forward.p_value <= 1
-    controlled = length_controlled(outcomes(a, b), lengths_a, lengths_b)
-    mirrored = length_controlled(outcomes(b, a), lengths_b, lengths_a)
-    if controlled is None:
-        assert mirrored is None
-    else:
-        assert 0 <= controlled <= 1
-        assert controlled == pytest.approx(1 - mirrored, abs=1e-8)
+    controlled = length_control(outcomes(a, b), lengths_a, lengths_b, resamples=50)
+    mirrored = length_control(outcomes(b, a), lengths_b, lengths_a, resamples=50).reverse()
+    assert controlled.unknown == mirrored.unknown
+    if controlled.unknown is None:
+        low, high = controlled.ci95
+        assert 0 <= low <= high <= 1
+        assert controlled.win_rate == pytest.approx(mirrored.win_rate, abs=1e-6)
+        assert controlled.ci95 == pytest.approx(mirrored.ci95, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -233,9 +245,9 @@ def lengths_and_outcomes(judge, prompts, seed, longer=0.75):
 
 
 JUDGES = {
+    "a probability": lambda d, rng: expit(3 * d),
     "soft": lambda d, rng: (rng.random(d.shape) < expit(3 * d)).astype(float),
     "soft, of the model's own form": lambda d, rng: (rng.random(d.shape) < expit(4 * np.tanh(d))).astype(float),
-    "hard": lambda d, rng: (1 + np.sign(d)) / 2,
     "hard, one in fifty wrong": lambda d, rng: (1 + np.sign(d) * np.where(rng.random(d.shape) < 0.02, -1, 1)) / 2,
     "half asleep": lambda d, rng: np.where(rng.random(d.shape) < 0.9, (1 + np.sign(d)) / 2, 0.5),
 }
@@ -264,54 +276,213 @@ def test_a_real_preference_is_kept(strength):
     assert won.mean() > expit(strength) + 0.04
 
 
-def test_the_remedy_against_separation_does_not_shrink_the_preference():
-    # 60 comparisons, where a penalty would show the most; against the fit of the model without any.
+def test_the_penalty_hardly_shrinks_a_preference_that_lengths_do_not_hide():
+    # 60 comparisons of 30 prompts, where it would show the most; against the fit of the model without any.
     won, a, b = lengths_and_outcomes(lambda d, rng: (rng.random(d.shape) < expit(1 + d)).astype(float), 30, 1)
     x = np.tanh((a - b) / (a - b).std(ddof=1)).ravel()
     plain = GLM(won.ravel(), np.column_stack([np.ones_like(x), x]), family=Binomial()).fit().params
-    assert length_controlled(won, a, b) == pytest.approx(expit(plain[0]), abs=0.005)
+    assert length_controlled(won, a, b) == pytest.approx(expit(plain[0]), abs=0.02)
 
 
-def test_a_hard_judge_is_even_whatever_the_nearest_lengths():
-    # Any θ fits: the gap about zero is lopsided, and no two responses are of equal length.
+def test_the_fit_is_the_penalised_likelihoods_best():
+    rng = np.random.default_rng(8)
+    for kind in range(12):
+        a, b = rng.gamma(3, 300, (40, 2)), rng.gamma(3, 200 + 40 * kind, (40, 2))
+        won = [rng.random((40, 2)), rng.random((40, 2)) < 0.9, expit((a - b) / 300) > rng.random((40, 2))][
+            kind % 3
+        ] * 1.0
+        x = np.tanh((a - b) / (a - b).std(ddof=1)).ravel()
+        weights = np.append(np.ones(80), 40 / 16 * 2)  # a sixteenth of 40 prompts, at two comparisons each
+        design = np.column_stack([np.append(np.ones(80), 0.0), np.append(x, 1.0)])
+        fit = GLM(np.append(won, 0.5), design, family=Binomial(), var_weights=weights).fit(tol=1e-12, maxiter=500)
+        assert length_controlled(won, a, b) == pytest.approx(expit(fit.params[0]), abs=1e-5), kind
+
+
+def equal_models(prompts: int, seed: int, wordier: float):
+    """Two equal models before a judge with some liking for length: outcomes, characters, and tokens of B's own kind."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(0, 0.3, (prompts, 1))  # some prompts want longer answers
+    characters = np.exp(common + rng.normal(6.5, 0.5, (prompts, 2))).round()
+    difference = characters[:, 0] - characters[:, 1]
+    won = (rng.random(prompts) < expit(1.5 * np.tanh(difference / difference.std()))).astype(float)
+    return won, *characters.T, characters[:, 0] / 4, characters[:, 1] / 4 * wordier
+
+
+def test_equal_models_are_even_whatever_their_tokenizers():
+    """B's tokenizer takes 20 % more tokens, which says nothing of its answers."""
+    by_characters, by_tokens = [], []
+    for seed in range(12):
+        won, characters_a, characters_b, tokens_a, tokens_b = equal_models(4000, seed, 1.2)
+        by_characters.append(length_controlled(won, characters_a, characters_b))
+        by_tokens.append(length_controlled(won, tokens_a, tokens_b))
+    assert np.abs(np.array(by_characters) - 0.5).max() < 0.02
+    assert np.mean(by_tokens) > 0.53
+
+
+@pytest.mark.parametrize("longer", [1.0, -1.0])
+def test_one_prompt_among_a_thousand_moves_it_little_or_it_cannot_be_told(longer):
+    """Exceptions to a rule of length are added one by one: to "A is always the longer", to "the longer wins"."""
+    size = np.random.default_rng(0).gamma(3, 200, 1000).round() + 1
+    place = np.arange(1000)
+    mostly_a = np.where(place % 4 == 0, -size, size)
+    kinds = {
+        "A is the longer": lambda k: (np.random.default_rng(1).random(1000) < 0.8, np.where(place < k, -size, size)),
+        "the longer wins": lambda k: ((mostly_a > 0) != (place < k), mostly_a),
+        "or they are equal": lambda k: (
+            np.where(place < 3, place == 0, (mostly_a > 0) != (place < 3 + k)), np.where(place < 3, 0, mostly_a),
+        ),
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        found = []
+        for exceptions in range(7):
+            won, difference = kind(exceptions)
+            found.append(length_control(won, longer * difference, np.zeros(1000), resamples=20))
+        told = [control.win_rate for control in found]
+        assert told[:3] == [None] * 3 and found[0].unknown and found[0].ci95 is None, name
+        known = told[3:]
+        assert np.abs(np.diff(known)).max() < 0.02, (name, told)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_where_length_decides_all_it_cannot_be_told(sign):
     difference = np.array([-40.0, -30, -20, 1, 2, 3, 50, 60])
-    assert length_controlled(difference > 0, difference, np.zeros(8)) == 0.5
-    assert length_controlled(difference < 0, difference, np.zeros(8)) == 0.5
-    difference, won = np.append(difference, [0.0, 0, 0, 0]), np.append(difference > 0, [1.0, 1, 1, 0.5])
-    assert length_controlled(won, difference, np.zeros(12)) == 0.875
+    found = length_control(sign * difference > 0, difference, np.zeros(8))
+    which = "longer" if sign > 0 else "shorter"
+    assert found.unknown == f"the {which} response won in all but 0 of 8 prompts with unlike lengths, whoever gave it"
+    assert found.win_rate is found.ci95 is None
+    assert found.reverse() == found
+    # Where half are of equal length, these tell it.
+    difference, won = np.append(difference, [0.0] * 8), np.append(sign * difference > 0, [1.0] * 6 + [0, 0])
+    assert 0.55 < length_controlled(won, difference, np.zeros(16)) < 0.8
 
 
 def test_nearly_separated_outcomes_stay_finite_and_sane():
-    # A wins as soon as it is no more than ten tokens the shorter: at equal length it wins.
+    # A wins as soon as it is no more than ten characters the shorter: at equal length it wins.
     difference = np.arange(-50, 51, dtype=float)
-    controlled = length_controlled(difference > -10, difference, np.zeros(101))
-    assert 0.9 < controlled < 1
-    assert length_controlled(difference >= 10, difference, np.zeros(101)) == pytest.approx(1 - controlled, abs=1e-8)
+    controlled = length_control(difference > -10, difference, np.zeros(101))
+    assert 0.7 < controlled.win_rate < 1
+    assert controlled.ci95[0] > 0.5
+    assert length_controlled(difference >= 10, difference, np.zeros(101)) == pytest.approx(
+        1 - controlled.win_rate, abs=1e-6
+    )
 
 
 def test_where_lengths_say_nothing_the_win_rate_stays():
     won = np.array([[1.0, 0.0], [1.0, 0.5]])
     assert length_controlled(won, np.full((2, 2), 7.0), np.full((2, 2), 7.0)) == 0.625
-    assert length_controlled(np.ones((2, 2)), [[1, 2], [3, 4]], [[4, 3], [2, 1]]) == 1.0
+    lengths = np.arange(12.0).reshape(6, 2)
+    found = length_control(np.ones((6, 2)), lengths, lengths[::-1])
+    assert found.win_rate == 1.0
+    assert found.ci95 == pytest.approx((0.025 ** (1 / 6), 1.0))  # as of the win-rate itself
 
 
-def test_no_control_without_overlap_of_lengths():
-    won = np.array([1.0, 0.0, 1.0])
-    assert length_controlled(won, [5, 6, 7], [4, 4, 4]) is None
-    assert length_controlled(won, [3, 2, 1], [4, 4, 4]) is None
-    assert length_controlled([NAN, NAN], [1, 2], [2, 1]) is None
-    assert length_controlled([1, 0], [1, NAN], [NAN, 1]) is None
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ([5, 6, 7], [4, 4, 4], "one model gave the longer response to all but 0 of 3 prompts"),
+        ([3, 2, 1], [4, 4, 4], "one model gave the longer response to all but 0 of 3 prompts"),
+        ([NAN, 1, 2], [4, NAN, NAN], "no comparison has both lengths"),
+        ([[5, 3], [5, 3], [5, 5]], [[4, 4]] * 3, "one model gave the longer response to all but 1 of 3 prompts"),
+    ],
+)
+def test_no_control_without_overlap_of_lengths(a, b, said):
+    won = np.zeros(np.shape(a)) + np.array([1.0, 0.0])[: np.ndim(a)].mean()
+    assert length_control(won, a, b) == LengthControl(None, None, said)
+    assert length_controlled(won, a, b) is None
 
 
 def test_comparisons_without_lengths_are_left_out():
     won, a, b = lengths_and_outcomes(JUDGES["soft"], 200, 0)
     padded = [np.concatenate([x, np.full((1, 2), fill)]) for x, fill in ((won, 1.0), (a, NAN), (b, 3.0))]
-    assert length_controlled(*padded) == pytest.approx(length_controlled(won, a, b), abs=1e-12)
+    assert length_control(*padded, resamples=50) == length_control(won, a, b, resamples=50)
+
+
+def test_repeating_every_round_changes_neither_length_control_nor_its_interval():
+    won, a, b = (each[:, :1] for each in lengths_and_outcomes(JUDGES["soft"], 150, 3))
+    once, thrice = length_control(won, a, b), length_control(*(np.tile(each, 3) for each in (won, a, b)))
+    # The sample's deviation, by which lengths are scaled, has one n - 1 for all.
+    assert thrice.win_rate == pytest.approx(once.win_rate, abs=2e-3)
+    assert thrice.ci95 == pytest.approx(once.ci95, abs=2e-3)
+
+
+@pytest.mark.parametrize(("prompts", "rounds", "longer"), [(60, 3, 0.2), (400, 1, 0.75)])
+def test_the_interval_at_equal_lengths_covers_its_bootstrap_truth(prompts, rounds, longer):
+    """Samples of a population of prompts hold the population's own number, by the same method, in 95 % of cases."""
+    judge = lambda d, rng: (rng.random(d.shape) < expit(0.7 + 1.5 * np.tanh(d))).astype(float)  # noqa: E731
+    population = [each[:, :rounds] for each in lengths_and_outcomes(judge, 20_000, 11, longer)]
+    population = [np.concatenate([each] + [each[:, :1]] * (rounds - each.shape[1]), axis=1) for each in population]
+    rng = np.random.default_rng(5)
+    truth = np.mean([length_controlled(*(each[rows] for each in population)) for rows in
+                     rng.integers(20_000, size=(200, prompts))])  # fmt: skip
+    covered = 0
+    for seed in range(200):
+        rows = rng.integers(20_000, size=prompts)
+        low, high = length_control(*(each[rows] for each in population), resamples=250, seed=seed).ci95
+        covered += low <= truth <= high
+    assert 0.91 <= covered / 200 <= 0.985
 
 
 def test_lengths_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="outcomes have shape"):
         length_controlled([1, 0], [[1, 2]], [[2, 1]])
+
+
+# A judge's probabilities
+
+
+def test_verdicts_of_the_same_probability_are_no_chance():
+    """805 of .65: rounded to whole wins they were all ties, p = 1.0."""
+    result = mean_outcome(np.full(805, 0.65))
+    assert (result.wins, result.ties, result.losses, result.win_rate) == (805, 0, 0, pytest.approx(0.65))
+    assert result.p_value == pytest.approx(2 * 0.5**805, rel=1e-6)
+    low, high = result.ci95
+    assert 0.64 < low <= 0.65 <= high < 0.66
+    assert mean_outcome(np.full(805, 0.5)).p_value == 1.0
+    assert mean_outcome(np.tile([0.65, 0.35], 400)).p_value == 1.0
+
+
+def test_probabilities_near_0_and_1_are_as_good_as_verdicts():
+    rng = np.random.default_rng(0)
+    whole = (rng.random((300, 2)) < 0.55).astype(float)
+    hard, soft = mean_outcome(whole), mean_outcome(np.abs(whole - rng.random(whole.shape) * 1e-3))
+    assert soft.win_rate == pytest.approx(hard.win_rate, abs=1e-3)
+    assert soft.ci95 == pytest.approx(hard.ci95, abs=2e-3)
+    assert soft.p_value == pytest.approx(hard.p_value, rel=0.15)
+    assert mean_outcome(1 - whole).p_value == mean_outcome(whole).p_value
+
+
+@pytest.mark.parametrize("prompts", [3, 9, 14, 15, 16])
+def test_soft_p_values_are_those_of_all_sign_flips(prompts):
+    rng = np.random.default_rng(prompts)
+    for shape in ((0.3, 0.3), (1, 1), (4, 2)):
+        excess = 2 * rng.beta(*shape, prompts) - 1
+        signs = 1 - 2 * (np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1)
+        exact = (np.abs(signs @ excess) >= abs(excess.sum()) - 1e-12).mean()
+        exactly = 1e-9 if prompts <= 14 else 0.03
+        assert sign_flip_test(excess) == pytest.approx(exact, rel=exactly, abs=2.0 ** (2 - prompts) * (prompts > 14))
+
+
+NULLS = {
+    "a judge without an opinion": lambda rng, n: rng.beta(8, 8, n),
+    "a sure one": lambda rng, n: rng.beta(0.3, 0.3, n),
+    "lopsided": lambda rng, n: np.where(rng.random(n) < 0.7, rng.normal(0.6, 0.02, n), rng.normal(0.8 / 3, 0.02, n)),
+}
+
+
+@pytest.mark.parametrize("null", NULLS)
+@pytest.mark.parametrize("prompts", [50, 200])
+def test_false_alarms_of_soft_outcomes_are_as_rare_as_they_say(null, prompts):
+    rng = np.random.default_rng(6)
+    p = np.array([sign_flip_test(2 * NULLS[null](rng, prompts) - 1) for _ in range(1500)])
+    assert 0.035 <= (p < 0.05).mean() <= 0.065
+    assert 0.003 <= (p < 0.01).mean() <= 0.018
+
+
+@pytest.mark.parametrize("outcome", [-0.1, 1.1, float("inf")])
+def test_outcomes_that_are_none_are_refused(outcome):
+    for statistic in (mean_outcome, lambda won: length_controlled(won, [1, 2, 3], [3, 2, 1])):
+        with pytest.raises(ValueError, match="expected"):
+            statistic([0.5, outcome, 1.0])
 
 
 # Several tests
