@@ -117,7 +117,7 @@ class LengthControl:
 
     win_rate: float | None
     ci95: tuple[float, float] | None
-    """Bootstrap over prompts. It says how far other prompts would move the number, not how far the penalty did."""
+    """Bootstrap over prompts. It says how far other prompts would move the number, not how far the penalty does."""
     unknown: str | None
     """In words that fit behind "cannot be told:"; None where there is a number."""
 
@@ -142,7 +142,13 @@ def length_controlled(outcomes: ArrayLike, lengths_a: ArrayLike, lengths_b: Arra
 
 
 def length_control(
-    outcomes: ArrayLike, lengths_a: ArrayLike, lengths_b: ArrayLike, *, resamples: int = 1000, seed: int = 0
+    outcomes: ArrayLike,
+    lengths_a: ArrayLike,
+    lengths_b: ArrayLike,
+    *,
+    penalty: tuple[float, float] = LENGTH_PENALTY,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> LengthControl:
     """A's win-rate at equal lengths: what is left once the judge's liking for length is taken out.
 
@@ -153,8 +159,8 @@ def length_control(
     models are left out.
 
     What stands in for these is a prior on φ alone, log-F(m, m) of Greenland & Mansournia (2015, Statistics in Medicine
-    34:3133): m more observations, half of them wins, at φ, with m a sixteenth of the prompts and 50 at most
-    (times the comparisons of a prompt, so that repeating all of them changes nothing). Where one model is nearly always
+    34:3133): m more observations, half of them wins, at φ. `penalty`: m as a part of the prompts, and at most (times
+    the comparisons of a prompt, so that repeating all of them changes nothing). Where one model is nearly always
     the longer, φ is told by few prompts and θ with it; the prior then keeps the number near the win-rate.
 
     It cannot be told where fewer than three prompts say what length does: where one model's response is the longer to
@@ -173,19 +179,19 @@ def length_control(
     unknown = _untold(won, difference, share)
     if unknown:
         return LengthControl(None, None, unknown)
-    prompts = len(np.unique(prompt))
+    prompts = int(prompt[-1]) + 1
     if np.ptp(won) == 0 or not difference.any():  # no length changed anything
         sums, numbers = (np.bincount(prompt, each).astype(np.float64) for each in (won, np.ones_like(won)))
         interval = prompt_interval(sums, numbers, resamples, seed) if resamples else None
         return LengthControl(float(won.mean()), interval, None)
     slope = np.tanh(difference / difference.std(ddof=1))
-    part, most = LENGTH_PENALTY
+    part, most = penalty
     prior = min(part * prompts, most) * len(won) / prompts
     fitted = _fit_length(won, slope, np.ones((1, len(won))), prior, (0.0, 0.0))
     start = float(fitted[0, 0]), float(fitted[1, 0])
     rates = [
-        expit(_fit_length(won, slope, weights[:, prompt], prior, start)[0])
-        for weights in _resampled(prompts, len(won), resamples, seed)
+        expit(_fit_length(np.append(won, [1, 0]), np.append(slope, [0, 0]), weights, prior, start)[0])
+        for weights in _resampled(prompt, resamples, seed)
     ]
     tail = expanded_tail(prompts)
     low, high = np.quantile(np.concatenate(rates), [tail, 1 - tail]) if rates else (np.nan, np.nan)
@@ -237,14 +243,21 @@ def _fit_length(won: Floats, slope: Floats, weights: Floats, prior: float, start
     return np.array([theta, phi])
 
 
-def _resampled(prompts: int, comparisons: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each resample holds each prompt, `(some resamples, prompts)` at a time."""
+def _resampled(prompt: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each resample of the prompts holds each comparison, `(some resamples, comparisons + 2)` at a time.
+
+    The last two are half a prompt won and half a one lost at equal lengths, drawn from Gamma(1/2) as for ratings: where
+    hardly a prompt was won, or lost, resampling alone sees too little spread.
+    """
     rng = np.random.default_rng(seed)
-    at_once = max(1, 200_000 // comparisons)
+    prompts = int(prompt[-1]) + 1
+    at_once = max(1, 200_000 // len(prompt))
     for first in range(0, resamples, at_once):
         rows = min(at_once, resamples - first)
         drawn = rng.integers(prompts, size=(rows, prompts)) + prompts * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * prompts).reshape(rows, prompts).astype(np.float64)
+        times = np.bincount(drawn.ravel(), minlength=rows * prompts).reshape(rows, prompts)
+        halves = rng.standard_gamma(0.5, (rows, 2)) * len(prompt) / prompts
+        yield np.concatenate([times[:, prompt], halves], axis=1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
