@@ -19,7 +19,12 @@ def headlines(numbers: Numbers, ranked: list[str]) -> list[tuple[str, list[str]]
         pair = numbers.pair(best, against, first)
         if pair is not None:
             more = [(label, numbers.pair(best, against, label)) for label in others]
-            found.append((_sentence(pair), [f"By {label}: {rate(p)}, {verdict(p)}." for label, p in more if p]))
+            found.append(
+                (
+                    _sentence(pair),
+                    [f"By {label}: {rate(p)}{_at_equal_lengths(p)}, {verdict(p)}." for label, p in more if p],
+                )
+            )
     return found
 
 
@@ -78,9 +83,11 @@ def _sentence(pair: Pair) -> str:
     sentence = f"{pair.model} over {pair.against}: win-rate {rate(pair)}"
     if pair.p_holm is not None:
         sentence += f" (p\u00a0{probability(pair.p_holm)}, Holm)"
-    if pair.length_controlled is not None:
-        sentence += f", length-controlled {length_controlled(pair)}"
-    return f"{sentence}: {verdict(pair)}."
+    return f"{sentence}{_at_equal_lengths(pair)}: {verdict(pair)}."
+
+
+def _at_equal_lengths(pair: Pair) -> str:
+    return "" if pair.length_controlled is None else f", length-controlled {length_controlled(pair)}"
 
 
 def probability(value: float | None) -> str:
