@@ -54,14 +54,17 @@ def test_soft_verdicts_give_the_published_win_rate_and_its_error(models: dict[st
 
 
 def test_intervals_at_equal_lengths_cover_their_bootstrap_truth(models: dict[str, Any]) -> None:
-    """All instructions are the population, 805 drawn of them with replacement the evaluation."""
+    """All instructions are the population, 805 drawn of them with replacement the evaluation (a third of the models).
+
+    All models, more samples and smaller ones: `benchmarks/length_control.py`.
+    """
     rng = np.random.default_rng(0)
     covered = []
-    for _, *arrays in models.values():
+    for _, *arrays in list(models.values())[::3]:
         truth = length_control(*arrays, resamples=0).win_rate
-        for seed in range(4):
+        for seed in range(10):
             rows = rng.integers(len(arrays[0]), size=len(arrays[0]))
-            found = length_control(*(array[rows] for array in arrays), resamples=150, seed=seed)
+            found = length_control(*(array[rows] for array in arrays), resamples=200, seed=seed)
             assert found.ci95 is not None and truth is not None
             covered.append(found.ci95[0] <= truth <= found.ci95[1])
-    assert np.mean(covered) >= 0.93
+    assert 0.92 <= np.mean(covered) <= 0.99
