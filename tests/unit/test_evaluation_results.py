@@ -192,3 +192,12 @@ def test_rewards_that_are_not_finite_are_told_with_the_first_of_them(models: dic
         progress(judged=8, not_finite={"r": 3})
         progress(judged=8, not_finite={"r": 1})
     assert told.getvalue().count("note: the reward model r gives rewards that are not finite") == 1
+
+
+def test_a_comparison_beside_training_without_any_reward_says_why() -> None:
+    from orpo_ray.evaluation.in_training import _metrics
+
+    pair = {"model": "policy", "win_rate": 0.6, "ci95": [0.5, 0.7]}
+    assert _metrics({"pairs": [pair], "notes": []})["eval_win_rate_high"] == 0.7
+    with pytest.raises(UserError, match=r"^eval\.win_rate: no prompt has a reward of both models: 64 .* too long"):
+        _metrics({"pairs": [], "notes": ["64 responses are too long for the reward model r."]})
