@@ -33,8 +33,10 @@ class Accuracy:
 
 
 def margin(rewards: Sequence[float | None], chosen: int) -> float:
-    """Of a record whose first `chosen` responses are the better ones; NaN where one has no reward."""
-    values = np.array(rewards, dtype=np.float64)  # None becomes NaN, and minima and maxima of it too
+    """Of a record whose first `chosen` responses are the better ones; NaN where one has no finite reward."""
+    values = np.array(rewards, dtype=np.float64)  # None becomes NaN
+    if not np.isfinite(values).all():
+        return float("nan")
     return float(values[:chosen].min() - values[chosen:].max())
 
 

@@ -11,7 +11,7 @@ from orpo_ray.evaluation.cluster import Resources, share_out
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.progress import complete
-from orpo_ray.evaluation.results import Embed, Tables, prompts_table, results_table, winrates
+from orpo_ray.evaluation.results import STATISTICS, Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
 from orpo_ray.parsing import read_object
 from orpo_ray.terminal import Console
@@ -38,7 +38,7 @@ def evaluate(
     key = content_key(
         rewards=[judge.rewards.folder.name for judge in plan.judges.values()],
         log_probs=[work.log_probs and work.log_probs.folder.name for work in plan.policies.values()],
-        embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes,
+        embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes, statistics=STATISTICS,
     )  # fmt: skip
     if _is_finished(folder, key):
         console.say(f"{folder.path}: already finished")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.evaluation import on_held_out
+from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.telemetry.metrics import training_line
 from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder
@@ -45,6 +46,13 @@ def _win_rate(run: TrainConfig, folder: RunFolder, model: Path) -> dict[str, Any
     evaluation = on_held_out(run, asked, {"policy": str(model)}, folder.win_rate.name, folder.path, run.seed)
     resources = beside(run.scaling, int(ray.cluster_resources().get("GPU", 0)))
     found = read_winrates(evaluate(evaluation, resources=resources, wait=True))  # for a lost task that this one repeats
-    pair = next(pair for pair in found["pairs"] if pair["model"] == "policy")
+    return _metrics(found)
+
+
+def _metrics(found: dict[str, Any]) -> dict[str, Any]:
+    """Of `winrates.json`. Raises `UserError` where no prompt has a reward of both models."""
+    pair = next((pair for pair in found["pairs"] if pair["model"] == "policy"), None)
+    if pair is None:
+        raise UserError(f"eval.win_rate: no prompt has a reward of both models: {' '.join(found['notes'])}")
     low, high = pair["ci95"]
     return {"eval_win_rate": pair["win_rate"], "eval_win_rate_low": low, "eval_win_rate_high": high}

@@ -8,6 +8,7 @@ seeds.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
 from orpo_ray.evaluation.plan import Plan
-from orpo_ray.evaluation.scoring import Scorer
+from orpo_ray.evaluation.scoring import Scorer, not_finite
 from orpo_ray.evaluation.work import Judgements, Responses
 from orpo_ray.telemetry import metrics
 
@@ -28,7 +29,9 @@ _ANYWHERE = "DEFAULT"
 class Progress(Protocol):
     """Where the counts of what is done go."""
 
-    def __call__(self, *, responses: int = 0, judged: int = 0, pairs: int = 0) -> None: ...
+    def __call__(
+        self, *, responses: int = 0, judged: int = 0, pairs: int = 0, not_finite: Mapping[str, int] | None = None
+    ) -> None: ...
 
 
 @dataclass
@@ -155,8 +158,10 @@ class Pipeline:
         elif isinstance(slot, _ScorerSlot) and slot.task is not None:
             self._judgements.receive(slot.task, result)
             count = len(self._plan.blocks[slot.task[1]])
-            self._progress(**{"pairs" if slot.task[0] else "judged": count})
-            if not slot.task[0]:
+            if slot.task[0]:
+                self._progress(pairs=count)
+            else:
+                self._progress(judged=count, not_finite=not_finite(result))
                 metrics.prompts_judged(self._plan.config.name, count)
             slot.task = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -60,11 +60,18 @@ def _progress(plan: Plan, console: Console) -> Iterator[Progress]:
     )  # fmt: skip
     done = dict.fromkeys(totals, 0)
     said = time.monotonic()
+    told: set[str] = set()  # reward models of which it was said that some rewards are not finite
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {key: bars.add_task(names[key], total=total) for key, total in totals.items() if total}
 
-        def advance(**counts: int) -> None:
+        def advance(not_finite: Mapping[str, int] | None = None, **counts: int) -> None:
             nonlocal said
+            for label in (not_finite or {}).keys() - told:
+                told.add(label)
+                console.say(
+                    f"note: the reward model {label} gives rewards that are not finite; such responses count as not "
+                    "scored, and how many they are is said at the end"
+                )
             for key, count in counts.items():
                 done[key] += count
                 if key in tasks:

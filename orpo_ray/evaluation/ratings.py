@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 
-from orpo_ray.evaluation.winrate import CONFIDENCE, TIE, outcomes
+from orpo_ray.evaluation.winrate import CONFIDENCE, TIE, checked_outcomes, outcomes
 
 Floats = NDArray[np.float64]
 
@@ -43,14 +44,34 @@ def bradley_terry(
 
     Models without any comparison are left out. Raises `ValueError` as `outcomes` does.
     """
-    scored = {model: ~np.isnan(scores[model]) for model in sorted(scores)}  # sorted: the order given changes nothing
-    met = sum(scored.values()) > 1  # where at least two models have a score
-    models = [model for model, has in scored.items() if (has & met).any()]
+    pairs = combinations(sorted(scores), 2)  # sorted: the order given changes nothing
+    won = {(i, j): outcomes(scores[i], scores[j], tie=tie) for i, j in pairs}
+    return ratings_of_outcomes(won, resamples=resamples, seed=seed)
+
+
+def ratings_of_outcomes(
+    outcomes: Mapping[tuple[str, str], NDArray[np.float64]], *, resamples: int = 200, seed: int = 0
+) -> list[Rating]:
+    """The same from the outcomes of pairs of models, each `(prompts, rounds)` of the first against the second.
+
+    An outcome between 0 and 1, such as a judge's probability, is that much of a win and the rest of a loss. Raises
+    `ValueError` for one beyond, and for a pair that is there in both directions.
+    """
+    met = {pair: checked_outcomes(won) for pair, won in outcomes.items() if not np.isnan(won).all()}
+    models = sorted({model for pair in met for model in pair})
     if not models:
         return []
+    both = next((pair for pair in met if pair[::-1] in met), None)
+    if both:
+        raise ValueError(f"{both[0]} and {both[1]} were compared in both directions")
     first, second = np.triu_indices(len(models), k=1)  # of each pair
-    seen = [outcomes(scores[models[i]], scores[models[j]], tie=tie) for i, j in zip(first, second, strict=True)]
-    won, lost = np.nansum(seen, axis=2), np.nansum(1 - np.array(seen), axis=2)  # (pairs, prompts)
+    seen: Floats = np.full((len(first), *next(iter(met.values())).shape), np.nan)
+    for place, (i, j) in enumerate(zip(first, second, strict=True)):
+        if (models[i], models[j]) in met:
+            seen[place] = met[models[i], models[j]]
+        elif (models[j], models[i]) in met:
+            seen[place] = 1 - met[models[j], models[i]]
+    won, lost = np.nansum(seen, axis=2), np.nansum(1 - seen, axis=2)  # (pairs, prompts)
     design = np.eye(len(models))[first] - np.eye(len(models))[second]
     ratings = _fit(won.sum(axis=1) + 0.5, lost.sum(axis=1) + 0.5, design)
     rng = np.random.default_rng(seed)

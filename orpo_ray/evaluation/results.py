@@ -18,7 +18,8 @@ from orpo_ray.evaluation.agreement import agreement
 from orpo_ray.evaluation.diversity import diversity, lengths
 from orpo_ray.evaluation.plan import EvaluationPlan, JudgeWork, PolicyWork
 from orpo_ray.evaluation.ratings import bradley_terry
-from orpo_ray.evaluation.winrate import TIE, holm, length_controlled, outcomes, win_rate
+from orpo_ray.evaluation.scoring import NOT_FINITE
+from orpo_ray.evaluation.winrate import TIE, LengthControl, holm, length_control, outcomes, win_rate
 from orpo_ray.evaluation.work import TOO_LONG
 from orpo_ray.objectives.reliability import accuracy
 from orpo_ray.objectives.terms import log_odds
@@ -27,6 +28,8 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
+STATISTICS = 2
+"""Raised by one whenever the same responses and rewards would give other numbers: they are then made anew."""
 DIVERSITY_PROMPTS = 160
 """Prompts whose responses are embedded, evenly spaced: as many as the paper's Table 4 takes."""
 
@@ -45,14 +48,22 @@ class Tables:
             self.responses[label] = [rows[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
         self.rewards: dict[str, dict[str, Floats]] = {}
         """By reward model and policy: `(prompts, rounds)`; of `chosen` and `rejected` `(prompts, 1)`. NaN: none."""
+        self.not_finite: dict[str, dict[tuple[int, str, int], float]] = {}
+        """By reward model: prompt, label and round of each reward that is infinite or not a number, and what it is."""
         for name, judge in plan.judges.items():
             tables = {label: np.full(shape, np.nan) for label in plan.policies}
             if plan.pairs:
                 tables |= {label: np.full((shape[0], 1), np.nan) for label in DATA_LABELS}
+            odd: dict[tuple[int, str, int], float] = {}
             for row in (row for block in blocks for row in judge.rewards.read(block)):
-                if row["reward"] is not None:
+                if row["reward"] is None:
+                    continue
+                if not np.isfinite(row["reward"]):
+                    odd[row["prompt"], row["model"], row["round"]] = row["reward"]
+                else:
                     tables[row["model"]][row["prompt"], row["round"]] = row["reward"]
             self.rewards[name] = tables
+            self.not_finite[name] = odd
 
     def texts(self, label: str) -> list[list[str | None]]:
         return [[row["text"] for row in rows] for rows in self.responses[label]]
@@ -62,6 +73,11 @@ class Tables:
         counts = [
             [np.nan if row["tokens"] is None else row["tokens"] for row in rows] for rows in self.responses[label]
         ]
+        return np.array(counts, dtype=np.float64)
+
+    def characters(self, label: str) -> Floats:
+        """`(prompts, rounds)`, NaN where there is no response: a length that no tokenizer decides."""
+        counts = [[np.nan if text is None else len(text) for text in texts] for texts in self.texts(label)]
         return np.array(counts, dtype=np.float64)
 
 
@@ -81,7 +97,10 @@ def prompts_table(plan: EvaluationPlan) -> pa.Table:
 
 
 def results_table(tables: Tables) -> pa.Table:
-    """`results.parquet`: a row for every response, the data set's own included, with its rewards."""
+    """`results.parquet`: a row for every response, the data set's own included, with its rewards.
+
+    Null is a reward that was not given; one that is not finite stands there as it is.
+    """
     rows: list[Row] = []
     for prompt, asked in enumerate(tables.plan.prompts):
         for label, turns in zip(DATA_LABELS, asked.as_found.completions, strict=False):
@@ -96,9 +115,12 @@ def results_table(tables: Tables) -> pa.Table:
 
 
 def _with_rewards(tables: Tables, row: Row, label: str) -> Row:
-    given = {name: by_label[label][row["prompt"], row["round"]] for name, by_label in tables.rewards.items()}
+    place = row["prompt"], row["round"]
+    given = {name: None if np.isnan(by_label[label][place]) else float(by_label[label][place])
+             for name, by_label in tables.rewards.items()}  # fmt: skip
     return {**row, "model": label} | {
-        f"reward:{name}": None if np.isnan(value) else float(value) for name, value in given.items()
+        f"reward:{name}": tables.not_finite[name].get((row["prompt"], label, row["round"]), value)
+        for name, value in given.items()
     }
 
 
@@ -111,13 +133,14 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
     return {
         "name": config.name,
         "key": key,
+        "statistics": STATISTICS,
         "prompts": len(plan.prompts),
         "rounds": config.sampling.rounds,
         "tie": TIE,
         "sampling": config.sampling.model_dump(mode="json"),
         "models": models,
         "reward_models": reward_models,
-        "pairs": [pair for name in plan.judges for pair in _pairs(tables, name)],
+        "pairs": _pairs(tables),
         "ratings": {
             name: [asdict(rating) for rating in bradley_terry(_of_policies(tables, name))] for name in plan.judges
         } if len(models) > 1 else {},
@@ -126,7 +149,7 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
             for name, by_label in tables.rewards.items()
         },
         "agreement": _agreement(tables),
-        "notes": [*plan.notes, *_notes(models, reward_models)],
+        "notes": [*plan.notes, *_notes(tables, models, reward_models)],
     }  # fmt: skip
 
 
@@ -152,6 +175,7 @@ def _model(tables: Tables, work: PolicyWork, embed: Embed | None) -> Row:
         "empty": sum(not row["text"].strip() for row in given),
         "cut": sum(row["ended"] == "length" for row in given),
         "mean_tokens": measured and measured.mean,
+        "mean_characters": float(np.mean([len(row["text"]) for row in given])) if given else None,
         "lengths": measured and {name: getattr(measured, name) for name in ("p10", "median", "p90", "max")},
         "odds": _odds(tables.plan, work),
         "diversity": asdict(whole) | {
@@ -166,7 +190,9 @@ def _odds(plan: EvaluationPlan, work: PolicyWork) -> Row | None:
     if work.log_probs is None:
         return None
     rows = [row for block in range(len(plan.blocks)) for row in work.log_probs.read(block)]
-    kept = sorted((row for row in rows if row["chosen"] is not None), key=lambda row: int(row["prompt"]))
+    given = [row for row in rows if row["chosen"] is not None]
+    finite = [row for row in given if np.isfinite([row[name] for name in DATA_LABELS]).all()]
+    kept = sorted(finite, key=lambda row: int(row["prompt"]))
     if not kept:
         return None
     means = torch.tensor(
@@ -180,6 +206,7 @@ def _odds(plan: EvaluationPlan, work: PolicyWork) -> Row | None:
         "logps_chosen": float(means[:, 0].mean()),
         "logps_rejected": float(means[:, 1].mean()),
         "pairs": len(kept),
+        "not_finite": len(given) - len(kept),
     }
 
 
@@ -188,6 +215,7 @@ def _reward_model(tables: Tables, judge: JudgeWork) -> Row:
     given = {label: sum(row["text"] is not None for rows in tables.responses[label] for row in rows)
              for label in tables.responses}  # fmt: skip
     scored = sum(int(np.isfinite(by_label[label]).sum()) for label in given)
+    odd = sum(label in given for _, label, _ in tables.not_finite[judge.label])
     own = None
     if tables.plan.pairs:
         margins = by_label["chosen"][:, 0] - by_label["rejected"][:, 0]
@@ -199,30 +227,45 @@ def _reward_model(tables: Tables, judge: JudgeWork) -> Row:
         "digest": judge.model.digest if judge.model else None,
         "template": judge.template,
         "trained_here": judge.model is None or judge.model.trained_here,
-        "not_scored": {TOO_LONG: sum(given.values()) - scored},
+        "not_scored": {TOO_LONG: sum(given.values()) - scored - odd, NOT_FINITE: odd},
         "data_accuracy": own,
     }
 
 
-def _pairs(tables: Tables, name: str) -> list[Row]:
-    """Every ordered pair of policies under one reward model, each two compared once; so Holm's correction counts."""
-    scores = _of_policies(tables, name)
-    rows: dict[tuple[str, str], Row] = {}
-    for model, against in combinations(scores, 2):
-        won = outcomes(scores[model], scores[against])
-        if np.isnan(won).all():
-            continue
-        rate = win_rate(scores[model], scores[against])
-        even = length_controlled(won, tables.tokens(model), tables.tokens(against))
-        rows[model, against] = {**asdict(rate), "length_controlled": even}
-        rows[against, model] = {**asdict(rate.reverse()), "length_controlled": None if even is None else 1 - even}
-    once = [pair for pair in combinations(scores, 2) if pair in rows]
-    for (model, against), p in zip(once, holm([rows[pair]["p_value"] for pair in once]), strict=True):
-        rows[model, against]["p_holm"] = rows[against, model]["p_holm"] = p
+def _pairs(tables: Tables) -> list[Row]:
+    """Every ordered pair of policies under every reward model, each two compared once.
+
+    Holm's correction counts all of these: a judge more is a chance more to find a difference that is none.
+    """
+    characters = {label: tables.characters(label) for label in tables.plan.policies}
+    labels = list(characters)
+    rows: dict[tuple[str, str, str], Row] = {}
+    for name in tables.plan.judges:
+        scores = _of_policies(tables, name)
+        for model, against in combinations(labels, 2):
+            won = outcomes(scores[model], scores[against])
+            if np.isnan(won).all():
+                continue
+            rate = win_rate(scores[model], scores[against])
+            even = length_control(won, characters[model], characters[against])
+            rows[name, model, against] = {**asdict(rate), **_even(even)}
+            rows[name, against, model] = {**asdict(rate.reverse()), **_even(even.reverse())}
+    once = [key for name in tables.plan.judges for pair in combinations(labels, 2) if (key := (name, *pair)) in rows]
+    for key, p in zip(once, holm([rows[key]["p_value"] for key in once]), strict=True):
+        name, model, against = key
+        rows[key]["p_holm"] = rows[name, against, model]["p_holm"] = p
     return [
-        {"model": model, "against": against, "reward_model": name, **rows[model, against]}
-        for model, against in permutations(scores, 2) if (model, against) in rows
+        {"model": model, "against": against, "reward_model": name, **rows[name, model, against]}
+        for name in tables.plan.judges for model, against in permutations(labels, 2) if (name, model, against) in rows
     ]  # fmt: skip
+
+
+def _even(found: LengthControl) -> Row:
+    return {
+        "length_controlled": found.win_rate,
+        "length_controlled_ci95": found.ci95,
+        "length_controlled_unknown": found.unknown,
+    }
 
 
 def _of_policies(tables: Tables, name: str) -> dict[str, Floats]:
@@ -245,18 +288,29 @@ def _agreement(tables: Tables) -> list[Row]:
     return found
 
 
-def _notes(models: dict[str, Row], reward_models: dict[str, Row]) -> list[str]:
+def _notes(tables: Tables, models: dict[str, Row], reward_models: dict[str, Row]) -> list[str]:
     notes = []
     for label, model in models.items():
         if model["empty"]:
             notes.append(
                 f"{model['empty']} of {model['responses']} responses of {label} are empty; they are judged as they are."
             )
+        if model["odds"] and model["odds"]["not_finite"]:
+            notes.append(
+                f"{label} gives {model['odds']['not_finite']} of the data's pairs log-probs that are not finite; they "
+                "are left out of its odds."
+            )
     for name, reward_model in reward_models.items():
         missing = reward_model["not_scored"][TOO_LONG]
         if missing:
             notes.append(
                 f"{missing} responses are too long for the reward model {name} and count in none of its comparisons."
+            )
+        if odd := tables.not_finite[name]:
+            (prompt, label, turn), value = min(odd.items(), key=lambda item: item[0])
+            notes.append(
+                f"The reward model {name} gave {len(odd)} responses a reward that is not finite (the first: {value} to "
+                f"{label}, prompt {prompt}, round {turn}); they count in none of its comparisons."
             )
     return notes
 

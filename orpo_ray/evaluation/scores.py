@@ -17,7 +17,9 @@ from orpo_ray.data.responses import Responses
 from orpo_ray.evaluation import reward_bench
 from orpo_ray.evaluation.accuracy import accuracy, margin
 from orpo_ray.evaluation.plan import JudgeWork, Plan
+from orpo_ray.evaluation.scoring import NOT_FINITE
 from orpo_ray.evaluation.winrate import TIE
+from orpo_ray.evaluation.work import TOO_LONG
 from orpo_ray.terminal import Console
 
 Rewards = Sequence[Sequence[float | None]]
@@ -67,8 +69,12 @@ def summary(
     for label, judge in plan.judges.items():
         models[label] = _model(judge, config.subset, records, rewards[label])
         missing = models[label]["not_scored"]
-        if missing:
-            notes.append(f"{missing} responses are too long for the reward model {label}; their records count nowhere.")
+        reasons = {TOO_LONG: "are too long for the reward model {}", NOT_FINITE: "have no finite reward from {}"}
+        notes += [
+            f"{missing[reason]} responses {said.format(label)}; their records count nowhere."
+            for reason, said in reasons.items()
+            if missing[reason]
+        ]
     return {
         "name": config.name,
         "records": len(records),
@@ -81,7 +87,10 @@ def summary(
 
 
 def _model(judge: JudgeWork, field: str, records: Sequence[Responses], rewards: Rewards) -> dict[str, Any]:
-    given = np.array([value for values in rewards for value in values if value is not None])
+    every = [value for values in rewards for value in values]
+    given = np.array([value for value in every if value is not None], dtype=np.float64)
+    odd = int((~np.isfinite(given)).sum())
+    given = given[np.isfinite(given)]
     ranked = [i for i, record in enumerate(records) if _is_ranked(record)]
     margins = np.array([margin(rewards[i], records[i].chosen or 0) for i in ranked])
     prompts = [readable(records[i].prompt.as_found.prompt) for i in ranked]
@@ -100,7 +109,7 @@ def _model(judge: JudgeWork, field: str, records: Sequence[Responses], rewards: 
         "digest": judge.model.digest if judge.model else None,
         "template": judge.template,
         "trained_here": judge.model is None or judge.model.trained_here,
-        "not_scored": sum(value is None for values in rewards for value in values),
+        "not_scored": {TOO_LONG: every.count(None), NOT_FINITE: odd},
         "rewards": {"mean": float(given.mean()), "sd": float(given.std()), "median": float(np.median(given))}
         if len(given) else {"mean": None, "sd": None, "median": None},
         "accuracy": whole and asdict(whole),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from orpo_ray.cluster.allocator import keep_freed_memory
@@ -34,6 +36,9 @@ from orpo_ray.telemetry.logs import log, log_as
 Rows = list[list[int]]
 """Token ids of a prompt and of each of its completions."""
 
+NOT_FINITE = "not finite"
+"""What a reward that is infinite or not a number is counted as."""
+
 _PARITY = {"float32": 1e-3, "bfloat16": 5e-2}  # between two runtimes' rewards of the same text
 _PARITY_TEXTS = 8
 _MORE = 4.0
@@ -51,7 +56,10 @@ class Judge(Protocol):
     """One reward model."""
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
-        """Of each prompt the rewards of its completions and answers; None where the text is too long for it."""
+        """Of each prompt the rewards of its completions and answers; None where the text is too long for it.
+
+        They may be infinite or NaN: a network's own, which whoever counts them tells apart from None.
+        """
 
 
 class _NetworkJudge(ABC):
@@ -65,8 +73,19 @@ class _NetworkJudge(ABC):
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
         fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self.model.context)
         rewards = _spread(fitting, self.scores(rows))
+        if not self._checked:
+            self._require_finite(rewards)
         self._checked = self._checked or self._check(block, rewards)
         return rewards
+
+    def _require_finite(self, rewards: Sequence[Sequence[float | None]]) -> None:
+        """Some of the first rewards: all the others would be worth as little, after hours. Raises `UserError`."""
+        given = [value for values in rewards for value in values if value is not None]
+        if given and not np.isfinite(given).any():
+            raise UserError(
+                f"reward_models.{self.model.label}: none of its first {len(given)} rewards is finite (they begin with "
+                f"{given[0]}): its weights hold such numbers, or it cannot be computed in {self.model.dtype}"
+            )
 
     @abstractmethod
     def scores(self, rows: Sequence[Rows]) -> list[list[float]]:
@@ -108,11 +127,12 @@ class PackedJudge(_NetworkJudge):
         compared = list(islice(found, _PARITY_TEXTS))
         packed = np.array([value for _, value in compared])
         plain = np.array([network.plain(ids) for ids, _ in compared])
-        apart = float(np.abs(plain - packed).max(initial=0))
-        rounding = _PARITY[self.model.dtype] * max(1.0, float(np.abs(plain).max(initial=0)))
+        apart = _apart(plain, packed)
+        largest = float(np.abs(plain[np.isfinite(plain)]).max(initial=0))
+        rounding = _PARITY[self.model.dtype] * max(1.0, largest)
         if apart > rounding:  # how much is it that two plain ways of the same network differ by?
             other = np.array([network.plain(ids, "eager") for ids, _ in compared])
-            rounding = max(rounding, _MORE * float(np.abs(plain - other).max(initial=0)))
+            rounding = max(rounding, _MORE * _apart(plain, other))
         if not apart <= rounding:
             raise UserError(
                 f"reward_models.{self.model.label}: its rewards are up to {apart:.2g} away from those of Hugging "
@@ -153,7 +173,7 @@ class VllmJudge(_NetworkJudge):
             for i, values in zip(some, ours, strict=True)
             for mine, theirs in zip(values, rewards[i], strict=True) if mine is not None and theirs is not None
         ]  # fmt: skip
-        apart = max((abs(mine - theirs) for mine, theirs in pairs), default=0.0)
+        apart = _apart(*np.array(pairs).reshape(-1, 2).T)
         if not apart <= _PARITY[self.model.dtype]:
             raise UserError(
                 f"reward_models.{self.model.label}: vLLM's rewards are up to {apart:.2g} away from the packed "
@@ -231,6 +251,23 @@ class Scorer:
             else [(value, len(ending)) for value, ending in zip(values, row[1:], strict=True) if value is not None]
             for row, values in zip(rows, sums, strict=True)
         ]  # fmt: skip
+
+
+def _apart(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The largest difference; infinite where but one of two is finite, and none where neither is."""
+    finite = np.isfinite(a), np.isfinite(b)
+    if (finite[0] != finite[1]).any():
+        return float("inf")
+    return float(np.abs(a - b, where=finite[0], out=np.zeros_like(a)).max(initial=0))
+
+
+def not_finite(rewards: Mapping[str, Sequence[Sequence[float | None]]]) -> dict[str, int]:
+    """How many of these rewards are infinite or not a number, by reward model; those of which none is are left out."""
+    counts = {
+        label: sum(value is not None and not math.isfinite(value) for row in values for value in row)
+        for label, values in rewards.items()
+    }
+    return {label: count for label, count in counts.items() if count}
 
 
 def judged_rows(speaker: Speaker, judged: Judged) -> Rows:

@@ -47,21 +47,24 @@ def ratings(rated: Sequence[Rating], colour: Mapping[str, str], reward_model: st
 
 
 def forest(pairs: Sequence[Pair]) -> Markup:
-    """The win-rate of each pair with its 95% interval against an even 50%, and the length-controlled one."""
+    """The win-rate of each pair against an even 50%, the length-controlled one below it, with 95% intervals."""
 
     def draw(axes: Axes) -> None:
         _even(axes, 0.5, len(pairs))
         for y, pair in enumerate(pairs):
             _estimate(axes, y, pair.win_rate, pair.ci95, INK, "win-rate" if y == 0 else None)
             _name(axes, y, f"{pair.model} over {pair.against}", f"{pair.win_rate:.1%}")
-        controlled = [(p.length_controlled, y) for y, p in enumerate(pairs) if p.length_controlled is not None]
+        controlled = [(p.length_controlled, y + 0.22) for y, p in enumerate(pairs) if p.length_controlled is not None]
+        for y, pair in enumerate(pairs):
+            if pair.length_controlled_ci95 is not None:
+                axes.plot(pair.length_controlled_ci95, [y + 0.22, y + 0.22], color=MODELS[1], linewidth=1.6)
         if controlled:
             axes.plot(
                 *zip(*controlled, strict=True), marker="D", markersize=7, markerfacecolor="none",
                 markeredgecolor=MODELS[1], markeredgewidth=1.6, linestyle="", label="length-controlled",
             )  # fmt: skip
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("win-rate, ties half, 95% interval")
+        axes.set_xlabel("win-rate, ties half, 95% intervals")
         _rows(axes, len(pairs))
         legend(axes)
 

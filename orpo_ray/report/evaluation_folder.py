@@ -18,6 +18,8 @@ from orpo_ray.report.columns import KEY, NUMBER, TEXT, read_columns
 
 """The data set's own responses, which stand among the models' with these labels."""
 SIGNIFICANCE = 0.05
+STATISTICS = 2
+"""From here on lengths are compared in characters; what is older has no win-rate at equal lengths."""
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
@@ -47,6 +49,7 @@ class Odds(BaseModel):
     logps_chosen: float
     logps_rejected: float
     pairs: int
+    not_finite: int = 0
 
 
 class Diversity(BaseModel):
@@ -70,6 +73,7 @@ class Model(BaseModel):
     empty: int
     cut: int
     mean_tokens: float | None
+    mean_characters: float | None = None
     lengths: Lengths
     odds: Odds | None
     diversity: Diversity
@@ -103,11 +107,14 @@ class Pair(BaseModel):
     p_value: float | None
     p_holm: float | None
     length_controlled: float | None
+    length_controlled_ci95: Interval | None = None
+    length_controlled_unknown: str | None = None
+    """Why there is none."""
     rounds: list[float | None]
 
     @property
     def told_apart(self) -> bool:
-        """Whether the win-rate differs from 50% beyond chance, all pairs of models taken into account."""
+        """Whether the win-rate differs from 50% beyond chance, all pairs of models and all reward models counted."""
         return self.p_holm is not None and self.p_holm < SIGNIFICANCE
 
 
@@ -129,6 +136,7 @@ class Agreement(BaseModel):
     kappa: float | None
     spearman: float | None
     comparisons: int
+    ties: tuple[int, int] | None = None
 
 
 class Numbers(BaseModel):
@@ -138,6 +146,8 @@ class Numbers(BaseModel):
     prompts: int
     rounds: int
     tie: float
+    statistics: int = 1
+    """The version of what is said of certainty and length: 1 is what had none."""
     sampling: Sampling
     models: Annotated[dict[str, Model], Field(min_length=1)]
     reward_models: Annotated[dict[str, RewardModel], Field(min_length=1)]
@@ -184,6 +194,9 @@ class Evaluation:
 def read_evaluation(folder: Path) -> Evaluation:
     """Read what an evaluation left in `folder`. Raises `UserError`, naming the file, where that cannot be done."""
     numbers = _read_numbers(folder / "winrates.json")
+    if numbers.statistics < STATISTICS:
+        for pair in numbers.pairs:
+            pair.length_controlled = None
     config = read_yaml(folder / "config.yaml")
     texts = {"text": TEXT, **dict.fromkeys(DATA_LABELS, TEXT)}
     columns = read_columns(folder / "prompts.parquet", {"prompt": KEY, **texts})

@@ -12,9 +12,10 @@ import yaml
 from markupsafe import Markup
 
 from orpo_ray.config.evaluation import DATA_LABELS
-from orpo_ray.report import evaluation_browser, evaluation_figures, evaluation_tables, figures
-from orpo_ray.report.evaluation_folder import Evaluation, Floats, Numbers, Pair, read_evaluation
-from orpo_ray.report.evaluation_tables import points, probability
+from orpo_ray.report import evaluation_browser, evaluation_figures, evaluation_tables, evaluation_words, figures
+from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, Pair, read_evaluation
+from orpo_ray.report.evaluation_tables import deviation
+from orpo_ray.report.evaluation_words import probability, rate, verdict
 from orpo_ray.report.page import describe_change, number, percent, render, write_page
 from orpo_ray.report.runs import Run, read_run
 
@@ -31,7 +32,8 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
     runs = {label: read_run(path) for label, path in (curves or {}).items()}
     numbers = evaluation.numbers
     entries = evaluation_browser.entries(evaluation)
-    best = _ranked(numbers, next(iter(numbers.reward_models)))[:2]
+    ranked = _ranked(numbers, next(iter(numbers.reward_models)))
+    best = ranked[:2]
     settings = numbers.model_dump(include={"rounds", "tie"}) | {
         "models": list(numbers.models), "reward_models": list(numbers.reward_models), "best": best, "prompts": entries,
     }  # fmt: skip
@@ -40,7 +42,9 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         title=numbers.name,
         numbers=numbers,
         labels=list(numbers.models),
-        headlines=_headlines(numbers),
+        outdated=numbers.statistics < STATISTICS,
+        disagreements=evaluation_words.disagreements(numbers, ranked),
+        headlines=evaluation_words.headlines(numbers, ranked),
         facts=_facts(evaluation),
         judges=[_judge(numbers, label) for label in numbers.reward_models],
         rewards=_reward_figures(evaluation),
@@ -64,39 +68,6 @@ def _ranked(numbers: Numbers, reward_model: str) -> list[str]:
     """The models, best rated first; any without a rating come last."""
     rated = [entry.model for entry in numbers.ratings.get(reward_model, [])]
     return rated + [label for label in numbers.models if label not in rated]
-
-
-def _headlines(numbers: Numbers) -> list[tuple[str, list[str]]]:
-    """The best-rated model against each other one in a sentence, and what further reward models say of the two."""
-    first, *others = numbers.reward_models
-    best, *rest = _ranked(numbers, first)
-    found = []
-    for against in rest:
-        pair = numbers.pair(best, against, first)
-        if pair is not None:
-            more = [(label, numbers.pair(best, against, label)) for label in others]
-            found.append((_sentence(pair), [f"By {label}: {_rate(p)}, {_verdict(p)}." for label, p in more if p]))
-    return found
-
-
-def _sentence(pair: Pair) -> str:
-    sentence = f"{pair.model} over {pair.against}: win-rate {_rate(pair)}"
-    if pair.p_holm is not None:
-        sentence += f" (p\u00a0{probability(pair.p_holm)}, Holm)"
-    if pair.length_controlled is not None:
-        sentence += f", length-controlled {percent(pair.length_controlled, 1)}"
-    return f"{sentence}: {_verdict(pair)}."
-
-
-def _rate(pair: Pair) -> str:
-    low, high = pair.ci95
-    return f"{percent(pair.win_rate, 1)}, 95% interval {percent(low, 1)} to {percent(high, 1)}"
-
-
-def _verdict(pair: Pair) -> str:
-    if not pair.told_apart:
-        return "not told apart from an even 50%"
-    return "above an even 50%" if pair.win_rate > 0.5 else "below an even 50%"
 
 
 def _facts(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -136,14 +107,16 @@ def _cell(pair: Pair | None) -> dict[str, Any] | None:
         return None
     distance = pair.win_rate - 0.5
     low, high = pair.ci95
+    even = pair.length_controlled
     return {
         "rate": percent(pair.win_rate, 1),
         "interval": f"{100 * low:.1f} to {100 * high:.1f}",
         "side": "above" if distance > 0 else "below",
         "strength": f"{min(1.0, abs(distance) / 0.3) * 0.55:.3f}",
         "told_apart": pair.told_apart,
-        "title": f"{pair.model} over {pair.against}: {_rate(pair)}; sd over rounds {points(pair.sd)}; "
-        f"p {probability(pair.p_value)}, by Holm {probability(pair.p_holm)}; {_verdict(pair)}",
+        "even": f"{100 * even:.1f} at equal lengths" if even is not None and (even - 0.5) * distance < 0 else None,
+        "title": f"{pair.model} over {pair.against}: {rate(pair)}; sd over rounds {deviation(pair)}; "
+        f"p {probability(pair.p_value)}, by Holm {probability(pair.p_holm)}; {verdict(pair)}",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orpo_ray.report.evaluation_folder import Model, Numbers, Pair
+from orpo_ray.report.evaluation_words import length_controlled, probability
 from orpo_ray.report.page import number, percent
 from orpo_ray.report.runs import Run
 
@@ -23,10 +24,10 @@ def _pair(pair: Pair) -> Row:
         "against": pair.against,
         "win-rate": percent(pair.win_rate, 1),
         "95% interval": f"{percent(low, 1)} to {percent(high, 1)}",
-        "length-controlled": percent(pair.length_controlled, 1),
+        "length-controlled": length_controlled(pair),
         "p": probability(pair.p_value),
         "p (Holm)": probability(pair.p_holm),
-        "sd over rounds": points(pair.sd),
+        "sd over rounds": deviation(pair),
         "wins": number(pair.wins),
         "ties": number(pair.ties),
         "losses": number(pair.losses),
@@ -55,6 +56,7 @@ def _rewards(numbers: Numbers, label: str, model: Model) -> Row:
         row[f"mean {reward_model} (sd)"] = f"{mean} ({sd})"
     lengths = model.lengths
     return row | {
+        "mean characters": number(model.mean_characters, 1),
         "mean tokens": number(model.mean_tokens, 1),
         "p10 tokens": _tokens(lengths.p10),
         "median tokens": _tokens(lengths.median),
@@ -117,6 +119,7 @@ def agreement(numbers: Numbers) -> list[Row]:
             "Cohen's κ": number(entry.kappa, 2),
             "Spearman": number(entry.spearman, 2),
             "comparisons": number(entry.comparisons),
+            "ties of each": " and ".join(map(number, entry.ties)) if entry.ties else "left out",
         }
         for entry in numbers.agreement
     ]
@@ -154,16 +157,9 @@ def training(runs: Mapping[str, Run]) -> list[Row]:
     return rows
 
 
-def probability(value: float | None) -> str:
-    """A p-value for reading; never 0."""
-    if value is None:
-        return "–"
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
-
-
-def points(value: float | None) -> str:
-    """A difference of two fractions, in percentage points."""
-    return "–" if value is None else f"{100 * value:.1f} points"
+def deviation(pair: Pair) -> str:
+    """Of the rounds' win-rates, in percentage points; a dash where there is one round."""
+    return "–" if pair.sd is None or len(pair.rounds) < 2 else f"{100 * pair.sd:.1f} points"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -86,9 +86,11 @@ def _numbers(name, rows, models, own, prompts, rounds):
                 pairs.append({
                     "model": model, "against": against, "reward_model": judge, "prompts": len(won),
                     "wins": int((won == 1).sum()), "ties": int((won == 0.5).sum()), "losses": int((won == 0).sum()),
-                    "win_rate": rate, "sd": float(won.mean(axis=0).std(ddof=1)) if rounds > 1 else 0.0,
+                    "win_rate": rate, "sd": float(won.mean(axis=0).std(ddof=1)) if rounds > 1 else None,
                     "ci95": [rate - half, rate + half], "p_value": p, "p_holm": min(1.0, 6 * p),
                     "length_controlled": 0.5 + 0.9 * (rate - 0.5) if judge == "truth" else None,
+                    "length_controlled_ci95": [rate - half, rate + half] if judge == "truth" else None,
+                    "length_controlled_unknown": None if judge == "truth" else "the longer response won in all",
                     "rounds": won.mean(axis=0).tolist(),
                 })  # fmt: skip
     strength = {
@@ -111,7 +113,7 @@ def _numbers(name, rows, models, own, prompts, rounds):
             "path": f"runs/toy-{model}", "digest": "ab12cd34" * 8, "template": "none", "bos": True,
             "asked": prompts * rounds, "responses": len(tokens), "not_generated": {"prompt too long": 0},
             "empty": sum(r["text"] == "" for r in rows if r["model"] == model), "cut": int((tokens == 48).sum()),
-            "mean_tokens": float(tokens.mean()),
+            "mean_tokens": float(tokens.mean()), "mean_characters": 4 * float(tokens.mean()),
             "lengths": {"p10": float(np.quantile(tokens, 0.1)), "median": float(np.median(tokens)),
                         "p90": float(np.quantile(tokens, 0.9)), "max": float(tokens.max())},
             "odds": {"log_odds_ratio": 0.36, "chosen_likelier": 0.81, "logps_chosen": -0.4, "logps_rejected": -0.6,
@@ -120,7 +122,7 @@ def _numbers(name, rows, models, own, prompts, rounds):
                           "distinct_1": 0.12, "distinct_2": 0.34, "self_bleu": 0.56, "repetition": 0.078},
         }  # fmt: skip
     return {
-        "name": name, "prompts": prompts, "rounds": rounds, "tie": 1e-4,
+        "name": name, "prompts": prompts, "rounds": rounds, "tie": 1e-4, "statistics": 2,
         "sampling": {"temperature": 1.0, "top_p": 0.95, "max_tokens": 48, "rounds": rounds, "seed": 0},
         "models": described,
         "reward_models": {
@@ -135,7 +137,7 @@ def _numbers(name, rows, models, own, prompts, rounds):
             for judge in judges
         },
         "agreement": [{"reward_models": list(judges), "agree": 0.8762, "kappa": 0.7531, "spearman": 0.6543,
-                       "comparisons": 1234}],
+                       "comparisons": 1234, "ties": [321, 0]}],
         "notes": [f"sft and orpo were trained with different chat templates: none and {NASTY[0]}",
                   "orpo: 1 of 180 responses is empty"],
     }  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from orpo_ray.evaluation.agreement import agreement
+from orpo_ray.evaluation.agreement import agreement, agreement_of_outcomes
 
 NAN = float("nan")
 
@@ -29,14 +29,52 @@ def test_counted_by_hand():
     assert result.kappa == pytest.approx((0.7 - chance) / (1 - chance))
 
 
-def test_ties_and_missing_scores_are_no_comparison():
+def test_missing_scores_are_no_comparison_and_a_tie_beside_a_winner_is_half_agreement():
     a = two_models([1, 1, 1, NAN, 1, -1, 0.00005])
     b = two_models([1, 0, NAN, 1, -1, -1, 1])
     result = agreement(a, b)
     assert result is not None
-    assert result.comparisons == 3
-    assert result.agree == pytest.approx(2 / 3)
-    assert agreement(a, b, tie=0).comparisons == 4
+    assert (result.comparisons, result.ties) == (5, (1, 1))
+    assert result.agree == pytest.approx((1 + 0.5 + 0 + 1 + 0.5) / 5)
+    exact = agreement(a, b, tie=0)
+    assert exact is not None
+    assert (exact.ties, exact.agree) == ((0, 1), pytest.approx(3.5 / 5))
+
+
+def test_a_judge_that_mostly_ties_does_not_agree_because_of_the_rest():
+    """Left out, 90 ties of b would leave ten comparisons, of which both tell the same story."""
+    rng = np.random.default_rng(0)
+    verdicts = rng.choice([-1.0, 1.0], 100)
+    result = agreement(two_models(verdicts), two_models(np.where(np.arange(100) < 10, verdicts, 0)))
+    assert result is not None
+    assert (result.comparisons, result.ties, result.agree) == (100, (0, 90), pytest.approx(0.55))
+    assert result.kappa < 0.2
+
+
+def test_kappa_with_ties_by_hand():
+    # By rows a's verdict for y, tie, for x; by columns b's. Linear weights: a tie is half way.
+    table = np.array([[5, 1, 0], [2, 4, 2], [1, 3, 7]])
+    a = two_models(np.repeat([-1.0, 0, 1], table.sum(axis=1)))
+    b = two_models(np.concatenate([np.repeat([-1.0, 0, 1], row) for row in table]))
+    result = agreement(a, b)
+    assert result is not None
+    credit = 1 - np.abs(np.subtract.outer([0, 0.5, 1], [0, 0.5, 1]))
+    seen = (table * credit).sum() / 25
+    chance = (np.outer(table.sum(axis=1), table.sum(axis=0)) * credit).sum() / 625
+    assert result.agree == pytest.approx(seen)
+    assert result.kappa == pytest.approx((seen - chance) / (1 - chance))
+
+
+def test_probabilities_agree_by_their_side_whichever_model_is_named_first():
+    a = {("x", "y"): np.array([[0.9], [0.4], [0.5], [0.7]])}
+    b = {("x", "y"): np.array([[0.6], [0.1], [0.8], [0.2]])}
+    result = agreement_of_outcomes(a, b)
+    assert result is not None
+    assert (result.agree, result.comparisons, result.ties) == (0.625, 4, (1, 0))
+    assert result.spearman is None
+    assert agreement_of_outcomes(a, {("y", "x"): 1 - b["x", "y"]}) == result
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        agreement_of_outcomes(a, {("x", "y"): 2 * b["x", "y"]})
 
 
 def test_spearman_is_over_responses_that_both_have_scored():
@@ -106,7 +144,7 @@ def test_constant_verdicts_show_nothing_beyond_chance(a, b, agree):
 
 
 def test_nothing_to_compare():
-    assert agreement(two_models([0, NAN]), two_models([1, 1])) is None
+    assert agreement(two_models([0, NAN]), two_models([NAN, 1])) is None
     assert agreement({"x": np.ones((2, 1))}, {"x": np.ones((2, 1))}) is None
     assert agreement(two_models([1]), {"x": np.ones((1, 1)), "z": np.zeros((1, 1))}) is None
     assert agreement({}, {}) is None

@@ -71,32 +71,121 @@ def test_the_headline_is_the_best_rated_model_against_each_other_one(run, page):
         holm = f"{pair['p_holm']:.2f}" if pair["p_holm"] >= 0.1 else "< 0.0001"
         verdict = "above" if pair["p_holm"] < 0.05 else "not told apart from"
         rate, controlled = share(pair["win_rate"]), share(pair["length_controlled"])
+        even_low, even_high = pair["length_controlled_ci95"]
+        further = ", at equal lengths too" if verdict == "above" and even_low > 0.5 else ""
         assert sentence.replace("\u00a0", " ") == (
             f"{best} over {rated['model']}: win-rate {rate}, 95% interval {share(low)} to {share(high)} "
-            f"(p {holm}, Holm), length-controlled {controlled}: {verdict} an even 50%."
+            f"(p {holm}, Holm), length-controlled {controlled} ({share(even_low)} to {share(even_high)}): {verdict} "
+            f"an even 50%{further}."
         )
 
 
+NO = "not told apart from an even 50%"
+
+
 @pytest.mark.parametrize(
-    ("rate", "holm", "words"),
+    ("rate", "holm", "even", "interval", "words"),
     [
-        (0.606, 0.0003, "(p\u00a00.0003, Holm), length-controlled 51.0%: above an even 50%."),
-        (0.606, 0.0501, "(p\u00a00.0501, Holm), length-controlled 51.0%: not told apart from an even 50%."),
-        (0.394, 1e-9, "(p\u00a0&lt; 0.0001, Holm), length-controlled 51.0%: below an even 50%."),
-        (0.606, None, "to 62.0%, length-controlled 51.0%: not told apart from an even 50%."),
+        (0.606, 0.0003, 0.56, (0.52, 0.6), "(p\u00a00.0003, Holm), length-controlled 56.0% (52.0% to 60.0%): above an "
+         "even 50%, at equal lengths too."),
+        (0.606, 0.0003, 0.52, (0.49, 0.55), "above an even 50%, but not told apart from it at equal lengths."),
+        (0.56, 0.01, 0.44, (0.41, 0.47), "44.0% (41.0% to 47.0%): preferred more often, but less often at equal "
+         "lengths."),
+        (0.56, 0.01, 0.49, (0.46, 0.52), ": preferred more often, but not so at equal lengths."),
+        (0.394, 1e-9, 0.55, (0.51, 0.6), "(p\u00a0&lt; 0.0001, Holm), length-controlled 55.0% (51.0% to 60.0%): "
+         "preferred less often, but more often at equal lengths."),
+        (0.394, 1e-9, 0.45, (0.41, 0.49), "below an even 50%, at equal lengths too."),
+        (0.606, 0.0501, 0.51, (0.47, 0.55), f"(p\u00a00.0501, Holm), length-controlled 51.0% (47.0% to 55.0%): {NO}."),
+        (0.506, 0.5, 0.45, (0.41, 0.49), f": {NO}; at equal lengths its interval lies below that."),
+        (0.606, None, 0.51, (0.47, 0.55), f"to 62.0%, length-controlled 51.0% (47.0% to 55.0%): {NO}."),
+        (0.606, 0.001, None, None, "Holm): above an even 50%; at equal lengths it cannot be told: nobody knows."),
     ],
-)
-def test_the_verdict_follows_the_adjusted_p_value(tmp_path, rate, holm, words):
+)  # fmt: skip
+def test_the_verdict_follows_the_adjusted_p_value_and_what_lengths_leave_of_it(
+    tmp_path, rate, holm, even, interval, words
+):
     run = make_evaluation(tmp_path / "run", prompts=8)
 
     def edit(content):
         best = content["ratings"]["truth"][0]["model"]
         for pair in content["pairs"]:
             if pair["model"] == best:
-                pair |= {"win_rate": rate, "p_holm": holm, "ci95": [0.38, 0.62], "length_controlled": 0.51}
+                pair |= {
+                    "win_rate": rate, "p_holm": holm, "ci95": [0.38, 0.62], "length_controlled": even,
+                    "length_controlled_ci95": interval,
+                    "length_controlled_unknown": "nobody knows" if even is None else None,
+                }  # fmt: skip
 
     change(run, edit)
-    assert write_evaluation_report(run).read_text().count(words) == 2
+    source = write_evaluation_report(run).read_text()
+    sentences = re.findall(r'<p class="headline">(.*?)</p>', source)
+    assert len(sentences) == 2 and all(words in sentence for sentence in sentences), sentences
+    opposed = even is not None and (even - 0.5) * (rate - 0.5) < 0
+    assert (f"<small>{100 * (even or 0):.1f} at equal lengths</small>" in source) == opposed
+
+
+@pytest.mark.parametrize(("other", "holm", "told"), [(0.45, 0.01, "told"), (0.45, 0.6, "not told"), (0.55, 0.6, None)])
+def test_reward_models_that_disagree_on_who_wins_are_said_first(tmp_path, other, holm, told):
+    run = make_evaluation(tmp_path / "run", models=("a", "b"), prompts=8)
+
+    def edit(content):
+        for pair in content["pairs"]:
+            rate, p = (0.65, 0.001) if pair["reward_model"] == "truth" else (other, holm)
+            pair |= {"win_rate": rate if pair["model"] == "a" else 1 - rate, "p_holm": p}
+
+    change(run, edit)
+    best, worst = (entry["model"] for entry in numbers(run)["ratings"]["truth"])
+    rates = [share(rate if best == "a" else 1 - rate) for rate in (0.65, other)]
+    text = visible(write_evaluation_report(run))
+    sentence = (
+        f"The reward models disagree on who wins, {best} or {worst}: {best} has {rates[0]} by truth (told apart from "
+        f"50%), {rates[1]} by opt-1.3b ({told} apart from 50%)."
+    )
+    assert (sentence in text) == (told is not None)
+    assert told is None or text.index(sentence) < text.index(f"{best} over {worst}: win-rate")
+
+
+def test_many_disagreements_are_counted(tmp_path):
+    run = make_evaluation(tmp_path / "run", models=("a", "b", "c", "d"), prompts=8)
+
+    def edit(content):
+        for pair in content["pairs"]:
+            ahead = (pair["model"] < pair["against"]) == (pair["reward_model"] == "truth")
+            pair |= {"win_rate": 0.6 if ahead else 0.4, "p_holm": 0.001}
+
+    change(run, edit)
+    text = visible(write_evaluation_report(run))
+    assert text.count("The reward models disagree on who wins") == 3
+    assert "So they do on 3 more pairs of models." in text
+
+
+def test_one_round_has_no_deviation(tmp_path):
+    run = make_evaluation(tmp_path / "run", prompts=8, rounds=1)
+    for value in (None, 0.0):  # as it is written, and as earlier versions wrote it
+        change(run, lambda content, value=value: [pair.update(sd=value) for pair in content["pairs"]])
+        path = write_evaluation_report(run)
+        rows = [dict(zip(t[0], row, strict=True)) for t in tables(path) if "p (Holm)" in t[0] for row in t[1:]]
+        assert {row["sd over rounds"] for row in rows} == {"–"}
+        assert "sd over rounds –" in path.read_text()
+
+
+def test_an_earlier_versions_folder_gives_a_page_that_says_what_it_lacks(tmp_path):
+    run = make_evaluation(tmp_path / "run", prompts=8)
+
+    def edit(content):
+        del content["statistics"]
+        for pair in content["pairs"]:
+            del pair["length_controlled_ci95"], pair["length_controlled_unknown"]
+            pair["length_controlled"] = 0.123
+        for model in content["models"].values():
+            del model["mean_characters"]
+        del content["agreement"][0]["ties"]
+
+    assert "of an earlier version" not in visible(write_evaluation_report(run))
+    change(run, edit)
+    text = visible(write_evaluation_report(run))
+    assert "These numbers are of an earlier version" in text
+    assert "12.3%" not in text and "left out" in text
 
 
 def test_every_number_of_a_pair_is_on_the_page(run, page):
@@ -118,7 +207,9 @@ def test_every_number_of_a_pair_is_on_the_page(run, page):
             low, high = map(share, pair["ci95"])
             controlled = pair["length_controlled"]
             assert rows[pair["model"], pair["against"]] == [
-                share(pair["win_rate"]), f"{low} to {high}", "–" if controlled is None else share(controlled),
+                share(pair["win_rate"]), f"{low} to {high}",
+                "cannot be told" if controlled is None else
+                f"{share(controlled)} ({' to '.join(map(share, pair['length_controlled_ci95']))})",
                 probability(pair["p_value"]), probability(pair["p_holm"]), f"{100 * pair['sd']:.1f} points",
                 str(pair["wins"]), str(pair["ties"]), str(pair["losses"]), str(pair["prompts"]),
                 ", ".join(map(share, pair["rounds"])),
@@ -157,8 +248,8 @@ def test_models_and_reward_models_are_described(run, page):
     text = visible(page)
     for words in (
         "91.2%", "87.6% to 94.3%", "3 too long", "0.812", "0.078", "81.0%", "truth and opt-1.3b", "87.6%", "0.75",
-        "1,234", "orpo: 1 of 180 responses is empty", "ab12cd34ab12cd34", "runs/toy-dpo", "all-MiniLM-L6-v2",
-        "with the data's chosen and rejected", "of 540 asked for, in 3 rounds",
+        "321 and 0", "1,234", "orpo: 1 of 180 responses is empty", "ab12cd34ab12cd34", "runs/toy-dpo",
+        "all-MiniLM-L6-v2", "with the data's chosen and rejected", "of 540 asked for, in 3 rounds",
     ):  # fmt: skip
         assert words in text, words
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from orpo_ray.evaluation.ratings import bradley_terry
+from orpo_ray.evaluation.ratings import bradley_terry, ratings_of_outcomes
 
 NAN = float("nan")
 
@@ -20,6 +20,17 @@ def test_two_models_are_their_log_odds_apart():
     assert (first.model, second.model) == ("a", "b")
     assert first.rating - second.rating == pytest.approx(400 * np.log10(65.5 / 35.5), abs=1e-6)
     assert first.rating + second.rating == pytest.approx(0, abs=1e-9)
+
+
+def test_probabilities_are_rated_as_that_much_of_a_win():
+    won = {("b", "a"): np.full((100, 1), 0.35), ("a", "c"): np.full((100, 1), 0.5)}
+    rated = {r.model: r.rating for r in ratings_of_outcomes(won, resamples=5)}
+    assert rated["a"] - rated["b"] == pytest.approx(400 * np.log10(65.5 / 35.5), abs=8)  # c's halves pull a little
+    assert ratings_of_outcomes({("a", "b"): 1 - won["b", "a"], ("a", "c"): won["a", "c"]}, resamples=5) == (
+        ratings_of_outcomes(won, resamples=5)
+    )
+    with pytest.raises(ValueError, match="in both directions"):
+        ratings_of_outcomes(won | {("a", "b"): won["a", "c"]})
 
 
 def test_known_strengths_are_recovered():

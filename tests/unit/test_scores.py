@@ -315,3 +315,23 @@ def test_pieces_follow_from_what_is_scored(tmp_path: Path) -> None:
 
     assert place() == place("name=other", "scaling.scorers=2", "subset=kind")
     assert place() != place("prompts.limit=8") != place(source="toy")
+
+
+def test_rewards_that_are_not_finite_count_as_such(tmp_path: Path) -> None:
+    """Infinite ones made an accuracy of infinite margins, and NaN the mean of all."""
+    nan, inf = float("nan"), float("inf")
+    records = [{"prompt": f"Q{i}", "chosen": "a", "rejected": "b", "subset": "s"} for i in range(7)]
+    plan = planned(tmp_path, write(tmp_path, records))
+    rewards: list[list[float | None]] = [
+        [1.0, 0.0], [inf, 0.0], [1.0, -inf], [nan, 0.0], [inf, inf], [None, 0.0], [0.0, 1.0],
+    ]  # fmt: skip
+    found = summary(plan.config, plan, plan.records, {"truth": rewards})
+    model = found["reward_models"]["truth"]
+    assert model["not_scored"] == {"too long": 1, "not finite": 5}
+    assert (model["accuracy"]["records"], model["accuracy"]["correct"]) == (2, 1)
+    assert model["rewards"]["mean"] == pytest.approx(3 / 8)
+    assert "5 responses have no finite reward from truth; their records count nowhere." in found["notes"]
+    assert "1 responses are too long for the reward model truth; their records count nowhere." in found["notes"]
+    json.dumps(found, allow_nan=False)
+    table = scores_table(plan.records, plan.own, {"truth": rewards}).to_pylist()
+    assert [row["reward:truth"] for row in table[2:4]] == [inf, 0.0]

@@ -1,4 +1,4 @@
-"""Win-rates: counts, interval, test and control for length, against known answers and simulated judges."""
+"""Win-rates: counts, interval and test, of whole and soft outcomes, against known answers and simulated judges."""
 
 from dataclasses import asdict
 
@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import expit
 from scipy.stats import binomtest, kstest, permutation_test
-from statsmodels.genmod.families import Binomial
-from statsmodels.genmod.generalized_linear_model import GLM
 
-from orpo_ray.evaluation.winrate import TIE, WinRate, holm, length_controlled, outcomes, win_rate
+from orpo_ray.evaluation.sign_flip import sign_flip_test
+from orpo_ray.evaluation.winrate import (
+    TIE,
+    WinRate,
+    holm,
+    length_control,
+    length_controlled,
+    mean_outcome,
+    outcomes,
+    win_rate,
+)
 
 NAN = float("nan")
 
@@ -37,7 +44,7 @@ def test_counts_with_ties_half_and_one_round():
     assert (result.wins, result.ties, result.losses, result.n, result.prompts) == (2, 2, 1, 5, 5)
     assert result.win_rate == 0.6
     assert result.rounds == (0.6,)
-    assert result.sd == 0.0
+    assert result.sd is None
 
 
 def test_several_rounds_with_missing_scores():
@@ -83,20 +90,20 @@ def test_the_two_directions_mirror_each_other(rows):
     assert forward.rounds == pytest.approx([1 - rate for rate in backward.rounds], abs=1e-12)
     for name, value in asdict(forward.reverse()).items():
         assert value == pytest.approx(getattr(backward, name), abs=1e-12), name
-    assert forward.sd == pytest.approx(backward.sd, abs=1e-12)
+    assert forward.sd == (None if backward.sd is None else pytest.approx(backward.sd, abs=1e-12))
     assert forward.p_value == backward.p_value
     low, high = forward.ci95
     assert (low, high) == pytest.approx((1 - backward.ci95[1], 1 - backward.ci95[0]), abs=1e-12)
     assert 0 <= low <= forward.win_rate + 1e-12
     assert forward.win_rate - 1e-12 <= high <= 1
     assert 0 < forward.p_value <= 1
-    controlled = length_controlled(outcomes(a, b), lengths_a, lengths_b)
-    mirrored = length_controlled(outcomes(b, a), lengths_b, lengths_a)
-    if controlled is None:
-        assert mirrored is None
-    else:
-        assert 0 <= controlled <= 1
-        assert controlled == pytest.approx(1 - mirrored, abs=1e-8)
+    controlled = length_control(outcomes(a, b), lengths_a, lengths_b, resamples=50)
+    mirrored = length_control(outcomes(b, a), lengths_b, lengths_a, resamples=0).reverse()
+    assert controlled.unknown == mirrored.unknown
+    if controlled.unknown is None:
+        low, high = controlled.ci95
+        assert 0 <= low <= high <= 1
+        assert controlled.win_rate == pytest.approx(mirrored.win_rate, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -222,96 +229,62 @@ def test_p_value_is_small_under_an_effect_and_has_no_floor():
     assert win_rate(np.ones(1000), np.zeros(1000)).p_value == pytest.approx(2 * 0.5**1000, rel=1e-9)
 
 
-# Control for length
+# A judge's probabilities
 
 
-def lengths_and_outcomes(judge, prompts, seed, longer=0.75):
-    """Lengths in tokens of A and B, A the longer on average, and a judge's `judge(difference / sd, rng)`."""
-    rng = np.random.default_rng(seed)
-    a, b = rng.gamma(4, 30 * (1 + longer), (prompts, 2)).round(), rng.gamma(4, 30, (prompts, 2)).round()
-    return judge((a - b) / (a - b).std(), rng), a, b
+def test_verdicts_of_the_same_probability_are_no_chance():
+    """805 of .65: rounded to whole wins they were all ties, p = 1.0."""
+    result = mean_outcome(np.full(805, 0.65))
+    assert (result.wins, result.ties, result.losses, result.win_rate) == (805, 0, 0, pytest.approx(0.65))
+    assert result.p_value == pytest.approx(2 * 0.5**805, rel=1e-6)
+    low, high = result.ci95
+    assert 0.64 < low <= 0.65 <= high < 0.66
+    assert mean_outcome(np.full(805, 0.5)).p_value == 1.0
+    assert mean_outcome(np.tile([0.65, 0.35], 400)).p_value == 1.0
 
 
-JUDGES = {
-    "soft": lambda d, rng: (rng.random(d.shape) < expit(3 * d)).astype(float),
-    "soft, of the model's own form": lambda d, rng: (rng.random(d.shape) < expit(4 * np.tanh(d))).astype(float),
-    "hard": lambda d, rng: (1 + np.sign(d)) / 2,
-    "hard, one in fifty wrong": lambda d, rng: (1 + np.sign(d) * np.where(rng.random(d.shape) < 0.02, -1, 1)) / 2,
-    "half asleep": lambda d, rng: np.where(rng.random(d.shape) < 0.9, (1 + np.sign(d)) / 2, 0.5),
+def test_probabilities_near_0_and_1_are_as_good_as_verdicts():
+    rng = np.random.default_rng(0)
+    whole = (rng.random((300, 2)) < 0.55).astype(float)
+    hard, soft = mean_outcome(whole), mean_outcome(np.abs(whole - rng.random(whole.shape) * 1e-3))
+    assert soft.win_rate == pytest.approx(hard.win_rate, abs=1e-3)
+    assert soft.ci95 == pytest.approx(hard.ci95, abs=2e-3)
+    assert soft.p_value == pytest.approx(hard.p_value, rel=0.15)
+    assert mean_outcome(1 - whole).p_value == mean_outcome(whole).p_value
+
+
+@pytest.mark.parametrize("prompts", [3, 9, 14, 15, 16])
+def test_soft_p_values_are_those_of_all_sign_flips(prompts):
+    rng = np.random.default_rng(prompts)
+    for shape in ((0.3, 0.3), (1, 1), (4, 2)):
+        excess = 2 * rng.beta(*shape, prompts) - 1
+        signs = 1 - 2 * (np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1)
+        exact = (np.abs(signs @ excess) >= abs(excess.sum()) - 1e-12).mean()
+        exactly = 1e-9 if prompts <= 14 else 0.03
+        assert sign_flip_test(excess) == pytest.approx(exact, rel=exactly, abs=2.0 ** (2 - prompts) * (prompts > 14))
+
+
+NULLS = {
+    "a judge without an opinion": lambda rng, n: rng.beta(8, 8, n),
+    "a sure one": lambda rng, n: rng.beta(0.3, 0.3, n),
+    "lopsided": lambda rng, n: np.where(rng.random(n) < 0.7, rng.normal(0.6, 0.02, n), rng.normal(0.8 / 3, 0.02, n)),
 }
 
 
-@pytest.mark.parametrize("judge", JUDGES)
-def test_a_judge_that_only_likes_length_is_seen_through(judge):
-    for seed in range(3):
-        won, a, b = lengths_and_outcomes(JUDGES[judge], 20_000, seed)
-        assert 0.65 <= won.mean() <= 0.8
-        assert length_controlled(won, a, b) == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("null", NULLS)
+@pytest.mark.parametrize("prompts", [50, 200])
+def test_false_alarms_of_soft_outcomes_are_as_rare_as_they_say(null, prompts):
+    rng = np.random.default_rng(6)
+    p = np.array([sign_flip_test(2 * NULLS[null](rng, prompts) - 1) for _ in range(1500)])
+    assert 0.035 <= (p < 0.05).mean() <= 0.065
+    assert 0.003 <= (p < 0.01).mean() <= 0.018
 
 
-def test_a_judge_that_likes_short_answers_is_seen_through():
-    won, a, b = lengths_and_outcomes(lambda d, rng: (rng.random(d.shape) < expit(-3 * d)).astype(float), 20_000, 0)
-    assert won.mean() < 0.35
-    assert length_controlled(won, a, b) == pytest.approx(0.5, abs=0.02)
-
-
-@pytest.mark.parametrize("strength", [-1.0, 0.8])
-def test_a_real_preference_is_kept(strength):
-    won, a, b = lengths_and_outcomes(
-        lambda d, rng: (rng.random(d.shape) < expit(strength + 1.5 * np.tanh(d))).astype(float), 20_000, 5
-    )
-    assert length_controlled(won, a, b) == pytest.approx(expit(strength), abs=0.015)
-    assert won.mean() > expit(strength) + 0.04
-
-
-def test_the_remedy_against_separation_does_not_shrink_the_preference():
-    # 60 comparisons, where a penalty would show the most; against the fit of the model without any.
-    won, a, b = lengths_and_outcomes(lambda d, rng: (rng.random(d.shape) < expit(1 + d)).astype(float), 30, 1)
-    x = np.tanh((a - b) / (a - b).std(ddof=1)).ravel()
-    plain = GLM(won.ravel(), np.column_stack([np.ones_like(x), x]), family=Binomial()).fit().params
-    assert length_controlled(won, a, b) == pytest.approx(expit(plain[0]), abs=0.005)
-
-
-def test_a_hard_judge_is_even_whatever_the_nearest_lengths():
-    # Any θ fits: the gap about zero is lopsided, and no two responses are of equal length.
-    difference = np.array([-40.0, -30, -20, 1, 2, 3, 50, 60])
-    assert length_controlled(difference > 0, difference, np.zeros(8)) == 0.5
-    assert length_controlled(difference < 0, difference, np.zeros(8)) == 0.5
-    difference, won = np.append(difference, [0.0, 0, 0, 0]), np.append(difference > 0, [1.0, 1, 1, 0.5])
-    assert length_controlled(won, difference, np.zeros(12)) == 0.875
-
-
-def test_nearly_separated_outcomes_stay_finite_and_sane():
-    # A wins as soon as it is no more than ten tokens the shorter: at equal length it wins.
-    difference = np.arange(-50, 51, dtype=float)
-    controlled = length_controlled(difference > -10, difference, np.zeros(101))
-    assert 0.9 < controlled < 1
-    assert length_controlled(difference >= 10, difference, np.zeros(101)) == pytest.approx(1 - controlled, abs=1e-8)
-
-
-def test_where_lengths_say_nothing_the_win_rate_stays():
-    won = np.array([[1.0, 0.0], [1.0, 0.5]])
-    assert length_controlled(won, np.full((2, 2), 7.0), np.full((2, 2), 7.0)) == 0.625
-    assert length_controlled(np.ones((2, 2)), [[1, 2], [3, 4]], [[4, 3], [2, 1]]) == 1.0
-
-
-def test_no_control_without_overlap_of_lengths():
-    won = np.array([1.0, 0.0, 1.0])
-    assert length_controlled(won, [5, 6, 7], [4, 4, 4]) is None
-    assert length_controlled(won, [3, 2, 1], [4, 4, 4]) is None
-    assert length_controlled([NAN, NAN], [1, 2], [2, 1]) is None
-    assert length_controlled([1, 0], [1, NAN], [NAN, 1]) is None
-
-
-def test_comparisons_without_lengths_are_left_out():
-    won, a, b = lengths_and_outcomes(JUDGES["soft"], 200, 0)
-    padded = [np.concatenate([x, np.full((1, 2), fill)]) for x, fill in ((won, 1.0), (a, NAN), (b, 3.0))]
-    assert length_controlled(*padded) == pytest.approx(length_controlled(won, a, b), abs=1e-12)
-
-
-def test_lengths_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="outcomes have shape"):
-        length_controlled([1, 0], [[1, 2]], [[2, 1]])
+@pytest.mark.parametrize("outcome", [-0.1, 1.1, float("inf")])
+def test_outcomes_that_are_none_are_refused(outcome):
+    for statistic in (mean_outcome, lambda won: length_controlled(won, [1, 2, 3], [3, 2, 1])):
+        with pytest.raises(ValueError, match="expected"):
+            statistic([0.5, outcome, 1.0])
 
 
 # Several tests
