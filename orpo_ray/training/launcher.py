@@ -20,13 +20,14 @@ from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddi
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
-from orpo_ray.training.driver_lock import only_driver
+from orpo_ray.training.driver_lock import is_lost, only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.run_folder import RunFolder, join_files, write_atomically
 from orpo_ray.training.starting import with_merged_adapters
+from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 
 Validation = Callable[..., dict[str, Any]]
 """Asks a checkpoint what it is worth: `(checkpoint, *, config, step)` to metrics. Ray Train runs it as a task."""
@@ -38,11 +39,13 @@ def train(
     validation: Validation | None = None,
     *,
     wait: bool = False,
+    stop: StopRequest | None = None,
 ) -> RunFolder:
     """Train, or continue, the run of `config`; returns its folder.
 
     `validation` is called, beside training, with every checkpoint where `eval.win_rate` is set. A finished run is
-    left as it is. Raises `UserError` for what the user has to mend: data, model, a folder that holds another run or
+    left as it is. Raises `KeyboardInterrupt` where it was stopped by Ctrl-C, SIGTERM or `stop`, its checkpoint saved,
+    and `UserError` for what the user has to mend: data, model, a folder that holds another run or
     that another driver is at work on (`wait`: until that one has gone), a loss that stops being finite.
     """
     console = console or Console(stderr=True)
@@ -53,7 +56,8 @@ def train(
         starting = with_merged_adapters(config, lambda text: console.say(f"{config.name}: {text}"))
         data = prepare_data(starting, console)
     with only_driver(folder.path, console, wait=wait):
-        _train(config, starting, folder, data, console, validation if config.eval.win_rate is not None else None)
+        compared = validation if config.eval.win_rate is not None else None
+        _train(config, starting, folder, data, console, compared, stop or StopRequest())
     return folder
 
 
@@ -64,6 +68,7 @@ def _train(
     data: PreparedData,
     console: Console,
     validation: Validation | None,
+    stop: StopRequest,
 ) -> None:
     folder.open_for(config)
     if folder.finished:
@@ -89,11 +94,22 @@ def _train(
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()
-    with progress_bar(folder, config.name, schedule.total_steps, console):
-        outcome = _fit(config, starting, folder, data, validation)
+    with (
+        progress_bar(folder, config.name, schedule.total_steps, console),
+        saving_when_stopped(stop, lambda: is_lost(folder.path), console, config.name) as asked,
+    ):
+        outcome = _fit(config, starting, folder, data, validation, stop)
+    if outcome.stopped:
+        newest = folder.last_checkpoint
+        saved = newest is not None and newest["step"] == outcome.step
+        told = "its checkpoint is saved" if saved else f"its checkpoint is not saved, as {folder.events} says"
+        console.say(f"{config.name}: stopped at step {outcome.step}; {told}")
+        raise KeyboardInterrupt
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
     console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
+    if asked():
+        raise KeyboardInterrupt  # to stop what comes after it
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
@@ -115,29 +131,35 @@ def _workers(config: TrainConfig) -> str:
 
 
 def _fit(
-    config: TrainConfig, starting: TrainConfig, folder: RunFolder, data: PreparedData, validation: Validation | None
+    config: TrainConfig,
+    starting: TrainConfig,
+    folder: RunFolder,
+    data: PreparedData,
+    validation: Validation | None,
+    stop: StopRequest,
 ) -> Outcome:
     """Run Ray Train's controller to the end of training. `starting`: `config` with whole models for adapters."""
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with phase("imports of Ray Train"):
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
         from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
+        from orpo_ray.training.controlled import ControlledTrainer
         from orpo_ray.training.process_group import GroupConfig
         from orpo_ray.training.worker import train_worker
 
     nodes = cluster_nodes()
     use_gpu = uses_gpus(config.scaling, int(sum(gpus for _, gpus in nodes)))
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
-    trainer = TorchTrainer(
+    trainer = ControlledTrainer(
         train_worker,
         train_loop_config={
             **payload,
             "starting": starting.with_absolute_paths().model_dump(mode="json", by_alias=True),
             "digest": config.digest(),
             "fingerprints": data.fingerprints,
+            "stop": stop.name,
         },
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
@@ -163,8 +185,9 @@ def _fit(
     )
     try:
         outcome: Outcome = trainer.fit().return_value
-    except SystemExit:  # Ray Train answers Ctrl-C by ending the workers, then the process
-        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
     if outcome.mistake:
         raise UserError(outcome.mistake)
     return outcome

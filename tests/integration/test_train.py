@@ -313,30 +313,46 @@ def test_checkpoints_are_compared_beside_training(run: Path, storage: Path) -> N
 
 
 # A killed driver is in tests/faults/test_quick.py too.
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGTERM, signal.SIGKILL))]
+)
 def test_interrupted_run_continues_to_the_same_weights(
     run: Path, storage: Path, how: signal.Signals, beside_tests: dict[str, str]
 ) -> None:
-    """The same command, typed again after Ctrl-C or a killed driver, ends in the same bits, on another cluster too."""
+    """The same command, typed again after Ctrl-C or a killed driver, ends in the same bits, on another cluster too.
+
+    One that is asked to end leaves a checkpoint of where it is, whenever the next one would have been due.
+    """
     name = f"interrupted-{how.name.lower()}"
     config = storage / f"{name}.yaml"
-    config.write_text(toy(storage, f"name={name}").to_yaml())
+    every = 8 if how == signal.SIGKILL else 1000
+    config.write_text(toy(storage, f"name={name}", f"train.checkpoint_every_steps={every}").to_yaml())
     command = [sys.executable, "-m", "orpo_ray.cli", "train", str(config)]
     folder = storage / name
     with (storage / f"{name}.log").open("wb") as log:
         first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
-        while not any(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-            assert first.poll() is None, (storage / f"{name}.log").read_text()[-3000:]
+        begun = folder / "checkpoints" if how == signal.SIGKILL else folder / "metrics.jsonl"
+        while not (begun.exists() and (begun.is_dir() or '"step": 3,' in begun.read_text())):
+            assert first.poll() is None and time.monotonic() < deadline, (storage / f"{name}.log").read_text()[-3000:]
             time.sleep(0.1)
-        first.send_signal(how)
+        if how == signal.SIGINT:
+            os.killpg(first.pid, how)  # as a terminal sends it
+        else:
+            first.send_signal(how)
         code = first.wait(timeout=90)
     finally:
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
-    if how == signal.SIGINT:
+    said = (storage / f"{name}.log").read_text()
+    if how != signal.SIGKILL:
         assert code == 130
+        assert f"{name}: stopping: saving a checkpoint (Ctrl-C again to stop without)\n" in said
+        (saved,) = Checkpoints(str(folder / "checkpoints")).finished()
+        assert saved.step == lines(folder)[-1]["step"] < 24
+        assert f"{name}: stopped at step {saved.step}; its checkpoint is saved\n" in said
+        assert "Traceback" not in said
     assert not (folder / "summary.json").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=beside_tests)
     assert again.returncode == 0, again.stderr[-3000:]

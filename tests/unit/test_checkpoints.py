@@ -28,7 +28,7 @@ from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoint_files import FileSum, read_header, read_into, sum_up, write_vectors
 from orpo_ray.training.checkpoints import Checkpoints, Manifest, open_filesystem
 from orpo_ray.training.engine import TorchEngine
-from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.loop import Line, Sink, State, Wanted, run
 from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import Copy, Saver, choose, load
 from orpo_ray.training.watchdog import Pulse, diagnosis
@@ -242,9 +242,9 @@ class TestSaver:
             def signals(self) -> dict[str, float]:
                 return self.saver.signals()
 
-            def heard(self, signals: dict[str, float]) -> bool:
+            def heard(self, signals: dict[str, float]) -> Wanted:
                 self.saver.heard(signals)
-                return False
+                return Wanted.NOTHING
 
         pairs, settings = random_pairs(14), config()
         whole, again = engine(), engine(seed=1)
