@@ -11,7 +11,7 @@ from ray.train.torch import TorchTrainer
 _SECONDS = 10.0
 
 
-class ControlledTrainer(TorchTrainer):
+class ControlledTrainer(TorchTrainer):  # type: ignore[misc]
     """Leaves SIGINT as it is; to be ended by `abort`."""
 
     _controller: Any = None

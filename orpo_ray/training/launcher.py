@@ -25,6 +25,7 @@ from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
+from orpo_ray.training.reopening import reopened
 from orpo_ray.training.run_folder import RunFolder, join_files, write_atomically
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
@@ -44,9 +45,9 @@ def train(
     """Train, or continue, the run of `config`; returns its folder.
 
     `validation` is called, beside training, with every checkpoint where `eval.win_rate` is set. A finished run is
-    left as it is. Raises `KeyboardInterrupt` where it was stopped by Ctrl-C, SIGTERM or `stop`, its checkpoint saved,
-    and `UserError` for what the user has to mend: data, model, a folder that holds another run or
-    that another driver is at work on (`wait`: until that one has gone), a loss that stops being finite.
+    left as it is, or gets more steps (see `reopening`). Raises `KeyboardInterrupt` where it was stopped by Ctrl-C,
+    SIGTERM or `stop`, its checkpoint saved; `UserError` for what the user has to mend: data, model, a folder that holds
+    another run or that another driver is at work on (`wait`: until that one has gone), a loss that stops being finite.
     """
     console = console or Console(stderr=True)
     require_trackers(config.trackers)
@@ -70,13 +71,12 @@ def _train(
     validation: Validation | None,
     stop: StopRequest,
 ) -> None:
+    schedule = build_schedule(config, data.train)
     folder.open_for(config)
-    if folder.finished:
-        console.say(f"{folder.path}: already finished")
+    if folder.finished and not reopened(folder, config, schedule.total_steps, data.digest, console):
         return
     if data.quarantine:
         join_files(folder.quarantine, data.quarantine)
-    schedule = build_schedule(config, data.train)
     console.say(
         f"{config.name}: {data.train.amount()} to train on, {data.eval.amount()} held out, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} {data.train.unit}, "

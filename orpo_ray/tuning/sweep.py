@@ -46,7 +46,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     held = folder.held
     for index in folder.begun:
         left_by(folder, index, config)  # mistakes are told here, before a trial begins
-    if held.get("finished") == config.to_yaml():
+    if folder.is_finished(config):
         console.say(f"{folder.path}: already finished")
         return
     first = folder.training(0, config.first_point)
