@@ -85,8 +85,8 @@ def test_more_steps_go_on(tmp_path: Path, schedule: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("total", "overrides", "why"),
     [
-        (12, (), r"with train\.max_steps the learning rate of the steps .* \(optim\.schedule\)"),
-        (12, ("optim.schedule=linear",), "learning rate"),
+        (12, ("optim.warmup_steps=2",), r"with train\.max_steps the learning rate of the steps .* \(optim\.schedule\)"),
+        (12, ("optim.schedule=linear", "optim.warmup_steps=2"), "learning rate"),
         (12, ("optim.schedule=constant", "optim.warmup_steps=0.5"), "learning rate"),
         (4, CONSTANT, "would leave 4 of its 8 steps out"),
     ],
