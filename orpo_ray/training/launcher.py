@@ -96,7 +96,7 @@ def _train(
     started = time.monotonic()
     with (
         progress_bar(folder, config.name, schedule.total_steps, console),
-        saving_when_stopped(stop, lambda: is_lost(folder.path), console, config.name) as asked,
+        saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path)) as stopping,
     ):
         outcome = _fit(config, starting, folder, data, validation, stop)
     if outcome.stopped:
@@ -108,7 +108,7 @@ def _train(
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
     console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
-    if asked():
+    if stopping.asked:
         raise KeyboardInterrupt  # to stop what comes after it
 
 

@@ -12,8 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from orpo_ray.telemetry.logs import log
@@ -22,6 +21,7 @@ from orpo_ray.training.beside import beside
 
 _LOOK = 0.2  # seconds between two looks; `ray job stop` kills what is still there after three
 _PATIENCE = 300.0  # seconds that a checkpoint may take; whoever sends SIGTERM has a patience of their own
+_ONE = 1.0  # seconds in which signals are one: `timeout`, and wrappers that pass them on, send it twice
 _TO_END = 5.0  # seconds from the checkpoint to the end of Ray Train, which may wait for comparisons
 
 
@@ -101,60 +101,75 @@ class Listener:
                 return
 
 
+class Stop:
+    """What a command makes of the signals that it gets while its workers train."""
+
+    def __init__(
+        self, request: StopRequest, console: Console, name: str, lost: Callable[[], bool], several: bool
+    ) -> None:
+        self._request, self._console, self._name, self._lost, self._several = request, console, name, lost, several
+        self._first: float | None = None
+        """When the first signal came."""
+        self._ends = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._first is not None
+
+    def answer(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGINT and SIGTERM. Raises `KeyboardInterrupt` at the second one."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif self._ends or now - self._first > _ONE:
+            raise KeyboardInterrupt
+
+    def attend(self, over: threading.Event) -> None:
+        """Wait for a signal in a thread of its own, and see to what is to be done."""
+        while not self.asked:
+            if over.wait(_LOOK):
+                return
+        with suppress(Exception):  # a GCS that does not answer: nothing can be saved
+            if not self._lost() and self._request.has_trained:
+                self._request.make()
+                self._console.say(f"{self._name}: stopping: saving a checkpoint (Ctrl-C again to stop without)")
+                self._wait(over)
+        if not over.is_set():
+            self._ends = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _wait(self, over: threading.Event) -> None:
+        end = time.monotonic() + _PATIENCE
+        while not over.wait(_LOOK) and time.monotonic() < end:
+            if not self._several and self._request.saved:
+                end = min(end, time.monotonic() + _TO_END)
+
+
 @contextmanager
 def saving_when_stopped(
-    request: StopRequest, lost: Callable[[], bool], console: Console, name: str
-) -> Iterator[Callable[[], bool]]:
+    request: StopRequest, console: Console, name: str, lost: Callable[[], bool], *, several: bool = False
+) -> Iterator[Stop]:
     """While the body trains, answer the first SIGINT or SIGTERM by `request`, and a second one by KeyboardInterrupt.
+    `several`: runs hear of it, and the first one that has saved is not the last.
 
     The first one is answered so, too, where there is nothing to save: before a step was trained, or where `lost` says
-    that the folder is another driver's now. So is one whose checkpoint takes longer than five minutes. Gives a function
-    that says whether a signal has come. Beside the main thread, which alone receives signals, it does nothing.
+    that the folder is another driver's now. So is one whose checkpoint takes longer than five minutes. Beside the main
+    thread, which alone receives signals, nothing is done.
     """
-    asked = threading.Event()
+    stop = Stop(request, console, name, lost, several)
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stop
         return
-
-    def answer(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
     # A shell that runs a command behind has it ignore SIGINT.
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     answered = [each for each, handler in before.items() if each == signal.SIGTERM or handler != signal.SIG_IGN]
     for each in answered:
-        signal.signal(each, answer)
+        signal.signal(each, stop.answer)
     try:
-        with beside(partial(_attend, asked, request, lost, console, name)):
-            yield asked.is_set
+        with beside(stop.attend):
+            yield stop
     finally:
         for each in answered:
             signal.signal(each, before[each] or signal.SIG_DFL)
     request.forget()
-
-
-def _attend(
-    asked: threading.Event,
-    request: StopRequest,
-    lost: Callable[[], bool],
-    console: Console,
-    name: str,
-    over: threading.Event,
-) -> None:
-    while not asked.is_set():
-        if over.wait(_LOOK):
-            return
-    end = time.monotonic()
-    try:
-        if not lost() and request.has_trained:
-            request.make()
-            console.say(f"{name}: stopping: saving a checkpoint (Ctrl-C again to stop without)")
-            end += _PATIENCE
-            while not over.wait(_LOOK) and time.monotonic() < end:
-                if request.saved:
-                    end = min(end, time.monotonic() + _TO_END)
-    finally:
-        if not over.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)  # as if it had come twice

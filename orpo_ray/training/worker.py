@@ -237,15 +237,16 @@ def _train(
         with listener.listening() if leads else nullcontext():
             run(engine, config, train_pairs, held_out, sink, state)
         saver.finish()
-        if leads and alarm.stops:
-            stop.note_saved()
+        if state.step < total_steps:
+            if leads:
+                stop.note_saved()
+            return Outcome(state.step, stopped=True)
     finally:
         watchdog.stop()
         if recorder:
             recorder.close()
     log("training ends", best_step=state.best_step, best_eval_loss=state.best_eval_loss)
-    stopped = state.step < total_steps
-    return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks, stopped=stopped)
+    return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
 
 
 def _is_there(model: Path, why: str, step: int) -> bool:

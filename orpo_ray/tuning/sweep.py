@@ -93,7 +93,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         folder.ray.mkdir(mode=0o700, exist_ok=True)  # Ray Tune writes its trials' configurations there as they are
         seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)
         try:
-            search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed)
+            search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed, console)
         finally:
             shutil.rmtree(folder.ray, ignore_errors=True)
     for trial in ledger.trials:

@@ -53,12 +53,21 @@ TOY: dict[str, Any] = {
 }
 
 
+TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
+ALLOWED = "resume.allow_changes=[train.max_steps]"
+
+
 def toy(storage: Path, *overrides: str) -> TrainConfig:
     return parse_config({**TOY, "storage": {"path": str(storage)}}, list(overrides), "test")
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def plain(run: Path) -> list[dict[str, Any]]:
+    """Its lines without timings."""
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines(run)]
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
@@ -145,8 +154,31 @@ def test_finished_run_is_left_alone_and_other_settings_are_refused(run: Path, st
     before = (run / "metrics.jsonl").read_bytes()
     train(toy(storage))
     assert (run / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(UserError, match=r"optim\.lr"):
-        train(toy(storage, "optim.lr=5e-4"))
+    settings = (run / "config.yaml").read_bytes()
+    for allowed in ("[]", "[optim.lr]"):
+        with pytest.raises(UserError, match=r"holds a finished run with other settings \(optim\.lr\)"):
+            train(toy(storage, "optim.lr=5e-4", f"resume.allow_changes={allowed}"))
+    printed = io.StringIO()
+    train(toy(storage, "train.keep=both"), Console(file=printed, width=400))
+    assert printed.getvalue() == f"{run}: already finished; of no effect: train.keep\n"
+    assert (run / "config.yaml").read_bytes() == settings
+
+
+def test_a_finished_run_goes_on_as_a_longer_one_would_have(ray_cluster: None, storage: Path) -> None:
+    """In every bit, where the learning rate does not depend on the end."""
+    settings = [
+        "optim.schedule=constant", "train.eval_every_steps=2", "scaling.num_workers=1", "train.zero_stage=0",
+        "data.limit=300",
+    ]  # fmt: skip
+    undisturbed = train(toy(storage, "name=long", "train.max_steps=4", *settings)).path
+    train(toy(storage, "name=short", "train.max_steps=2", *settings))
+    with pytest.raises(UserError, match=r"give it more with 'resume.allow_changes=\[train.max_steps\]'"):
+        train(toy(storage, "name=short", "train.max_steps=4", *settings))
+    folder = train(toy(storage, "name=short", "train.max_steps=4", *settings, ALLOWED)).path
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 4
+    assert plain(folder) == plain(undisturbed)
+    expected = weights(undisturbed)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(folder).items())
 
 
 def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) -> None:
@@ -356,11 +388,6 @@ def test_interrupted_run_continues_to_the_same_weights(
     assert not (folder / "summary.json").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=beside_tests)
     assert again.returncode == 0, again.stderr[-3000:]
-    timing = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
-
-    def plain(path: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in line.items() if k not in timing} for line in lines(path)]
-
     assert plain(folder) == plain(run)
     undisturbed = weights(run)
     for parameter, weight in weights(folder).items():
