@@ -25,7 +25,7 @@ Exit codes:
   0    done
   2    your mistake (command, configuration or data), told in one line
   1    anything else, with its traceback
-  130  stopped by Ctrl-C
+  130  stopped by Ctrl-C or SIGTERM
 """
 
 OVERRIDES = """\
@@ -70,8 +70,8 @@ def _options(
 Train a model as CONFIG says, on this machine or on the Ray cluster that it belongs to.
 
 The run's folder, storage.path/name, receives the configuration, metrics.jsonl, checkpoints/, model/ (Hugging
-Face format), TensorBoard events and report.html. The same command continues a run that was interrupted, from
-its last checkpoint.
+Face format), TensorBoard events and report.html. Ctrl-C saves a checkpoint first; again, it stops at once. The
+same command continues a run that was interrupted, from its last checkpoint.
 
 {OVERRIDES}
 \b

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from orpo_ray.telemetry.logs import log
 from orpo_ray.terminal import Console
 from orpo_ray.training.beside import beside
 
@@ -92,13 +91,9 @@ class Listener:
             self._request.note_step()
 
     def _listen(self, over: threading.Event) -> None:
-        while not over.wait(_LOOK):
-            try:
+        while not over.wait(_LOOK) and not self.heard:
+            with suppress(Exception):  # a GCS that is away for a while ends no training
                 self.heard = self._request.made
-            except Exception as error:  # a GCS that is away for a while ends no training
-                log("the wish to stop cannot be asked for", error=repr(error))
-            if self.heard:
-                return
 
 
 class Stop:

@@ -1,4 +1,4 @@
-"""What a command makes of SIGINT and SIGTERM while it trains: the wish goes through a real cluster, no worker hears it."""
+"""What a command makes of SIGINT and SIGTERM while it trains: the wish goes through a real cluster."""
 
 from __future__ import annotations
 

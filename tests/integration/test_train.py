@@ -32,6 +32,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.report import write_report
+from orpo_ray.status.read import read_status
 from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.from_checkpoint import export_checkpoint
@@ -369,6 +370,7 @@ def test_interrupted_run_continues_to_the_same_weights(
         while not (begun.exists() and (begun.is_dir() or '"step": 3,' in begun.read_text())):
             assert first.poll() is None and time.monotonic() < deadline, (storage / f"{name}.log").read_text()[-3000:]
             time.sleep(0.1)
+        assert read_status(folder).state == "running"
         if how == signal.SIGINT:
             os.killpg(first.pid, how)  # as a terminal sends it
         else:
@@ -377,6 +379,7 @@ def test_interrupted_run_continues_to_the_same_weights(
     finally:
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
+    assert read_status(folder).state == "interrupted"
     said = (storage / f"{name}.log").read_text()
     if how != signal.SIGKILL:
         assert code == 130
