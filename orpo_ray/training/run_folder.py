@@ -99,7 +99,7 @@ class RunFolder:
             )
         self.forget_after(_ANY_STEP)  # mistakes are told here, before workers start
         _ = kept_model(self.model), kept_model(self.model_last), self.last_checkpoint
-        if self.finished:
+        if self.finished and held is not None:
             return
         if held is not None and differing:
             before, now = identity(held), identity(wanted)
