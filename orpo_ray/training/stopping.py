@@ -73,26 +73,26 @@ class StopRequest:
 
 
 class Listener:
-    """Rank 0's ear for a request: it asks in a thread, so that no step waits for the answer."""
+    """Rank 0's ear for a request, and its voice: in a thread, so that no step waits for an answer, or fails without."""
 
     def __init__(self, request: StopRequest) -> None:
         self._request = request
         self.heard = False
-        self._steps = False
+        self.has_trained = False
+        """To be set after the first step: then there is something to save."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         with beside(self._listen):
             yield
 
-    def note_step(self) -> None:
-        if not self._steps:
-            self._steps = True
-            self._request.note_step()
-
     def _listen(self, over: threading.Event) -> None:
+        told = False
         while not over.wait(_LOOK) and not self.heard:
             with suppress(Exception):  # a GCS that is away for a while ends no training
+                if self.has_trained and not told:
+                    self._request.note_step()
+                    told = True
                 self.heard = self._request.made
 
 

@@ -216,8 +216,7 @@ def _train(
 
         def heard(self, signals: dict[str, float]) -> Wanted:
             saver.heard(signals)
-            if leads:
-                listener.note_step()
+            listener.has_trained = True
             if not alarm.rings(signals, _seconds_left):
                 return Wanted.NOTHING
             if alarm.stops:

@@ -55,7 +55,8 @@ def test_the_first_signal_reaches_rank_0_and_the_second_ends_at_once(
 
     def train() -> None:
         with rank_0.listening(), guarded(request_to_stop, said) as stop:
-            rank_0.note_step()
+            rank_0.has_trained = True
+            wait_for(lambda: request_to_stop.has_trained)
             assert not stop.asked
             send(how)
             send(how)  # as `timeout` does
