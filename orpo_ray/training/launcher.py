@@ -94,17 +94,15 @@ def _train(
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()
-    with (
-        progress_bar(folder, config.name, schedule.total_steps, console),
-        saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path)) as stopping,
-    ):
-        outcome = _fit(config, starting, folder, data, validation, stop)
-    if outcome.stopped:
-        newest = folder.last_checkpoint
-        saved = newest is not None and newest["step"] == outcome.step
-        told = "its checkpoint is saved" if saved else f"its checkpoint is not saved, as {folder.events} says"
-        console.say(f"{config.name}: stopped at step {outcome.step}; {told}")
-        raise KeyboardInterrupt
+    try:
+        with (
+            progress_bar(folder, config.name, schedule.total_steps, console),
+            saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path)) as stopping,
+        ):
+            outcome = _fit(config, starting, folder, data, validation, stop)
+    except KeyboardInterrupt:
+        console.say(f"{config.name}: {_where_it_stopped(folder)}")
+        raise
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
     console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
@@ -190,7 +188,20 @@ def _fit(
         raise
     if outcome.mistake:
         raise UserError(outcome.mistake)
+    if outcome.stopped:
+        raise KeyboardInterrupt
     return outcome
+
+
+def _where_it_stopped(folder: RunFolder) -> str:
+    step, newest = folder.last_steps()[0], folder.last_checkpoint
+    if step < 0:
+        return "stopped before its first step"
+    if newest is None:
+        return f"stopped at step {step}; no checkpoint is saved"
+    if newest["step"] == step:
+        return f"stopped at step {step}; its checkpoint is saved"
+    return f"stopped at step {step}; the last checkpoint is that of step {newest['step']}"
 
 
 def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, outcome: Outcome, seconds: float) -> None:

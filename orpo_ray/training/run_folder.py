@@ -83,6 +83,8 @@ class RunFolder:
         if differing and not self.begun:
             for file in (self.metrics, self.events, self.quarantine):  # of the command that was corrected
                 file.unlink(missing_ok=True)
+            for trackers in (self.tensorboard, self.wandb):
+                shutil.rmtree(trackers, ignore_errors=True)
             differing = []
         refused = [key for key in differing if key not in config.resume.allow_changes]
         if self.finished:

@@ -156,6 +156,7 @@ class TestRunFolder:
         folder.note_once("a remark on other data")
         if with_evaluation:
             folder.append_metrics({"step": 0, "eval_loss": 3.0})
+            folder.tensorboard.mkdir()
         right = config("seed=3", "data.train=toy-test")
         folder.open_for(right)
         assert folder.config.read_text() == right.to_yaml()
