@@ -25,7 +25,7 @@ Exit codes:
   0    done
   2    your mistake (command, configuration or data), told in one line
   1    anything else, with its traceback
-  130  stopped by Ctrl-C
+  130  stopped by Ctrl-C or SIGTERM
 """
 
 OVERRIDES = """\
@@ -70,8 +70,8 @@ def _options(
 Train a model as CONFIG says, on this machine or on the Ray cluster that it belongs to.
 
 The run's folder, storage.path/name, receives the configuration, metrics.jsonl, checkpoints/, model/ (Hugging
-Face format), TensorBoard events and report.html. The same command continues a run that was interrupted, from
-its last checkpoint.
+Face format), TensorBoard events and report.html. Ctrl-C saves a checkpoint first; again, it stops at once. The
+same command continues a run that was interrupted, from its last checkpoint.
 
 {OVERRIDES}
 \b
@@ -324,33 +324,40 @@ def report(
 
 
 @app.command(
-    short_help="Say where a run stands.",
+    short_help="Say where a run, or each of a folder, stands.",
     epilog=EXIT_CODES,
     help="""\
 Say where the training run, the evaluation, the scores or the sweep in the folder RUN stands, from its files alone.
 
 State and step, last loss and evaluation, speed and time left, the newest finished checkpoint, what happened, and the
-command to type next; of an evaluation the responses done, of a sweep the trials and the best of them. Works for a run
-on another machine too, if its folder is on a shared disk.
+command to type next; of an evaluation the responses done and who wins, of a sweep the trials and the best of them. Of
+a folder of such folders: a line for each. Works for a run on another machine too, if its folder is on a shared disk.
 
 \b
 Examples:
+  orpo-ray status runs
   orpo-ray status runs/opt-125m-hh-orpo
   orpo-ray status runs/toy-sweep --json
 """,
 )
 def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, evaluation or sweep.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, evaluation or sweep, or of many.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
 ) -> None:
     from orpo_ray.status import read
     from orpo_ray.terminal import Console
 
-    found = read.read_status(run)
-    if as_json:
-        say(read.as_json(found))
+    if folders := read.folders_in(run):
+        found = read.read_list(folders)
+        if as_json:
+            for each in found:
+                say(read.as_json(each))
+        else:
+            read.print_list(found, Console())
+    elif as_json:
+        say(read.as_json(read.read_status(run)))
     else:
-        read.print_status(found, Console())
+        read.print_status(read.read_status(run), Console())
 
 
 @app.command(

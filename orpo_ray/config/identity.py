@@ -24,22 +24,35 @@ _LATER_KEYS = {
 
 def identity(mapping: dict[str, Any]) -> dict[str, Any]:
     """The settings of a training configuration, as it is dumped, that decide its trajectory, by dotted key."""
-    settings: dict[str, Any] = {}
-    for section, value in mapping.items():
-        if section in _FREE_SECTIONS:
-            continue
-        if not isinstance(value, dict):
-            settings[section] = value
-            continue
-        free = _FREE_KEYS.get(section, ())
-        settings |= {f"{section}.{key}": inner for key, inner in value.items() if key not in free}
-    return {key: value for key, value in settings.items() if key not in _LATER_KEYS or value != _LATER_KEYS[key]}
+    free = {f"{section}.{key}" for section, keys in _FREE_KEYS.items() for key in keys}
+    settings = _dotted({section: value for section, value in mapping.items() if section not in _FREE_SECTIONS})
+    return {
+        key: value for key, value in settings.items()
+        if key not in free and (key not in _LATER_KEYS or value != _LATER_KEYS[key])
+    }  # fmt: skip
 
 
 def differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Dotted keys in which two dumped configurations describe different runs."""
     before, after = identity(held), identity(wanted)
     return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+
+
+def other_settings(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Dotted keys in which two dumped configurations differ, but for places and for what is allowed to change."""
+    before, after = _dotted(held), _dotted(wanted)
+    differing = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    return [key for key in differing if not key.startswith(("storage.", "resume."))]
+
+
+def _dotted(mapping: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for section, value in mapping.items():
+        if isinstance(value, dict):
+            found |= {f"{section}.{key}": inner for key, inner in value.items()}
+        else:
+            found[section] = value
+    return found
 
 
 def digest(mapping: dict[str, Any]) -> str:

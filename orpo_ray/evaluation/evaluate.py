@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from orpo_ray.config import EvaluationConfig
+from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources, share_out
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
@@ -52,6 +53,8 @@ def _evaluate(
     config: EvaluationConfig, plan: EvaluationPlan, key: str, resources: Resources | None, console: Console
 ) -> None:
     folder = plan.folder
+    held_for("evaluation", folder.config)
+    folder.winrates.unlink(missing_ok=True)  # of other settings than those that config.yaml is to say
     write_atomically(folder.config, config.to_yaml())
     write_table(folder.prompts, prompts_table(plan))
     for note in plan.notes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from orpo_ray.config import ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS
+from orpo_ray.config.kinds import held_for
 from orpo_ray.data.responses import Responses, read_responses
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources, scorers_alone
@@ -60,6 +61,8 @@ def score(config: ScoreConfig, console: Console | None = None, *, wait: bool = F
         console.say(f"{folder.path}: already finished")
         return folder
     with only_driver(folder.path, console, wait=wait):
+        held_for("scores", folder.config)
+        folder.summary.unlink(missing_ok=True)  # of other settings than those that config.yaml is to say
         write_atomically(folder.config, config.to_yaml())
         write_atomically(folder.account, json.dumps({**vars(plan.account), "blocks": len(plan.blocks)}) + "\n")
         for note in plan.notes:

@@ -193,7 +193,7 @@ class Evaluation:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """Read what an evaluation left in `folder`. Raises `UserError`, naming the file, where that cannot be done."""
-    numbers = _read_numbers(folder / "winrates.json")
+    numbers = read_numbers(folder / "winrates.json")
     if numbers.statistics < STATISTICS:
         for pair in numbers.pairs:
             pair.length_controlled = None
@@ -223,7 +223,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(config, numbers, prompts, responses)
 
 
-def _read_numbers(path: Path) -> Numbers:
+def read_numbers(path: Path) -> Numbers:
+    """What `winrates.json` says. Raises `UserError` where it does not say all of it."""
     try:
         return Numbers.model_validate_json(path.read_bytes())
     except OSError as error:

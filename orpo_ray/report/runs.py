@@ -91,9 +91,9 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, lines, summary, read_events(folder / "events.jsonl"))
 
 
-def read_events(path: Path) -> list[tuple[str, str]]:
-    """When, and what happened; none where there is no such file."""
-    found = read_lines(path).values() if path.is_file() else ()
+def read_events(path: Path, *, remarks: bool = True) -> list[tuple[str, str]]:
+    """When, and what happened; none where there is no such file. `remarks`: with what holds of the run at any time."""
+    found = [line for line in read_lines(path).values() if remarks or not line.get("remark")] if path.is_file() else []
     return [(str(line.get("time", "")), str(line.get("event", ""))) for line in found]
 
 

@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orpo_ray.evaluation.store import PROMPTS_IN_BLOCK
-from orpo_ray.status.status import Status, again, age_of, state_of
+from orpo_ray.report.evaluation_folder import Numbers, read_numbers
+from orpo_ray.status.status import Status, again, age_of, driver_of, state_of
 
 
 def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status:
-    """The pieces that are there are counted; of a label asked with other settings before, the newest."""
+    """The pieces that are there are counted; of a label asked with other settings before, the newest.
+
+    Raises `UserError` where `winrates.json` cannot be read.
+    """
     prompts = _rows(folder / "prompts.parquet")
     sampling, models, judges = (config.get(key) for key in ("sampling", "models", "reward_models"))
     rounds = sampling.get("rounds") if isinstance(sampling, dict) else None
@@ -32,21 +36,41 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     begun = any(pieces.values())
     finished = (folder / "winrates.json").is_file() and (not begun or (responses == asked and judged_blocks == blocks))
     age = age_of([folder / "config.yaml", *folder.glob("responses/*/*.parquet"), *folder.glob("rewards/*/*.parquet")])
-    state = state_of(finished, age)
+    driver = driver_of(folder, config)
+    state = state_of(finished, age, driver)
+    winners = _winners(read_numbers(folder / "winrates.json")) if state == "finished" else {}
     facts = {
         "prompts": prompts, "models": labels, "rounds": rounds, "responses": responses, "responses_of_all": asked,
         "judged_blocks": judged_blocks, "blocks": blocks,
+        "winners": {judge: best for judge, (best, _) in winners.items()},
     }  # fmt: skip
+    brief = f"{responses} of {_or(asked)} responses"
     rows = [
         ("asked", f"{_or(prompts)} prompts, {len(labels)} models x {rounds} rounds"),
         ("responses", f"{responses} of {_or(asked)}"),
         ("judged", f"{judged_blocks} of {_or(blocks)} blocks of {PROMPTS_IN_BLOCK} prompts"),
     ]
-    if finished:
+    if winners:
+        brief = "; ".join(f"{best} by {judge}{by}" for judge, (best, by) in winners.items())
+        rows.append(("winner", brief))
+    if state == "finished":
         following = f"open {folder / 'report.html'}"
     else:
         following = f"orpo-ray status {folder}" if state == "running" else again("evaluate", folder, config, text)
-    return Status("evaluation", str(config.get("name", folder.name)), str(folder), state, age, facts, rows, following)
+    name = str(config.get("name", folder.name))
+    return Status("evaluation", name, str(folder), state, driver, age, facts, rows, following, brief)
+
+
+def _winners(numbers: Numbers) -> dict[str, tuple[str, str]]:
+    """By reward model the model that it rates best, and by how much that beats the next."""
+    found = {}
+    for judge in numbers.reward_models:
+        best, *others = [rating.model for rating in numbers.ratings.get(judge, [])] or [""]
+        pair = numbers.pair(best, others[0], judge) if others else None
+        if pair is not None:
+            apart = "" if pair.told_apart else ", not told apart"
+            found[judge] = best, f" ({pair.win_rate:.1%} over {pair.against}{apart})"
+    return found
 
 
 def pieces_of(folder: Path, label: object) -> list[Path]:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from orpo_ray.config import SweepConfig
 from orpo_ray.report.sweep_folder import Numbers, Trial, read_numbers
-from orpo_ray.status.status import Status, again, age_of, duration, state_of
+from orpo_ray.status.status import Status, again, age_of, driver_of, duration, state_of
 
 
 def sweep_status(folder: Path, config: dict[str, Any], text: str) -> Status:
@@ -20,7 +20,8 @@ def sweep_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     numbers = read_numbers(folder) if (folder / "sweep.json").is_file() else None
     counts = Counter(trial.status for trial in numbers.trials) if numbers else Counter[str]()
     over = sum(counts.values()) - counts["unfinished"]
-    state = state_of(numbers is not None and bool(numbers.finished), age)
+    driver = driver_of(folder, config)
+    state = state_of(numbers is not None and bool(numbers.finished), age, driver)
     best = _best(numbers) if numbers else None
     left = numbers.seconds / over * max(0, total - over) if numbers and over and total is not None else None
     facts: dict[str, Any] = {
@@ -28,17 +29,22 @@ def sweep_status(folder: Path, config: dict[str, Any], text: str) -> Status:
         "unfinished": counts["unfinished"], "best": best.model_dump() if best else None,
         "seconds_left": None if state == "finished" else left,
     }  # fmt: skip
+    done = f"{over} of {'an unknown number' if total is None else total}"
     rows = [
-        ("trials", f"{over} of {'an unknown number' if total is None else total} done: {counts['finished']} finished, "
+        ("trials", f"{done} done: {counts['finished']} finished, "
          f"{counts['stopped']} stopped early, {counts['failed']} failed"),
     ]  # fmt: skip
+    brief = f"{done} trials"
     at_work = [trial for trial in (numbers.trials if numbers else []) if trial.status == "unfinished"]
     if numbers and at_work:
         steps = ", ".join(f"{trial.label} (step {trial.steps_run} of {numbers.total_steps})" for trial in at_work)
         rows.append(("at work", steps))
     if numbers and best:
         settings = "  ".join(f"{key}={value}" for key, value in best.settings.items())
-        rows.append(("best", f"trial {best.label}: {numbers.metric} {best.value:.4g}  {settings}"))
+        found = f"trial {best.label}: {numbers.metric} {best.value:.4g}"
+        label = "winner" if state == "finished" else "best so far"
+        rows.append((label, f"{found}  {settings}"))
+        brief += f", {label} {found}"
     if facts["seconds_left"] is not None:
         rows.append(("left", f"about {duration(facts['seconds_left'])}"))
     failed = [(f"trial {trial.label}", trial.reason) for trial in (numbers.trials if numbers else []) if trial.reason]
@@ -48,7 +54,7 @@ def sweep_status(folder: Path, config: dict[str, Any], text: str) -> Status:
         following = f"orpo-ray report {folder}" if state == "running" and numbers else ""
         following = following or again("sweep", folder, config, text)
     name = str(config.get("name", folder.name))
-    return Status("sweep", name, str(folder), state, age, facts, rows, following, failed)
+    return Status("sweep", name, str(folder), state, driver, age, facts, rows, following, brief, failed)
 
 
 def _number_of_trials(config: dict[str, Any]) -> int | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.report.runs import Run, read_events, read_run
-from orpo_ray.status.status import Status, again, age_of, duration, figures, state_of
+from orpo_ray.status.status import Status, again, age_of, driver_of, duration, figures, state_of
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.run_folder import KeptModel, RunFolder, kept_model
 
@@ -26,20 +26,21 @@ _HELD_OUT = {
 
 def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     """Raises `UserError`, naming the file, where one cannot be read."""
-    metrics = folder / "metrics.jsonl"
+    metrics, driver = folder / "metrics.jsonl", driver_of(folder, config)
+    events, remarks = _events(folder)
     if not metrics.is_file() or not metrics.stat().st_size:
         age = age_of([folder / "config.yaml"])
-        state = state_of(False, age)
+        state = state_of(False, age, driver)
         name = str(config.get("name", folder.name))
-        rows = [("step", "none yet: starting workers, or stopped before its first step")]
-        events = read_events(folder / "events.jsonl")[-_EVENTS:]
-        return Status(
-            "training run", name, str(folder), state, age, {}, rows, _next(state, folder, config, text), events
-        )
+        known = {True: "starting workers", False: "stopped before its first step", None: "starting workers, or stopped"}
+        rows = [("step", f"none yet: {known[driver]}"), *remarks]
+        brief = f"no step yet: {known[driver]}"
+        following = _next(state, folder, config, text)
+        return Status("training run", name, str(folder), state, driver, age, {}, rows, following, brief, events)
     run = read_run(folder)
     pace = _seconds_per_step(run)
     age = age_of([metrics])
-    state = state_of(run.summary is not None, age, pace or 0.0)
+    state = state_of(run.summary is not None, age, driver, pace or 0.0)
     total = _total_steps(run)
     left = None if pace is None or total is None else max(0, total - run.last_step) * pace
     evaluation = _evaluation(run)
@@ -50,18 +51,22 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     }  # fmt: skip
     checkpoint, told = _checkpoint(run)
     models = _models(folder)
+    step = f"{run.last_step} of {'an unknown number' if total is None else total}"
+    loss = evaluation.get("loss")
+    brief = f"step {step}" + ("" if loss is None else f", eval loss {loss:.4g}")
     rows = [
-        ("step", f"{run.last_step} of {'an unknown number' if total is None else total}{_epoch(facts)}"),
+        ("step", f"{step}{_epoch(facts)}"),
         ("loss", _loss(run, facts)),
         ("held out", _held_out(evaluation, run.best_step)),
         ("speed", _speed(facts, state)),
         ("checkpoint", told),
         ("model", "; ".join(f"{name}/: step {kept.step}, {kept.why}" for name, kept in models.items()) or "none yet"),
+        *remarks,
     ]
     return Status(
-        "training run", run.name, str(folder), state, age,
+        "training run", run.name, str(folder), state, driver, age,
         {**facts, "checkpoint_step": checkpoint, "models": {name: kept.step for name, kept in models.items()}}, rows,
-        _next(state, folder, config, text), run.events[-_EVENTS:],
+        _next(state, folder, config, text), brief, events,
     )  # fmt: skip
 
 
@@ -71,6 +76,14 @@ def _next(state: str, folder: Path, config: dict[str, Any], text: str) -> str:
     if state == "running":
         return f"orpo-ray report {folder}"
     return again("train", folder, config, text)
+
+
+def _events(folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The last few things that happened; and a row for remarks, which are as many as the data are odd."""
+    file = folder / "events.jsonl"
+    happened = read_events(file, remarks=False)
+    remarks = len(read_events(file)) - len(happened)
+    return happened[-_EVENTS:], [("remarks", f"{remarks}, in {file}")] if remarks else []
 
 
 def _models(folder: Path) -> dict[str, KeptModel]:

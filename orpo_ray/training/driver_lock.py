@@ -34,6 +34,8 @@ _BEAT = 5.0  # seconds between two touches
 _STILL = 60.0  # seconds without one, after which a driver that cannot be seen from here is dead
 _LOOK = 1.0  # seconds between two looks at another's lock
 _SETTLE = 0.5  # seconds after which others that found the same dead driver's lock are done with it
+_lost: set[Path] = set()
+"""Folders of this process that another driver has taken over."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,22 @@ def only_driver(folder: Path, console: Console, *, wait: bool = False) -> Iterat
         with suppress(OSError):
             if _look(lock).text == own:
                 lock.unlink()
+
+
+def is_lost(folder: Path) -> bool:
+    """Whether another driver has taken over a `folder` that this one held."""
+    return folder in _lost
+
+
+def has_driver(folder: Path) -> bool | None:
+    """Whether a driver is at work on `folder`; None: that cannot be told from here, as its process is elsewhere."""
+    try:
+        held = _look(folder / LOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return _runs(held)
 
 
 def _described() -> str:
@@ -132,12 +150,19 @@ def _acquire(lock: Path, own: str, console: Console, wait: bool) -> None:
 
 def _is_alive(held: _Held, first: _Held, now: int) -> bool | None:
     """Whether the holder is; None: wait and see. `first`: its lock as first seen. `now`: ns, by the same clock."""
-    holder, here = held.holder, pids_of()
-    if here is not None and holder.get("pids_of") == here:
-        return bool(started(holder["pid"]) == holder.get("started"))
+    if (runs := _runs(held)) is not None:
+        return runs
     if held.beat != first.beat:
         return True
     return False if now - held.beat > _STILL * 1e9 else None
+
+
+def _runs(held: _Held) -> bool | None:
+    """Whether the holder's process does; None: it cannot be looked up from here."""
+    holder, here = held.holder, pids_of()
+    if here is None or holder.get("pids_of") != here:
+        return None
+    return bool(started(holder["pid"]) == holder.get("started"))
 
 
 def _remove(lock: Path, dead: _Held) -> None:
@@ -160,5 +185,6 @@ def _beat(lock: Path, own: str, over: threading.Event) -> None:
                     os.utime(file.fileno())
                     continue
             say(f"{lock.parent}: another driver has taken it over; this one ends", error=True)
+            _lost.add(lock.parent)
             os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored where a shell runs it behind
             return

@@ -20,13 +20,15 @@ from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddi
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
-from orpo_ray.training.driver_lock import only_driver
+from orpo_ray.training.driver_lock import is_lost, only_driver
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
+from orpo_ray.training.reopening import reopened
 from orpo_ray.training.run_folder import RunFolder, join_files, write_atomically
 from orpo_ray.training.starting import with_merged_adapters
+from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 
 Validation = Callable[..., dict[str, Any]]
 """Asks a checkpoint what it is worth: `(checkpoint, *, config, step)` to metrics. Ray Train runs it as a task."""
@@ -38,12 +40,14 @@ def train(
     validation: Validation | None = None,
     *,
     wait: bool = False,
+    stop: StopRequest | None = None,
 ) -> RunFolder:
     """Train, or continue, the run of `config`; returns its folder.
 
     `validation` is called, beside training, with every checkpoint where `eval.win_rate` is set. A finished run is
-    left as it is. Raises `UserError` for what the user has to mend: data, model, a folder that holds another run or
-    that another driver is at work on (`wait`: until that one has gone), a loss that stops being finite.
+    left as it is, or gets more steps (see `reopening`). Raises `KeyboardInterrupt` where it was stopped by Ctrl-C,
+    SIGTERM or `stop`, its checkpoint saved; `UserError` for what the user has to mend: data, model, a folder that holds
+    another run or that another driver is at work on (`wait`: until that one has gone), a loss that stops being finite.
     """
     console = console or Console(stderr=True)
     require_trackers(config.trackers)
@@ -53,7 +57,8 @@ def train(
         starting = with_merged_adapters(config, lambda text: console.say(f"{config.name}: {text}"))
         data = prepare_data(starting, console)
     with only_driver(folder.path, console, wait=wait):
-        _train(config, starting, folder, data, console, validation if config.eval.win_rate is not None else None)
+        compared = validation if config.eval.win_rate is not None else None
+        _train(config, starting, folder, data, console, compared, stop or StopRequest())
     return folder
 
 
@@ -64,14 +69,14 @@ def _train(
     data: PreparedData,
     console: Console,
     validation: Validation | None,
+    stop: StopRequest,
 ) -> None:
+    schedule = build_schedule(config, data.train)
     folder.open_for(config)
-    if folder.finished:
-        console.say(f"{folder.path}: already finished")
+    if folder.finished and not reopened(folder, config, schedule.total_steps, data.digest, console):
         return
     if data.quarantine:
         join_files(folder.quarantine, data.quarantine)
-    schedule = build_schedule(config, data.train)
     console.say(
         f"{config.name}: {data.train.amount()} to train on, {data.eval.amount()} held out, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} {data.train.unit}, "
@@ -89,11 +94,20 @@ def _train(
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()
-    with progress_bar(folder, config.name, schedule.total_steps, console):
-        outcome = _fit(config, starting, folder, data, validation)
+    try:
+        with (
+            progress_bar(folder, config.name, schedule.total_steps, console),
+            saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path)) as stopping,
+        ):
+            outcome = _fit(config, starting, folder, data, validation, stop)
+    except KeyboardInterrupt:
+        console.say(f"{config.name}: {_where_it_stopped(folder)}")
+        raise
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
     console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
+    if stopping.asked:
+        raise KeyboardInterrupt  # to stop what comes after it
 
 
 def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
@@ -115,29 +129,35 @@ def _workers(config: TrainConfig) -> str:
 
 
 def _fit(
-    config: TrainConfig, starting: TrainConfig, folder: RunFolder, data: PreparedData, validation: Validation | None
+    config: TrainConfig,
+    starting: TrainConfig,
+    folder: RunFolder,
+    data: PreparedData,
+    validation: Validation | None,
+    stop: StopRequest,
 ) -> Outcome:
     """Run Ray Train's controller to the end of training. `starting`: `config` with whole models for adapters."""
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with phase("imports of Ray Train"):
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
         from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
+        from orpo_ray.training.controlled import ControlledTrainer
         from orpo_ray.training.process_group import GroupConfig
         from orpo_ray.training.worker import train_worker
 
     nodes = cluster_nodes()
     use_gpu = uses_gpus(config.scaling, int(sum(gpus for _, gpus in nodes)))
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
-    trainer = TorchTrainer(
+    trainer = ControlledTrainer(
         train_worker,
         train_loop_config={
             **payload,
             "starting": starting.with_absolute_paths().model_dump(mode="json", by_alias=True),
             "digest": config.digest(),
             "fingerprints": data.fingerprints,
+            "stop": stop.name,
         },
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
@@ -163,11 +183,25 @@ def _fit(
     )
     try:
         outcome: Outcome = trainer.fit().return_value
-    except SystemExit:  # Ray Train answers Ctrl-C by ending the workers, then the process
-        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
     if outcome.mistake:
         raise UserError(outcome.mistake)
+    if outcome.stopped:
+        raise KeyboardInterrupt
     return outcome
+
+
+def _where_it_stopped(folder: RunFolder) -> str:
+    step, newest = folder.last_steps()[0], folder.last_checkpoint
+    if step < 0:
+        return "stopped before its first step"
+    if newest is None:
+        return f"stopped at step {step}; no checkpoint is saved"
+    if newest["step"] == step:
+        return f"stopped at step {step}; its checkpoint is saved"
+    return f"stopped at step {step}; the last checkpoint is that of step {newest['step']}"
 
 
 def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, outcome: Outcome, seconds: float) -> None:

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,15 @@ class State:
         return cls(**{key: member(found, key, *kinds[key]) for key in found})
 
 
+class Wanted(IntEnum):
+    """Now, beside what the step number asks for."""
+
+    NOTHING = 0
+    CHECKPOINT = 1
+    LAST_CHECKPOINT = 2
+    """And no step after it."""
+
+
 class Sink:
     """Where the loop's results go; called on every rank, in the same order. By itself it keeps nothing."""
 
@@ -81,9 +91,9 @@ class Sink:
         """What this rank has to tell the others at the end of a step; always under the same names."""
         return {}
 
-    def heard(self, signals: dict[str, float]) -> bool:
-        """Receives the signals added up over ranks; returns whether a checkpoint is wanted now, alike on all ranks."""
-        return False
+    def heard(self, signals: dict[str, float]) -> Wanted:
+        """Receives the signals added up over ranks; returns what is wanted now, alike on all ranks."""
+        return Wanted.NOTHING
 
 
 def build_schedule(config: TrainConfig, data: Pairs) -> StepSchedule:
@@ -96,7 +106,7 @@ def build_schedule(config: TrainConfig, data: Pairs) -> StepSchedule:
 
 
 def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink: Sink, state: State) -> State:
-    """Train from `state` to the last step; returns the final state.
+    """Train from `state` to the last step, or to one after which `sink` wants no more; returns the final state.
 
     The trajectory is a function of the configuration and the data: ranks and micro-batches change only the
     order of floating-point sums. A step whose loss or gradient is not finite updates nothing; raises `UserError` after
@@ -121,7 +131,7 @@ def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink
         if state.skipped:
             line["skipped"] = [train.record(pair) for pair in line["skipped"]]
         sink.metrics(line)
-        checkpoint_wanted = sink.heard(signals)
+        wanted = sink.heard(signals)
         if state.skipped > config.train.max_skipped_steps:
             raise UserError(
                 f"step {state.step}: the loss is {line['loss']} and the gradient's norm {line['grad_norm']}, after "
@@ -139,10 +149,12 @@ def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink
                 state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
             sink.last_model(engine, evaluation, table)
         planned = state.step % checkpoint_every == 0 or state.step == total_steps
-        if planned or checkpoint_wanted:
+        if planned or wanted:
             sink.checkpoint(engine, state, line)
         if planned:
             sink.compare(engine, state, line)
+        if wanted == Wanted.LAST_CHECKPOINT:
+            break
     return state
 
 

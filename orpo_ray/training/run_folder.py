@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from orpo_ray.atomic import new_file
-from orpo_ray.config import TrainConfig, read_yaml
-from orpo_ray.config.identity import differences
+from orpo_ray.config import TrainConfig
+from orpo_ray.config.identity import differences, identity
+from orpo_ray.config.kinds import held_for
 from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.errors import UserError
@@ -26,6 +27,8 @@ from orpo_ray.training.metrics_file import read_metrics
 from orpo_ray.visible import say
 
 _ANY_STEP = 2**63
+LENGTH = ("train.epochs", "train.max_steps")
+"""The settings that say how many steps a run has."""
 
 STEP_OF_MODEL = "training_step.json"
 """In a model's folder: the step that its weights are of, and why they are kept."""
@@ -62,22 +65,48 @@ class RunFolder:
     def finished(self) -> bool:
         return self.summary.is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything of training in it: a step, a checkpoint, a model."""
+        kept = self.last_checkpoint is not None or any(self.checkpoints.glob("step-*")) or self.model.exists()
+        return kept or self.finished or self.last_steps()[0] >= 0
+
     def open_for(self, config: TrainConfig) -> None:
-        """Create the folder, or make sure that the run in it is the same one.
+        """Create the folder, or make sure that the run in it is the same one. What has not begun may become another
+        one; of what has finished nothing is changed (see `reopening`).
 
         Raises `UserError` where it holds a run of another configuration, but for `resume.allow_changes`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.config.is_file():
-            differing = differences(read_yaml(self.config), config.for_a_file())
-            refused = [key for key in differing if key not in config.resume.allow_changes]
-            if refused:
-                raise UserError(
-                    f"{self.path}: holds a run with other settings ({', '.join(refused)}); choose another name=..., "
-                    f"remove the folder, or continue it with 'resume.allow_changes=[{', '.join(refused)}]'"
-                )
+        held, wanted = held_for("training run", self.config), config.for_a_file()
+        differing = [] if held is None else differences(held, wanted)
+        if differing and not self.begun:
+            for file in (self.metrics, self.events, self.quarantine):  # of the command that was corrected
+                file.unlink(missing_ok=True)
+            for trackers in (self.tensorboard, self.wandb):
+                shutil.rmtree(trackers, ignore_errors=True)
+            differing = []
+        refused = [key for key in differing if key not in config.resume.allow_changes]
+        if self.finished:
+            refused = [key for key in differing if key not in LENGTH]
+        if refused:
+            keys = ", ".join(refused)
+            way = f"continue it with 'resume.allow_changes=[{keys}]'"
+            if self.finished:
+                way = f"go on from its model with another name=... and model.name_or_path={self.path}"
+            held_run = "a finished run" if self.finished else "a run"
+            raise UserError(
+                f"{self.path}: holds {held_run} with other settings ({keys}); choose another name=..., remove the "
+                f"folder, or {way}"
+            )
         self.forget_after(_ANY_STEP)  # mistakes are told here, before workers start
         _ = kept_model(self.model), kept_model(self.model_last), self.last_checkpoint
+        if self.finished and held is not None:
+            return
+        if held is not None and differing:
+            before, now = identity(held), identity(wanted)
+            told = ", ".join(f"{key} {now.get(key)!s:.80} (before: {before.get(key)!s:.80})" for key in differing)
+            self.note(f"continued with other settings: {told}")
         write_atomically(self.config, config.to_yaml())
 
     def forget_after(self, step: int) -> None:
@@ -106,20 +135,20 @@ class RunFolder:
                 last["loss" not in line] = max(last["loss" not in line], line["step"])
         return last[0], last[1]
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **more: Any) -> None:
         """Add to `events.jsonl` what a person should know of: what was passed over, and what could not be done."""
         log(text, logging.WARNING)
         try:
             with self.events.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line_of(text), ensure_ascii=False) + "\n")
+                file.write(json.dumps(line_of(text, **more), ensure_ascii=False) + "\n")
         except OSError as error:  # the disk may be what is wrong
             say(f"{text} ({self.events} cannot be written: {error})", error=True)
 
     def note_once(self, text: str) -> None:
-        """As `note`, unless it is there: what holds of a run whenever it is continued."""
+        """As `note`, unless it is there: a remark, which holds of a run whenever it is continued."""
         lines = read_lines(self.events).values() if self.events.is_file() else ()
         if all(line.get("event") != masked(text) for line in lines):
-            self.note(text)
+            self.note(text, remark=True)
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""

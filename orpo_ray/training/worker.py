@@ -9,6 +9,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, Sink, State, build_schedule, evaluate, mean_reward, run
+from orpo_ray.training.loop import Line, Sink, State, Wanted, build_schedule, evaluate, mean_reward, run
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
@@ -55,6 +56,7 @@ from orpo_ray.training.run_folder import (
     write_eval_scores,
 )
 from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
+from orpo_ray.training.stopping import Listener, StopRequest
 from orpo_ray.training.watchdog import Watchdog
 
 _NOTICE_SECONDS = 60.0  # where a notice does not say when
@@ -63,7 +65,7 @@ _NOTICE_SECONDS = 60.0  # where a notice does not say when
 def train_worker(payload: dict[str, Any]) -> Outcome:
     """The function that Ray Train runs on every worker. `payload`: the dumped `TrainConfig`, paths made absolute, as
     `config`, and as `starting` with whole models for adapters; as `digest` that of the run's own; as `fingerprints`
-    those of its data.
+    those of its data; as `stop` the name of the request to stop it.
 
     What the user has to mend is the same on every rank and on every try, so it is the outcome; any error is Ray
     Train's to retry.
@@ -74,7 +76,7 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
     log_as(run=run, trial=trial, role="trainer", rank=context.get_world_rank())
     log("worker started", ranks=context.get_world_size(), host=socket.gethostname(), process=os.getpid())
     try:
-        return _train(config, starting, payload["digest"], payload["fingerprints"])
+        return _train(config, starting, payload["digest"], payload["fingerprints"], StopRequest(payload["stop"]))
     except UserError as error:
         log("worker ends", logging.ERROR, reason=str(error))
         return Outcome(mistake=str(error))
@@ -83,7 +85,9 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
         raise
 
 
-def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints: Sequence[str]) -> Outcome:
+def _train(
+    config: TrainConfig, starting: TrainConfig, digest: str, fingerprints: Sequence[str], stop: StopRequest
+) -> Outcome:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
@@ -144,7 +148,8 @@ def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints
         saver = Saver(checkpoints, engine, newest, best, folder.note, committed)
     keep = config.train.keep
     place_of_last = folder.model if keep == "last" else folder.model_last
-    alarm = Alarm(config.train.checkpoint_every_minutes)
+    listener = Listener(stop)
+    alarm = Alarm(config.train.checkpoint_every_minutes, asked_to_stop=lambda: listener.heard)
 
     class RunSink(Sink):
         """Rank 0 writes the run folder, every rank its part of a checkpoint."""
@@ -211,12 +216,17 @@ def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints
         def signals(self) -> dict[str, float]:
             return {**saver.signals(), **alarm.signals(leads=engine.rank == 0)}
 
-        def heard(self, signals: dict[str, float]) -> bool:
+        def heard(self, signals: dict[str, float]) -> Wanted:
             saver.heard(signals)
-            rings = alarm.rings(signals, _seconds_left)
+            listener.has_trained = True
+            if not alarm.rings(signals, _seconds_left):
+                return Wanted.NOTHING
+            if alarm.stops:
+                log("asked to stop: saving")
+                return Wanted.LAST_CHECKPOINT
             if alarm.urgent:
                 log("a machine of this run goes away: saving", logging.WARNING)
-            return rings
+            return Wanted.CHECKPOINT
 
     sink = RunSink()
     try:
@@ -225,8 +235,13 @@ def _train(config: TrainConfig, starting: TrainConfig, digest: str, fingerprints
             LAST: keep != "best" and state.step == total_steps and not _is_there(place_of_last, LAST, state.step),
         }
         _keep_in_place_of_lost_models(engine, config, objective, held_out, sink, state, folder, lost)
-        run(engine, config, train_pairs, held_out, sink, state)
+        with listener.listening() if leads else nullcontext():
+            run(engine, config, train_pairs, held_out, sink, state)
         saver.finish()
+        if state.step < total_steps:
+            if leads:
+                stop.note_saved()
+            return Outcome(state.step, stopped=True)
     finally:
         watchdog.stop()
         if recorder:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig, read_yaml
+from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig
+from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, member, read_member, read_object
 from orpo_ray.training.checkpoints import Checkpoints
@@ -21,6 +22,8 @@ from orpo_ray.tuning.points import Settings
 
 # A sweep that goes on may do so with more trials, at another place, for longer, and compare other finalists.
 _FREE = {"trials", "steps", "hours", "concurrency", "finalists", "storage"}
+_PLACES = {"concurrency", "storage"}
+"""Of no effect once all trials are over."""
 _MEMBERS = {"lag": (int,), "seconds": NUMBER, "finished": (str,)}
 """What a sweep that goes on takes from `sweep.json`."""
 
@@ -57,18 +60,44 @@ class SweepFolder:
         return found
 
     def open_for(self, config: SweepConfig) -> None:
-        """Create the folder, or make sure that the sweep in it is the same one. Raises `UserError` where it is not."""
+        """Create the folder, or make sure that the sweep in it is the same one. Without a trial that has begun it may
+        become another; one that has all that is asked for is left as it is. Raises `UserError` where it holds another,
+        or more trials than are asked for."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.config.is_file():
-            held = read_yaml(self.config)
-            wanted = yaml.safe_load(config.to_yaml())
-            differing = [key for key in wanted if key not in _FREE and held.get(key) != wanted[key]]
-            if differing:
-                raise UserError(
-                    f"{self.path}: holds a sweep with other settings ({', '.join(differing)}); choose another "
-                    "name=..., or remove the folder"
-                )
-        write_atomically(self.config, config.to_yaml())
+        held, wanted = held_for("sweep", self.config), config.for_a_file()
+        differing = [key for key in wanted if key not in _FREE and (held or wanted).get(key) != wanted[key]]
+        if differing and not self.has_trials:
+            shutil.rmtree(self.trials, ignore_errors=True)
+            self.summary.unlink(missing_ok=True)
+            differing = []
+        if differing:
+            raise UserError(
+                f"{self.path}: holds a sweep with other settings ({', '.join(differing)}); choose another "
+                "name=..., or remove the folder"
+            )
+        if (last := max(self.begun, default=-1)) >= config.number_of_trials:
+            raise UserError(
+                f"{self.path}: holds {last + 1} trials or more, and {config.number_of_trials} are asked for; choose "
+                "another name=..., or ask for as many"
+            )
+        if not self.is_finished(config):
+            write_atomically(self.config, config.to_yaml())
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether one of them has come to its first line of metrics, or has failed."""
+        return any((self.trial(index).metrics.is_file() or self.failure(index).is_file()) for index in self.begun)
+
+    def is_finished(self, config: SweepConfig) -> bool:
+        """Whether all that `config` asks for is there. Raises `UserError` where `sweep.json` is damaged."""
+        finished, wanted = self.held.get("finished", ""), config.to_yaml()
+        if finished == wanted:
+            return True
+        try:
+            before, now = yaml.safe_load(finished), yaml.safe_load(wanted)
+        except yaml.YAMLError:
+            return False
+        return isinstance(before, dict) and all(before.get(key) == now[key] for key in now if key not in _PLACES)
 
     def training(self, index: int, settings: Settings) -> TrainConfig:
         """The run of a trial."""

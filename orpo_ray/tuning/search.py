@@ -14,6 +14,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
 from orpo_ray.config import SweepConfig
+from orpo_ray.terminal import Console
+from orpo_ray.training.driver_lock import is_lost
+from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.leftovers import leftovers_removed
@@ -33,9 +36,16 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
     """Gives Ray Tune the trials in their order, without those that are over."""
 
     def __init__(
-        self, config: SweepConfig, folder: SweepFolder, ledger: Ledger, searcher: Searcher, lag: int, cpus: float
+        self,
+        config: SweepConfig,
+        folder: SweepFolder,
+        ledger: Ledger,
+        searcher: Searcher,
+        lag: int,
+        cpus: float,
+        stop: StopRequest | None = None,
     ) -> None:
-        """`cpus`: of a worker."""
+        """`cpus`: of a worker. `stop`: the request that its trials hear, and after which no trial follows."""
         super().__init__(metric=None, mode=None)
         self._config = config
         self._folder = folder
@@ -43,10 +53,13 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
         self._searcher = searcher
         self._lag = lag
         self._cpus = cpus
+        self._stop = stop
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, None while it depends on one that is running, or that there is none."""
         ledger, config = self._ledger, self._config
+        if self._stop is not None and self._stop.made:
+            return TuneSearcher.FINISHED
         while (index := len(ledger.trials)) < config.number_of_trials:
             # What depends on outcomes depends on those `lag` trials back, whichever others are known: so the same
             # trials follow whatever the speed of each.
@@ -60,7 +73,8 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
                 run = self._folder.training(index, trial.settings)
                 scaling = run.scaling.model_copy(update={"cpus_per_worker": float(self._cpus)})
                 run = run.model_copy(update={"scaling": scaling})
-                return {"index": index, "run": run.model_dump_json(by_alias=True), "given": time.time()}
+                stop = self._stop and self._stop.name
+                return {"index": index, "run": run.model_dump_json(by_alias=True), "given": time.time(), "stop": stop}
         return TuneSearcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -112,19 +126,21 @@ def search(
     cpus: float,
     seconds: float | None,
     changed: Callable[[], None],
+    console: Console,
 ) -> None:
     """Run trials, whose workers have `cpus` each, until there are no more, or `seconds` have passed. `changed` is
-    called whenever more is known."""
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep like any other command
+    called whenever more is known. Raises `KeyboardInterrupt` where they were stopped, their checkpoints saved."""
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C stops a sweep like any other command
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     # Ray Tune by itself puts AWS keys into its trials' runtime environment, which Ray writes into its logs. Trials have
     # the keys of the machine they run on, as the workers of any run.
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if name.startswith("AWS_")}
     training = folder.training(0, config.first_point)
+    stop = StopRequest()
     tuner = tune.Tuner(
         tune.with_resources(run_trial, OF_A_TRIAL),
         tune_config=tune.TuneConfig(
-            search_alg=Source(config, folder, ledger, searcher, lag, cpus),
+            search_alg=Source(config, folder, ledger, searcher, lag, cpus, stop),
             scheduler=InOrder(ledger, folder, changed),
             num_samples=config.number_of_trials,
             max_concurrent_trials=concurrency,
@@ -139,5 +155,10 @@ def search(
             verbose=0,
         ),
     )
-    with leftovers_removed():
+    with (
+        leftovers_removed(),
+        saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path), several=True) as stopping,
+    ):
         tuner.fit()
+    if stopping.asked:
+        raise KeyboardInterrupt

@@ -46,7 +46,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     held = folder.held
     for index in folder.begun:
         left_by(folder, index, config)  # mistakes are told here, before a trial begins
-    if held.get("finished") == config.to_yaml():
+    if folder.is_finished(config):
         console.say(f"{folder.path}: already finished")
         return
     first = folder.training(0, config.first_point)
@@ -93,7 +93,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         folder.ray.mkdir(mode=0o700, exist_ok=True)  # Ray Tune writes its trials' configurations there as they are
         seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)
         try:
-            search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed)
+            search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed, console)
         finally:
             shutil.rmtree(folder.ray, ignore_errors=True)
     for trial in ledger.trials:

@@ -19,11 +19,13 @@ from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
 from orpo_ray.training.progress import following
 from orpo_ray.training.run_folder import RunFolder, write_atomically
+from orpo_ray.training.stopping import StopRequest
 from orpo_ray.tuning.folder import START
 
 
 def run_trial(trial: dict[str, Any]) -> None:
-    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON, and when it was `given`.
+    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON, when it was `given`,
+    and as `stop` the name of the sweep's request to stop.
 
     A trial that fails reports why; it raises nothing, for Ray Train has retried what was the machine's fault already.
     That the driver writes it down, not the trial, keeps a sweep that is being killed from blaming its trials.
@@ -38,7 +40,10 @@ def run_trial(trial: dict[str, Any]) -> None:
     with (run.path / "log.txt").open("a", encoding="utf-8") as said, told_to_tune(run, trial["given"]):
         try:
             # The sweep holds its own folder: who holds a trial's is an earlier process of this trial, and goes.
-            launcher.train(config, Console(file=said), validate_checkpoint, wait=True)
+            stop = StopRequest(trial["stop"])
+            launcher.train(config, Console(file=said), validate_checkpoint, wait=True, stop=stop)
+        except KeyboardInterrupt:  # stopped, its checkpoint saved: the sweep goes on with it
+            pass
         except UserError as error:
             failure = str(error)
         except Exception as error:

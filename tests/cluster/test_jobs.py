@@ -150,7 +150,9 @@ def trained(jobs: Jobs, storage: Path) -> Path:
     wait_for(lambda: jobs.status("first") == "STOPPED", "the job to stop")
     before = lines(folder)
     kept = max(int(path.parent.name.removeprefix("step-")) for path in folder.glob("checkpoints/*/manifest.json"))
-    assert kept <= before[-1]["step"] < STEPS and not (folder / "summary.json").exists()
+    assert kept == before[-1]["step"] < STEPS, jobs.log("first")[-4000:]
+    assert "stopping: saving a checkpoint" in jobs.log("first")
+    assert not (folder / "summary.json").exists()
     again = jobs.submit("second", "train", *run)
     assert again.returncode == 0, again.stdout[-4000:]
     after = lines(folder)

@@ -26,7 +26,7 @@ from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import DeepSpeedEngine, engine_for
 from orpo_ray.training.engine import Engine, TorchEngine
-from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.loop import Line, Sink, State, Wanted, run
 from orpo_ray.training.reference import reference_logps
 from orpo_ray.training.saving import Saver, load
 
@@ -150,10 +150,10 @@ class Watch(Sink):
     def signals(self) -> dict[str, float]:
         return self.saver.signals() if self.saver else {}
 
-    def heard(self, signals: dict[str, float]) -> bool:
+    def heard(self, signals: dict[str, float]) -> Wanted:
         if self.saver:
             self.saver.heard(signals)
-        return False
+        return Wanted.NOTHING
 
 
 def fail(warning: str) -> None:

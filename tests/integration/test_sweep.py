@@ -163,13 +163,19 @@ def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp
     assert "eval_reward_accuracy against eval_nll" in write_sweep_report(folder).read_text()
 
 
-def test_a_killed_sweep_goes_on_to_the_same_table(beside_tests: dict[str, str], tmp_path: Path) -> None:
-    """And `best.yaml`, run, gives the winner's numbers."""
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+def test_an_interrupted_sweep_goes_on_to_the_same_table(
+    how: signal.Signals, beside_tests: dict[str, str], tmp_path: Path
+) -> None:
+    """And `best.yaml`, run, gives the winner's numbers. One that is asked to end has saved what its trials had done."""
     space = {"objective.lambda": "loguniform(0.1, 4)", "optim.lr": "loguniform(1e-4, 5e-3)"}
     whole = config(tmp_path / "whole", name="sweep", space=space, trials=3)
     sweep(whole)
 
-    own = config(tmp_path / "killed", name="sweep", space=space, trials=3)
+    # Nothing else saves a trial that is asked to end.
+    every = {"checkpoint_every_steps": 8 if how == signal.SIGKILL else 1000}
+    run = {**RUN, "train": RUN["train"] | every}
+    own = config(tmp_path / "killed", name="sweep", space=space, trials=3, train=run)
     folder, file = own.run_dir, tmp_path / "sweep.yaml"
     file.write_text(own.to_yaml())
     command = [sys.executable, "-m", "orpo_ray.cli", "sweep", str(file)]
@@ -177,12 +183,22 @@ def test_a_killed_sweep_goes_on_to_the_same_table(beside_tests: dict[str, str], 
         first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
-        while not any(trial["status"] == "finished" for trial in trials(folder)) and time.monotonic() < deadline:
-            assert first.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+        while not (any(trial["status"] == "finished" for trial in trials(folder)) and last_step(folder / "trials/002")):
+            assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()[-3000:]
             time.sleep(0.05)
+        first.send_signal(how)
+        code = first.wait(timeout=120)
     finally:
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    if how == signal.SIGTERM:
+        said = (tmp_path / "log.txt").read_text()
+        assert (code, "Traceback" in said) == (130, False), said
+        assert "sweep: stopping: saving a checkpoint" in said
+        saved = json.loads((folder / "trials/002/last_checkpoint.json").read_text())["step"]
+        assert saved == last_step(folder / "trials/002") < 32
+        assert "stopped at step" in (folder / "trials/002/log.txt").read_text()
+        assert [trial["status"] for trial in trials(folder)][2] == "unfinished"
     done = [trial["trial"] for trial in trials(folder) if trial["status"] == "finished"]
     assert done and len(done) < 3
     before = {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}

@@ -32,6 +32,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.report import write_report
+from orpo_ray.status.read import read_status
 from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.from_checkpoint import export_checkpoint
@@ -53,12 +54,21 @@ TOY: dict[str, Any] = {
 }
 
 
+TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
+ALLOWED = "resume.allow_changes=[train.max_steps]"
+
+
 def toy(storage: Path, *overrides: str) -> TrainConfig:
     return parse_config({**TOY, "storage": {"path": str(storage)}}, list(overrides), "test")
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def plain(run: Path) -> list[dict[str, Any]]:
+    """Its lines without timings."""
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines(run)]
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
@@ -145,8 +155,31 @@ def test_finished_run_is_left_alone_and_other_settings_are_refused(run: Path, st
     before = (run / "metrics.jsonl").read_bytes()
     train(toy(storage))
     assert (run / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(UserError, match=r"optim\.lr"):
-        train(toy(storage, "optim.lr=5e-4"))
+    settings = (run / "config.yaml").read_bytes()
+    for allowed in ("[]", "[optim.lr]"):
+        with pytest.raises(UserError, match=r"holds a finished run with other settings \(optim\.lr\)"):
+            train(toy(storage, "optim.lr=5e-4", f"resume.allow_changes={allowed}"))
+    printed = io.StringIO()
+    train(toy(storage, "train.keep=both"), Console(file=printed, width=400))
+    assert printed.getvalue() == f"{run}: already finished; of no effect: train.keep\n"
+    assert (run / "config.yaml").read_bytes() == settings
+
+
+def test_a_finished_run_goes_on_as_a_longer_one_would_have(ray_cluster: None, storage: Path) -> None:
+    """In every bit, where the learning rate does not depend on the end."""
+    settings = [
+        "optim.schedule=constant", "train.eval_every_steps=2", "scaling.num_workers=1", "train.zero_stage=0",
+        "data.limit=300",
+    ]  # fmt: skip
+    undisturbed = train(toy(storage, "name=long", "train.max_steps=4", *settings)).path
+    train(toy(storage, "name=short", "train.max_steps=2", *settings))
+    with pytest.raises(UserError, match=r"give it more with 'resume.allow_changes=\[train.max_steps\]'"):
+        train(toy(storage, "name=short", "train.max_steps=4", *settings))
+    folder = train(toy(storage, "name=short", "train.max_steps=4", *settings, ALLOWED)).path
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 4
+    assert plain(folder) == plain(undisturbed)
+    expected = weights(undisturbed)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(folder).items())
 
 
 def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) -> None:
@@ -313,38 +346,51 @@ def test_checkpoints_are_compared_beside_training(run: Path, storage: Path) -> N
 
 
 # A killed driver is in tests/faults/test_quick.py too.
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGTERM, signal.SIGKILL))]
+)
 def test_interrupted_run_continues_to_the_same_weights(
     run: Path, storage: Path, how: signal.Signals, beside_tests: dict[str, str]
 ) -> None:
-    """The same command, typed again after Ctrl-C or a killed driver, ends in the same bits, on another cluster too."""
+    """The same command, typed again after Ctrl-C or a killed driver, ends in the same bits, on another cluster too.
+
+    One that is asked to end leaves a checkpoint of where it is, whenever the next one would have been due.
+    """
     name = f"interrupted-{how.name.lower()}"
     config = storage / f"{name}.yaml"
-    config.write_text(toy(storage, f"name={name}").to_yaml())
+    every = 8 if how == signal.SIGKILL else 1000
+    config.write_text(toy(storage, f"name={name}", f"train.checkpoint_every_steps={every}").to_yaml())
     command = [sys.executable, "-m", "orpo_ray.cli", "train", str(config)]
     folder = storage / name
     with (storage / f"{name}.log").open("wb") as log:
         first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
-        while not any(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-            assert first.poll() is None, (storage / f"{name}.log").read_text()[-3000:]
+        begun = folder / "checkpoints" if how == signal.SIGKILL else folder / "metrics.jsonl"
+        while not (begun.exists() and (begun.is_dir() or '"step": 3,' in begun.read_text())):
+            assert first.poll() is None and time.monotonic() < deadline, (storage / f"{name}.log").read_text()[-3000:]
             time.sleep(0.1)
-        first.send_signal(how)
+        assert read_status(folder).state == "running"
+        if how == signal.SIGINT:
+            os.killpg(first.pid, how)  # as a terminal sends it
+        else:
+            first.send_signal(how)
         code = first.wait(timeout=90)
     finally:
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
-    if how == signal.SIGINT:
+    assert read_status(folder).state == "interrupted"
+    said = (storage / f"{name}.log").read_text()
+    if how != signal.SIGKILL:
         assert code == 130
+        assert f"{name}: stopping: saving a checkpoint (Ctrl-C again to stop without)\n" in said
+        (saved,) = Checkpoints(str(folder / "checkpoints")).finished()
+        assert saved.step == lines(folder)[-1]["step"] < 24
+        assert f"{name}: stopped at step {saved.step}; its checkpoint is saved\n" in said
+        assert "Traceback" not in said
     assert not (folder / "summary.json").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=beside_tests)
     assert again.returncode == 0, again.stderr[-3000:]
-    timing = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
-
-    def plain(path: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in line.items() if k not in timing} for line in lines(path)]
-
     assert plain(folder) == plain(run)
     undisturbed = weights(run)
     for parameter, weight in weights(folder).items():

@@ -28,7 +28,7 @@ from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoint_files import FileSum, read_header, read_into, sum_up, write_vectors
 from orpo_ray.training.checkpoints import Checkpoints, Manifest, open_filesystem
 from orpo_ray.training.engine import TorchEngine
-from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.loop import Line, Sink, State, Wanted, run
 from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import Copy, Saver, choose, load
 from orpo_ray.training.watchdog import Pulse, diagnosis
@@ -242,9 +242,9 @@ class TestSaver:
             def signals(self) -> dict[str, float]:
                 return self.saver.signals()
 
-            def heard(self, signals: dict[str, float]) -> bool:
+            def heard(self, signals: dict[str, float]) -> Wanted:
                 self.saver.heard(signals)
-                return False
+                return Wanted.NOTHING
 
         pairs, settings = random_pairs(14), config()
         whole, again = engine(), engine(seed=1)
@@ -318,7 +318,42 @@ def test_the_clock_rings_once_and_a_notice_until_it_is_over() -> None:
     assert rung[:4] == soon, "training waits for the first; each next one comes when half of what was left has passed"
     assert rung[4:] == [(229.0, False)], "the clock starts anew with each checkpoint"
     assert np.diff(asked).min() >= 5
-    assert alarm.signals(leads=False) == {"due": 0.0, "ask": 0.0}
+    assert alarm.signals(leads=False) == {"due": 0.0, "ask": 0.0, "stop": 0.0}
+
+
+def test_whoever_is_asked_to_stop_saves_at_once_and_no_more() -> None:
+    asked = False
+    alarm = Alarm(minutes=None, clock=lambda: 0.0, asked_to_stop=lambda: asked)
+    assert not alarm.rings(alarm.signals(leads=True), lambda: None)
+    asked = True
+    assert not alarm.rings(alarm.signals(leads=False), lambda: None), "only rank 0 is asked"
+    assert alarm.rings(alarm.signals(leads=True), lambda: None)
+    assert alarm.urgent and alarm.stops
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_nothing_is_trained_behind_the_last_checkpoint_that_is_wanted(evaluated: bool) -> None:
+    """And a run that continues there makes the same lines, with what is evaluated at that step made before it."""
+    pairs, settings = random_pairs(14), config(f"train.eval_every_steps={3 if evaluated else 2}")
+
+    class Stopping(Sink):
+        def __init__(self) -> None:
+            self.lines: list[Line] = []
+            self.saved: list[int] = []
+
+        def metrics(self, line: Line) -> None:
+            self.lines.append(line)
+
+        def checkpoint(self, engine: Any, state: State, line: Line) -> None:
+            self.saved.append(state.step)
+
+        def heard(self, signals: dict[str, float]) -> Wanted:
+            return Wanted.LAST_CHECKPOINT if self.lines[-1]["step"] == 3 else Wanted.NOTHING
+
+    sink = Stopping()
+    state = run(engine(), settings, pairs, pairs, sink, State())
+    assert (state.step, sink.saved[-1], sink.lines[-1]["step"]) == (3, 3, 3)
+    assert ("eval_loss" in sink.lines[-1]) == evaluated
 
 
 def test_a_run_whose_checkpoints_are_gone_knows_of_them(tmp_path: Path) -> None:

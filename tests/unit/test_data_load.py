@@ -173,6 +173,7 @@ def test_a_run_from_before_goes_on(tmp_path: Path) -> None:
     own = run_config()
     folder = RunFolder(tmp_path / "run")
     folder.open_for(own)
+    folder.append_metrics({"step": 1, "loss": 3.0})
     text = folder.config.read_text()
     folder.config.write_text("".join(line for line in text.splitlines(True) if "max_record_characters" not in line))
     folder.open_for(own)

@@ -420,6 +420,7 @@ def test_a_run_with_credentials_is_continued(tmp_path: Path) -> None:
         RunFolder(tmp_path).open_for(parse_config({**CONFIGURATION, "data": {"train": url}}, [], "test"))
 
     opened(URL)
+    RunFolder(tmp_path).append_metrics({"step": 1, "loss": 3.0})
     opened(URL)
     opened(URL.replace(SECRETS["url password"], "changed"))
     with pytest.raises(UserError, match=r"other settings \(data\.train\)"):

@@ -5,25 +5,29 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from evaluation_run import make_evaluation
+from evaluation_run import change, make_evaluation, numbers
 from one_by_one import typed
 from test_report import make_run
 from test_sweep_results import STEPS, config, write_run
 
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import RESPONSES, REWARDS, Pieces
+from orpo_ray.report.runs import read_run
 from orpo_ray.status.read import as_json, print_status, read_status
 from orpo_ray.status.status import duration
 from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoint_files import FileSum
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.training.driver_lock import LOCK, only_driver
 from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
@@ -35,6 +39,17 @@ def told(folder: Path) -> str:
     out = io.StringIO()
     print_status(read_status(folder), Console(file=out, width=300))
     return out.getvalue()
+
+
+def driven(folder: Path) -> AbstractContextManager[None]:
+    """While the body runs, a driver is at work on it: this process."""
+    return only_driver(folder, Console(file=io.StringIO()))
+
+
+def driven_elsewhere(folder: Path) -> None:
+    """A driver is at work on it, or was, that cannot be looked up from here."""
+    lock = json.dumps({"host": "another", "pid": 1, "started": "1", "pids_of": "a boot of another machine", "id": ""})
+    (folder / LOCK).write_text(lock)
 
 
 def age(file: Path, seconds: float) -> None:
@@ -59,15 +74,16 @@ def begun(tmp_path: Path) -> Path:
 class TestTraining:
     def test_one_that_runs(self, tmp_path: Path) -> None:
         folder = begun(tmp_path)
-        status = read_status(folder)
-        assert (status.kind, status.state) == ("training run", "running")
+        with driven(folder):
+            status, text = read_status(folder), told(folder)
+        assert (status.kind, status.state, status.driver) == ("training run", "running", True)
         assert (status.facts["step"], status.facts["total_steps"]) == (45, 120), "60 steps in an epoch, two epochs"
         assert status.facts["checkpoint_step"] == 40, "that of step 45 has no manifest"
         assert status.facts["evaluation"]["step"] == 30
         rate = status.facts["pairs_per_second"]
         assert 70 < rate < 90
         assert status.facts["seconds_left"] == pytest.approx(75 * 32 / rate)
-        text = told(folder)
+        assert "state      running (last sign" in text
         assert "step       45 of 120, epoch 0.75" in text
         assert "margin +" in text and "held out   step 30: loss 0.8875" in text
         assert "step 40 (3 MiB)" in text
@@ -78,9 +94,48 @@ class TestTraining:
         folder = begun(tmp_path)
         age(folder / "metrics.jsonl", 7300)
         status = read_status(folder)
-        assert status.state == "silent"
+        assert (status.state, status.driver) == ("interrupted", False)
         assert status.next == f"orpo-ray train {folder}/config.yaml"
-        assert "last sign 2 h 1 min ago" in told(folder)
+        assert "state      interrupted (last sign 2 h 1 min ago)" in told(folder)
+
+    def test_the_lock_says_at_once_whether_it_goes_on(self, tmp_path: Path) -> None:
+        folder = begun(tmp_path)
+        with driven(folder):
+            age(folder / "metrics.jsonl", 7300)  # an evaluation that takes hours
+            assert read_status(folder).state == "running"
+            lock = json.loads((folder / LOCK).read_text())
+        assert read_status(folder).state == "interrupted", "its driver has ended"
+        age(folder / "metrics.jsonl", 0)
+        (folder / LOCK).write_text(json.dumps({**lock, "started": "1"}))
+        assert read_status(folder).state == "interrupted", "its driver was killed a moment ago"
+
+    def test_where_the_lock_cannot_be_asked_it_goes_on_as_it_seems(self, tmp_path: Path) -> None:
+        folder = begun(tmp_path)
+        driven_elsewhere(folder)
+        assert (read_status(folder).state, read_status(folder).driver) == ("running", None)
+        assert "state      running, as it seems (last sign" in told(folder)
+        age(folder / "metrics.jsonl", 7300)
+        assert "state      not finished, and silent: interrupted, or busy" in told(folder)
+        assert json.loads(as_json(read_status(folder)))["state"] == "silent"
+
+    @pytest.mark.parametrize("moved", [True, False])
+    def test_a_copy_has_no_lock_to_be_asked(self, tmp_path: Path, moved: bool) -> None:
+        folder = make_run(
+            tmp_path / "run", steps=45, finished=False,
+            storage={"path": str(tmp_path), "mirror": str(tmp_path / "copies")},
+        )  # fmt: skip
+        if moved:
+            folder = folder.rename(tmp_path / "fetched")
+        assert read_status(folder).state == ("running" if moved else "interrupted")
+
+    def test_remarks_do_not_crowd_out_what_happened(self, tmp_path: Path) -> None:
+        folder = begun(tmp_path)
+        for number in range(6):
+            RunFolder(folder).note_once(f"column {number} is not read")
+        text = told(folder)
+        assert "  a worker was lost" in text and "is not read" not in text
+        assert f"remarks    6, in {folder}/events.jsonl\n" in text
+        assert len(read_run(folder).events) == 7, "the page has them all"
 
     def test_a_folder_that_was_moved_is_named_in_that_command(self, tmp_path: Path) -> None:
         folder = begun(tmp_path).rename(tmp_path / "else where")
@@ -102,6 +157,7 @@ class TestTraining:
 
     def test_slow_steps_explain_a_silence(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path / "slow", finished=False, train={"global_batch_size": 80 * 60, "max_steps": 120})
+        driven_elsewhere(folder)
         age(folder / "metrics.jsonl", 300)  # a step takes a minute
         assert read_status(folder).state == "running"
 
@@ -124,7 +180,11 @@ class TestTraining:
             file.write('{"step": 121, "loss": null, "pairs_per_second": "x"}\n{"step": 12')
         assert "loss       not finite" in told(folder)
         (folder / "metrics.jsonl").unlink()
-        assert "none yet: starting workers" in told(folder)
+        assert "step       none yet: stopped before its first step" in told(folder)
+        with driven(folder):
+            assert "step       none yet: starting workers\n" in told(folder)
+        driven_elsewhere(folder)
+        assert "step       none yet: starting workers, or stopped\n" in told(folder)
 
     def test_json_is_the_numbers_on_one_line(self, tmp_path: Path) -> None:
         line = as_json(read_status(begun(tmp_path)))
@@ -151,11 +211,11 @@ class TestEvaluation:
 
     def test_responses_are_counted(self, folder: Path) -> None:
         self.write(folder, 0, 32)
-        text = told(folder)
+        with driven(folder):
+            text = told(folder)
         assert "responses  288 of 540" in text and "judged     0 of 2 blocks" in text
         assert f"next       orpo-ray status {folder}" in text
-        for file in [folder / "config.yaml", *folder.rglob("*.parquet")]:
-            age(file, 7300)
+        assert read_status(folder).state == "interrupted"
         assert read_status(folder).next == f"orpo-ray evaluate {folder}/config.yaml"
 
     def test_it_is_finished_with_its_last_piece_and_its_result(self, folder: Path) -> None:
@@ -168,14 +228,24 @@ class TestEvaluation:
         judged.write(0, [{"prompt": 0, "model": "sft", "round": 0, "reward": 1.0}])
         (folder.parent / "winrates.json").rename(folder / "winrates.json")
         assert read_status(folder).facts["responses"] == 540
-        assert read_status(folder).state == "running", "one block has no rewards"
+        assert read_status(folder).state == "interrupted", "one block has no rewards"
         judged.write(1, [])
         assert read_status(folder).state == "finished"
 
     def test_one_whose_pieces_were_removed_stays_finished(self, folder: Path) -> None:
-        assert read_status(folder).state == "running"
+        assert read_status(folder).state == "interrupted"
         (folder.parent / "winrates.json").rename(folder / "winrates.json")
         assert read_status(folder).state == "finished"
+
+    def test_it_names_who_wins_by_each_judge(self, folder: Path) -> None:
+        (folder.parent / "winrates.json").rename(folder / "winrates.json")
+        change(folder, lambda found: found["ratings"]["truth"].reverse())
+        status = read_status(folder)
+        first, last = (found[0]["model"] for found in map(numbers(folder)["ratings"].get, ("opt-1.3b", "truth")))
+        assert first == "orpo" != last and status.facts["winners"] == {"truth": last, "opt-1.3b": first}
+        assert re.search(rf"winner     {last} by truth \(\d+\.\d% over \w+(, not told apart)?\); orpo by", told(folder))
+        change(folder, lambda found: found.update(pairs=[], ratings={}))
+        assert "winner" not in told(folder), "one model alone"
 
 
 class TestSweep:
@@ -199,13 +269,15 @@ class TestSweep:
         return folder.path
 
     def test_one_that_runs(self, folder: Path) -> None:
-        status, text = read_status(folder), told(folder)
+        with driven(folder):
+            status, text = read_status(folder), told(folder)
+        assert status.state == "running"
         done = [status.facts[name] for name in ("finished", "stopped", "failed", "unfinished")]
         assert sum(done) == 5 and done[2:] == [1, 1]
         assert status.facts["seconds_left"] == pytest.approx(400 / 4 * 5)
         assert f"trials     4 of 9 done: {done[0]} finished, {done[1]} stopped early, 1 failed" in text
         assert "at work    004 (step 1 of 72)" in text
-        assert "best       trial 00" in text and "eval_reward_accuracy 0." in text and "optim.lr=" in text
+        assert "best so far trial 00" in text and "eval_reward_accuracy 0." in text and "optim.lr=" in text
         assert "trial 002  out of memory" in text
         assert "left       about 8 min 20 s" in text
 
@@ -218,6 +290,7 @@ class TestSweep:
         status = read_status(folder)
         assert (status.state, status.next) == ("finished", f"orpo-ray train {folder}/best.yaml")
         assert status.facts["best"]["trial"] == 1
+        assert "winner     trial 001: eval_reward_accuracy 0." in told(folder)
 
     def test_one_whose_first_trial_is_at_work(self, folder: Path) -> None:
         (folder / "sweep.json").unlink()
@@ -257,11 +330,30 @@ def test_strange_values_in_a_folder_are_not_known(tmp_path: Path) -> None:
 
 
 def test_through_the_command(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
-    none, done = typed(["status", str(tmp_path)], ["status", str(folder), "--json"], cwd=tmp_path)
+    """Of a folder of runs a line for each, whatever is wrong with one of them."""
+    folder = make_run(tmp_path / "runs" / "run")
+    make_evaluation(tmp_path / "runs" / "compared")
+    half = begun(tmp_path)
+    (tmp_path / "runs" / ".cache").mkdir()
+    (tmp_path / "runs" / "notes").mkdir()
+    (tmp_path / "runs" / "odd").mkdir()
+    (tmp_path / "runs" / "odd" / "config.yaml").write_text("name: x")
+    with driven(half):
+        none, done, runs, lines = typed(
+            ["status", str(tmp_path)], ["status", str(folder), "--json"], ["status", str(tmp_path / "runs")],
+            ["status", str(tmp_path / "runs"), "--json"], cwd=tmp_path,
+        )  # fmt: skip
     assert (none.returncode, none.stdout, none.stderr.count("\n")) == (2, "", 1)
-    assert done.returncode == 0
+    assert done.returncode == runs.returncode == 0
     assert json.loads(done.stdout)["state"] == "finished"
+    compared, interrupted, finished, odd = runs.stdout.splitlines()
+    assert re.fullmatch(r"compared  evaluation    finished  orpo by truth \(.*%.*\); .* \(last sign .*\)", compared)
+    assert re.fullmatch(r"half      training run  running   step 45 of 120, eval loss 0\.8875 \(last .*\)", interrupted)
+    assert re.fullmatch(r"run       training run  finished  step 120 of 120, eval loss .*", finished)
+    assert odd == f"{tmp_path}/runs/odd/config.yaml: not the configuration of a run, an evaluation or a sweep"
+    found = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert [each.get("state") for each in found] == ["finished", "running", None, "finished"]
+    assert found[2] == {"error": odd}
 
 
 def test_durations() -> None:

@@ -131,12 +131,54 @@ def test_losers_keep_their_numbers_and_lose_their_weight(sweep: tuple[SweepConfi
 
 
 def test_a_folder_holds_one_sweep_which_may_go_on(tmp_path: Path) -> None:
-    SweepFolder(config(tmp_path)).open_for(config(tmp_path))
+    folder = SweepFolder(config(tmp_path))
+    folder.open_for(config(tmp_path))
+    write_run(folder.trial(0).path, {"objective.lambda": 1.0, "optim.lr": 1e-3, "optim.schedule": "cosine"}, until=8)
     more = config(tmp_path, "trials=20", "hours=3", "concurrency=2")
-    SweepFolder(more).open_for(more)
+    folder.open_for(more)
+    assert folder.config.read_text() == more.to_yaml()
     other = config(tmp_path, "seed=1", "train.seed=3")
     with pytest.raises(UserError, match=r"other settings \(train, seed\)"):
-        SweepFolder(other).open_for(other)
+        folder.open_for(other)
+    folder.trial(11).path.mkdir()
+    with pytest.raises(UserError, match=r"holds 12 trials or more, and 9 are asked for"):
+        folder.open_for(config(tmp_path))
+    assert folder.config.read_text() == more.to_yaml()
+
+
+def test_without_a_trial_that_has_begun_the_corrected_command_takes_the_folder(tmp_path: Path) -> None:
+    folder = SweepFolder(config(tmp_path))
+    folder.open_for(config(tmp_path))
+    folder.trial(0).path.mkdir(parents=True)  # its workers were starting
+    (folder.trial(0).path / "log.txt").touch()
+    write_summary(folder, {"lag": 3, "seconds": 7.0, "finished": ""})
+    right = config(tmp_path, "seed=1")
+    folder.open_for(right)
+    assert folder.config.read_text() == right.to_yaml() and (folder.begun, folder.held) == ([], {})
+    folder.fail(0, "no such file")
+    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+        folder.open_for(config(tmp_path))
+
+
+def test_nothing_of_a_finished_sweep_is_changed(tmp_path: Path) -> None:
+    own = config(tmp_path, "hours=3")
+    folder = SweepFolder(own)
+    folder.open_for(own)
+    write_summary(folder, {"lag": 3, "seconds": 7.0, "finished": own.to_yaml()})
+    again = config(tmp_path, "hours=3", "concurrency=5", f"storage.cache={tmp_path / 'cache'}")
+    folder.open_for(again)
+    assert folder.is_finished(again) and folder.config.read_text() == own.to_yaml()
+    more = config(tmp_path, "hours=3", "trials=12")
+    folder.open_for(more)
+    assert not folder.is_finished(more) and folder.config.read_text() == more.to_yaml()
+
+
+def test_the_folder_of_a_run_is_not_taken(tmp_path: Path) -> None:
+    folder = SweepFolder(config(tmp_path))
+    folder.path.mkdir()
+    folder.config.write_text("name: made-up\nmodel: {}\n")
+    with pytest.raises(UserError, match=r"holds the folder of another kind \(training run\)"):
+        folder.open_for(config(tmp_path))
 
 
 def test_the_page_says_who_won_and_how_sure_that_is(sweep: tuple[SweepConfig, SweepFolder, Ledger]) -> None:

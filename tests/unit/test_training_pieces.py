@@ -29,6 +29,7 @@ from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer, require_embeddings
 from orpo_ray.modeling.memory import activation_bytes
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.report.runs import read_events
 from orpo_ray.terminal import Console
 from orpo_ray.training import room
 from orpo_ray.training.build_locks import wait_for_builds
@@ -123,21 +124,68 @@ class TestRunFolder:
         folder.open_for(config("scaling.num_workers=8", "train.tokens_per_microbatch=100", "storage.path=x"))
         folder.open_for(config("train.keep=both", "train.checkpoint_every_minutes=null"))
 
+    @staticmethod
+    def begun(path: Path, *overrides: str) -> RunFolder:
+        """The folder of a run that has trained one step."""
+        folder = RunFolder(path)
+        folder.open_for(config(*overrides))
+        folder.append_metrics({"step": 0, "eval_loss": 3.0})
+        folder.append_metrics({"step": 1, "loss": 3.0})
+        return folder
+
     def test_another_run_is_refused_by_its_keys(self, tmp_path: Path) -> None:
-        folder = RunFolder(tmp_path / "unit")
-        folder.open_for(config())
+        folder = self.begun(tmp_path / "unit")
         with pytest.raises(UserError, match=r"objective\.lambda, optim\.lr, seed|seed, objective\.lambda, optim\.lr"):
             folder.open_for(config("objective.lambda=0.7", "optim.lr=1", "seed=3"))
 
     def test_changes_that_are_allowed_are_taken_over(self, tmp_path: Path) -> None:
-        folder = RunFolder(tmp_path / "unit")
-        folder.open_for(config())
+        folder = self.begun(tmp_path / "unit")
         with pytest.raises(UserError, match=r"other settings \(optim\.lr\).*'resume\.allow_changes=\[optim\.lr\]'"):
             folder.open_for(config("optim.lr=1e-4", "resume.allow_changes=[seed]"))
         changed = config("optim.lr=1e-4", "resume.allow_changes=[optim.lr]")
         folder.open_for(changed)
         folder.open_for(config("optim.lr=1e-4"))
         assert changed.digest() == config("optim.lr=1e-4").digest() != config().digest()
+        (event,) = read_events(folder.events)
+        assert event[1] == "continued with other settings: optim.lr 0.0001 (before: 8e-06)"
+
+    @pytest.mark.parametrize("with_evaluation", [False, True])
+    def test_without_a_step_the_corrected_command_takes_the_folder(self, tmp_path: Path, with_evaluation: bool) -> None:
+        folder = RunFolder(tmp_path / "unit")
+        folder.open_for(config("optim.lr=1"))
+        folder.note_once("a remark on other data")
+        if with_evaluation:
+            folder.append_metrics({"step": 0, "eval_loss": 3.0})
+            folder.tensorboard.mkdir()
+        right = config("seed=3", "data.train=toy-test")
+        folder.open_for(right)
+        assert folder.config.read_text() == right.to_yaml()
+        assert [file.name for file in folder.path.iterdir()] == ["config.yaml"]
+
+    @pytest.mark.parametrize("trace", ["last_checkpoint.json", "checkpoints/step-00000008/rank-0", "model/config.json"])
+    def test_with_a_trace_of_training_it_does_not(self, tmp_path: Path, trace: str) -> None:
+        folder = RunFolder(tmp_path / "unit")
+        folder.open_for(config())
+        (folder.path / trace).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / trace).write_text('{"step": 8, "location": "x"}')
+        with pytest.raises(UserError, match=r"holds a run with other settings \(seed\)"):
+            folder.open_for(config("seed=3"))
+
+    @pytest.mark.parametrize("allowed", ["[]", "[optim.lr]"])
+    def test_nothing_of_a_finished_run_is_changed(self, tmp_path: Path, allowed: str) -> None:
+        folder = self.begun(tmp_path / "unit")
+        folder.summary.write_text('{"steps": 1}')
+        before = {file: file.read_bytes() for file in folder.path.iterdir()}
+        with pytest.raises(UserError, match=r"a finished run with other settings \(optim.lr\).*model.name_or_path=/"):
+            folder.open_for(config("optim.lr=1e-4", f"resume.allow_changes={allowed}"))
+        folder.open_for(config("train.keep=both", "scaling.num_workers=4"))
+        assert {file: file.read_bytes() for file in folder.path.iterdir()} == before
+
+    @pytest.mark.parametrize("kind", ["space", "models", "reward_models"])
+    def test_the_folder_of_something_else_is_not_taken(self, tmp_path: Path, kind: str) -> None:
+        (tmp_path / "config.yaml").write_text(f"name: x\n{kind}: {{a: b}}\n")
+        with pytest.raises(UserError, match=r"holds the folder of another kind \(\w+\); choose another name"):
+            RunFolder(tmp_path).open_for(config())
 
     def test_metrics_that_a_full_disk_refused_are_written_with_the_next(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path)
