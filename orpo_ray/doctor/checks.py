@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 
 from orpo_ray.cluster.share import uses_gpus
@@ -123,6 +124,25 @@ def clocks(offsets: Mapping[str, tuple[float, float]]) -> list[Finding]:
         return Finding(verdict, "clock", found, "synchronise it (chrony, systemd-timesyncd)")  # type: ignore[arg-type]
 
     return grouped({node: judge(*offset) for node, offset in offsets.items()})
+
+
+def names(reports: Reports) -> list[Finding]:
+    """Of several nodes, whose processes tell each other the address that a node's own name is mapped to: gloo does."""
+
+    def judge(report: NodeReport) -> Finding:
+        fix = (
+            f"remove {report.host} from that line of /etc/hosts and give it the address that others reach it by, or set "
+            "GLOO_SOCKET_IFNAME to the interface that has it, before ray start"
+        )
+        if not report.address:
+            found = f"its own name, {report.host}, is mapped to no address"
+            return Finding("FAIL", "host name", found, f"add it to /etc/hosts: {fix.partition(' and ')[2]}")
+        if ipaddress.ip_address(report.address).is_loopback:
+            told = f"its own name, {report.host}, is mapped to {report.address}, as Debian and Ubuntu do in /etc/hosts"
+            return Finding("FAIL", "host name", f"{told}: on other nodes that leads to themselves", fix)
+        return Finding("OK", "host name", "mapped to an address that others may reach")
+
+    return grouped({node: judge(report) for node, report in reports.items()})
 
 
 def room(scaling: ScalingConfig, cluster: Mapping[str, float]) -> Finding:

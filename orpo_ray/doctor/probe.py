@@ -23,6 +23,8 @@ _PROGRAM = "#include <vector>\n#include <Python.h>\nint main() { return std::vec
 @dataclass(frozen=True)
 class NodeReport:
     host: str
+    address: str
+    """What its own name is mapped to; empty: to nothing."""
     versions: dict[str, str]
     """Of Python and `PACKAGES`; empty: not installed."""
     code: str
@@ -48,6 +50,7 @@ def probe(folders: list[str]) -> NodeReport:
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
     return NodeReport(
         host=socket.gethostname(),
+        address=_own_address(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         code=_code(),
         compiler=compiler,
@@ -58,6 +61,13 @@ def probe(folders: list[str]) -> NodeReport:
         free_bytes={folder: _room(Path(folder)) for folder in folders},
         free_port=_free_port(),
     )
+
+
+def _own_address() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
 
 
 def now() -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray.tune
 
+from orpo_ray.cluster.hosts import Marks, unseen
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
@@ -23,11 +24,15 @@ from orpo_ray.tuning.folder import START
 
 
 def run_trial(trial: dict[str, Any]) -> None:
-    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON, and when it was `given`.
+    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON, when it was `given`, and the
+    `marks` that the sweep's driver has left in its folder.
 
     A trial that fails reports why; it raises nothing, for Ray Train has retried what was the machine's fault already.
     That the driver writes it down, not the trial, keeps a sweep that is being killed from blaming its trials.
     """
+    if mistake := unseen(Marks(*trial["marks"])):
+        ray.tune.report({"mistake": mistake})
+        return
     config = TrainConfig.model_validate_json(trial["run"])
     run = RunFolder(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
