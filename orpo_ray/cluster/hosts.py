@@ -82,8 +82,9 @@ def look(marks: Marks, paths: Mapping[str, str]) -> str:
     return unseen(marks) or absent(paths, marks.host)
 
 
-def require_on_nodes(marks: Marks, paths: Mapping[str, str], cpus: float, gpus: float) -> None:
-    """Have every other node of the cluster `look`; for `paths` those that have room for an actor of `cpus` and `gpus`.
+def require_on_nodes(paths: Mapping[str, str], cpus: float, gpus: float, marks: Marks | None = None) -> None:
+    """Have every other node of the cluster `look`: for `marks` all, for `paths` those that have room for an actor of
+    `cpus` and `gpus`.
 
     Raises `UserError`, naming the host, for the first that lacks something. One that does not answer is left to whoever
     will work there.
@@ -100,7 +101,7 @@ def require_on_nodes(marks: Marks, paths: Mapping[str, str], cpus: float, gpus: 
         roomy = node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-        answers.append(task.remote(marks, dict(paths) if roomy else {}))
+        answers.append(task.remote(marks or Marks(this_host(), "", {}), dict(paths) if roomy else {}))
     deadline = time.monotonic() + _SECONDS_TO_ANSWER
     for answer in answers:
         try:

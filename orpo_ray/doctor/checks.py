@@ -131,12 +131,12 @@ def names(reports: Reports) -> list[Finding]:
 
     def judge(report: NodeReport) -> Finding:
         fix = (
-            f"remove {report.host} from that line of /etc/hosts and give it the address that others reach it by, or set "
+            f"give {report.host} in /etc/hosts the address that others reach it by, in that line's place, or set "
             "GLOO_SOCKET_IFNAME to the interface that has it, before ray start"
         )
         if not report.address:
             found = f"its own name, {report.host}, is mapped to no address"
-            return Finding("FAIL", "host name", found, f"add it to /etc/hosts: {fix.partition(' and ')[2]}")
+            return Finding("FAIL", "host name", found, fix.replace(", in that line's place,", ""))
         if ipaddress.ip_address(report.address).is_loopback:
             told = f"its own name, {report.host}, is mapped to {report.address}, as Debian and Ubuntu do in /etc/hosts"
             return Finding("FAIL", "host name", f"{told}: on other nodes that leads to themselves", fix)

@@ -16,6 +16,10 @@ _LONGEST = 400  # characters of a reason
 _OF_WORKER = re.compile(r"hostname='(?P<name>[^']*)'.*?node_ip='(?P<address>[^']*)'", re.DOTALL)
 """In what Ray Train says of one that does not answer."""
 _NODE_IS_GONE = "its node has died"
+_PEER = re.compile(
+    r"(?:closed by|reset by|timed out|route|unreachable|refused).*?\[(?:::ffff:)?(?P<address>[^\]]+)\]:\d+"
+)
+"""In what gloo says of a connection."""
 _ADVICE = " Some common causes include"
 
 
@@ -27,6 +31,12 @@ class LostWorkers(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
         RunFolder(self._folder).note(reason({r: str(error) for r, error in worker_exceptions.items()}, this_host()))
+
+
+def lost_connection(error: Exception, here: str) -> str:
+    """Which two hosts an error of a collective is about, in a line; empty: it is about something else."""
+    found = _PEER.search(str(error))
+    return f"the connection between {here} and {found['address']} is lost: {error}" if found else ""
 
 
 def reason(errors: Mapping[int, str], here: str) -> str:

@@ -20,7 +20,7 @@ from ray.train.v2.api.validation_config import ValidationTaskConfig
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from orpo_ray.cluster.hosts import Marks, look
+from orpo_ray.cluster.hosts import Marks, look, this_host
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import RewardConfig
@@ -45,6 +45,7 @@ from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, build_schedule, evaluate, mean_reward, run
+from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
@@ -86,6 +87,8 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
         return Outcome(mistake=str(error))
     except Exception as error:
         log("worker fails", logging.ERROR, reason=repr(error))
+        if lost := lost_connection(error, this_host()):
+            raise ConnectionError(lost) from error
         raise
 
 

@@ -105,7 +105,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
                     if uses_gpus(first.scaling, int(ray.cluster_resources().get("GPU", 0)))
                     else 0
                 )
-                require_on_nodes(marks, first.local_paths(), cpus, gpus)
+                require_on_nodes(first.local_paths(), cpus, gpus, marks)
                 search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed, marks)
         finally:
             shutil.rmtree(folder.ray, ignore_errors=True)
