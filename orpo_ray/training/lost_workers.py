@@ -16,10 +16,8 @@ _LONGEST = 400  # characters of a reason
 _OF_WORKER = re.compile(r"hostname='(?P<name>[^']*)'.*?node_ip='(?P<address>[^']*)'", re.DOTALL)
 """In what Ray Train says of one that does not answer."""
 _NODE_IS_GONE = "its node has died"
-_PEER = re.compile(
-    r"(?:closed by|reset by|timed out|route|unreachable|refused).*?\[(?:::ffff:)?(?P<address>[^\]]+)\]:\d+"
-)
-"""In what gloo says of a connection."""
+_PEER = re.compile(r"gloo.*\[(?:::ffff:)?(?P<address>[0-9A-Fa-f:.]+)\]:\d+", re.DOTALL)
+"""In what gloo says of a connection: `[…/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4711`."""
 _ADVICE = " Some common causes include"
 
 

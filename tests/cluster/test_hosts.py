@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from conftest import wait_for
 from hosts import REPOSITORY, Host, Hosts, Impossible
+
+from orpo_ray.data.sources import ToySource
 
 STEPS = 80
 CUT_AT = 12
@@ -96,8 +99,8 @@ def test_what_one_host_alone_has_is_named_with_the_other(hosts: Hosts, together:
     first, second = hosts.hosts
     own = first.local / ("pairs.jsonl" if key == "data.train" else "base")
     if key == "data.train":
-        pair = {"prompt": "one", "chosen": "two", "rejected": "three"}
-        first.on_disk(own).write_text("".join(json.dumps({**pair, "prompt": f"one {i}"}) + "\n" for i in range(20)))
+        pairs = islice(ToySource("toy").records(), 40)
+        first.on_disk(own).write_text("".join(json.dumps(pair.value) + "\n" for pair in pairs))
     else:
         first.run("cp", "-r", str(together / "model"), str(own))
     said = refused(first, "train", *QUICK, "name=own", f"{key}={own}", f"storage.path={hosts.shared}/runs")
