@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 
+from orpo_ray.cluster.interface import VARIABLE, leads_nowhere
 from orpo_ray.cluster.share import uses_gpus
 from orpo_ray.config import ScalingConfig
 from orpo_ray.doctor.finding import Finding, grouped
@@ -127,20 +127,22 @@ def clocks(offsets: Mapping[str, tuple[float, float]]) -> list[Finding]:
 
 
 def names(reports: Reports) -> list[Finding]:
-    """Of several nodes, whose processes tell each other the address that a node's own name is mapped to: gloo does."""
+    """Of several nodes, whose processes give each other the address that a node's own name is mapped to."""
 
     def judge(report: NodeReport) -> Finding:
-        fix = (
-            f"give {report.host} in /etc/hosts the address that others reach it by, in that line's place, or set "
-            "GLOO_SOCKET_IFNAME to the interface that has it, before ray start"
+        if not leads_nowhere(report.address):
+            return Finding("OK", "host name", "mapped to an address")
+        if report.interface:
+            return Finding("OK", "host name", f"{VARIABLE}={report.interface} says where gloo listens")
+        mapped = f"mapped to {report.address}, as Debian and Ubuntu do" if report.address else "mapped to no address"
+        found = (
+            f"its own name, {report.host}, is {mapped}: other nodes that are told it find themselves; training takes "
+            "the interface that Ray knows the node by, other programs may not"
         )
-        if not report.address:
-            found = f"its own name, {report.host}, is mapped to no address"
-            return Finding("FAIL", "host name", found, fix.replace(", in that line's place,", ""))
-        if ipaddress.ip_address(report.address).is_loopback:
-            told = f"its own name, {report.host}, is mapped to {report.address}, as Debian and Ubuntu do in /etc/hosts"
-            return Finding("FAIL", "host name", f"{told}: on other nodes that leads to themselves", fix)
-        return Finding("OK", "host name", "mapped to an address that others may reach")
+        fix = (
+            f"give {report.host} in /etc/hosts the address that others reach it by, or set {VARIABLE} before ray start"
+        )
+        return Finding("WARN", "host name", found, fix)
 
     return grouped({node: judge(report) for node, report in reports.items()})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,14 +128,23 @@ class Host:
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
+    @staticmethod
+    def stop(process: subprocess.Popen[str]) -> None:
+        """End a command and `nsenter`, its parent."""
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if process.poll() is None:
+            for child in children.read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
+        process.wait()
+
     def run(self, *command: str, seconds: float = 180, **environment: str) -> tuple[int, str]:
         """Exit code, and what was said. Raises `TimeoutExpired`."""
         process = self.start(*command, **environment)
         try:
             said, _ = process.communicate(timeout=seconds)
         except BaseException:
-            process.kill()  # `nsenter`'s child has its place in the namespace, and ends with the host at the latest
-            process.wait()
+            self.stop(process)
             raise
         return process.returncode, said
 

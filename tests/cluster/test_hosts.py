@@ -79,6 +79,15 @@ def refused(host: Host, *words: str) -> str:
     return said.strip().splitlines()[-1]
 
 
+def sweep_of(storage: Path, *overrides: str) -> dict[str, Any]:
+    """Two trials, at the same time where there is room."""
+    return {
+        "name": "sweep", "train": QUICK[0], "overrides": [*QUICK[2:], *overrides],
+        "space": {"optim.lr": "choice(1e-4, 1e-3)"}, "trials": 2, "scheduler": "none",
+        "storage": {"path": str(storage)},
+    }  # fmt: skip
+
+
 def test_two_hosts_make_the_model_of_one_machine(alone: Path, together: Path) -> None:
     assert lines(together) == lines(alone)
     assert files(together / "model") == files(alone / "model")
@@ -103,7 +112,7 @@ def test_what_one_host_alone_has_is_named_with_the_other(hosts: Hosts, together:
         first.on_disk(own).write_text("".join(json.dumps(pair.value) + "\n" for pair in pairs))
     else:
         first.run("cp", "-r", str(together / "model"), str(own))
-    said = refused(first, "train", *QUICK, "name=own", f"{key}={own}", f"storage.path={hosts.shared}/runs")
+    said = refused(first, "train", *QUICK, f"{key}={own}", f"storage.path={hosts.shared}/{key}")
     assert said.startswith(
         f"orpo-ray: {key}: {own} is there on {first.name} ({first.address}), and not on {second.name}"
     )
@@ -113,22 +122,34 @@ def test_what_one_host_alone_has_is_named_with_the_other(hosts: Hosts, together:
 def test_a_sweep_of_two_hosts(hosts: Hosts) -> None:
     first, second = hosts.hosts
     file = hosts.shared / "sweep.yaml"
-
-    def write(storage: Path) -> None:
-        file.write_text(yaml.safe_dump({
-            "name": "sweep", "train": QUICK[0], "overrides": [*QUICK[2:], "scaling.num_workers=1"],
-            "space": {"optim.lr": "choice(1e-4, 1e-3)"}, "trials": 2, "scheduler": "none", "concurrency": 2,
-            "storage": {"path": str(storage)},
-        }))  # fmt: skip
-
-    write(first.local / "runs")
+    file.write_text(yaml.safe_dump(sweep_of(first.local / "runs", "scaling.num_workers=1")))
     said = refused(first, "sweep", str(file))
     assert f"storage.path: {second.name} ({second.address}) does not see what" in said
-    write(hosts.shared / "runs")
+    file.write_text(yaml.safe_dump(sweep_of(hosts.shared / "runs", "scaling.num_workers=1")))
     code, said = first.orpo_ray("sweep", str(file), seconds=PATIENCE)
     assert code == 0, said[-3000:]
     trials = list((hosts.shared / "runs/sweep").glob("trials/*/summary.json"))
     assert len(trials) == 2 and (hosts.shared / "runs/sweep/best.yaml").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_workers_that_no_host_can_hold_are_told_while_they_wait(hosts: Hosts, command: str) -> None:
+    """Each host has a CPU, so a worker of two has none, though the cluster has two."""
+    first, _ = hosts.hosts
+    where, wide = f"{hosts.shared}/wide-{command}", ["scaling.num_workers=1", "scaling.cpus_per_worker=2"]
+    log, file = Path(f"{where}.log"), Path(f"{where}.yaml")
+    if command == "train":
+        words = [*QUICK, *wide, f"storage.path={where}"]
+    else:
+        file.write_text(yaml.safe_dump(sweep_of(Path(where), *wide)))
+        words = [str(file)]
+    driver = first.start(sys.executable, "-m", "orpo_ray.cli", command, *words, log=log)
+    told = "for want of room: 1 worker (2 CPUs each); the largest of 2 nodes has 1 CPU, so no node can hold that"
+    try:
+        wait_for(lambda: driver.poll() is None and told in log.read_text(), "it to be said", PATIENCE)
+    finally:
+        first.stop(driver)
 
 
 @pytest.mark.long
@@ -180,7 +201,26 @@ def test_a_cut_link_names_both_hosts_and_changes_no_byte(hosts: Hosts, alone: Pa
         second.ray_start(1)
         assert driver.wait(PATIENCE) == 0, log.read_text()[-3000:]
     finally:
-        driver.kill()
-        driver.wait()
+        first.stop(driver)
     assert lines(run) == lines(alone)
     assert files(run / "model") == files(alone / "model")
+
+
+@pytest.mark.long
+def test_names_that_lead_nowhere_are_told_and_training_does_without(alone: Path) -> None:
+    """As Debian and Ubuntu leave them: each host's own name is mapped to 127.0.1.1."""
+    try:
+        made = Hosts(debian=True)
+    except Impossible as why:
+        pytest.skip(f"no namespaces as hosts: {why}")
+    try:
+        first, _ = made.hosts
+        where = f"storage.path={made.shared}/runs"
+        code, said = first.orpo_ray("doctor", RUN[0], where, seconds=PATIENCE)
+        assert "orpo-1, is mapped to 127.0.1.1" in said and "orpo-2, is mapped to 127.0.1.1" in said
+        assert code == 0 and "gloo between 2 processes works" in said, said
+        code, said = first.orpo_ray("train", *RUN, where, seconds=PATIENCE)
+        assert code == 0, said[-3000:]
+        assert files(made.shared / "runs/run/model") == files(alone / "model")
+    finally:
+        made.end()
