@@ -69,12 +69,17 @@ def unseen(marks: Marks) -> str:
     for key, folder in marks.folders.items():
         while not (Path(folder) / marks.file).exists():
             if time.monotonic() > deadline:
-                return (
-                    f"{key}: {this_host()} does not see what {marks.host} writes to {folder}; it has to be a folder "
-                    "that all hosts share (NFS, a volume of ReadWriteMany), at the same place"
-                )
+                return not_seen(key, folder, marks.host)
             time.sleep(_LOOK)
     return ""
+
+
+def not_seen(key: str, folder: str, writer: str) -> str:
+    """What is said of a `folder`, which the configuration has as `key`, that is another one on this host."""
+    return (
+        f"{key}: {this_host()} does not see what {writer} writes to {folder}; it has to be a folder that all hosts "
+        "share (NFS, a volume of ReadWriteMany), at the same place"
+    )
 
 
 def look(marks: Marks, paths: Mapping[str, str]) -> str:

@@ -13,7 +13,6 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
-from orpo_ray.cluster.hosts import Marks
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.tuning.folder import SweepFolder
@@ -35,16 +34,9 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
     """Gives Ray Tune the trials in their order, without those that are over."""
 
     def __init__(
-        self,
-        config: SweepConfig,
-        folder: SweepFolder,
-        ledger: Ledger,
-        searcher: Searcher,
-        lag: int,
-        cpus: float,
-        marks: Marks,
+        self, config: SweepConfig, folder: SweepFolder, ledger: Ledger, searcher: Searcher, lag: int, cpus: float
     ) -> None:
-        """`cpus`: of a worker; `marks`: of the sweep's folder."""
+        """`cpus`: of a worker."""
         super().__init__(metric=None, mode=None)
         self._config = config
         self._folder = folder
@@ -52,7 +44,6 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
         self._searcher = searcher
         self._lag = lag
         self._cpus = cpus
-        self._marks = marks
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, None while it depends on one that is running, or that there is none."""
@@ -70,8 +61,7 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
                 run = self._folder.training(index, trial.settings)
                 scaling = run.scaling.model_copy(update={"cpus_per_worker": float(self._cpus)})
                 run = run.model_copy(update={"scaling": scaling})
-                given = {"run": run.model_dump_json(by_alias=True), "given": time.time(), "marks": list(self._marks)}
-                return {"index": index, **given}
+                return {"index": index, "run": run.model_dump_json(by_alias=True), "given": time.time()}
         return TuneSearcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -90,7 +80,7 @@ class InOrder(_NotStored, FIFOScheduler):  # type: ignore[misc]
         self._folder = folder
         self._changed = changed
         self.mistake = ""
-        """What is wrong with a host that a trial was given to, so with no trial."""
+        """What is wrong with a host that a trial was given to, and so with no trial."""
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         if "mistake" in result:
@@ -129,13 +119,9 @@ def search(
     cpus: float,
     seconds: float | None,
     changed: Callable[[], None],
-    marks: Marks,
 ) -> None:
     """Run trials, whose workers have `cpus` each, until there are no more, or `seconds` have passed. `changed` is
-    called whenever more is known; trials look for the `marks`.
-
-    Raises `UserError` where a trial is given to a host that does not see the sweep's folder.
-    """
+    called whenever more is known. Raises `UserError` where a trial's host does not see the sweep's folder."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep like any other command
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     # Ray Tune by itself puts AWS keys into its trials' runtime environment, which Ray writes into its logs. Trials have
@@ -146,7 +132,7 @@ def search(
     tuner = tune.Tuner(
         tune.with_resources(run_trial, OF_A_TRIAL),
         tune_config=tune.TuneConfig(
-            search_alg=Source(config, folder, ledger, searcher, lag, cpus, marks),
+            search_alg=Source(config, folder, ledger, searcher, lag, cpus),
             scheduler=in_order,
             num_samples=config.number_of_trials,
             max_concurrent_trials=concurrency,

@@ -66,6 +66,9 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     at_a_time = concurrency(config, first, ray.cluster_resources())
     all_workers = first.scaling.model_copy(update={"num_workers": first.scaling.most_workers * at_a_time})
     cpus = cpus_of_a_worker(all_workers, cluster_nodes(), spare=first.spare_cpus * at_a_time)
+    gpus = uses_gpus(first.scaling, int(ray.cluster_resources().get("GPU", 0))) and first.scaling.gpus_per_worker
+    with marked({"storage.path": str(folder.path)}) as marks:
+        require_on_nodes(first.local_paths(), cpus, gpus, marks)
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
     console.say(
@@ -96,17 +99,10 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         folder.ray.mkdir(mode=0o700, exist_ok=True)  # Ray Tune writes its trials' configurations there as they are
         seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)
         try:
-            with (
-                marked({"storage.path": str(folder.path)}) as marks,
-                saying_what_waits(lambda: groups_without_room()[0], lambda text: console.say(f"{config.name}: {text}")),
+            with saying_what_waits(
+                lambda: groups_without_room()[0], lambda text: console.say(f"{config.name}: {text}")
             ):
-                gpus = (
-                    first.scaling.gpus_per_worker
-                    if uses_gpus(first.scaling, int(ray.cluster_resources().get("GPU", 0)))
-                    else 0
-                )
-                require_on_nodes(first.local_paths(), cpus, gpus, marks)
-                search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed, marks)
+                search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed)
         finally:
             shutil.rmtree(folder.ray, ignore_errors=True)
     for trial in ledger.trials:

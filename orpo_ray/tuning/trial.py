@@ -10,7 +10,7 @@ from typing import Any
 
 import ray.tune
 
-from orpo_ray.cluster.hosts import Marks, unseen
+from orpo_ray.cluster.hosts import not_seen
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
@@ -18,23 +18,23 @@ from orpo_ray.telemetry.logs import log, log_as
 from orpo_ray.telemetry.metrics import run_and_trial
 from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
+from orpo_ray.training.driver_lock import LOCK
 from orpo_ray.training.progress import following
 from orpo_ray.training.run_folder import RunFolder, write_atomically
 from orpo_ray.tuning.folder import START
 
 
 def run_trial(trial: dict[str, Any]) -> None:
-    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON, when it was `given`, and the
-    `marks` that the sweep's driver has left in its folder.
+    """The function that Ray Tune runs in a process of its own. `trial`: its `run` as JSON, and when it was `given`.
 
     A trial that fails reports why; it raises nothing, for Ray Train has retried what was the machine's fault already.
     That the driver writes it down, not the trial, keeps a sweep that is being killed from blaming its trials.
     """
-    if mistake := unseen(Marks(*trial["marks"])):
-        ray.tune.report({"mistake": mistake})
-        return
     config = TrainConfig.model_validate_json(trial["run"])
     run = RunFolder(config.run_dir)
+    if not (run.path.parents[1] / LOCK).exists():  # that of the sweep, held by its driver
+        ray.tune.report({"mistake": not_seen("storage.path", str(run.path.parents[1]), "the sweep's driver")})
+        return
     run.path.mkdir(parents=True, exist_ok=True)
     name, index = run_and_trial(run.path)
     log_as(run=name, trial=index, role="trial")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from test_sweep_results import STEPS, config, write_run
 
-from orpo_ray.cluster.hosts import Marks
 from orpo_ray.config import SweepConfig
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
@@ -25,7 +24,7 @@ def play(own: SweepConfig, seed: int, killed_after: int | None = None) -> list[d
     folder.open_for(own)
     while True:
         ledger = Ledger(own, folder, STEPS)
-        source = Source(own, folder, ledger, searcher_of(own), lag=AT_A_TIME, cpus=1, marks=Marks("host", "mark", {}))
+        source = Source(own, folder, ledger, searcher_of(own), lag=AT_A_TIME, cpus=1)
         running: list[int] = []
         while ended != killed_after:
             while len(running) < AT_A_TIME and isinstance(given := source.suggest(""), dict):
