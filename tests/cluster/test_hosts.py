@@ -103,18 +103,15 @@ def test_storage_that_is_not_shared_is_named_before_training(hosts: Hosts) -> No
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("key", ["data.train", "model.name_or_path"])
-def test_what_one_host_alone_has_is_named_with_the_other(hosts: Hosts, together: Path, key: str) -> None:
+def test_data_that_one_host_alone_has_is_named_with_the_other(hosts: Hosts) -> None:
+    """So are models, in the evaluation below."""
     first, second = hosts.hosts
-    own = first.local / ("pairs.jsonl" if key == "data.train" else "base")
-    if key == "data.train":
-        pairs = islice(ToySource("toy").records(), 40)
-        first.on_disk(own).write_text("".join(json.dumps(pair.value) + "\n" for pair in pairs))
-    else:
-        first.run("cp", "-r", str(together / "model"), str(own))
-    said = refused(first, "train", *QUICK, f"{key}={own}", f"storage.path={hosts.shared}/{key}")
+    own = first.local / "pairs.jsonl"
+    pairs = islice(ToySource("toy").records(), 40)
+    first.on_disk(own).write_text("".join(json.dumps(pair.value) + "\n" for pair in pairs))
+    said = refused(first, "train", *QUICK, f"data.train={own}", f"storage.path={hosts.shared}/own")
     assert said.startswith(
-        f"orpo-ray: {key}: {own} is there on {first.name} ({first.address}), and not on {second.name}"
+        f"orpo-ray: data.train: {own} is there on {first.name} ({first.address}), and not on {second.name}"
     )
 
 
@@ -133,23 +130,27 @@ def test_a_sweep_of_two_hosts(hosts: Hosts) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("command", ["train", "sweep"])
-def test_workers_that_no_host_can_hold_are_told_while_they_wait(hosts: Hosts, command: str) -> None:
-    """Each host has a CPU, so a worker of two has none, though the cluster has two."""
-    first, _ = hosts.hosts
-    where, wide = f"{hosts.shared}/wide-{command}", ["scaling.num_workers=1", "scaling.cpus_per_worker=2"]
-    log, file = Path(f"{where}.log"), Path(f"{where}.yaml")
-    if command == "train":
-        words = [*QUICK, *wide, f"storage.path={where}"]
-    else:
-        file.write_text(yaml.safe_dump(sweep_of(Path(where), *wide)))
-        words = [str(file)]
-    driver = first.start(sys.executable, "-m", "orpo_ray.cli", command, *words, log=log)
+def test_workers_that_no_host_can_hold_are_told_while_they_wait(hosts: Hosts) -> None:
+    """Each host has a CPU, so a worker of two has no place, though the cluster has two. Both commands wait at once."""
+    storage, wide = hosts.shared / "wide", ["scaling.num_workers=1", "scaling.cpus_per_worker=2"]
+    storage.mkdir()
+    file = storage / "sweep.yaml"
+    file.write_text(yaml.safe_dump(sweep_of(storage, *wide)))
+    words = {"train": [*QUICK, *wide, f"storage.path={storage}"], "sweep": [str(file)]}
     told = "for want of room: 1 worker (2 CPUs each); the largest of 2 nodes has 1 CPU, so no node can hold that"
+    drivers = {
+        storage / f"{command}.log": host.start(
+            sys.executable, "-m", "orpo_ray.cli", command, *own, log=storage / f"{command}.log"
+        )
+        for host, (command, own) in zip(hosts.hosts, words.items(), strict=True)
+    }
     try:
-        wait_for(lambda: driver.poll() is None and told in log.read_text(), "it to be said", PATIENCE)
+        for log in drivers:
+            wait_for(lambda log=log: told in log.read_text(), f"{log.name} to say it", PATIENCE)  # type: ignore[misc]
+        assert [driver.poll() for driver in drivers.values()] == [None, None]
     finally:
-        first.stop(driver)
+        for driver in drivers.values():
+            Host.stop(driver)
 
 
 @pytest.mark.long
