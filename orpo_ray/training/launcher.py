@@ -145,14 +145,17 @@ def _fit(
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with phase("imports of Ray Train"):
+        import ray
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from orpo_ray.training.lost_workers import LostWorkers
         from orpo_ray.training.process_group import GroupConfig
         from orpo_ray.training.worker import train_worker
 
+    here = ray.get_runtime_context().get_node_id()
     nodes = cluster_nodes()
     use_gpu = uses_gpus(config.scaling, int(sum(gpus for _, gpus in nodes)))
     cpus = cpus_of_a_worker(config.scaling, nodes, spare=config.spare_cpus)
@@ -185,7 +188,10 @@ def _fit(
         ),
         validation_config=validation
         and ValidationConfig(
-            fn=validation, task_config=ValidationTaskConfig(fn_kwargs=payload), ray_remote_kwargs={"num_cpus": 0}
+            fn=validation,
+            task_config=ValidationTaskConfig(fn_kwargs=payload),
+            # It writes into the run's folder, which need not be on hosts that no worker is on: so on this one.
+            ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)},
         ),
     )
     waiting = waiting_workers(config.scaling.fewest_workers, cpus, gpus)

@@ -28,7 +28,7 @@ def test_a_group_waits_until_one_has_its_place(ray_cluster: None) -> None:
         assert waiting() == [] and groups_without_room() == ([], 1)
     finally:
         remove_placement_group(group)
-    assert waiting_workers(1, 1, 0)() == [], "it is on its way"
+    assert not waiting_workers(1, 1, 0)(), "it is on its way"
 
 
 @pytest.mark.parametrize("asked", [{"memory": 2**20}, {"CPU": 0.5}])
