@@ -12,12 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from orpo_ray.cluster.contents import Stats, digest_of, digests_of_others, stats_of
 from orpo_ray.errors import UserError
 
 _PREFIX = ".seen-by-all-hosts-"
 _PATIENCE = 5.0  # seconds that a network filesystem may take to show a new file
 _LOOK = 0.5
-_SECONDS_TO_ANSWER = 60.0
+_SECONDS_TO_ANSWER = 120.0  # where weights have to be hashed
 
 
 class Marks(NamedTuple):
@@ -87,9 +88,24 @@ def look(marks: Marks, paths: Mapping[str, str]) -> str:
     return unseen(marks) or absent(paths, marks.host)
 
 
+class _Answer(NamedTuple):
+    """Of a node that has looked."""
+
+    host: str
+    mistake: str
+    """Empty: none."""
+    digests: dict[str, str]
+    """Of what paths lead to there, by key, where it may be something else than on the host that asks."""
+
+
+def _answer(marks: Marks, held: Mapping[str, tuple[str, Stats]]) -> _Answer:
+    mistake = look(marks, {key: path for key, (path, _) in held.items()})
+    return _Answer(this_host(), mistake, {} if mistake else digests_of_others(held))
+
+
 def require_on_nodes(paths: Mapping[str, str], cpus: float, gpus: float, marks: Marks | None = None) -> None:
     """Have every other node of the cluster `look`: for `marks` all, for `paths` those that have room for an actor of
-    `cpus` and `gpus`.
+    `cpus` and `gpus`; files and models have to be the same there too.
 
     Raises `UserError`, naming the host, for the first that lacks something. One that does not answer is left to whoever
     will work there.
@@ -99,22 +115,31 @@ def require_on_nodes(paths: Mapping[str, str], cpus: float, gpus: float, marks: 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    if not others:
+        return
+    held = {key: (path, stats_of(path)) for key, path in paths.items()}
     answers = []
-    for node in ray.nodes():
-        if not node["Alive"] or node["NodeID"] == own:
-            continue
+    for node in others:
         roomy = node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-        answers.append(task.remote(marks or Marks(this_host(), "", {}), dict(paths) if roomy else {}))
+        task = ray.remote(_answer).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+        answers.append(task.remote(marks or Marks(this_host(), "", {}), held if roomy else {}))
+    own_digests: dict[str, str] = {}
     deadline = time.monotonic() + _SECONDS_TO_ANSWER
     for answer in answers:
         try:
-            mistake = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
+            host, mistake, digests = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
         except RayError:
             continue
         if mistake:
             raise UserError(mistake)
+        for key, digest in digests.items():
+            if digest != own_digests.setdefault(key, digest_of(paths[key])):
+                raise UserError(
+                    f"{key}: {paths[key]} is not the same on {this_host()} and on {host}; what is named by a path has "
+                    "to be the same on every host"
+                )
 
 
 def absent(paths: Mapping[str, str], owner: str) -> str:

@@ -155,7 +155,7 @@ def test_workers_that_no_host_can_hold_are_told_while_they_wait(hosts: Hosts) ->
 
 @pytest.mark.long
 def test_an_evaluation_on_two_hosts(hosts: Hosts, together: Path) -> None:
-    first, _ = hosts.hosts
+    first, second = hosts.hosts
     file = hosts.shared / "evaluation.yaml"
 
     def write(model: Path) -> None:
@@ -171,6 +171,11 @@ def test_an_evaluation_on_two_hosts(hosts: Hosts, together: Path) -> None:
     write(own)
     said = refused(first, "evaluate", str(file))
     assert said.startswith(f"orpo-ray: models.one: {own} is there on {first.name} ({first.address}), and not on")
+    second.run("cp", "-r", str(together / "model"), str(own))
+    weights = second.on_disk(own / "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    said = refused(first, "evaluate", str(file))
+    assert said.startswith(f"orpo-ray: models.one: {own} is not the same on {first.name} ({first.address}) and on")
     write(together)
     code, said = first.orpo_ray("evaluate", str(file), seconds=PATIENCE)
     assert code == 0, said[-3000:]

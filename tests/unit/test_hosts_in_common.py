@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orpo_ray.cluster import hosts
+from orpo_ray.cluster.contents import digest_of, digests_of_others, stats_of
 from orpo_ray.cluster.groups import places
 from orpo_ray.cluster.hosts import absent, look, marked, unseen
 from orpo_ray.config import parse_config
@@ -47,6 +48,27 @@ def test_a_path_that_only_the_driver_has_is_told_with_both_hosts(tmp_path: Path)
     assert absent({"data.train": str(tmp_path), "data.eval": f"{tmp_path}:subset"}, HERE) == ""
     told = absent({"model.name_or_path": str(tmp_path), "data.train": str(there)}, HERE)
     assert told.startswith(f"data.train: {there} is there on {HERE}, and not on {socket.gethostname()};")
+
+
+def test_paths_that_lead_to_other_files_are_told_by_what_is_in_them(tmp_path: Path) -> None:
+    """As another host would find them: a copy has another inode."""
+    pairs, model, data = tmp_path / "pairs.jsonl", tmp_path / "model", tmp_path / "data"
+    pairs.write_text("one")
+    for folder, name in ((model, "config.json"), (data, "train.jsonl")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    held = {name: (str(path), stats_of(str(path))) for name, path in (("p", pairs), ("m", model), ("d", data))}
+    assert digests_of_others(held) == {}, "nothing is read where files are the same"
+    before = {name: digest_of(path) for name, (path, _) in held.items()}
+    for file in pairs, model / "config.json", data / "train.jsonl":
+        (tmp_path / "copy").write_text(file.read_text())
+        (tmp_path / "copy").replace(file)
+    assert digests_of_others(held) == {name: before[name] for name in "pm"}
+    (model / ".cache").mkdir()
+    (model / ".cache/when").touch()
+    assert digests_of_others(held)["m"] == before["m"]
+    (model / "model.safetensors").write_text("trained further")
+    assert digests_of_others(held)["m"] != before["m"]
 
 
 def test_local_paths_are_those_that_are_there(tmp_path: Path) -> None:
