@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from orpo_ray.config.data import DataConfig, Reading
 from orpo_ray.config.identity import digest
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.paths import named_paths
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
 
 
@@ -301,11 +302,6 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
 
-def _several(sources: Any) -> list[dict[str, Any]]:
-    """Of dumped sources those of a list."""
-    return sources if isinstance(sources, list) else []
-
-
 class TrainConfig(Section):
     """A training run. Its folder is `storage.path/name`."""
 
@@ -382,18 +378,16 @@ class TrainConfig(Section):
         """Of the settings that decide the trajectory (see `identity`)."""
         return digest(self.for_a_file())
 
+    def local_paths(self) -> dict[str, str]:
+        """Data and models that this host has, by the key that names each: absolute paths."""
+        named = {key: _absolute(section[name]) for key, section, name in named_paths(self.model_dump(by_alias=True))}
+        return {key: path for key, path in named.items() if path.startswith("/")}
+
     def with_absolute_paths(self) -> TrainConfig:
         """The same run for a process that stands in another folder: existing local paths made absolute."""
         mapping = self.model_dump(by_alias=True)
-        paths = [
-            (mapping["model"], ("name_or_path", "tokenizer")),
-            *((mapping["data"], (key,)) for key in ("train", "eval") if isinstance(mapping["data"][key], str)),
-            *((one, ("source",)) for key in ("train", "eval") for one in _several(mapping["data"][key])),
-            (mapping["objective"], ("reference",)),
-            (mapping["eval"]["win_rate"] or {}, ("against", "reward_model")),
-        ]
-        for section, keys in paths:
-            section |= {key: _absolute(section[key]) for key in keys if section.get(key) is not None}
+        for _, section, key in named_paths(mapping):
+            section[key] = _absolute(section[key])
         places = (("checkpoints", self.storage.checkpoints), ("mirror", self.storage.mirror))
         elsewhere = {key: None if place is None else _expanded(place) for key, place in places}
         mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir), **elsewhere}

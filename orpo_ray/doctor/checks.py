@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orpo_ray.cluster.interface import VARIABLE, leads_nowhere
 from orpo_ray.cluster.share import uses_gpus
 from orpo_ray.config import ScalingConfig
 from orpo_ray.doctor.finding import Finding, grouped
@@ -123,6 +124,27 @@ def clocks(offsets: Mapping[str, tuple[float, float]]) -> list[Finding]:
         return Finding(verdict, "clock", found, "synchronise it (chrony, systemd-timesyncd)")  # type: ignore[arg-type]
 
     return grouped({node: judge(*offset) for node, offset in offsets.items()})
+
+
+def names(reports: Reports) -> list[Finding]:
+    """Of several nodes, whose processes give each other the address that a node's own name is mapped to."""
+
+    def judge(report: NodeReport) -> Finding:
+        if not leads_nowhere(report.address):
+            return Finding("OK", "host name", "mapped to an address")
+        if report.interface:
+            return Finding("OK", "host name", f"{VARIABLE}={report.interface} says where gloo listens")
+        mapped = f"mapped to {report.address}, as Debian and Ubuntu do" if report.address else "mapped to no address"
+        found = (
+            f"its own name, {report.host}, is {mapped}: other nodes that are told it find themselves; training takes "
+            "the interface that Ray knows the node by, other programs may not"
+        )
+        fix = (
+            f"give {report.host} in /etc/hosts the address that others reach it by, or set {VARIABLE} before ray start"
+        )
+        return Finding("WARN", "host name", found, fix)
+
+    return grouped({node: judge(report) for node, report in reports.items()})
 
 
 def room(scaling: ScalingConfig, cluster: Mapping[str, float]) -> Finding:

@@ -81,6 +81,7 @@ def _on(nodes: Nodes, places: StorageConfig) -> Iterator[Finding]:
         yield from _storage(nodes, list(reports), location)
     if len(reports) > 1:
         yield from checks.clocks(_clocks(nodes, list(reports)))
+        yield from checks.names(reports)
     yield _network(nodes, reports, "gloo")
     if all(report.torch_gpus for report in reports.values()) and len(reports) > 1:
         yield _network(nodes, reports, "nccl")

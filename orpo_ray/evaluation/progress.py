@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from huggingface_hub.constants import HF_HUB_CACHE
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.hosts import require_on_nodes
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import Plan
@@ -29,9 +31,17 @@ def complete(
 
     cluster = ray.cluster_resources()
     resources = share(int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0)))
+    require_on_nodes(_local_folders(plan), resources.cpus, resources.generator_gpus)
     console.say(describe(resources))
     with _progress(plan, console) as progress:
         Pipeline(plan, resources, progress).run()
+
+
+def _local_folders(plan: Plan) -> dict[str, str]:
+    """Where actors read models, by the keys that name them, but for what the Hub's own cache holds."""
+    models = {f"models.{label}": work.model for label, work in plan.policies.items()}
+    models |= {f"reward_models.{label}": judge.model for label, judge in plan.judges.items() if judge.model is not None}
+    return {key: str(m.folder) for key, m in models.items() if not m.folder.is_relative_to(HF_HUB_CACHE)}
 
 
 def _all_there(plan: Plan) -> bool:

@@ -12,11 +12,15 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from orpo_ray.cluster.allocator import ENVIRONMENT
 from orpo_ray.cluster.connection import connect, connect_if_ready
+from orpo_ray.cluster.groups import waiting_workers
+from orpo_ray.cluster.hosts import Marks, marked
 from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
+from orpo_ray.cluster.waiting import saying_what_waits
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddings
+from orpo_ray.objectives.registry import build_objective
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
@@ -26,9 +30,11 @@ from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.reopening import reopened
-from orpo_ray.training.run_folder import RunFolder, join_files, write_atomically
+from orpo_ray.training.run_folder import RunFolder, join_files, require_kept, write_atomically
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
+
+_SECONDS_TO_BE_SEEN = 60.0  # that a network filesystem may take to show what a worker has written
 
 Validation = Callable[..., dict[str, Any]]
 """Asks a checkpoint what it is worth: `(checkpoint, *, config, step)` to metrics. Ray Train runs it as a task."""
@@ -96,13 +102,15 @@ def _train(
     started = time.monotonic()
     try:
         with (
+            marked(shared_folders(config)) as marks,
             progress_bar(folder, config.name, schedule.total_steps, console),
             saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path)) as stopping,
         ):
-            outcome = _fit(config, starting, folder, data, validation, stop)
+            outcome = _fit(config, starting, folder, data, validation, stop, marks, console)
     except KeyboardInterrupt:
         console.say(f"{config.name}: {_where_it_stopped(folder)}")
         raise
+    require_kept(folder, config.train.keep, patience=_SECONDS_TO_BE_SEEN)
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
     console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
@@ -123,6 +131,16 @@ def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
     return data
 
 
+def shared_folders(config: TrainConfig) -> dict[str, str]:
+    """Folders and URLs where workers meet, by the keys that name them."""
+    folders, checkpoints = {"storage.path": str(config.run_dir)}, config.checkpoints_location
+    if not checkpoints.startswith(folders["storage.path"]):
+        folders["storage.checkpoints" if config.storage.checkpoints else "storage.mirror"] = checkpoints
+    if build_objective(config.objective).needs_reference:  # each rank computes a part of it
+        folders["storage.cache"] = str(config.cache_dir)
+    return folders
+
+
 def _workers(config: TrainConfig) -> str:
     fewest, most = config.scaling.fewest_workers, config.scaling.most_workers
     return str(most) if fewest == most else f"{fewest} to {most}"
@@ -135,20 +153,29 @@ def _fit(
     data: PreparedData,
     validation: Validation | None,
     stop: StopRequest,
+    marks: Marks,
+    console: Console,
 ) -> Outcome:
-    """Run Ray Train's controller to the end of training. `starting`: `config` with whole models for adapters."""
+    """Run Ray Train's controller to the end of training. `starting`: `config` with whole models for adapters; `marks`:
+    of the folders that all workers have to see."""
     # The controller polls workers this often: so soon it notices that one is lost, or that all are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with phase("imports of Ray Train"):
+        import ray
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from orpo_ray.training.controlled import ControlledTrainer
+        from orpo_ray.training.lost_workers import LostWorkers
         from orpo_ray.training.process_group import GroupConfig
         from orpo_ray.training.worker import train_worker
 
+    here = ray.get_runtime_context().get_node_id()
     nodes = cluster_nodes()
     use_gpu = uses_gpus(config.scaling, int(sum(gpus for _, gpus in nodes)))
+    cpus = cpus_of_a_worker(config.scaling, nodes, spare=config.spare_cpus)
+    gpus = config.scaling.gpus_per_worker if use_gpu else 0
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}
     trainer = ControlledTrainer(
         train_worker,
@@ -158,15 +185,14 @@ def _fit(
             "digest": config.digest(),
             "fingerprints": data.fingerprints,
             "stop": stop.name,
+            "marks": marks,
+            "paths": config.local_paths() | starting.local_paths(),
         },
         scaling_config=ScalingConfig(
             num_workers=config.scaling.num_workers,
             elastic_resize_monitor_interval_s=config.scaling.resize_interval,
             use_gpu=use_gpu,
-            resources_per_worker={
-                "CPU": cpus_of_a_worker(config.scaling, nodes, spare=config.spare_cpus),
-                **({"GPU": config.scaling.gpus_per_worker} if use_gpu else {}),
-            },
+            resources_per_worker={"CPU": cpus, **({"GPU": gpus} if use_gpu else {})},
         ),
         torch_config=GroupConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
@@ -175,14 +201,20 @@ def _fit(
             checkpoint_config=CheckpointConfig(num_to_keep=1),  # models that wait for validation are kept besides
             failure_config=FailureConfig(max_failures=config.scaling.max_failures),
             worker_runtime_env=None if use_gpu else {"env_vars": ENVIRONMENT},
+            callbacks=[LostWorkers(folder.path)],
         ),
         validation_config=validation
         and ValidationConfig(
-            fn=validation, task_config=ValidationTaskConfig(fn_kwargs=payload), ray_remote_kwargs={"num_cpus": 0}
+            fn=validation,
+            task_config=ValidationTaskConfig(fn_kwargs=payload),
+            # It writes into the run's folder, which need not be on hosts that no worker is on: so on this one.
+            ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)},
         ),
     )
+    waiting = waiting_workers(config.scaling.fewest_workers, cpus, gpus)
     try:
-        outcome: Outcome = trainer.fit().return_value
+        with saying_what_waits(waiting, lambda text: console.say(f"{config.name}: {text}")):
+            outcome: Outcome = trainer.fit().return_value
     except KeyboardInterrupt:
         trainer.abort()
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from orpo_ray.visible import say
 _ANY_STEP = 2**63
 LENGTH = ("train.epochs", "train.max_steps")
 """The settings that say how many steps a run has."""
+_LOOK = 1.0  # seconds between two looks for a file
 
 STEP_OF_MODEL = "training_step.json"
 """In a model's folder: the step that its weights are of, and why they are kept."""
@@ -193,6 +195,24 @@ def kept_model(folder: Path) -> KeptModel | None:
     except (UserError, ValueError) as error:
         told = error if isinstance(error, UserError) else f"{file}: {error}"
         raise UserError(f"{told}; restore it, or remove {folder} to have another model kept") from None
+
+
+def require_kept(folder: RunFolder, keep: str, *, patience: float = 0.0) -> None:
+    """Raises `UserError` where a run that has come to its end has left no metrics, or not what `train.keep` asks for.
+
+    `patience`: seconds that another host's files may take to be seen here.
+    """
+    deadline = time.monotonic() + patience
+    models = {"best": [folder.model], "last": [folder.model], "both": [folder.model, folder.model_last]}[keep]
+    wanted = [folder.metrics, *(model / STEP_OF_MODEL for model in models)]
+    while missing := [path for path in wanted if not path.is_file()]:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{folder.path}: training has come to its end and left no {missing[0].relative_to(folder.path)}, so "
+                f"the run is not finished; {folder.events.name} says what could not be kept, and orpo-ray export makes "
+                "a model of a checkpoint"
+            )
+        time.sleep(_LOOK)
 
 
 def write_eval_scores(path: Path, held_out: Pairs, table: Tensor) -> None:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from orpo_ray.cluster.hosts import this_host
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.engine import Engine, Piece
@@ -98,6 +99,7 @@ class Watchdog:
         """`timeout`: seconds without a call of the engine. `tell` is called on one rank, before processes end."""
         self._rank, self._ranks = engine.rank, engine.ranks
         self._timeout, self._tell = timeout, tell
+        self._hosts = engine.gather(this_host())
         self._calls = self._beats = 0
         self._ending = False
         self._thread = threading.get_ident()
@@ -155,7 +157,7 @@ class Watchdog:
         answers = any(pulse is not None for pulse in second)
         alive = [rank for rank in range(self._ranks) if rank == self._rank or self._lives(rank, first, second, answers)]
         if self._rank == alive[0]:
-            self._tell(f"no progress for {self._timeout:g} s: {diagnosis(first, second, alive)}")
+            self._tell(f"no progress for {self._timeout:g} s: {diagnosis(first, second, alive, self._hosts)}")
         if self._rank == 0:  # the others are asking its store
             time.sleep(_SIGNS * self._pulse + self._patience)
         os._exit(EXIT_CODE)
@@ -198,12 +200,21 @@ class Watchdog:
         return None if answers.empty() else answers.get()
 
 
-def diagnosis(first: list[Pulse | None], second: list[Pulse | None], alive: list[int]) -> str:
-    """Who is at fault, from the pulses of all ranks at two times; `alive`: those that gave a sign between them."""
+def diagnosis(
+    first: list[Pulse | None], second: list[Pulse | None], alive: list[int], hosts: Sequence[str] = ()
+) -> str:
+    """Who is at fault, from the pulses of all ranks at two times.
+
+    `alive`: those that gave a sign between them, the first of which tells; `hosts`: of all ranks. Between two hosts it
+    may be what joins them.
+    """
     silent = [rank for rank in range(len(second)) if rank not in alive]
     if silent:
         last = [(rank, second[rank] or first[rank]) for rank in silent]
-        return "; ".join(
+        teller = hosts[alive[0]] if hosts else ""
+        others = dict.fromkeys(hosts[rank] for rank in silent if hosts and hosts[rank] != teller)
+        apart = f"{teller} hears nothing of {', '.join(others)}: " if others else ""
+        return apart + "; ".join(
             f"rank {rank} gives no sign of life" + (f" ({pulse.process}), last seen in {pulse.place}" if pulse else "")
             for rank, pulse in last
         )

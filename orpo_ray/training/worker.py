@@ -19,12 +19,14 @@ import torch
 from ray.train import Checkpoint
 from ray.train.v2.api.validation_config import ValidationTaskConfig
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from orpo_ray.cluster.hosts import Marks, look, this_host
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import RewardConfig
 from orpo_ray.data.dataset import Pairs
-from orpo_ray.data.prepare import prepare
+from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_tokenizer
@@ -37,12 +39,14 @@ from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.telemetry.logs import at_step, log, log_as
 from orpo_ray.telemetry.metrics import checkpoint_finished, run_and_trial
 from orpo_ray.telemetry.phases import phase
+from orpo_ray.training.agreement import on_all, require_same, sampled_digest
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, Wanted, build_schedule, evaluate, mean_reward, run
+from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
@@ -53,6 +57,7 @@ from orpo_ray.training.run_folder import (
     MODEL_IN_CHECKPOINT,
     RunFolder,
     kept_model,
+    require_kept,
     write_eval_scores,
 )
 from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
@@ -65,10 +70,11 @@ _NOTICE_SECONDS = 60.0  # where a notice does not say when
 def train_worker(payload: dict[str, Any]) -> Outcome:
     """The function that Ray Train runs on every worker. `payload`: the dumped `TrainConfig`, paths made absolute, as
     `config`, and as `starting` with whole models for adapters; as `digest` that of the run's own; as `fingerprints`
-    those of its data; as `stop` the name of the request to stop it.
+    those of its data; as `stop` the name of the request to stop it; as `marks` those that the driver has left in the
+    folders of the run, and as `paths` those of data and models, which are there on its host.
 
-    What the user has to mend is the same on every rank and on every try, so it is the outcome; any error is Ray
-    Train's to retry.
+    What the user has to mend is the same on every try, and told by all ranks (`agreement.on_all`), so it is the
+    outcome; any error is Ray Train's to retry.
     """
     config, starting = (TrainConfig.model_validate(payload[key]) for key in ("config", "starting"))
     context = ray.train.get_context()
@@ -76,12 +82,15 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
     log_as(run=run, trial=trial, role="trainer", rank=context.get_world_rank())
     log("worker started", ranks=context.get_world_size(), host=socket.gethostname(), process=os.getpid())
     try:
+        on_all(lambda: _look(payload["marks"], payload["paths"]))
         return _train(config, starting, payload["digest"], payload["fingerprints"], StopRequest(payload["stop"]))
     except UserError as error:
         log("worker ends", logging.ERROR, reason=str(error))
         return Outcome(mistake=str(error))
     except Exception as error:
         log("worker fails", logging.ERROR, reason=repr(error))
+        if lost := lost_connection(error, this_host()):
+            raise ConnectionError(lost) from error
         raise
 
 
@@ -93,8 +102,8 @@ def _train(
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
         use_assigned_cpus()
     with phase("data"):
-        tokenizer = load_tokenizer(starting.model)
-        data = prepare(config, tokenizer, fingerprints=fingerprints)
+        tokenizer, data = on_all(lambda: _read(config, starting, fingerprints))
+        require_same("data.train and data.eval", data.digest)
     objective = build_objective(config.objective)
     if objective.model == "reward":
         ensure_pad_token(tokenizer)
@@ -109,7 +118,9 @@ def _train(
         warn = folder.note if leads else _say_nothing
         # Under ZeRO-3 the device need not hold all of it, and the engine takes it there.
         place = torch.device("cpu") if config.train.zero_stage == 3 else device
-        policy = load_scorer(objective.model, starting.model, seed=config.seed, device=place, warn=warn)
+        policy = on_all(lambda: load_scorer(objective.model, starting.model, seed=config.seed, device=place, warn=warn))
+        if starting.model.has_weights:
+            require_same(f"model.name_or_path: {starting.model.name_or_path}", sampled_digest(policy.model))
         if leads and (frozen := frozen_digest(policy.model)) is not None:
             weights[BASE] = frozen
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
@@ -246,8 +257,20 @@ def _train(
         watchdog.stop()
         if recorder:
             recorder.close()
+    on_all(lambda: require_kept(folder, keep) if leads else None)
     log("training ends", best_step=state.best_step, best_eval_loss=state.best_eval_loss)
     return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
+
+
+def _look(marks: Marks, paths: dict[str, str]) -> None:
+    """Raises `UserError`, naming this host, where it does not see what the driver's does."""
+    if mistake := look(marks, paths):
+        raise UserError(mistake)
+
+
+def _read(config: TrainConfig, starting: TrainConfig, fingerprints: Sequence[str]) -> tuple[Tokenizer, PreparedData]:
+    tokenizer = load_tokenizer(starting.model)
+    return tokenizer, prepare(config, tokenizer, fingerprints=fingerprints)
 
 
 def _is_there(model: Path, why: str, step: int) -> bool:
@@ -296,7 +319,7 @@ def _with_reference(config: TrainConfig, device: torch.device, *parts: Pairs) ->
     """The pairs with their reference log-probs, and the reference's digest; it is gone again when this returns."""
     # The reference is what training starts from, before it has adapters.
     plain = config.model.model_copy(update={"lora": None})
-    policy = load_reference(config.model_copy(update={"model": plain}), device)
+    policy = on_all(lambda: load_reference(config.model_copy(update={"model": plain}), device))
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     weights: str = gather(network_digest(policy.model, policy.model.state_dict()) if rank == 0 else "")[0]
     with_log_probs = [

@@ -14,6 +14,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
 from orpo_ray.config import SweepConfig
+from orpo_ray.errors import UserError
 from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import is_lost
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
@@ -92,8 +93,14 @@ class InOrder(_NotStored, FIFOScheduler):  # type: ignore[misc]
         self._ledger = ledger
         self._folder = folder
         self._changed = changed
+        self.mistake = ""
+        """What is wrong with a host that a trial was given to, and so with no trial."""
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if "mistake" in result:
+            self.mistake = result["mistake"]
+            tune_controller.request_stop_experiment()
+            return str(self.STOP)
         if "failure" in result:
             self._folder.fail(trial.config["index"], result["failure"])
         self._look(tune_controller, trial)
@@ -129,19 +136,20 @@ def search(
     console: Console,
 ) -> None:
     """Run trials, whose workers have `cpus` each, until there are no more, or `seconds` have passed. `changed` is
-    called whenever more is known. Raises `KeyboardInterrupt` where they were stopped, their checkpoints saved."""
+    called whenever more is known. Raises `KeyboardInterrupt` where they were stopped, their checkpoints saved;
+    `UserError` where a trial's host does not see the sweep's folder."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C stops a sweep like any other command
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     # Ray Tune by itself puts AWS keys into its trials' runtime environment, which Ray writes into its logs. Trials have
     # the keys of the machine they run on, as the workers of any run.
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if name.startswith("AWS_")}
     training = folder.training(0, config.first_point)
-    stop = StopRequest()
+    stop, in_order = StopRequest(), InOrder(ledger, folder, changed)
     tuner = tune.Tuner(
         tune.with_resources(run_trial, OF_A_TRIAL),
         tune_config=tune.TuneConfig(
             search_alg=Source(config, folder, ledger, searcher, lag, cpus, stop),
-            scheduler=InOrder(ledger, folder, changed),
+            scheduler=in_order,
             num_samples=config.number_of_trials,
             max_concurrent_trials=concurrency,
             time_budget_s=seconds,
@@ -160,5 +168,7 @@ def search(
         saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path), several=True) as stopping,
     ):
         tuner.fit()
+    if in_order.mistake:
+        raise UserError(in_order.mistake)
     if stopping.asked:
         raise KeyboardInterrupt

@@ -8,7 +8,10 @@ from collections import Counter
 from typing import Any, get_args
 
 from orpo_ray.cluster.connection import connect
-from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker
+from orpo_ray.cluster.groups import groups_without_room
+from orpo_ray.cluster.hosts import marked, require_on_nodes
+from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
+from orpo_ray.cluster.waiting import saying_what_waits
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.telemetry.metrics import sweep_changed
@@ -63,6 +66,9 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     at_a_time = concurrency(config, first, ray.cluster_resources())
     all_workers = first.scaling.model_copy(update={"num_workers": first.scaling.most_workers * at_a_time})
     cpus = cpus_of_a_worker(all_workers, cluster_nodes(), spare=first.spare_cpus * at_a_time)
+    gpus = uses_gpus(first.scaling, int(ray.cluster_resources().get("GPU", 0))) and first.scaling.gpus_per_worker
+    with marked({"storage.path": str(folder.path)}) as marks:
+        require_on_nodes(first.local_paths(), cpus, gpus, marks)
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
     console.say(
@@ -93,7 +99,10 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         folder.ray.mkdir(mode=0o700, exist_ok=True)  # Ray Tune writes its trials' configurations there as they are
         seconds = None if config.hours is None else max(1.0, config.hours * 3600 - spent)
         try:
-            search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed, console)
+            with saying_what_waits(
+                lambda: groups_without_room()[0], lambda text: console.say(f"{config.name}: {text}")
+            ):
+                search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed, console)
         finally:
             shutil.rmtree(folder.ray, ignore_errors=True)
     for trial in ledger.trials:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray.tune
 
+from orpo_ray.cluster.hosts import not_seen
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
@@ -17,6 +18,7 @@ from orpo_ray.telemetry.logs import log, log_as
 from orpo_ray.telemetry.metrics import run_and_trial
 from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
+from orpo_ray.training.driver_lock import LOCK
 from orpo_ray.training.progress import following
 from orpo_ray.training.run_folder import RunFolder, write_atomically
 from orpo_ray.training.stopping import StopRequest
@@ -32,6 +34,9 @@ def run_trial(trial: dict[str, Any]) -> None:
     """
     config = TrainConfig.model_validate_json(trial["run"])
     run = RunFolder(config.run_dir)
+    if not (run.path.parents[1] / LOCK).exists():  # that of the sweep, held by its driver
+        ray.tune.report({"mistake": not_seen("storage.path", str(run.path.parents[1]), "the sweep's driver")})
+        return
     run.path.mkdir(parents=True, exist_ok=True)
     name, index = run_and_trial(run.path)
     log_as(run=name, trial=index, role="trial")

@@ -182,6 +182,16 @@ def test_a_finished_run_goes_on_as_a_longer_one_would_have(ray_cluster: None, st
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(folder).items())
 
 
+def test_a_run_whose_model_could_not_be_kept_is_not_finished(ray_cluster: None, storage: Path) -> None:
+    config = toy(storage, "name=unkept", "data.limit=64", "train.max_steps=2", "train.eval_every_steps=2")
+    folder = config.run_dir
+    (folder / "eval_scores.parquet").mkdir(parents=True)  # where a file is to be
+    with pytest.raises(UserError, match=r"left no model/training_step\.json, so the run is not finished"):
+        train(config)
+    assert not (folder / "summary.json").exists()
+    assert "the model of step 2 was not kept" in (folder / "events.jsonl").read_text()
+
+
 def test_zero3_in_bfloat16_trains_and_exports(ray_cluster: None, storage: Path) -> None:
     config = toy(
         storage, "name=zero3", "train.zero_stage=3", "model.dtype=bfloat16", "train.max_steps=8",

@@ -45,6 +45,24 @@ def test_this_machine_is_fit(report: NodeReport, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "neither the file nor the folders made for it stay"
 
 
+@pytest.mark.parametrize(
+    ("address", "interface", "verdict", "told"),
+    [
+        ("10.0.0.2", "", "OK", "mapped to an address"),
+        ("127.0.1.1", "", "WARN", "its own name, db, is mapped to 127.0.1.1, as Debian and Ubuntu do: other nodes"),
+        ("", "", "WARN", "its own name, db, is mapped to no address: other nodes"),
+        ("127.0.1.1", "eth0", "OK", "GLOO_SOCKET_IFNAME=eth0"),
+    ],
+)
+def test_a_name_that_leads_to_itself(report: NodeReport, address: str, interface: str, verdict: str, told: str) -> None:
+    own = replace(report, host="db", address=address, interface=interface)
+    good = replace(report, address="10.0.0.1")
+    finding = checks.names({"10.0.0.1": good, "10.0.0.2": own})[-1]
+    assert finding.verdict == verdict and told in finding.found
+    if verdict == "WARN":
+        assert finding.found.startswith("10.0.0.2: ") and "give db in /etc/hosts" in finding.fix
+
+
 class TestCompiler:
     def test_none_on_an_emptied_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "")

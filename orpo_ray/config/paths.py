@@ -1,0 +1,25 @@
+"""Where a training run's configuration may name a file or a folder to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def named_paths(mapping: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Of a dumped `TrainConfig` the dotted key of each name that may be a path, and the section and key that hold it.
+
+    A source of several is named by its own name.
+    """
+    data, win_rate = mapping["data"], mapping["eval"]["win_rate"] or {}
+    listed = [(f"data.{key}", one) for key in ("train", "eval") if isinstance(data[key], list) for one in data[key]]
+    places: list[tuple[str, dict[str, Any], str]] = [
+        *(("model", mapping["model"], key) for key in ("name_or_path", "tokenizer")),
+        *(("data", data, key) for key in ("train", "eval") if isinstance(data[key], str)),
+        *((name, one, "source") for name, one in listed),
+        ("objective", mapping["objective"], "reference"),
+        *(("eval.win_rate", win_rate, key) for key in ("against", "reward_model")),
+    ]
+    for name, section, key in places:
+        if section.get(key) is not None:
+            yield f"{name}.{section['name']}" if key == "source" else f"{name}.{key}", section, key
