@@ -7,7 +7,7 @@ from typing import Any
 
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.cluster import Resources, share_out
+from orpo_ray.evaluation.cluster import Nodes, Resources, share_out
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.progress import complete
@@ -91,8 +91,8 @@ def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
 
 
 def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
-    def share(cpus: int, gpus: int) -> Resources:
-        return resources or share_out(plan.config.scaling, cpus, gpus, most=len(plan.policies) * len(plan.blocks))
+    def share(nodes: Nodes) -> Resources:
+        return resources or share_out(plan.config.scaling, nodes, most=len(plan.policies) * len(plan.blocks))
 
     complete(plan, share, lambda given: _described(plan, given), console)
 

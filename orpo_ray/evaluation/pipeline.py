@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orpo_ray.cluster.waiting import Waiting, waits_for_room
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
@@ -37,6 +38,22 @@ class _Slot:
 
     actor: Any = None
     call: Any = None
+    placed: Any = None
+    """The actor that has been seen on a node."""
+
+    def waits(self) -> bool:
+        """Whether there is an actor that has no node yet."""
+        actor = self.actor
+        if actor is not self.placed and actor is not None and not waits_for_room(actor):
+            self.placed = actor
+        return actor is not None and actor is not self.placed
+
+    def drop(self) -> None:
+        """End the actor, whose work is done or lost."""
+        import ray
+
+        ray.kill(self.actor)
+        self.actor = None
 
 
 @dataclass
@@ -85,6 +102,20 @@ class Pipeline:
                 if slot.actor is not None:
                     ray.kill(slot.actor)
 
+    def waiting(self) -> list[Waiting]:
+        """What has found no node yet. May be asked from another thread while `run` runs."""
+        resources = self._resources
+        kinds = (
+            ("vLLM engine", self._engines, resources.generator_gpus),
+            ("scorer", self._scorers, resources.scorer_gpus),
+        )
+        found = []
+        for name, slots, gpus in kinds:
+            count = sum(slot.waits() for slot in slots)
+            if count:
+                found.append(Waiting(f"{count} of {len(slots)} {name}{'s' * (len(slots) > 1)}", resources.cpus, gpus))
+        return found
+
     def _calls(self) -> list[Any]:
         return [slot.call for slot in self._slots if slot.call is not None]
 
@@ -128,17 +159,24 @@ class Pipeline:
     def _collect(self, slot: _Slot) -> None:
         """Take in what a call gave; what a lost actor was to do is done again by another."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import (
+            NodeDiedError,
+            ObjectLostError,
+            OutOfMemoryError,
+            RayActorError,
+            RayTaskError,
+            WorkerCrashedError,
+        )
 
         call, slot.call = slot.call, None
         try:
             result = ray.get(call)
-        except RayActorError as error:
-            if error.actor_init_failed:  # it would fail again
+        except (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError, WorkerCrashedError) as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:  # it would fail again
                 raise UserError(f"{_what(slot)} cannot be started: {_last_line(error)}") from error
             self._lost += 1
             if self._lost > self._plan.config.scaling.max_failures:
-                raise RuntimeError(f"{self._lost} actors were lost; the last: {error}") from error
+                raise RuntimeError(f"{self._lost} actors were lost; the last, {_what(slot)}: {error}") from error
             self._forget(slot)
             return
         except RayTaskError as error:
@@ -161,7 +199,7 @@ class Pipeline:
             slot.task = None
 
     def _forget(self, slot: _Slot) -> None:
-        slot.actor = None
+        slot.drop()  # one that does not answer may be there yet
         if isinstance(slot, _EngineSlot):
             self._responses.todo[slot.label].extendleft(reversed(slot.requests.values()))
             slot.requests, slot.label = {}, ""
@@ -170,10 +208,8 @@ class Pipeline:
             slot.task = None
 
     def _end(self, engine: _EngineSlot) -> None:
-        import ray
-
-        ray.kill(engine.actor)
-        engine.actor, engine.label = None, ""
+        engine.drop()
+        engine.label = ""
 
     def _start_generator(self, label: str) -> Any:
         import ray

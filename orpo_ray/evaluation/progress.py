@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from orpo_ray.cluster.connection import connect
-from orpo_ray.evaluation.cluster import Resources
+from orpo_ray.cluster.waiting import node_places, saying_what_waits
+from orpo_ray.evaluation.cluster import Nodes, Resources
 from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import Plan
 from orpo_ray.terminal import Console
@@ -19,19 +20,21 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def complete(
-    plan: Plan, share: Callable[[int, int], Resources], describe: Callable[[Resources], str], console: Console
+    plan: Plan, share: Callable[[Nodes], Resources], describe: Callable[[Resources], str], console: Console
 ) -> None:
-    """Make every piece that is missing. `share`: of the cluster's CPUs and GPUs; `describe`: what is said at first."""
+    """Make every piece that is missing. `share`: of the cluster's nodes; `describe`: what is said at first.
+
+    What finds no place on the cluster for a while is said too (see `cluster.waiting`).
+    """
     if _all_there(plan):
         return
     connect(plan.config.cpus)
-    import ray
-
-    cluster = ray.cluster_resources()
-    resources = share(int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0)))
+    resources = share(node_places())
     console.say(describe(resources))
     with _progress(plan, console) as progress:
-        Pipeline(plan, resources, progress).run()
+        pipeline = Pipeline(plan, resources, progress)
+        with saying_what_waits(pipeline.waiting, lambda line: console.say(f"{plan.config.name}: {line}")):
+            pipeline.run()
 
 
 def _all_there(plan: Plan) -> bool:

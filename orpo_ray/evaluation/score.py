@@ -14,7 +14,7 @@ from orpo_ray.config import ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.responses import Responses, read_responses
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.cluster import Resources, scorers_alone
+from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone
 from orpo_ray.evaluation.listening import listener
 from orpo_ray.evaluation.plan import (
     Plan,
@@ -64,7 +64,7 @@ def score(config: ScoreConfig, console: Console | None = None, *, wait: bool = F
         write_atomically(folder.account, json.dumps({**vars(plan.account), "blocks": len(plan.blocks)}) + "\n")
         for note in plan.notes:
             console.say(f"note: {note}")
-        complete(plan, lambda cpus, gpus: _share(plan, cpus, gpus), lambda given: _described(plan, given), console)
+        complete(plan, lambda nodes: _share(plan, nodes), lambda given: _described(plan, given), console)
         rewards = rewards_of(plan)
         write_table(folder.scores, scores_table(plan.records, plan.own, rewards))
         found = summary(config, plan, plan.records, rewards)
@@ -132,8 +132,8 @@ def _is_finished(folder: ScoreFolder, key: str) -> bool:
         return False
 
 
-def _share(plan: ScorePlan, cpus: int, gpus: int) -> Resources:
-    return scorers_alone(plan.config.scaling, cpus, gpus, most=len(plan.blocks))
+def _share(plan: ScorePlan, nodes: Nodes) -> Resources:
+    return scorers_alone(plan.config.scaling, nodes, most=len(plan.blocks))
 
 
 def _described(plan: ScorePlan, resources: Resources) -> str:

@@ -184,11 +184,11 @@ def test_ties_without_their_ids_have_no_score() -> None:
 def test_the_cluster_is_dealt_to_scorers(
     scaling: dict[str, Any], cpus: int, gpus: int, expected: tuple[int, int, int]
 ) -> None:
-    found = scorers_alone(ScorersScaling(**scaling), cpus, gpus, most=5)
+    found = scorers_alone(ScorersScaling(**scaling), [(cpus, gpus)], most=5)
     assert (found.generators, found.scorers, found.cpus, found.scorer_gpus) == (0, *expected)
     for refused in (ScorersScaling(scorers=9, use_gpu=False), ScorersScaling(scorers=9), ScorersScaling(use_gpu=True)):
         with pytest.raises(UserError, match=r"^scaling: \d scorers need a [CG]PU each, and the cluster has 0|8"):
-            scorers_alone(refused, 8, 0, most=5)
+            scorers_alone(refused, [(8, 0)], most=5)
 
 
 # --- told ----------------------------------------------------------------------------------------------------------
