@@ -216,7 +216,7 @@ class Pipeline:
 
         policy, resources = self._plan.policies[label], self._resources
         options = EngineOptions(
-            str(policy.model.folder), policy.model.stored_dtype, policy.max_length,
+            str(policy.model.folder), policy.model.generation_dtype, policy.max_length,
             resources.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code, stop_ids=policy.stop_ids,
         )  # fmt: skip
         actor = ray.remote(Generator).options(

@@ -13,13 +13,14 @@ from typing import Any
 
 from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS, SamplingConfig
+from orpo_ray.data import toyworld
 from orpo_ray.data.prompts import Prompt, read_prompts, readable
 from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.generation import Request, request_seed
 from orpo_ray.evaluation.listening import Listener, listener
-from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model
+from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model, require_forward
 from orpo_ray.evaluation.store import (
     LOG_PROBS,
     PROMPTS_IN_BLOCK,
@@ -105,14 +106,15 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
     """
     trust, template = config.trust_remote_code, config.prompts.chat_template
     models = {
-        label: find_policy(label, name, config.storage.cache_dir, trust_remote_code=trust)
-        for label, name in config.models.items()
+        label: find_policy(label, asked, config.storage.cache_dir, trust_remote_code=trust)
+        for label, asked in config.models.items()
     }
     reward_models = find_reward_models(config)
     speakers = {label: Speaker(model, template) for label, model in models.items()}
     listeners = {label: listener(model, template) for label, model in reward_models.items() if model is not None}
     with_messages = any(speaker.wants_messages for speaker in [*speakers.values(), *listeners.values()])
     prompts, account = read_prompts(config.prompts, with_messages=with_messages, progress=progress)
+    require_known(reward_models, prompts)
     folder = EvaluationFolder(config.storage.run_dir(config.name))
     ids = {label: prompt_ids(speaker, prompts) for label, speaker in {**speakers, **listeners}.items()}
     blocks = cut_into_blocks(ids[next(iter(speakers))])
@@ -138,6 +140,18 @@ def find_reward_models(config: EvaluationConfig | ScoreConfig) -> dict[str, Eval
         else find_reward_model(label, name, config.scoring.dtype, trust_remote_code=config.trust_remote_code)
         for label, name in config.reward_models.items()
     }
+
+
+def require_known(reward_models: Mapping[str, EvaluatedModel | None], prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError`, naming the record, where the embedded world's truth is to judge what is not of that world."""
+    if None not in reward_models.values():
+        return
+    for prompt in prompts:
+        try:
+            toyworld.parse_prompt(readable(prompt.as_found.prompt))
+        except ValueError as error:
+            told = f"the reward model {TRUTH} knows the embedded world alone: {error}"
+            raise UserError(f"{prompt.location}: {told}") from None
 
 
 def cut_into_blocks(order: Sequence[Any]) -> list[list[int]]:
@@ -180,9 +194,7 @@ def prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
             require_written(speaker.renderer, question.prompt, question.completions, question.tools)
             ids.append(speaker.rows(question.prompt, tools=question.tools)[0])
         except (BadRecord, UserError) as error:
-            # A template is set under another key here than in training.
-            reason = str(error).replace("data.chat_template", "prompts.chat_template")
-            raise UserError(f"{prompt.location}: {reason}") from None
+            raise UserError(f"{prompt.location}: {speaker.in_its_words(error)}") from None
     return ids
 
 
@@ -205,17 +217,21 @@ def _policy_work(
         )
     stop_ids = speaker.stop_ids(prompts)
     key = content_key(
-        model=[model.digest, model.stored_dtype], ids=ids, blocks=blocks, sampling=sampling.model_dump(),
+        model=[model.digest, model.generation_dtype], ids=ids, blocks=blocks, sampling=sampling.model_dump(),
         prompts=[prompt.as_found.prompt for prompt in prompts],
         **({"stop": stop_ids} if stop_ids else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
-    log_probs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
+    scored = bool(pairs[0]) and config.log_probs
+    if scored:
+        require_forward(model, "set log_probs=false to leave the log-probs of the data out")
+    key_of_pairs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
     return PolicyWork(
         model, speaker, sampling, ids, fits, stop_ids,
         max_length=max(len(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit) + sampling.max_tokens,
         responses=Pieces(folder.responses, model.label, key, RESPONSES),
-        log_probs=Pieces(folder.log_probs, model.label, log_probs, LOG_PROBS) if pairs[0] else None,
+        log_probs=Pieces(folder.log_probs, model.label, key_of_pairs, LOG_PROBS)
+        if scored else None,
     )  # fmt: skip
 
 

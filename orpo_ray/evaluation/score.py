@@ -24,6 +24,7 @@ from orpo_ray.evaluation.plan import (
     judge_works,
     left_out,
     prompt_ids,
+    require_known,
 )
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.scores import scores_table, summary
@@ -51,6 +52,7 @@ def score(config: ScoreConfig, console: Console | None = None, *, wait: bool = F
     """
     console = console or Console(stderr=True)
     plan = make_score_plan(config)
+    require_known({label: judge.model for label, judge in plan.judges.items()}, plan.prompts)
     folder = plan.folder
     key = content_key(
         rewards=[judge.rewards.folder.name for judge in plan.judges.values()], notes=plan.notes, subset=config.subset,
