@@ -36,7 +36,7 @@ def evaluate(
     plan = make_plan(config)
     folder = plan.folder
     key = content_key(
-        rewards=[judge.rewards.folder.name for judge in plan.judges.values()],
+        rewards=[judge.rewards.names for judge in plan.judges.values()],
         log_probs=[work.log_probs and work.log_probs.folder.name for work in plan.policies.values()],
         embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
 from orpo_ray.evaluation.plan import Plan
 from orpo_ray.evaluation.scoring import Scorer
-from orpo_ray.evaluation.work import Judgements, Responses
+from orpo_ray.evaluation.work import Judgements, Responses, Task
 from orpo_ray.telemetry import metrics
 
 AT_WORK = 512
@@ -66,7 +66,7 @@ class _EngineSlot(_Slot):
 
 @dataclass
 class _ScorerSlot(_Slot):
-    task: tuple[str, int] | None = None
+    task: Task | None = None
 
 
 class Pipeline:
@@ -192,9 +192,9 @@ class Pipeline:
             metrics.responses_generated(self._plan.config.name, slot.label, tokens)
         elif isinstance(slot, _ScorerSlot) and slot.task is not None:
             self._judgements.receive(slot.task, result)
-            count = len(self._plan.blocks[slot.task[1]])
-            self._progress(**{"pairs" if slot.task[0] else "judged": count})
-            if not slot.task[0]:
+            count = len(self._plan.blocks[slot.task.block])
+            self._progress(**{"pairs" if slot.task.log_probs else "judged": count})
+            if not slot.task.log_probs:
                 metrics.prompts_judged(self._plan.config.name, count)
             slot.task = None
 

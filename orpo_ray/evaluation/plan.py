@@ -27,9 +27,13 @@ from orpo_ray.evaluation.store import (
     RESPONSES,
     REWARDS,
     EvaluationFolder,
+    Parts,
     Pieces,
     content_key,
 )
+
+OWN = ""
+"""Whose the responses of the data set are, where others are the policies'."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class JudgeWork:
     name: str
     model: EvaluatedModel | None
     template: str
-    rewards: Pieces
+    rewards: Parts
+    """Of each policy's responses by its label; of the data set's own by `OWN`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +128,12 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
         for label, model in models.items()
     }
     asked = content_key(prompts=[p.as_found.content for p in prompts], blocks=blocks)
-    responses = [[name, work.responses.folder.name] for name, work in policies.items()]
-    judges = judge_works(config, folder.rewards, reward_models, listeners, asked=asked, responses=responses)
+    parts: dict[str, dict[str, Any]] = {OWN: {}} if prompts[0].as_found.completions else {}
+    parts |= {
+        label: {"responses": work.responses.folder.name, "said": [work.speaker.template, work.speaker.wants_messages]}
+        for label, work in policies.items()
+    }
+    judges = judge_works(config, folder.rewards, reward_models, listeners, parts, asked=asked)
     return EvaluationPlan(
         config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, seeds=_seeds(config, prompts),
         own=[[(label, 0) for label in DATA_LABELS[: len(prompt.as_found.completions)]] for prompt in prompts],
@@ -165,22 +174,30 @@ def judge_works(
     folder: Path,
     reward_models: Mapping[str, EvaluatedModel | None],
     listeners: Mapping[str, Speaker],
+    parts: Mapping[str, Mapping[str, Any]],
     **asked: Any,
 ) -> dict[str, JudgeWork]:
-    """Each reward model with the place of its pieces in `folder`. `asked`: JSON values that decide what it judges."""
+    """Each reward model with the places of its pieces in `folder`.
+
+    `parts`: by whose responses they are, JSON values that decide what it judges, beside `asked`, which all have.
+    """
     works = {}
     for label, judge in reward_models.items():
         speaker = listeners.get(label)
         # Of models that were trained here, what is there stays as it is.
         recipe = {} if judge is None or judge.trained_here else {"recipe": "huggingface"}
-        key = content_key(
-            model=TRUTH if judge is None else [judge.digest, judge.dtype, config.scoring.model_dump()],
-            template=speaker and [speaker.template, speaker.wants_messages], **asked, **recipe,
-        )  # fmt: skip
+        model = TRUTH if judge is None else [judge.digest, judge.dtype, config.scoring.model_dump()]
+        template = speaker and [speaker.template, speaker.wants_messages]
+        rewards = {
+            who: Pieces(
+                folder, f"{label}-{who}" if who else label,
+                content_key(model=model, template=template, **asked, **part, **recipe), REWARDS,
+            )
+            for who, part in parts.items()
+        }  # fmt: skip
         works[label] = JudgeWork(
-            label, config.reward_models[label], judge, speaker.template if speaker else "none",
-            Pieces(folder, label, key, REWARDS),
-        )  # fmt: skip
+            label, config.reward_models[label], judge, speaker.template if speaker else "none", Parts(rewards)
+        )
     return works
 
 

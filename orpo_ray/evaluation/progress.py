@@ -14,6 +14,8 @@ from orpo_ray.cluster.waiting import node_places, saying_what_waits
 from orpo_ray.evaluation.cluster import Nodes, Resources
 from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import Plan
+from orpo_ray.evaluation.store import Parts, Pieces
+from orpo_ray.evaluation.work import Judgements
 from orpo_ray.terminal import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -39,7 +41,7 @@ def complete(
 
 def _all_there(plan: Plan) -> bool:
     blocks = range(len(plan.blocks))
-    pieces = [work.responses for work in plan.policies.values()]
+    pieces: list[Pieces | Parts] = [work.responses for work in plan.policies.values()]
     pieces += [judge.rewards for judge in plan.judges.values()]
     pieces += [work.log_probs for work in plan.policies.values() if work.log_probs is not None]
     return all(piece.has(block) for piece in pieces for block in blocks)
@@ -55,8 +57,9 @@ def _progress(plan: Plan, console: Console) -> Iterator[Progress]:
         for label, work in plan.policies.items():
             totals["responses"] += 0 if work.responses.has(block) else len(plan.requests(label, block))
             totals["pairs"] += size if work.log_probs is not None and not work.log_probs.has(block) else 0
-        totals["judged"] += 0 if all(judge.rewards.has(block) for judge in plan.judges.values()) else size
-    names = {"responses": "responses", "judged": "prompts judged", "pairs": "log-probs of the data's pairs"}
+    totals["judged"] = sum(len(plan.blocks[task.block]) for task in Judgements(plan).left)
+    judged = "prompts judged, model by model" if plan.policies else "prompts judged"
+    names = {"responses": "responses", "judged": judged, "pairs": "log-probs of the data's pairs"}
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),

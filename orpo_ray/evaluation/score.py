@@ -17,6 +17,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone
 from orpo_ray.evaluation.listening import listener
 from orpo_ray.evaluation.plan import (
+    OWN,
     Plan,
     cut_into_blocks,
     find_reward_models,
@@ -55,7 +56,8 @@ def score(config: ScoreConfig, console: Console | None = None, *, wait: bool = F
     require_known({label: judge.model for label, judge in plan.judges.items()}, plan.prompts)
     folder = plan.folder
     key = content_key(
-        rewards=[judge.rewards.folder.name for judge in plan.judges.values()], notes=plan.notes, subset=config.subset,
+        rewards=[name for judge in plan.judges.values() for name in judge.rewards.names],
+        notes=plan.notes, subset=config.subset,
         columns=[[record.index, record.columns] for record in plan.records],
     )  # fmt: skip
     if _is_finished(folder, key):
@@ -93,7 +95,7 @@ def make_score_plan(config: ScoreConfig, progress: Callable[[int], None] | None 
     return ScorePlan(
         config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, records=records,
         own=[_names(record) for record in records],
-        judges=judge_works(config, folder.rewards, reward_models, listeners, asked=asked),
+        judges=judge_works(config, folder.rewards, reward_models, listeners, {OWN: {}}, asked=asked),
         notes=[*left_out(account, "are no prompt with responses"), *from_elsewhere(listeners, generated=False)],
     )  # fmt: skip
 

@@ -63,6 +63,8 @@ class _NetworkJudge(ABC):
         self._checked = False
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
+        if not block:  # nobody has answered anything of it
+            return []
         fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self.model.context)
         rewards = _spread(fitting, self.scores(rows))
         self._checked = self._checked or self._check(block, rewards)

@@ -354,7 +354,7 @@ def test_different_templates_are_said_aloud(policy: Path, judge: Path, tmp_path:
 def test_pieces_lie_where_their_content_says(policy: Path, judge: Path, tmp_path: Path) -> None:
     def places(*overrides: str, name: Path | str = judge) -> tuple[str, str]:
         plan = make_plan(config(tmp_path, policy, name, *overrides))
-        return plan.policies["a"].responses.folder.name, plan.judges["r"].rewards.folder.name
+        return plan.policies["a"].responses.folder.name, plan.judges["r"].rewards.parts["a"].folder.name
 
     first = places()
     assert places("name=other", "scaling.generators=2", "embedder=null") == first

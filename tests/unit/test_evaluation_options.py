@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ from orpo_ray.config import EvaluationConfig, ModelConfig, ScoreConfig, parse_as
 from orpo_ray.data import toyworld
 from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.generation import Response
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.score import score
+from orpo_ray.evaluation.scoring import Scorer
+from orpo_ray.evaluation.work import Judgements, Responses, Task
 from orpo_ray.modeling.reward import load_foreign_reward_model
 
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
@@ -181,3 +186,55 @@ def test_a_judge_whose_dropout_is_a_whole_number_loads(tmp_path: Path) -> None:
     toyworld.tokenizer().save_pretrained(tmp_path)
     judge = load_foreign_reward_model(ModelConfig(name_or_path=str(tmp_path)))
     assert judge.model.config.attn_config.attn_pdrop == 0
+
+
+# --- what is judged when -------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_judged_while_the_next_one_generates(base: str, tmp_path: Path) -> None:
+    found = plan(tmp_path, {"a": base, "b": base, "c": base}, "prompts.limit=40")
+    responses, judgements = Responses(found), Judgements(found)
+    in_process = Scorer({"r": None}, None, found.config.scoring)
+    scorer = SimpleNamespace(rewards=SimpleNamespace(remote=in_process.rewards))
+
+    def judge_all() -> list[Task]:
+        judged = []
+        while (task := judgements.next(responses, log_probs=False)) is not None:
+            judgements.receive(task, judgements.begin(scorer, task))
+            judged.append(task)
+        return judged
+
+    assert judge_all() == [Task("", 0), Task("", 1)], "the data's own responses wait for nobody"
+    for label in "abc":
+        asked = responses.take(label, 10**6)
+        responses.receive(label, [Response(each.prompt, each.round, " hello", 2, "stop") for each in asked])
+        assert judge_all() == [Task(label, 0), Task(label, 1)]
+    rows = [row for block in range(2) for row in found.judges["r"].rewards.read(block)]
+    whose = Counter(row["model"] for row in rows)
+    assert whose == {"chosen": 40, "rejected": 40, "a": 120, "b": 120, "c": 120}
+    assert len({(row["prompt"], row["model"], row["round"]) for row in rows}) == len(rows)
+    more = plan(tmp_path, {"a": base, "b": base, "c": base, "d": base}, "prompts.limit=40")
+    assert [task.who for task in Judgements(more).left] == ["d", "d"], "the others' rewards are found"
+
+
+def test_a_prompt_that_a_model_does_not_answer_is_not_judged(tmp_path: Path) -> None:
+    """Nor by a reward model from elsewhere, which reads whole conversations alone."""
+    short = save(tmp_path / "short", max_position_embeddings=40)
+    config = toyworld.model_config()
+    config.num_hidden_layers, config.num_labels, config.pad_token_id = 1, 1, 1
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "judge")
+    toyworld.tokenizer().save_pretrained(tmp_path / "judge")
+    first, second = [record["prompt"] for record in list(toyworld.records("toy-test"))[:2]]
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in (first, f"{second} " * 8)))
+    found = plan(tmp_path, {"a": short}, f"prompts.source={file}", f"reward_models={{r: {tmp_path / 'judge'}}}")
+    assert found.policies["a"].fits == [True, False]
+    responses, judgements = Responses(found), Judgements(found)
+    asked = responses.take("a", 10**6)
+    responses.receive("a", [Response(each.prompt, each.round, " hello", 2, "stop") for each in asked])
+    task = judgements.next(responses, log_probs=False)
+    in_process = Scorer({label: judge.model for label, judge in found.judges.items()}, None, found.config.scoring)
+    scorer = SimpleNamespace(rewards=SimpleNamespace(remote=in_process.rewards))
+    assert task is not None
+    judgements.receive(task, judgements.begin(scorer, task))
+    assert [(row["prompt"], row["round"]) for row in found.judges["r"].rewards.read(0)] == [(0, 0), (0, 1), (0, 2)]
