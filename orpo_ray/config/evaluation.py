@@ -81,6 +81,11 @@ class SamplingConfig(Section):
     """Texts that end a response, beside EOS."""
 
 
+class GenerationConfig(Section):
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here)."""
+
+
 class ScoringConfig(Section):
     engine: Literal["packed", "vllm"] = "packed"
     """`packed`: the trainer's own forward, each prompt once for all of its responses. `vllm`: its pooling runner,
@@ -113,6 +118,7 @@ class EvaluationConfig(Section):
     reward_models: Annotated[dict[Label, str], Field(min_length=1)]
     """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
     sampling: SamplingConfig = SamplingConfig()
+    generation: GenerationConfig = GenerationConfig()
     scoring: ScoringConfig = ScoringConfig()
     log_probs: bool = True
     """Of the data set's own responses under each model, where it has any."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +27,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.adapters import merged_adapter
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import (
+    hub_id,
     load_config,
     load_tokenizer,
     load_weights,
@@ -84,12 +87,33 @@ class EvaluatedModel:
     """That end a generation by `generation_config.json`, whatever the tokenizer calls its own."""
     key: str = ""
     """Of the configuration, which names it."""
+    files: tuple[str, ...] = ()
+    """Names of those that it was read from."""
+    hub: str = ""
+    """`org/name@commit`, where it comes from the Hub."""
     chat_template: str | None = None
     """Its own in this evaluation alone, which goes before `prompts.chat_template`."""
 
     @property
     def settings(self) -> ModelConfig:
         return ModelConfig(name_or_path=str(self.folder), dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+
+    def here(self) -> EvaluatedModel:
+        """The model on the node of this process, which another may have found: one of the Hub in the node's own cache,
+        to which it is brought. Raises `UserError`, naming the host, where the node does not have it."""
+        lacks = [name for name in self.files if not (self.folder / name).is_file()]
+        if not lacks:
+            return self
+        host = socket.gethostname()
+        if not self.hub:
+            raise UserError(
+                f"{self.key}: {host} has no {self.folder / lacks[0]}, which the driver's host has; models have to be "
+                "on storage that all nodes see, or on the Hub"
+            )
+        try:
+            return replace(self, folder=model_folder(self.hub))
+        except UserError as error:
+            raise UserError(f"{self.key}: on {host}: {error}") from None
 
 
 def find_policy(label: str, asked: AskedModel | str, cache: Path, *, trust_remote_code: bool = False) -> EvaluatedModel:
@@ -329,12 +353,22 @@ def _describe(
     settings_files = [file for name in _SETTINGS if (file := folder / name).is_file()]
     digest.update(files_digest([*settings_files, *weights]).encode())
     return EvaluatedModel(
-        key=key, label=label, name=name, folder=folder, digest=digest.hexdigest(),
+        key=key, files=tuple(sorted(file.name for file in [*settings_files, *weights])), hub=_hub(name, folder),
+        label=label, name=name, folder=folder, digest=digest.hexdigest(),
         generation_dtype=generates, dtype=computes,
         context=getattr(config, "max_position_embeddings", None), trust_remote_code=trust,
         trained_here=(folder / TEXT_RULE).is_file() or hasattr(config, "reward_offset"),
         embeddings=getattr(config.get_text_config(), "vocab_size", None), eos_ids=_eos_ids(folder),
     )  # fmt: skip
+
+
+def _hub(name: str, folder: Path) -> str:
+    """`org/name@commit` of a snapshot in the Hub's cache; empty where `name` is a folder, or `folder` was made here."""
+    return (
+        ""
+        if os.path.isdir(os.path.expanduser(name)) or folder.parent.name != "snapshots"
+        else (f"{hub_id(name)[0]}@{folder.name}")
+    )
 
 
 def _eos_ids(folder: Path) -> tuple[int, ...]:

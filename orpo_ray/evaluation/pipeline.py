@@ -15,7 +15,8 @@ from orpo_ray.cluster.waiting import Waiting, waits_for_room
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
-from orpo_ray.evaluation.plan import Plan
+from orpo_ray.evaluation.plain_generation import PlainGenerator
+from orpo_ray.evaluation.plan import ENGINES, Plan
 from orpo_ray.evaluation.scoring import Scorer
 from orpo_ray.evaluation.work import Judgements, Responses, Task
 from orpo_ray.telemetry import metrics
@@ -24,6 +25,10 @@ AT_WORK = 512
 """Requests that an engine has at a time: twice what vLLM computes at once by default."""
 _ANYWHERE = "DEFAULT"
 """Not within the resources of the trial of a sweep that evaluates its checkpoints, which hold none."""
+
+
+_OURS = f"{UserError.__module__}.{UserError.__qualname__}: "
+"""What stands in a traceback before a line for the user."""
 
 
 class Progress(Protocol):
@@ -106,7 +111,7 @@ class Pipeline:
         """What has found no node yet. May be asked from another thread while `run` runs."""
         resources = self._resources
         kinds = (
-            ("vLLM engine", self._engines, resources.generator_gpus),
+            ("engine", self._engines, resources.generator_gpus),
             ("scorer", self._scorers, resources.scorer_gpus),
         )
         found = []
@@ -173,10 +178,12 @@ class Pipeline:
             result = ray.get(call)
         except (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError, WorkerCrashedError) as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:  # it would fail again
-                raise UserError(f"{_what(slot)} cannot be started: {_last_line(error)}") from error
+                told = _last_line(error)
+                said = f"{self._what(slot)} cannot be started: {told}"
+                raise UserError(told.removeprefix(_OURS) if told.startswith(_OURS) else said) from error
             self._lost += 1
             if self._lost > self._plan.config.scaling.max_failures:
-                raise RuntimeError(f"{self._lost} actors were lost; the last, {_what(slot)}: {error}") from error
+                raise RuntimeError(f"{self._lost} actors were lost; the last, {self._what(slot)}: {error}") from error
             self._forget(slot)
             return
         except RayTaskError as error:
@@ -198,6 +205,11 @@ class Pipeline:
                 metrics.prompts_judged(self._plan.config.name, count)
             slot.task = None
 
+    def _what(self, slot: _Slot) -> str:
+        if isinstance(slot, _EngineSlot):
+            return f"models.{slot.label}: {ENGINES[self._plan.policies[slot.label].engine]}"
+        return "reward_models: a scorer"
+
     def _forget(self, slot: _Slot) -> None:
         slot.drop()  # one that does not answer may be there yet
         if isinstance(slot, _EngineSlot):
@@ -215,17 +227,20 @@ class Pipeline:
         import ray
 
         policy, resources = self._plan.policies[label], self._resources
-        options = EngineOptions(
-            str(policy.model.folder), policy.model.generation_dtype, policy.max_length,
-            resources.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code, stop_ids=policy.stop_ids,
-        )  # fmt: skip
-        actor = ray.remote(Generator).options(
+        plain = policy.engine == "transformers"
+        actor = ray.remote(PlainGenerator if plain else Generator).options(
             num_cpus=resources.cpus,
             num_gpus=resources.generator_gpus,
             runtime_env={"env_vars": ENVIRONMENT},
             scheduling_strategy=_ANYWHERE,
         )
-        return actor.remote(options, policy.sampling, self._plan.config.name, label)
+        if plain:
+            return actor.remote(policy.model, policy.sampling, policy.stop_ids, self._plan.config.name)
+        options = EngineOptions(
+            str(policy.model.folder), policy.model.generation_dtype, policy.max_length,
+            resources.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code, stop_ids=policy.stop_ids,
+        )  # fmt: skip
+        return actor.remote(options, policy.sampling, self._plan.config.name, policy.model)
 
     def _start_scorer(self) -> Any:
         import ray
@@ -239,10 +254,6 @@ class Pipeline:
         )
         models = {label: judge.model for label, judge in plan.judges.items()}
         return actor.remote(models, plan.config.prompts.chat_template, plan.config.scoring, plan.config.name)
-
-
-def _what(slot: _Slot) -> str:
-    return f"models.{slot.label}: vLLM" if isinstance(slot, _EngineSlot) else "reward_models: a scorer"
 
 
 def _last_line(error: Exception) -> str:

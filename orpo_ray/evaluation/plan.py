@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS, SamplingConfig
@@ -32,6 +32,7 @@ from orpo_ray.evaluation.store import (
     content_key,
 )
 
+ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 OWN = ""
 """Whose the responses of the data set are, where others are the policies'."""
 
@@ -43,6 +44,7 @@ class PolicyWork:
     model: EvaluatedModel
     speaker: Speaker
     sampling: SamplingConfig
+    engine: Literal["vllm", "transformers"]
     ids: list[list[int]]
     """Token ids of every prompt."""
     fits: list[bool]
@@ -233,18 +235,22 @@ def _policy_work(
             f"sampling.max_tokens={sampling.max_tokens}; lower it"
         )
     stop_ids = speaker.stop_ids(prompts)
+    plain = config.generation.engine == "transformers"
     key = content_key(
-        model=[model.digest, model.generation_dtype], ids=ids, blocks=blocks, sampling=sampling.model_dump(),
+        model=[model.digest, model.dtype if plain else model.generation_dtype],
+        ids=ids, blocks=blocks, sampling=sampling.model_dump(),
         prompts=[prompt.as_found.prompt for prompt in prompts],
-        **({"stop": stop_ids} if stop_ids else {}),
+        **({"stop": stop_ids} if stop_ids else {}), **({"engine": "transformers"} if plain else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
     scored = bool(pairs[0]) and config.log_probs
-    if scored:
+    if plain:
+        require_forward(model, "set generation.engine=vllm, which may have it")
+    elif scored:
         require_forward(model, "set log_probs=false to leave the log-probs of the data out")
     key_of_pairs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
     return PolicyWork(
-        model, speaker, sampling, ids, fits, stop_ids,
+        model, speaker, sampling, config.generation.engine, ids, fits, stop_ids,
         max_length=max(len(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit) + sampling.max_tokens,
         responses=Pieces(folder.responses, model.label, key, RESPONSES),
         log_probs=Pieces(folder.log_probs, model.label, key_of_pairs, LOG_PROBS)

@@ -206,7 +206,7 @@ class Scorer:
         self._policy: tuple[str, Speaker, nn.Module] | None = None
         judge = VllmJudge if scoring.engine == "vllm" else PackedJudge
         self._judges: dict[str, Judge] = {
-            label: TruthJudge() if model is None else judge(model, chat_template, self._budget, self._device)
+            label: TruthJudge() if model is None else judge(model.here(), chat_template, self._budget, self._device)
             for label, model in reward_models.items()
         }
         log("scorer started", reward_models=list(reward_models), device=str(self._device))
@@ -222,6 +222,7 @@ class Scorer:
         """
         if self._policy is None or self._policy[0] != policy.label:
             self._policy = None  # one at a time in memory
+            policy = policy.here()
             network = load_policy(policy.settings, seed=0, device=self._device).eval()
             self._policy = (policy.label, Speaker(policy, self._chat_template), network)
         _, speaker, model = self._policy
