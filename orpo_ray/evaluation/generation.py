@@ -124,7 +124,9 @@ class Generator:
         """`policy`: the model, whose files are then looked for on this node. `run` names its work in the log."""
         if policy is not None:
             log_as(run=run, role="generator", model=policy.label)
-            options = replace(options, model=str(policy.here().folder))
+            from orpo_ray.evaluation.node_files import on_this_node  # here: it needs more than an engine does
+
+            options = replace(options, model=str(on_this_node(policy).folder))
         started = time.monotonic()
         use_assigned_cpus()
         self._sampling, self._stop_ids = sampling, options.stop_ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_t
 from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule, trained_as_served
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.node_files import FoundFile, glance
 from orpo_ray.modeling.adapters import merged_adapter
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import (
@@ -87,8 +87,10 @@ class EvaluatedModel:
     """That end a generation by `generation_config.json`, whatever the tokenizer calls its own."""
     key: str = ""
     """Of the configuration, which names it."""
-    files: tuple[str, ...] = ()
-    """Names of those that it was read from."""
+    files: tuple[FoundFile, ...] = ()
+    """Of weights and settings, as the driver's node has them."""
+    content: str = ""
+    """Digest of their bytes."""
     hub: str = ""
     """`org/name@commit`, where it comes from the Hub."""
     chat_template: str | None = None
@@ -97,23 +99,6 @@ class EvaluatedModel:
     @property
     def settings(self) -> ModelConfig:
         return ModelConfig(name_or_path=str(self.folder), dtype=self.dtype, trust_remote_code=self.trust_remote_code)
-
-    def here(self) -> EvaluatedModel:
-        """The model on the node of this process, which another may have found: one of the Hub in the node's own cache,
-        to which it is brought. Raises `UserError`, naming the host, where the node does not have it."""
-        lacks = [name for name in self.files if not (self.folder / name).is_file()]
-        if not lacks:
-            return self
-        host = socket.gethostname()
-        if not self.hub:
-            raise UserError(
-                f"{self.key}: {host} has no {self.folder / lacks[0]}, which the driver's host has; models have to be "
-                "on storage that all nodes see, or on the Hub"
-            )
-        try:
-            return replace(self, folder=model_folder(self.hub))
-        except UserError as error:
-            raise UserError(f"{self.key}: on {host}: {error}") from None
 
 
 def find_policy(label: str, asked: AskedModel | str, cache: Path, *, trust_remote_code: bool = False) -> EvaluatedModel:
@@ -351,9 +336,10 @@ def _describe(
     digest.update(json.dumps([tokenizer.chat_template, read_text_rule(folder)]).encode())
     # A generation ends at any EOS that generation_config.json lists, whatever the tokenizer calls its own.
     settings_files = [file for name in _SETTINGS if (file := folder / name).is_file()]
-    digest.update(files_digest([*settings_files, *weights]).encode())
+    content = files_digest(files := [*settings_files, *weights])
+    digest.update(content.encode())
     return EvaluatedModel(
-        key=key, files=tuple(sorted(file.name for file in [*settings_files, *weights])), hub=_hub(name, folder),
+        key=key, files=glance(files), content=content, hub=_hub(name, folder),
         label=label, name=name, folder=folder, digest=digest.hexdigest(),
         generation_dtype=generates, dtype=computes,
         context=getattr(config, "max_position_embeddings", None), trust_remote_code=trust,

@@ -30,6 +30,7 @@ from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.evaluation.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
 from orpo_ray.evaluation.models import EvaluatedModel
+from orpo_ray.evaluation.node_files import on_this_node
 from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, require_weights
 from orpo_ray.telemetry.logs import log, log_as
 
@@ -47,7 +48,7 @@ class PlainGenerator:
         if run:
             log_as(run=run, role="generator", model=policy.label)
         started = time.monotonic()
-        policy = policy.here()
+        policy = on_this_node(policy)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             keep_freed_memory()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import socket
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,38 +191,7 @@ def test_such_a_model_is_refused_before_an_engine_starts_or_generated_from_plain
     _require_cpu_engines(by_vllm)  # there is nothing left to generate
 
 
-# --- on other nodes ------------------------------------------------------------------------------------------------
-
-
-def test_a_model_of_the_hub_is_each_node_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    caches = [tmp_path / name for name in ("driver", "node", "bare")]
-    for cache in caches[:2]:
-        snapshot = cache / "models--org--name" / "snapshots" / commit
-        save(snapshot, narrow())
-        refs = cache / "models--org--name" / "refs"
-        refs.mkdir()
-        (refs / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(caches[0]))
-    found = find_policy("a", "org/name", tmp_path)
-    assert found.hub == f"org/name@{commit}"
-    assert found.here() == found
-    away = found.folder.rename(tmp_path / "away")  # another node does not have the driver's disk
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(caches[1]))
-    there = found.here()
-    assert there.folder == caches[1] / found.folder.relative_to(caches[0])
-    assert replace(there, folder=found.folder) == found
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(caches[2]))
-    with pytest.raises(UserError, match=rf"^models\.a: on {re.escape(socket.gethostname())}: org/name@{commit} is no"):
-        found.here()
-    own = find_policy("a", str(away), tmp_path)
-    assert own.hub == "" and own.here() == own
-    (away / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"^models\.a: .* has no .*/away/model\.safetensors, which the driver's host"):
-        own.here()
+# --- as it is asked -----------------------------------------------------------------------------------------------
 
 
 def test_generation_settings_of_the_folder_are_not_read(tmp_path: Path) -> None:
