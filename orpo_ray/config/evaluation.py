@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, field_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.records import PairFormat, RecordsConfig
@@ -26,6 +33,26 @@ DATA_LABELS = ("chosen", "rejected")
 """The data set's own responses stand beside the models' under these names."""
 
 
+class AskedModel(Section):
+    """A model that answers. Where only its path is given, the text alone stands for it."""
+
+    path: str
+    """Run folder, folder, Hub id, or LoRA adapter (which names its base)."""
+    chat_template: str | None = None
+    """Overrides the model's own and `prompts.chat_template`: a named template or a Jinja text."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What it generates in; `auto`: as it is stored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_its_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_short_as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return self.path if self == AskedModel(path=self.path) else handler(self)
+
+
 class PromptsConfig(RecordsConfig):
     source: str
     """Where the prompts come from: what `data.train` takes (pairs, whose own responses are then judged too), or
@@ -35,7 +62,8 @@ class PromptsConfig(RecordsConfig):
     """Read only so many records."""
     format: PairFormat | Literal["prompts"] = "auto"
     chat_template: str | None = None
-    """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained."""
+    """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained.
+    One model's alone: `models.NAME.chat_template`."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
     """Of a prompt and the data set's responses to it; a record of more is a bad one."""
     on_bad_record: Literal["error", "quarantine"] = "error"
@@ -51,6 +79,11 @@ class SamplingConfig(Section):
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     stop: tuple[str, ...] = ()
     """Texts that end a response, beside EOS."""
+
+
+class GenerationConfig(Section):
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here)."""
 
 
 class ScoringConfig(Section):
@@ -79,13 +112,16 @@ class EvaluationConfig(Section):
     """An evaluation. Its folder is `storage.path/name`."""
 
     name: Label
-    models: Annotated[dict[Label, str], Field(min_length=1)]
-    """Label to run folder, folder, Hub id, or LoRA adapter (which names its base)."""
+    models: Annotated[dict[Label, AskedModel], Field(min_length=1)]
+    """Label to run folder, folder, Hub id, or LoRA adapter (which names its base), or to a mapping of more keys."""
     prompts: PromptsConfig
     reward_models: Annotated[dict[Label, str], Field(min_length=1)]
     """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
     sampling: SamplingConfig = SamplingConfig()
+    generation: GenerationConfig = GenerationConfig()
     scoring: ScoringConfig = ScoringConfig()
+    log_probs: bool = True
+    """Of the data set's own responses under each model, where it has any."""
     embedder: str | None = "all-MiniLM-L6-v2"
     """Sentence-embedding model of the diversity metrics: this name, a folder or a Hub id; null: leave them out."""
     trust_remote_code: bool = False
@@ -101,7 +137,7 @@ class EvaluationConfig(Section):
 
     @field_validator("models")
     @classmethod
-    def _labels_are_free(cls, models: dict[str, str]) -> dict[str, str]:
+    def _labels_are_free(cls, models: dict[str, AskedModel]) -> dict[str, AskedModel]:
         taken = [label for label in DATA_LABELS if label in models]
         if taken:
             raise ValueError(f"the label {taken[0]} stands for the data set's own responses; choose another")

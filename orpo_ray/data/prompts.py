@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -41,6 +41,12 @@ class Prompt:
     as_found: Question
     as_messages: Question | None
     """None where no model wants messages (see `read_prompts`)."""
+
+    @property
+    def alone(self) -> Prompt:
+        """Without the data set's own completions."""
+        spoken = self.as_messages and replace(self.as_messages, completions=())
+        return replace(self, as_found=replace(self.as_found, completions=()), as_messages=spoken)
 
     def form(self, messages: bool) -> Question:
         found = self.as_messages if messages else self.as_found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orpo_ray.cluster.share import uses_gpus
@@ -12,6 +14,10 @@ from orpo_ray.errors import UserError
 
 _CPUS_OF_AN_ACTOR = 4  # where there are no GPUs and enough CPUs
 _SHARED_GPU = 0.7  # an engine's part of a GPU that it shares with the scorer
+
+
+Nodes = Sequence[tuple[float, float]]
+"""CPU and GPU slots of each node of a cluster."""
 
 
 @dataclass(frozen=True)
@@ -28,56 +34,85 @@ class Resources:
     """GPUs of an engine."""
 
 
-def share_out(scaling: EvaluationScaling, cpus: int, gpus: int, most: int) -> Resources:
-    """Deal the cluster's CPUs and GPUs to engines and scorers.
+def share_out(scaling: EvaluationScaling, nodes: Nodes, most: int) -> Resources:
+    """Deal the CPUs and GPUs of the cluster's nodes to engines and scorers, none of which can be parted among nodes.
 
     `most`: engines that could have something to do. On GPUs an engine has `tensor_parallel` of them, and a cluster
     with a single GPU shares it. Raises `UserError` where what is asked for is not there.
     """
-    use_gpu = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
-    if use_gpu:
-        return _on_gpus(scaling, cpus, gpus, most)
+    if _on_gpus(scaling, nodes):
+        return _share_out_gpus(scaling, nodes, most)
     if scaling.tensor_parallel > 1:
         raise UserError("scaling.tensor_parallel: splits a model over GPUs, and there are none")
     scorers = _asked(scaling.scorers, 1)
-    generators = _asked(scaling.generators, min(max(1, cpus // _CPUS_OF_AN_ACTOR - scorers), most))
-    if generators + scorers > cpus:
+    places = sum(int(cpus // _CPUS_OF_AN_ACTOR) for cpus, _ in nodes)
+    generators = _asked(scaling.generators, min(max(1, places - scorers), most))
+    share = _cpus_of_each(generators + scorers, nodes)
+    if not share:
         raise UserError(
-            f"scaling: {generators} generators and {scorers} scorers need a CPU each, and the cluster has {cpus}"
+            f"scaling: {generators} generators and {scorers} scorers need a CPU each, and the cluster has "
+            f"{sum(int(cpus) for cpus, _ in nodes)}"
         )
-    return Resources(generators, scorers, max(1, cpus // (generators + scorers)), 0, 0, None)
+    return Resources(generators, scorers, share, 0, 0, None)
 
 
-def _on_gpus(scaling: EvaluationScaling, cpus: int, gpus: int, most: int) -> Resources:
-    parallel = scaling.tensor_parallel
-    if gpus < parallel:
-        raise UserError(f"scaling.tensor_parallel: an engine needs {parallel} GPUs, and the cluster has {gpus}")
+def _share_out_gpus(scaling: EvaluationScaling, nodes: Nodes, most: int) -> Resources:
+    parallel, gpus = scaling.tensor_parallel, _gpus(nodes)
+    largest = max((int(gpus) for _, gpus in nodes), default=0)
+    if largest < parallel:
+        raise UserError(
+            f"scaling.tensor_parallel: an engine needs {parallel} GPUs of one node, and the largest node has {largest}"
+        )
     shared = gpus == parallel == 1
     scorers = _asked(scaling.scorers, 1 if shared else max(1, gpus // 8))
-    scorer_gpus = 1 - _SHARED_GPU if shared else 1 if gpus >= parallel + scorers else 0
-    free = gpus if shared or scorer_gpus == 0 else gpus - scorers
-    generators = _asked(scaling.generators, min(max(1, free // parallel), most))
-    if generators * parallel + (0 if shared else scorers * scorer_gpus) > gpus:
+    beside = _engines_beside(scorers, parallel, nodes)
+    scorer_gpus = 1 - _SHARED_GPU if shared else 1 if beside > 0 else 0
+    room = beside if scorer_gpus == 1 else _engines_beside(0, parallel, nodes)
+    generators = _asked(scaling.generators, min(max(1, room), most))
+    if generators > room:
         raise UserError(
             f"scaling: {generators} generators of {parallel} GPUs and {scorers} scorers need more than the {gpus} "
             "GPUs of the cluster"
         )
     memory = scaling.gpu_memory * (_SHARED_GPU if shared else 1)
     return Resources(
-        generators, scorers, max(1, cpus // (generators + scorers)) if cpus < gpus else 1,
-        _SHARED_GPU if shared else parallel, scorer_gpus, memory, parallel,
+        generators, scorers, 1, _SHARED_GPU if shared else parallel, scorer_gpus, memory, parallel,
     )  # fmt: skip
 
 
-def scorers_alone(scaling: ScorersScaling, cpus: int, gpus: int, most: int) -> Resources:
+def _engines_beside(scorers: int, parallel: int, nodes: Nodes) -> int:
+    """How many engines, each on one node, find GPUs beside `scorers` with a GPU each, which first take what no engine
+    can use."""
+    counts = [int(gpus) for _, gpus in nodes]
+    left_over = sum(count % parallel for count in counts)
+    return sum(count // parallel for count in counts) - math.ceil(max(0, scorers - left_over) / parallel)
+
+
+def scorers_alone(scaling: ScorersScaling, nodes: Nodes, most: int) -> Resources:
     """Deal the cluster to scorers. `most`: that could have something to do. Raises `UserError` as `share_out` does."""
-    on_gpus = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
-    room = gpus if on_gpus else cpus
-    scorers = _asked(scaling.scorers, min(most, room if on_gpus else max(1, cpus // _CPUS_OF_AN_ACTOR)))
-    if scorers > room or room == 0:
+    on_gpus = _on_gpus(scaling, nodes)
+    counts = [int(gpus if on_gpus else cpus) for cpus, gpus in nodes]
+    places = sum(counts) if on_gpus else max(1, sum(count // _CPUS_OF_AN_ACTOR for count in counts))
+    scorers = _asked(scaling.scorers, min(most, places))
+    if scorers > sum(counts) or not any(counts):
         what = "GPU" if on_gpus else "CPU"
-        raise UserError(f"scaling: {scorers} scorers need a {what} each, and the cluster has {room}")
-    return Resources(0, scorers, max(1, cpus // scorers) if not on_gpus or cpus < gpus else 1, 0, int(on_gpus), None)
+        raise UserError(f"scaling: {scorers} scorers need a {what} each, and the cluster has {sum(counts)}")
+    return Resources(0, scorers, 1 if on_gpus else _cpus_of_each(scorers, nodes), 0, int(on_gpus), None)
+
+
+def _on_gpus(scaling: EvaluationScaling | ScorersScaling, nodes: Nodes) -> bool:
+    return _gpus(nodes) > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+
+
+def _gpus(nodes: Nodes) -> int:
+    return sum(int(gpus) for _, gpus in nodes)
+
+
+def _cpus_of_each(actors: int, nodes: Nodes) -> int:
+    """The most CPUs that each of so many actors can have; 0: there is not one for each."""
+    largest = max((int(cpus) for cpus, _ in nodes), default=0)
+    shares = range(largest, 0, -1)
+    return next((share for share in shares if sum(int(cpus // share) for cpus, _ in nodes) >= actors), 0)
 
 
 def _asked(setting: int | str, automatic: int) -> int:

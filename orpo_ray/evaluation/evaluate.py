@@ -8,9 +8,10 @@ from typing import Any
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.cluster import Resources, share_out
+from orpo_ray.evaluation.cluster import Nodes, Resources, share_out
+from orpo_ray.evaluation.cpu_engine import lacks_on_cpu
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
-from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
+from orpo_ray.evaluation.plan import ENGINES, EvaluationPlan, make_plan
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.results import STATISTICS, Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
@@ -37,7 +38,7 @@ def evaluate(
     plan = make_plan(config)
     folder = plan.folder
     key = content_key(
-        rewards=[judge.rewards.folder.name for judge in plan.judges.values()],
+        rewards=[judge.rewards.names for judge in plan.judges.values()],
         log_probs=[work.log_probs and work.log_probs.folder.name for work in plan.policies.values()],
         embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes, statistics=STATISTICS,
     )  # fmt: skip
@@ -94,15 +95,33 @@ def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
 
 
 def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
-    def share(cpus: int, gpus: int) -> Resources:
-        return resources or share_out(plan.config.scaling, cpus, gpus, most=len(plan.policies) * len(plan.blocks))
+    def share(nodes: Nodes) -> Resources:
+        given = resources or share_out(plan.config.scaling, nodes, most=len(plan.policies) * len(plan.blocks))
+        if given.gpu_memory is None:
+            _require_cpu_engines(plan)
+        return given
 
     complete(plan, share, lambda given: _described(plan, given), console)
+
+
+def _require_cpu_engines(plan: EvaluationPlan) -> None:
+    """Raises `UserError` where vLLM is to compute what its CPU backend lacks: it would fail at its first step."""
+    asked = []
+    if plan.config.generation.engine == "vllm":
+        left = [work for work in plan.policies.values() if not all(map(work.responses.has, range(len(plan.blocks))))]
+        asked += [(work.model, "generation.engine=transformers, which is slower") for work in left]
+    if plan.config.scoring.engine == "vllm":
+        judges = [judge.model for judge in plan.judges.values()]
+        asked += [(model, "scoring.engine=packed") for model in judges if model is not None]
+    for model, instead in asked:
+        if lack := lacks_on_cpu(model):
+            raise UserError(f"{model.key}: vLLM has no {lack} on a CPU: {model.name}; set {instead}, or use GPUs")
 
 
 def _described(plan: EvaluationPlan, resources: Resources) -> str:
     sampling = plan.config.sampling
     return (
         f"{plan.config.name}: {len(plan.prompts)} prompts, {len(plan.policies)} models x {sampling.rounds} rounds, "
-        f"{len(plan.judges)} reward models; {resources.generators} vLLM engines, {resources.scorers} scorers"
+        f"{len(plan.judges)} reward models; {resources.generators} {ENGINES[plan.config.generation.engine]} engines, "
+        f"{resources.scorers} scorers"
     )

@@ -6,12 +6,15 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.telemetry.logs import log, log_as
+
+if TYPE_CHECKING:
+    from orpo_ray.evaluation.models import EvaluatedModel
 
 # One process for the engine too: a small model then loads in seconds, not in half a minute. Threads stay where
 # Ray put them, so that the actor keeps to the CPUs it asked for.
@@ -23,7 +26,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-_SECONDS_BETWEEN_ANSWERS = 1.0
+SECONDS_BETWEEN_ANSWERS = 1.0
 _TOKENS_IN_BATCH = 4096
 
 
@@ -115,10 +118,15 @@ def sampling_params(sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ..
 class Generator:
     """A vLLM engine with one policy. New requests join those at work, so that no batch waits for another to end."""
 
-    def __init__(self, options: EngineOptions, sampling: SamplingConfig, run: str = "", model: str = "") -> None:
-        """`run` and `model` name its work in the log."""
-        if run:
-            log_as(run=run, role="generator", model=model)
+    def __init__(
+        self, options: EngineOptions, sampling: SamplingConfig, run: str = "", policy: EvaluatedModel | None = None
+    ) -> None:
+        """`policy`: the model, whose files are then looked for on this node. `run` names its work in the log."""
+        if policy is not None:
+            log_as(run=run, role="generator", model=policy.label)
+            from orpo_ray.evaluation.node_files import on_this_node  # here: it needs more than an engine does
+
+            options = replace(options, model=str(on_this_node(policy).folder))
         started = time.monotonic()
         use_assigned_cpus()
         self._sampling, self._stop_ids = sampling, options.stop_ids
@@ -134,7 +142,7 @@ class Generator:
         for request in requests:
             self._add(request)
         finished: list[Response] = []
-        deadline = time.monotonic() + _SECONDS_BETWEEN_ANSWERS
+        deadline = time.monotonic() + SECONDS_BETWEEN_ANSWERS
         while self._waiting and (not finished or time.monotonic() < deadline):
             for output in self._engine.step():
                 if output.finished:

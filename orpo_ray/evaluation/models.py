@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from safetensors import SafetensorError
 
 from orpo_ray.config import ModelConfig
+from orpo_ray.config.evaluation import AskedModel
 from orpo_ray.data.encoding import Encoder
 from orpo_ray.data.formats import Message, Tools, Turns
 from orpo_ray.data.prompts import Prompt, Question, readable
@@ -21,9 +23,11 @@ from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_t
 from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule, trained_as_served
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.node_files import FoundFile, glance
 from orpo_ray.modeling.adapters import merged_adapter
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import (
+    hub_id,
     load_config,
     load_tokenizer,
     load_weights,
@@ -45,10 +49,15 @@ from orpo_ray.modeling.weights import (
 )
 from orpo_ray.parsing import read_object
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 TRUTH = "toy"
 """As a reward model: the embedded world's own scorer."""
 
-_STORED: dict[str, Literal["float32", "bfloat16", "float16"]] = {"bfloat16": "bfloat16", "float16": "float16"}
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_STORED: dict[str, Precision] = {"bfloat16": "bfloat16", "float16": "float16"}
 _SETTINGS = ("config.json", "generation_config.json")
 
 
@@ -63,10 +72,10 @@ class EvaluatedModel:
     """Hugging Face files; of an adapter, those of the merged model."""
     digest: str
     """Of weights, configuration, what ends a generation, and tokenizer."""
-    stored_dtype: Literal["float32", "bfloat16", "float16"]
-    """What its weights are kept in, and vLLM computes in."""
+    generation_dtype: Precision
+    """What it generates in: as its weights are stored, unless asked otherwise."""
     dtype: Literal["float32", "bfloat16"]
-    """What the packed forward computes in: `stored_dtype` unless asked otherwise, float32 for float16."""
+    """What the packed forward computes in: as it is stored unless asked otherwise, float32 for float16."""
     context: int | None
     """Positions that the model has; None: no limit."""
     trust_remote_code: bool
@@ -76,26 +85,38 @@ class EvaluatedModel:
     """Token ids that it has an embedding for; None: not known."""
     eos_ids: tuple[int, ...] = ()
     """That end a generation by `generation_config.json`, whatever the tokenizer calls its own."""
+    key: str = ""
+    """Of the configuration, which names it."""
+    files: tuple[FoundFile, ...] = ()
+    """Of weights and settings, as the driver's node has them."""
+    content: str = ""
+    """Digest of their bytes."""
+    hub: str = ""
+    """`org/name@commit`, where it comes from the Hub."""
+    chat_template: str | None = None
+    """Its own in this evaluation alone, which goes before `prompts.chat_template`."""
 
     @property
     def settings(self) -> ModelConfig:
         return ModelConfig(name_or_path=str(self.folder), dtype=self.dtype, trust_remote_code=self.trust_remote_code)
 
 
-def find_policy(label: str, name: str, cache: Path, *, trust_remote_code: bool = False) -> EvaluatedModel:
+def find_policy(label: str, asked: AskedModel | str, cache: Path, *, trust_remote_code: bool = False) -> EvaluatedModel:
     """The policy that a label of `models` names. `cache`: where a merged adapter goes.
 
     Raises `UserError`, naming label and folder, where it is not there, lacks weights or tokenizer, or is no
     causal language model.
     """
-    key = f"models.{label}"
+    asked = AskedModel(path=asked) if isinstance(asked, str) else asked
+    key, name = f"models.{label}", asked.path
     folder = _folder(key, name)
     if (folder / ADAPTER).is_file():
         try:
             folder = merged_adapter(folder, cache, trust_remote_code=trust_remote_code)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
-    model = _describe(key, label, name, folder, "auto", trust_remote_code)
+    model = _describe(key, label, name, folder, asked.dtype, trust_remote_code)
+    model = replace(model, chat_template=asked.chat_template)
     architectures = load_config(model.settings).architectures or []
     if any("ForSequenceClassification" in architecture for architecture in architectures):
         raise UserError(f"{key}: {name} is a classifier, which writes no text; name it under reward_models")
@@ -120,7 +141,6 @@ def find_reward_model(
 
 def _require_classifier(key: str, name: str, folder: Path, trust: bool) -> None:
     """Raises `UserError` where the configuration in `folder` is of no reward model. Nothing else of it is read."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     try:
@@ -131,23 +151,50 @@ def _require_classifier(key: str, name: str, folder: Path, trust: bool) -> None:
         raise UserError(f"{key}: {name} is no reward model: it has no score head (train one with objective reward)")
     if config.num_labels != 1:
         raise UserError(f"{key}: {name} is a classifier of {config.num_labels} labels, but a reward model has one")
+    network = _built(key, name, config, AutoModelForSequenceClassification, trust)
+    require_head(f"{key}: {name}", network)
+
+
+def require_forward(model: EvaluatedModel, hint: str) -> None:
+    """Raises `UserError`, which ends with `hint`, where transformers has no language model for what `model` is: vLLM
+    may have one."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        _built(model.key, model.name, load_config(model.settings), AutoModelForCausalLM, model.trust_remote_code)
+    except UserError as error:
+        raise UserError(f"{error}; {hint}") from None
+
+
+def _built(key: str, name: str, config: PretrainedConfig, auto: Any, trust: bool) -> PreTrainedModel:
+    """The network of `config`, without memory for its weights. Raises `UserError` where there is none."""
+    import torch
+
     try:
         with torch.device("meta"):
-            network = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust)
-    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
-        return  # told when it is loaded
-    require_head(f"{key}: {name}", network)
+            network: PreTrainedModel = auto.from_config(config, trust_remote_code=trust)
+    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{key}: {name}: transformers cannot build it: {_first_line(error)}") from None
+    return network
 
 
 class Speaker:
     """How a model is spoken to: its tokenizer and its chat template, as in its training."""
 
     def __init__(self, model: EvaluatedModel, chat_template: str | None) -> None:
-        """`chat_template`: `prompts.chat_template`, which overrides the model's own."""
+        """`chat_template`: `prompts.chat_template`, which overrides the model's own. Raises `UserError`, naming the
+        key, for an unknown one."""
+        of_all = chat_template is not None or not model.key.startswith("models.")
+        self.key = "prompts.chat_template" if of_all and not model.chat_template else f"{model.key}.chat_template"
+        """Of the configuration, where its template is set, or can be."""
+        chat_template = model.chat_template or chat_template
         self.tokenizer = load_tokenizer(model.settings)
         through_template = chat_template is not None or read_text_rule(model.folder)
         self._as_before = chat_template is None and not trained_as_served(model.folder)
-        self.renderer = Renderer(self.tokenizer, chat_template, overrides_text=through_template)
+        try:
+            self.renderer = Renderer(self.tokenizer, chat_template, overrides_text=through_template)
+        except UserError as error:
+            raise UserError(self.in_its_words(error)) from None
         if self._as_before and self.renderer.template is not None and not self.renderer.writes_bos:
             first = "{{ bos_token }}" + self.renderer.template
             self.renderer = Renderer(self.tokenizer, first, overrides_text=through_template)
@@ -159,6 +206,10 @@ class Speaker:
         self.remarks: list[str] = []
         """What tokenizer and template do to the prompts that a person may not expect."""
         self._model = model
+
+    def in_its_words(self, error: Exception) -> str:
+        """What `error` says, of the key that sets a template in an evaluation: in training it is another."""
+        return str(error).replace("data.chat_template", self.key)
 
     @property
     def template(self) -> str:
@@ -267,7 +318,7 @@ def _folder(key: str, name: str) -> Path:
 
 
 def _describe(
-    key: str, label: str, name: str, folder: Path, dtype: Literal["auto", "float32", "bfloat16"], trust: bool
+    key: str, label: str, name: str, folder: Path, dtype: Literal["auto"] | Precision, trust: bool
 ) -> EvaluatedModel:
     if not has_tokenizer(folder):  # transformers would make an empty one up
         raise UserError(f"{key}: {folder} holds no tokenizer (no tokenizer.json)")
@@ -279,19 +330,31 @@ def _describe(
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
     stored = _STORED.get(str(getattr(config, "dtype", None)).removeprefix("torch."), "float32")
-    computed: Literal["float32", "bfloat16"] = "bfloat16" if stored == "bfloat16" else "float32"
+    generates = stored if dtype == "auto" else dtype
+    computes: Literal["float32", "bfloat16"] = "bfloat16" if generates == "bfloat16" else "float32"
     digest = hashlib.blake2b(tokenizer_digest(tokenizer).encode(), digest_size=16)
     digest.update(json.dumps([tokenizer.chat_template, read_text_rule(folder)]).encode())
     # A generation ends at any EOS that generation_config.json lists, whatever the tokenizer calls its own.
     settings_files = [file for name in _SETTINGS if (file := folder / name).is_file()]
-    digest.update(files_digest([*settings_files, *weights]).encode())
+    content = files_digest(files := [*settings_files, *weights])
+    digest.update(content.encode())
     return EvaluatedModel(
+        key=key, files=glance(files), content=content, hub=_hub(name, folder),
         label=label, name=name, folder=folder, digest=digest.hexdigest(),
-        stored_dtype=stored, dtype=computed if dtype == "auto" else dtype,
+        generation_dtype=generates, dtype=computes,
         context=getattr(config, "max_position_embeddings", None), trust_remote_code=trust,
         trained_here=(folder / TEXT_RULE).is_file() or hasattr(config, "reward_offset"),
         embeddings=getattr(config.get_text_config(), "vocab_size", None), eos_ids=_eos_ids(folder),
     )  # fmt: skip
+
+
+def _hub(name: str, folder: Path) -> str:
+    """`org/name@commit` of a snapshot in the Hub's cache; empty where `name` is a folder, or `folder` was made here."""
+    return (
+        ""
+        if os.path.isdir(os.path.expanduser(name)) or folder.parent.name != "snapshots"
+        else (f"{hub_id(name)[0]}@{folder.name}")
+    )
 
 
 def _eos_ids(folder: Path) -> tuple[int, ...]:
@@ -326,6 +389,10 @@ def _require_whole(key: str, model: EvaluatedModel, auto: str) -> None:
         )  # fmt: skip
         require_weights(location, missing)
     except (OSError, SafetensorError, UserError) as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{key}: {_first_line(error)}") from None
     except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError):
         return  # transformers has no such class: whether it is whole is the engine's to know
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

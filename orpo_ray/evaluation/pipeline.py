@@ -12,18 +12,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orpo_ray.cluster.waiting import Waiting, waits_for_room
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
-from orpo_ray.evaluation.plan import Plan
+from orpo_ray.evaluation.plain_generation import PlainGenerator
+from orpo_ray.evaluation.plan import ENGINES, Plan
 from orpo_ray.evaluation.scoring import Scorer, not_finite
-from orpo_ray.evaluation.work import Judgements, Responses
+from orpo_ray.evaluation.work import Judgements, Responses, Task
 from orpo_ray.telemetry import metrics
 
 AT_WORK = 512
 """Requests that an engine has at a time: twice what vLLM computes at once by default."""
 _ANYWHERE = "DEFAULT"
 """Not within the resources of the trial of a sweep that evaluates its checkpoints, which hold none."""
+
+
+_OURS = f"{UserError.__module__}.{UserError.__qualname__}: "
+"""What stands in a traceback before a line for the user."""
 
 
 class Progress(Protocol):
@@ -40,6 +46,22 @@ class _Slot:
 
     actor: Any = None
     call: Any = None
+    placed: Any = None
+    """The actor that has been seen on a node."""
+
+    def waits(self) -> bool:
+        """Whether there is an actor that has no node yet."""
+        actor = self.actor
+        if actor is not self.placed and actor is not None and not waits_for_room(actor):
+            self.placed = actor
+        return actor is not None and actor is not self.placed
+
+    def drop(self) -> None:
+        """End the actor, whose work is done or lost."""
+        import ray
+
+        ray.kill(self.actor)
+        self.actor = None
 
 
 @dataclass
@@ -52,7 +74,7 @@ class _EngineSlot(_Slot):
 
 @dataclass
 class _ScorerSlot(_Slot):
-    task: tuple[str, int] | None = None
+    task: Task | None = None
 
 
 class Pipeline:
@@ -87,6 +109,20 @@ class Pipeline:
             for slot in self._slots:
                 if slot.actor is not None:
                     ray.kill(slot.actor)
+
+    def waiting(self) -> list[Waiting]:
+        """What has found no node yet. May be asked from another thread while `run` runs."""
+        resources = self._resources
+        kinds = (
+            ("engine", self._engines, resources.generator_gpus),
+            ("scorer", self._scorers, resources.scorer_gpus),
+        )
+        found = []
+        for name, slots, gpus in kinds:
+            count = sum(slot.waits() for slot in slots)
+            if count:
+                found.append(Waiting(f"{count} of {len(slots)} {name}{'s' * (len(slots) > 1)}", resources.cpus, gpus))
+        return found
 
     def _calls(self) -> list[Any]:
         return [slot.call for slot in self._slots if slot.call is not None]
@@ -131,17 +167,26 @@ class Pipeline:
     def _collect(self, slot: _Slot) -> None:
         """Take in what a call gave; what a lost actor was to do is done again by another."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import (
+            NodeDiedError,
+            ObjectLostError,
+            OutOfMemoryError,
+            RayActorError,
+            RayTaskError,
+            WorkerCrashedError,
+        )
 
         call, slot.call = slot.call, None
         try:
             result = ray.get(call)
-        except RayActorError as error:
-            if error.actor_init_failed:  # it would fail again
-                raise UserError(f"{_what(slot)} cannot be started: {_last_line(error)}") from error
+        except (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError, WorkerCrashedError) as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:  # it would fail again
+                told = _last_line(error)
+                said = f"{self._what(slot)} cannot be started: {told}"
+                raise UserError(told.removeprefix(_OURS) if told.startswith(_OURS) else said) from error
             self._lost += 1
             if self._lost > self._plan.config.scaling.max_failures:
-                raise RuntimeError(f"{self._lost} actors were lost; the last: {error}") from error
+                raise RuntimeError(f"{self._lost} actors were lost; the last, {self._what(slot)}: {error}") from error
             self._forget(slot)
             return
         except RayTaskError as error:
@@ -157,16 +202,21 @@ class Pipeline:
             metrics.responses_generated(self._plan.config.name, slot.label, tokens)
         elif isinstance(slot, _ScorerSlot) and slot.task is not None:
             self._judgements.receive(slot.task, result)
-            count = len(self._plan.blocks[slot.task[1]])
-            if slot.task[0]:
+            count = len(self._plan.blocks[slot.task.block])
+            if slot.task.log_probs:
                 self._progress(pairs=count)
             else:
                 self._progress(judged=count, not_finite=not_finite(result))
                 metrics.prompts_judged(self._plan.config.name, count)
             slot.task = None
 
+    def _what(self, slot: _Slot) -> str:
+        if isinstance(slot, _EngineSlot):
+            return f"models.{slot.label}: {ENGINES[self._plan.policies[slot.label].engine]}"
+        return "reward_models: a scorer"
+
     def _forget(self, slot: _Slot) -> None:
-        slot.actor = None
+        slot.drop()  # one that does not answer may be there yet
         if isinstance(slot, _EngineSlot):
             self._responses.todo[slot.label].extendleft(reversed(slot.requests.values()))
             slot.requests, slot.label = {}, ""
@@ -175,26 +225,27 @@ class Pipeline:
             slot.task = None
 
     def _end(self, engine: _EngineSlot) -> None:
-        import ray
-
-        ray.kill(engine.actor)
-        engine.actor, engine.label = None, ""
+        engine.drop()
+        engine.label = ""
 
     def _start_generator(self, label: str) -> Any:
         import ray
 
         policy, resources = self._plan.policies[label], self._resources
-        options = EngineOptions(
-            str(policy.model.folder), policy.model.stored_dtype, policy.max_length,
-            resources.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code, stop_ids=policy.stop_ids,
-        )  # fmt: skip
-        actor = ray.remote(Generator).options(
+        plain = policy.engine == "transformers"
+        actor = ray.remote(PlainGenerator if plain else Generator).options(
             num_cpus=resources.cpus,
             num_gpus=resources.generator_gpus,
             runtime_env={"env_vars": ENVIRONMENT},
             scheduling_strategy=_ANYWHERE,
         )
-        return actor.remote(options, policy.sampling, self._plan.config.name, label)
+        if plain:
+            return actor.remote(policy.model, policy.sampling, policy.stop_ids, self._plan.config.name)
+        options = EngineOptions(
+            str(policy.model.folder), policy.model.generation_dtype, policy.max_length,
+            resources.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code, stop_ids=policy.stop_ids,
+        )  # fmt: skip
+        return actor.remote(options, policy.sampling, self._plan.config.name, policy.model)
 
     def _start_scorer(self) -> Any:
         import ray
@@ -208,10 +259,6 @@ class Pipeline:
         )
         models = {label: judge.model for label, judge in plan.judges.items()}
         return actor.remote(models, plan.config.prompts.chat_template, plan.config.scoring, plan.config.name)
-
-
-def _what(slot: _Slot) -> str:
-    return f"models.{slot.label}: vLLM" if isinstance(slot, _EngineSlot) else "reward_models: a scorer"
 
 
 def _last_line(error: Exception) -> str:

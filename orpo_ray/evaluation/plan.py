@@ -9,26 +9,32 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS, SamplingConfig
+from orpo_ray.data import toyworld
 from orpo_ray.data.prompts import Prompt, read_prompts, readable
 from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.generation import Request, request_seed
 from orpo_ray.evaluation.listening import Listener, listener
-from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model
+from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model, require_forward
 from orpo_ray.evaluation.store import (
     LOG_PROBS,
     PROMPTS_IN_BLOCK,
     RESPONSES,
     REWARDS,
     EvaluationFolder,
+    Parts,
     Pieces,
     content_key,
 )
+
+ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
+OWN = ""
+"""Whose the responses of the data set are, where others are the policies'."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class PolicyWork:
     model: EvaluatedModel
     speaker: Speaker
     sampling: SamplingConfig
+    engine: Literal["vllm", "transformers"]
     ids: list[list[int]]
     """Token ids of every prompt."""
     fits: list[bool]
@@ -58,7 +65,8 @@ class JudgeWork:
     name: str
     model: EvaluatedModel | None
     template: str
-    rewards: Pieces
+    rewards: Parts
+    """Of each policy's responses by its label; of the data set's own by `OWN`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +113,15 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
     """
     trust, template = config.trust_remote_code, config.prompts.chat_template
     models = {
-        label: find_policy(label, name, config.storage.cache_dir, trust_remote_code=trust)
-        for label, name in config.models.items()
+        label: find_policy(label, asked, config.storage.cache_dir, trust_remote_code=trust)
+        for label, asked in config.models.items()
     }
     reward_models = find_reward_models(config)
     speakers = {label: Speaker(model, template) for label, model in models.items()}
     listeners = {label: listener(model, template) for label, model in reward_models.items() if model is not None}
     with_messages = any(speaker.wants_messages for speaker in [*speakers.values(), *listeners.values()])
     prompts, account = read_prompts(config.prompts, with_messages=with_messages, progress=progress)
+    require_known(reward_models, prompts)
     folder = EvaluationFolder(config.storage.run_dir(config.name))
     ids = {label: prompt_ids(speaker, prompts) for label, speaker in {**speakers, **listeners}.items()}
     blocks = cut_into_blocks(ids[next(iter(speakers))])
@@ -121,8 +130,12 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
         for label, model in models.items()
     }
     asked = content_key(prompts=[p.as_found.content for p in prompts], blocks=blocks)
-    responses = [[name, work.responses.folder.name] for name, work in policies.items()]
-    judges = judge_works(config, folder.rewards, reward_models, listeners, asked=asked, responses=responses)
+    parts: dict[str, dict[str, Any]] = {OWN: {}} if prompts[0].as_found.completions else {}
+    parts |= {
+        label: {"responses": work.responses.folder.name, "said": [work.speaker.template, work.speaker.wants_messages]}
+        for label, work in policies.items()
+    }
+    judges = judge_works(config, folder.rewards, reward_models, listeners, parts, asked=asked)
     return EvaluationPlan(
         config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, seeds=_seeds(config, prompts),
         own=[[(label, 0) for label in DATA_LABELS[: len(prompt.as_found.completions)]] for prompt in prompts],
@@ -140,6 +153,18 @@ def find_reward_models(config: EvaluationConfig | ScoreConfig) -> dict[str, Eval
     }
 
 
+def require_known(reward_models: Mapping[str, EvaluatedModel | None], prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError`, naming the record, where the embedded world's truth is to judge what is not of that world."""
+    if None not in reward_models.values():
+        return
+    for prompt in prompts:
+        try:
+            toyworld.parse_prompt(readable(prompt.as_found.prompt))
+        except ValueError as error:
+            told = f"the reward model {TRUTH} knows the embedded world alone: {error}"
+            raise UserError(f"{prompt.location}: {told}") from None
+
+
 def cut_into_blocks(order: Sequence[Any]) -> list[list[int]]:
     """Indices of prompts in the order of what is given for each, `PROMPTS_IN_BLOCK` at a time."""
     ordered = sorted(range(len(order)), key=order.__getitem__)
@@ -151,22 +176,30 @@ def judge_works(
     folder: Path,
     reward_models: Mapping[str, EvaluatedModel | None],
     listeners: Mapping[str, Speaker],
+    parts: Mapping[str, Mapping[str, Any]],
     **asked: Any,
 ) -> dict[str, JudgeWork]:
-    """Each reward model with the place of its pieces in `folder`. `asked`: JSON values that decide what it judges."""
+    """Each reward model with the places of its pieces in `folder`.
+
+    `parts`: by whose responses they are, JSON values that decide what it judges, beside `asked`, which all have.
+    """
     works = {}
     for label, judge in reward_models.items():
         speaker = listeners.get(label)
         # Of models that were trained here, what is there stays as it is.
         recipe = {} if judge is None or judge.trained_here else {"recipe": "huggingface"}
-        key = content_key(
-            model=TRUTH if judge is None else [judge.digest, judge.dtype, config.scoring.model_dump()],
-            template=speaker and [speaker.template, speaker.wants_messages], **asked, **recipe,
-        )  # fmt: skip
+        model = TRUTH if judge is None else [judge.digest, judge.dtype, config.scoring.model_dump()]
+        template = speaker and [speaker.template, speaker.wants_messages]
+        rewards = {
+            who: Pieces(
+                folder, f"{label}-{who}" if who else label,
+                content_key(model=model, template=template, **asked, **part, **recipe), REWARDS,
+            )
+            for who, part in parts.items()
+        }  # fmt: skip
         works[label] = JudgeWork(
-            label, config.reward_models[label], judge, speaker.template if speaker else "none",
-            Pieces(folder, label, key, REWARDS),
-        )  # fmt: skip
+            label, config.reward_models[label], judge, speaker.template if speaker else "none", Parts(rewards)
+        )
     return works
 
 
@@ -180,9 +213,7 @@ def prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
             require_written(speaker.renderer, question.prompt, question.completions, question.tools)
             ids.append(speaker.rows(question.prompt, tools=question.tools)[0])
         except (BadRecord, UserError) as error:
-            # A template is set under another key here than in training.
-            reason = str(error).replace("data.chat_template", "prompts.chat_template")
-            raise UserError(f"{prompt.location}: {reason}") from None
+            raise UserError(f"{prompt.location}: {speaker.in_its_words(error)}") from None
     return ids
 
 
@@ -204,18 +235,26 @@ def _policy_work(
             f"sampling.max_tokens={sampling.max_tokens}; lower it"
         )
     stop_ids = speaker.stop_ids(prompts)
+    plain = config.generation.engine == "transformers"
     key = content_key(
-        model=[model.digest, model.stored_dtype], ids=ids, blocks=blocks, sampling=sampling.model_dump(),
+        model=[model.digest, model.dtype if plain else model.generation_dtype],
+        ids=ids, blocks=blocks, sampling=sampling.model_dump(),
         prompts=[prompt.as_found.prompt for prompt in prompts],
-        **({"stop": stop_ids} if stop_ids else {}),
+        **({"stop": stop_ids} if stop_ids else {}), **({"engine": "transformers"} if plain else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
-    log_probs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
+    scored = bool(pairs[0]) and config.log_probs
+    if plain:
+        require_forward(model, "set generation.engine=vllm, which may have it")
+    elif scored:
+        require_forward(model, "set log_probs=false to leave the log-probs of the data out")
+    key_of_pairs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
     return PolicyWork(
-        model, speaker, sampling, ids, fits, stop_ids,
+        model, speaker, sampling, config.generation.engine, ids, fits, stop_ids,
         max_length=max(len(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit) + sampling.max_tokens,
         responses=Pieces(folder.responses, model.label, key, RESPONSES),
-        log_probs=Pieces(folder.log_probs, model.label, log_probs, LOG_PROBS) if pairs[0] else None,
+        log_probs=Pieces(folder.log_probs, model.label, key_of_pairs, LOG_PROBS)
+        if scored else None,
     )  # fmt: skip
 
 

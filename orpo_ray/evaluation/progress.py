@@ -12,29 +12,34 @@ from rich.progress import Progress as Bars
 
 from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.hosts import require_on_nodes
-from orpo_ray.evaluation.cluster import Resources
+from orpo_ray.cluster.waiting import node_places, saying_what_waits
+from orpo_ray.evaluation.cluster import Nodes, Resources
 from orpo_ray.evaluation.pipeline import Pipeline, Progress
 from orpo_ray.evaluation.plan import Plan
+from orpo_ray.evaluation.store import Parts, Pieces
+from orpo_ray.evaluation.work import Judgements
 from orpo_ray.terminal import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def complete(
-    plan: Plan, share: Callable[[int, int], Resources], describe: Callable[[Resources], str], console: Console
+    plan: Plan, share: Callable[[Nodes], Resources], describe: Callable[[Resources], str], console: Console
 ) -> None:
-    """Make every piece that is missing. `share`: of the cluster's CPUs and GPUs; `describe`: what is said at first."""
+    """Make every piece that is missing. `share`: of the cluster's nodes; `describe`: what is said at first.
+
+    What finds no place on the cluster for a while is said too (see `cluster.waiting`).
+    """
     if _all_there(plan):
         return
     connect(plan.config.cpus)
-    import ray
-
-    cluster = ray.cluster_resources()
-    resources = share(int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0)))
+    resources = share(node_places())
     require_on_nodes(_local_folders(plan), resources.cpus, resources.generator_gpus)
     console.say(describe(resources))
     with _progress(plan, console) as progress:
-        Pipeline(plan, resources, progress).run()
+        pipeline = Pipeline(plan, resources, progress)
+        with saying_what_waits(pipeline.waiting, lambda line: console.say(f"{plan.config.name}: {line}")):
+            pipeline.run()
 
 
 def _local_folders(plan: Plan) -> dict[str, str]:
@@ -46,7 +51,7 @@ def _local_folders(plan: Plan) -> dict[str, str]:
 
 def _all_there(plan: Plan) -> bool:
     blocks = range(len(plan.blocks))
-    pieces = [work.responses for work in plan.policies.values()]
+    pieces: list[Pieces | Parts] = [work.responses for work in plan.policies.values()]
     pieces += [judge.rewards for judge in plan.judges.values()]
     pieces += [work.log_probs for work in plan.policies.values() if work.log_probs is not None]
     return all(piece.has(block) for piece in pieces for block in blocks)
@@ -62,8 +67,9 @@ def _progress(plan: Plan, console: Console) -> Iterator[Progress]:
         for label, work in plan.policies.items():
             totals["responses"] += 0 if work.responses.has(block) else len(plan.requests(label, block))
             totals["pairs"] += size if work.log_probs is not None and not work.log_probs.has(block) else 0
-        totals["judged"] += 0 if all(judge.rewards.has(block) for judge in plan.judges.values()) else size
-    names = {"responses": "responses", "judged": "prompts judged", "pairs": "log-probs of the data's pairs"}
+    totals["judged"] = sum(len(plan.blocks[task.block]) for task in Judgements(plan).left)
+    judged = "prompts judged, model by model" if plan.policies else "prompts judged"
+    names = {"responses": "responses", "judged": judged, "pairs": "log-probs of the data's pairs"}
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),

@@ -15,9 +15,10 @@ from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.config.kinds import held_for
 from orpo_ray.data.responses import Responses, read_responses
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.cluster import Resources, scorers_alone
+from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone
 from orpo_ray.evaluation.listening import listener
 from orpo_ray.evaluation.plan import (
+    OWN,
     Plan,
     cut_into_blocks,
     find_reward_models,
@@ -25,6 +26,7 @@ from orpo_ray.evaluation.plan import (
     judge_works,
     left_out,
     prompt_ids,
+    require_known,
 )
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.scores import scores_table, summary
@@ -52,9 +54,11 @@ def score(config: ScoreConfig, console: Console | None = None, *, wait: bool = F
     """
     console = console or Console(stderr=True)
     plan = make_score_plan(config)
+    require_known({label: judge.model for label, judge in plan.judges.items()}, plan.prompts)
     folder = plan.folder
     key = content_key(
-        rewards=[judge.rewards.folder.name for judge in plan.judges.values()], notes=plan.notes, subset=config.subset,
+        rewards=[name for judge in plan.judges.values() for name in judge.rewards.names],
+        notes=plan.notes, subset=config.subset,
         columns=[[record.index, record.columns] for record in plan.records],
     )  # fmt: skip
     if _is_finished(folder, key):
@@ -67,7 +71,7 @@ def score(config: ScoreConfig, console: Console | None = None, *, wait: bool = F
         write_atomically(folder.account, json.dumps({**vars(plan.account), "blocks": len(plan.blocks)}) + "\n")
         for note in plan.notes:
             console.say(f"note: {note}")
-        complete(plan, lambda cpus, gpus: _share(plan, cpus, gpus), lambda given: _described(plan, given), console)
+        complete(plan, lambda nodes: _share(plan, nodes), lambda given: _described(plan, given), console)
         rewards = rewards_of(plan)
         write_table(folder.scores, scores_table(plan.records, plan.own, rewards))
         found = summary(config, plan, plan.records, rewards)
@@ -94,7 +98,7 @@ def make_score_plan(config: ScoreConfig, progress: Callable[[int], None] | None 
     return ScorePlan(
         config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, records=records,
         own=[_names(record) for record in records],
-        judges=judge_works(config, folder.rewards, reward_models, listeners, asked=asked),
+        judges=judge_works(config, folder.rewards, reward_models, listeners, {OWN: {}}, asked=asked),
         notes=[*left_out(account, "are no prompt with responses"), *from_elsewhere(listeners, generated=False)],
     )  # fmt: skip
 
@@ -135,8 +139,8 @@ def _is_finished(folder: ScoreFolder, key: str) -> bool:
         return False
 
 
-def _share(plan: ScorePlan, cpus: int, gpus: int) -> Resources:
-    return scorers_alone(plan.config.scaling, cpus, gpus, most=len(plan.blocks))
+def _share(plan: ScorePlan, nodes: Nodes) -> Resources:
+    return scorers_alone(plan.config.scaling, nodes, most=len(plan.blocks))
 
 
 def _described(plan: ScorePlan, resources: Resources) -> str:

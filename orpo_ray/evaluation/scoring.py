@@ -23,6 +23,7 @@ from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.listening import Listener, listener
 from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speaker
+from orpo_ray.evaluation.node_files import on_this_node
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import (
     ForeignRewardModel,
@@ -71,6 +72,8 @@ class _NetworkJudge(ABC):
         self._checked = False
 
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
+        if not block:  # nobody has answered anything of it
+            return []
         fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self.model.context)
         rewards = _spread(fitting, self.scores(rows))
         if not self._checked:
@@ -224,7 +227,9 @@ class Scorer:
         self._policy: tuple[str, Speaker, nn.Module] | None = None
         judge = VllmJudge if scoring.engine == "vllm" else PackedJudge
         self._judges: dict[str, Judge] = {
-            label: TruthJudge() if model is None else judge(model, chat_template, self._budget, self._device)
+            label: TruthJudge()
+            if model is None
+            else judge(on_this_node(model), chat_template, self._budget, self._device)
             for label, model in reward_models.items()
         }
         log("scorer started", reward_models=list(reward_models), device=str(self._device))
@@ -240,6 +245,7 @@ class Scorer:
         """
         if self._policy is None or self._policy[0] != policy.label:
             self._policy = None  # one at a time in memory
+            policy = on_this_node(policy)
             network = load_policy(policy.settings, seed=0, device=self._device).eval()
             self._policy = (policy.label, Speaker(policy, self._chat_template), network)
         _, speaker, model = self._policy

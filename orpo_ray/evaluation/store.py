@@ -90,6 +90,25 @@ class Pieces:
         write_table(self.path(block), pa.Table.from_pylist(rows, self._schema))
 
 
+class Parts:
+    """Pieces of one kind of work in several parts: the rewards of each model's responses by one reward model."""
+
+    def __init__(self, parts: dict[str, Pieces]) -> None:
+        self.parts = parts
+
+    @property
+    def names(self) -> list[str]:
+        """Of their folders."""
+        return [pieces.folder.name for pieces in self.parts.values()]
+
+    def has(self, block: int) -> bool:
+        return all(pieces.has(block) for pieces in self.parts.values())
+
+    def read(self, block: int) -> list[dict[str, Any]]:
+        """The rows of all parts, one after the other."""
+        return [row for pieces in self.parts.values() for row in pieces.read(block)]
+
+
 def content_key(**parts: Any) -> str:
     """A hash of JSON values."""
     content = json.dumps({"version": VERSION, **parts}, sort_keys=True, default=str)

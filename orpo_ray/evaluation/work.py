@@ -1,20 +1,20 @@
-"""What is left to do: the requests of each policy, the blocks to judge, and the writing of what comes back."""
+"""What is left to do: the requests of each policy, what is to be judged, and the writing of what comes back."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.evaluation.generation import Request, Response
 from orpo_ray.evaluation.models import Answer
-from orpo_ray.evaluation.plan import Plan
+from orpo_ray.evaluation.plan import OWN, Plan
 from orpo_ray.evaluation.scoring import Judged
 
 TOO_LONG = "too long"
 
-Answers = dict[int, list[tuple[str, int, Answer]]]
-"""By prompt: policy, round and answer."""
+Names = list[tuple[str, int]]
+"""Of a prompt's responses: whose each is (`chosen` and `rejected`, where it is the data set's), and its round."""
 
 
 class Responses:
@@ -41,9 +41,9 @@ class Responses:
     def finished(self) -> bool:
         return not self._open
 
-    def whole(self, block: int) -> bool:
-        """Whether every policy has answered it."""
-        return all((label, block) not in self._open for label in self.todo)
+    def whole(self, label: str, block: int) -> bool:
+        """Whether a policy has answered all of a block."""
+        return (label, block) not in self._open
 
     def take(self, label: str, count: int) -> list[Request]:
         todo = self.todo[label]
@@ -69,92 +69,112 @@ class Responses:
         policy.responses.write(block, sorted(rows, key=lambda row: (row["prompt"], row["round"])))
 
 
+class Task(NamedTuple):
+    """What one call of a scorer is for."""
+
+    who: str
+    """The policy whose responses are judged (`OWN`: the data set's), or whose log-probs are wanted."""
+    block: int
+    log_probs: bool = False
+    """Of the data set's responses, in place of rewards."""
+
+
 class Judgements:
-    """What is left to judge: blocks whose responses are all there, and the policies' log-probs of the data."""
+    """What is left to judge, each model's responses to a block by themselves; and log-probs of the data."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        unjudged = {block: self._unjudged(block) for block in range(len(plan.blocks))}
-        self._blocks = {block: labels for block, labels in unjudged.items() if labels}
-        self._answered: dict[int, Answers] = {}
-        """Of the blocks that are being judged."""
+        self._rewards = {
+            Task(who, block): None
+            for block in range(len(plan.blocks))
+            for who in dict.fromkeys(who for judge in plan.judges.values() for who in judge.rewards.parts)
+            if self._unjudged(who, block)
+        }
+        self._begun: dict[Task, list[tuple[int, Names]]] = {}
+        """Of what is being judged, each prompt with the names of its responses."""
         self._pairs = deque(
-            (label, block)
+            Task(label, block, log_probs=True)
             for label, policy in plan.policies.items() if policy.log_probs is not None
             for block in range(len(plan.blocks)) if not policy.log_probs.has(block)
         )  # fmt: skip
 
     @property
+    def left(self) -> list[Task]:
+        """What nobody has begun to judge."""
+        return list(self._rewards)
+
+    @property
     def finished(self) -> bool:
-        return not self._blocks and not self._pairs
+        return not self._rewards and not self._pairs
 
-    def next(self, responses: Responses, *, log_probs: bool) -> tuple[str, int] | None:
-        """A block to judge (`("", block)`), or with `log_probs` a policy and a block of its own, or nothing yet."""
-        for block in self._blocks:
-            if responses.whole(block):
-                return "", block
-        return self._pairs.popleft() if self._pairs and log_probs else None
+    def next(self, responses: Responses, *, log_probs: bool) -> Task | None:
+        """Something to judge that is there, or with `log_probs` a block of a policy's, or nothing yet."""
+        for task in self._rewards:
+            if task.who == OWN or responses.whole(task.who, task.block):
+                return task
+        return self._pairs[0] if self._pairs and log_probs else None
 
-    def begin(self, scorer: Any, task: tuple[str, int]) -> Any:
-        label, block = task
-        prompts = self._plan.blocks[block]
-        if label:
-            model = self._plan.policies[label].model
+    def begin(self, scorer: Any, task: Task) -> Any:
+        """The call of `scorer` for a task that was `next`."""
+        prompts = self._plan.blocks[task.block]
+        if task.log_probs:
+            self._pairs.remove(task)
+            model = self._plan.policies[task.who].model
             return scorer.log_probs.remote(model, [self._plan.prompts[prompt] for prompt in prompts])
-        answers = self._answered[block] = self._answers(block)
-        judged = [
-            Judged(self._plan.prompts[prompt], tuple(answer for _, _, answer in answers[prompt])) for prompt in prompts
-        ]
-        return scorer.rewards.remote(self._blocks.pop(block), judged)
+        del self._rewards[task]
+        asked = self._own(prompts) if task.who == OWN else self._answers(task)
+        asked = [(prompt, judged, names) for prompt, judged, names in asked if names]
+        self._begun[task] = [(prompt, names) for prompt, _, names in asked]
+        return scorer.rewards.remote(self._unjudged(task.who, task.block), [judged for _, judged, _ in asked])
 
-    def give_back(self, task: tuple[str, int]) -> None:
-        label, block = task
-        if label:
+    def give_back(self, task: Task) -> None:
+        if task.log_probs:
             self._pairs.append(task)
         else:
-            del self._answered[block]
-            self._blocks[block] = self._unjudged(block)
+            del self._begun[task]
+            self._rewards[task] = None
 
-    def receive(self, task: tuple[str, int], result: Any) -> None:
-        label, block = task
-        if label:
-            self._write_log_probs(label, block, result)
+    def receive(self, task: Task, result: Any) -> None:
+        if task.log_probs:
+            self._write_log_probs(task, result)
             return
-        answers = self._answered.pop(block)
-        for name, rewards in result.items():
-            self._write_rewards(name, block, answers, rewards)
-
-    def _unjudged(self, block: int) -> list[str]:
-        return [label for label, judge in self._plan.judges.items() if not judge.rewards.has(block)]
-
-    def _answers(self, block: int) -> Answers:
-        """Every response there is, in a fixed order."""
-        answers: Answers = {prompt: [] for prompt in self._plan.blocks[block]}
-        for label, policy in self._plan.policies.items():
-            for row in policy.responses.read(block):
-                if row["text"] is not None:
-                    prompt = self._plan.prompts[row["prompt"]]
-                    answer = policy.speaker.answer(prompt, row["text"], cut=row["ended"] == "length")
-                    answers[row["prompt"]].append((label, row["round"], answer))
-        return answers
-
-    def _write_rewards(self, name: str, block: int, answers: Answers, rewards: list[list[float | None]]) -> None:
-        rows = []
-        for prompt, values in zip(self._plan.blocks[block], rewards, strict=True):
-            who = self._plan.own[prompt] + [(label, round) for label, round, _ in answers[prompt]]
-            rows += [
+        begun = self._begun.pop(task)
+        for judge, rewards in result.items():
+            rows = [
                 {"prompt": prompt, "model": label, "round": round, "reward": value}
-                for (label, round), value in zip(who, values, strict=True)
+                for (prompt, names), values in zip(begun, rewards, strict=True)
+                for (label, round), value in zip(names, values, strict=True)
             ]
-        self._plan.judges[name].rewards.write(block, rows)
+            self._plan.judges[judge].rewards.parts[task.who].write(task.block, rows)
 
-    def _write_log_probs(self, label: str, block: int, sums: list[list[tuple[float, int]] | None]) -> None:
-        pieces = self._plan.policies[label].log_probs
+    def _unjudged(self, who: str, block: int) -> list[str]:
+        return [label for label, judge in self._plan.judges.items() if not judge.rewards.parts[who].has(block)]
+
+    def _own(self, prompts: list[int]) -> list[tuple[int, Judged, Names]]:
+        return [(prompt, Judged(self._plan.prompts[prompt], ()), self._plan.own[prompt]) for prompt in prompts]
+
+    def _answers(self, task: Task) -> list[tuple[int, Judged, Names]]:
+        """Every response of a policy to each prompt of a block, in the order of rounds."""
+        policy = self._plan.policies[task.who]
+        answers: dict[int, list[tuple[int, Answer]]] = {prompt: [] for prompt in self._plan.blocks[task.block]}
+        for row in policy.responses.read(task.block):
+            if row["text"] is not None:
+                prompt = self._plan.prompts[row["prompt"]]
+                answer = policy.speaker.answer(prompt, row["text"], cut=row["ended"] == "length")
+                answers[row["prompt"]].append((row["round"], answer))
+        return [
+            (prompt, Judged(self._plan.prompts[prompt].alone, tuple(answer for _, answer in given)),
+             [(task.who, round) for round, _ in given])
+            for prompt, given in answers.items()
+        ]  # fmt: skip
+
+    def _write_log_probs(self, task: Task, sums: list[list[tuple[float, int]] | None]) -> None:
+        pieces = self._plan.policies[task.who].log_probs
         assert pieces is not None
         rows = []
-        for prompt, pair in zip(self._plan.blocks[block], sums, strict=True):
+        for prompt, pair in zip(self._plan.blocks[task.block], sums, strict=True):
             row: dict[str, Any] = {"prompt": prompt}
             for name, (value, tokens) in zip(DATA_LABELS, pair or [], strict=False):
                 row |= {name: value, f"{name}_tokens": tokens}
             rows.append(row)
-        pieces.write(block, rows)
+        pieces.write(task.block, rows)

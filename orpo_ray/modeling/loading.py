@@ -311,4 +311,4 @@ def _turn_dropout_off(config: PretrainedConfig) -> None:
         if isinstance(value, PretrainedConfig):
             _turn_dropout_off(value)
         elif name in _DROPOUT or name.endswith(("_dropout", "_jitter_noise")):
-            setattr(config, name, 0.0)
+            setattr(config, name, 0 if isinstance(value, int) else 0.0)  # some take no other type than they have

@@ -27,7 +27,7 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     labels = list(models) if isinstance(models, dict) else []
     judge_labels = list(judges) if isinstance(judges, dict) else []
     pieces = {label: pieces_of(folder / "responses", label) for label in labels}
-    judged = [len(pieces_of(folder / "rewards", label)) for label in judge_labels]
+    judged = [len(pieces_of(folder / "rewards", f"{judge}-{label}")) for judge in judge_labels for label in labels]
     responses = sum(_rows(file) or 0 for files in pieces.values() for file in files)
     asked = None if prompts is None else prompts * len(labels) * rounds
     blocks = None if prompts is None else math.ceil(prompts / PROMPTS_IN_BLOCK)

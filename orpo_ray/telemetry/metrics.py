@@ -55,7 +55,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     _SKIPPED: ("Steps left out since their loss or gradient was not finite.", ("run", "trial")),
     _RESPONSES: ("Responses generated.", ("run", "model")),
     _RESPONSE_TOKENS: ("Tokens of the responses generated.", ("run", "model")),
-    _JUDGED: ("Prompts whose responses were judged by all reward models.", ("run",)),
+    _JUDGED: ("Prompts whose responses, of one model or the data, were judged by all reward models.", ("run",)),
 }
 """As `GAUGES`; Prometheus sees their names with `_total` behind."""
 PREFIX = "orpo_ray_"

@@ -92,7 +92,7 @@ def test_the_papers_win_rates_compare_runs_that_the_files_make(name: str) -> Non
     assert (evaluation.prompts.source, evaluation.prompts.split) == (orpo.data.eval, orpo.data.eval_split)
     assert (evaluation.sampling.temperature, evaluation.sampling.rounds) == (1.0, 3)
     runs = {f"./runs/{run}" for run in PAPER.keys() | STAGES.keys()}
-    assert {*evaluation.models.values(), *evaluation.reward_models.values()} <= runs
+    assert {*(model.path for model in evaluation.models.values()), *evaluation.reward_models.values()} <= runs
     assert list(evaluation.reward_models) == ["opt-1.3b"]
 
 
@@ -188,7 +188,7 @@ def test_the_scores_of_the_toy_world_are_of_its_reward_model() -> None:
 def test_the_pipeline_compares_the_runs_that_it_makes() -> None:
     pipeline = load_pipeline(CONFIGS / "toy-pipeline.yaml")
     assert pipeline.runs == {label: config(f"toy-{label}") for label in ("base", "sft", "orpo")}
-    assert {label: Path(run) for label, run in pipeline.evaluation.models.items()} == {
+    assert {label: Path(model.path) for label, model in pipeline.evaluation.models.items()} == {
         label: Path("runs") / run.name for label, run in pipeline.runs.items()
     }
 

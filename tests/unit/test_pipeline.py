@@ -51,7 +51,8 @@ def test_storage_of_all_stages_takes_their_references_with_it(file: Path) -> Non
     second = found.runs["second"]
     assert second.model.name_or_path == second.objective.reference == "/shared/runs/a"  # type: ignore[union-attr]
     assert found.runs["first"].model.name_or_path == "toy"
-    assert found.evaluation.models == {"mine": "/shared/runs/b", "theirs": "runs/other"}
+    paths = {label: model.path for label, model in found.evaluation.models.items()}
+    assert paths == {"mine": "/shared/runs/b", "theirs": "runs/other"}
     assert found.evaluation.reward_models == {"judge": "/shared/runs/judge"}
     assert found.evaluation.storage.path == "/shared/runs"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from orpo_ray.evaluation.cluster import scorers_alone
 from orpo_ray.evaluation.reward_bench import SECTIONS, benchmark_of, first, second, ties
 from orpo_ray.evaluation.score import ScorePlan, make_score_plan, rewards_of
 from orpo_ray.evaluation.scores import print_scores, scores_table, summary
-from orpo_ray.evaluation.scoring import Judged, Scorer
+from orpo_ray.evaluation.scoring import Scorer
 from orpo_ray.evaluation.work import Judgements
 from orpo_ray.terminal import Console
 
@@ -194,11 +195,11 @@ def test_ties_without_their_ids_have_no_score() -> None:
 def test_the_cluster_is_dealt_to_scorers(
     scaling: dict[str, Any], cpus: int, gpus: int, expected: tuple[int, int, int]
 ) -> None:
-    found = scorers_alone(ScorersScaling(**scaling), cpus, gpus, most=5)
+    found = scorers_alone(ScorersScaling(**scaling), [(cpus, gpus)], most=5)
     assert (found.generators, found.scorers, found.cpus, found.scorer_gpus) == (0, *expected)
     for refused in (ScorersScaling(scorers=9, use_gpu=False), ScorersScaling(scorers=9), ScorersScaling(use_gpu=True)):
         with pytest.raises(UserError, match=r"^scaling: \d scorers need a [CG]PU each, and the cluster has 0|8"):
-            scorers_alone(refused, 8, 0, most=5)
+            scorers_alone(refused, [(8, 0)], most=5)
 
 
 # --- told ----------------------------------------------------------------------------------------------------------
@@ -214,11 +215,9 @@ def planned(folder: Path, source: str, *overrides: str) -> ScorePlan:
 def scored(plan: ScorePlan) -> dict[str, list[list[float | None]]]:
     """By the scorer itself, in this process."""
     scorer = Scorer({label: judge.model for label, judge in plan.judges.items()}, None, ScoringConfig())
-    judgements = Judgements(plan)
-    for block, prompts in enumerate(plan.blocks):
-        judged = [Judged(plan.prompts[prompt], ()) for prompt in prompts]
-        judgements._answered[block] = {prompt: [] for prompt in prompts}
-        judgements.receive(("", block), scorer.rewards(list(plan.judges), judged))
+    judgements, here = Judgements(plan), SimpleNamespace(rewards=SimpleNamespace(remote=scorer.rewards))
+    for task in judgements.left:
+        judgements.receive(task, judgements.begin(here, task))
     return rewards_of(plan)
 
 
@@ -311,7 +310,7 @@ def test_the_key_that_scores_alone_have_tells_them() -> None:
 
 def test_pieces_follow_from_what_is_scored(tmp_path: Path) -> None:
     def place(*overrides: str, source: str = "toy-test") -> str:
-        return planned(tmp_path, source, "prompts.limit=9", *overrides).judges["truth"].rewards.folder.name
+        return planned(tmp_path, source, "prompts.limit=9", *overrides).judges["truth"].rewards.names[0]
 
     assert place() == place("name=other", "scaling.scorers=2", "subset=kind")
     assert place() != place("prompts.limit=8") != place(source="toy")

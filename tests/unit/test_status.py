@@ -224,12 +224,14 @@ class TestEvaluation:
             age(old, 100)
         self.write(folder, 0, 32)
         self.write(folder, 1, 28)
-        judged = Pieces(folder / "rewards", "truth", "c" * 12, REWARDS)
-        judged.write(0, [{"prompt": 0, "model": "sft", "round": 0, "reward": 1.0}])
+        judged = [Pieces(folder / "rewards", f"truth-{model}", "c" * 12, REWARDS) for model in ("sft", "orpo", "dpo")]
+        for pieces in judged:
+            pieces.write(0, [{"prompt": 0, "model": "sft", "round": 0, "reward": 1.0}])
         (folder.parent / "winrates.json").rename(folder / "winrates.json")
         assert read_status(folder).facts["responses"] == 540
         assert read_status(folder).state == "interrupted", "one block has no rewards"
-        judged.write(1, [])
+        for pieces in judged:
+            pieces.write(1, [])
         assert read_status(folder).state == "finished"
 
     def test_one_whose_pieces_were_removed_stays_finished(self, folder: Path) -> None:

@@ -49,7 +49,7 @@ def generation(config: GenerationBenchmarkConfig, folder: Path) -> Iterator[dict
     plan = plan_evaluation("generation", policy, TRUTH, config.prompts, config.sampling, ScoringConfig(), folder)
     requests = [request for block in range(len(plan.blocks)) for request in plan.requests("policy", block)]
     work = plan.policies["policy"]
-    options = EngineOptions(str(policy), work.model.stored_dtype, work.max_length)
+    options = EngineOptions(str(policy), work.model.generation_dtype, work.max_length)
     connect(cpus=3)  # of which one computes at a time
     import ray
 
