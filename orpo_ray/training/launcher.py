@@ -15,13 +15,14 @@ from orpo_ray.cluster.connection import connect, connect_if_ready
 from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
-from orpo_ray.errors import UserError
+from orpo_ray.errors import Diverged, UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddings
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
@@ -51,7 +52,9 @@ def train(
     connect_if_ready()  # workers' imports go on while the data is read
     with phase("data"):
         starting = with_merged_adapters(config, lambda text: console.say(f"{config.name}: {text}"))
+        require_metrics(config, [config.train.keep_by])
         data = prepare_data(starting, console)
+        require_metrics(config, [config.train.keep_by], data.eval)
     with only_driver(folder.path, console, wait=wait):
         _train(config, starting, folder, data, console, validation if config.eval.win_rate is not None else None)
     return folder
@@ -73,7 +76,7 @@ def _train(
         join_files(folder.quarantine, data.quarantine)
     schedule = build_schedule(config, data.train)
     console.say(
-        f"{config.name}: {data.train.amount()} to train on, {data.eval.amount()} held out, "
+        f"{config.name}: {data.train.amount()} to train on, {data.eval.amount()} held out{_apart(data)}, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} {data.train.unit}, "
         f"{_workers(config)} worker(s)"
     )
@@ -107,6 +110,10 @@ def prepare_data(config: TrainConfig, console: Console) -> PreparedData:
         data = prepare(config, tokenizer, progress=lambda records: progress.update(task, completed=records))
     require_embeddings(config.model, tokenizer, data.highest)
     return data
+
+
+def _apart(data: PreparedData) -> str:
+    return "" if data.unseen is None else f" and {data.unseen.amount()} that choose nothing"
 
 
 def _workers(config: TrainConfig) -> str:
@@ -166,7 +173,7 @@ def _fit(
     except SystemExit:  # Ray Train answers Ctrl-C by ending the workers, then the process
         raise KeyboardInterrupt from None
     if outcome.mistake:
-        raise UserError(outcome.mistake)
+        raise (Diverged if outcome.diverged else UserError)(outcome.mistake)
     return outcome
 
 
@@ -176,10 +183,12 @@ def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, outcome:
         "status": "finished",
         "steps": outcome.step,
         "best_step": outcome.best_step,
-        "eval_loss": outcome.best_eval_loss,
+        "keep_by": config.train.keep_by,
+        config.train.keep_by: outcome.best_value,
         "seconds": round(seconds, 1),
         "pairs": len(data.train),
         "held_out_pairs": len(data.eval),
+        "unseen_pairs": 0 if data.unseen is None else len(data.unseen),
         "workers": outcome.workers,
     }
     write_atomically(folder.summary, json.dumps(summary, indent=2) + "\n")
