@@ -82,7 +82,11 @@ def read_each(
     """
     all_found: list[Read] = []
     source = open_source(config.source, config.split, config.max_record_characters)
-    for record in islice(source.records(), config.limit):
+    wanted_ones = None if config.records is None else set(config.records)
+    last = None if wanted_ones is None else max(wanted_ones, default=-1) + 1
+    for record in islice(islice(source.records(), config.limit), last):
+        if wanted_ones is not None and record.index not in wanted_ones:
+            continue
         account.read += 1
         try:
             if record.value is None:
