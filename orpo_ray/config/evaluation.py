@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, field_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.records import PairFormat, RecordsConfig
@@ -42,6 +42,12 @@ class PromptsConfig(RecordsConfig):
     max_record_characters: Count = MAX_RECORD_CHARACTERS
     """Of a prompt and the data set's responses to it; a record of more is a bad one."""
     on_bad_record: Literal["error", "quarantine"] = "error"
+
+    @model_validator(mode="after")
+    def _read_by_one_rule(self) -> PromptsConfig:
+        if self.records is not None and self.limit is not None:
+            raise ValueError("records: says which are read, and so does limit; leave one out")
+        return self
 
 
 class SamplingConfig(Section):

@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import yaml
 from file_modes import unlike_the_umask
 
-from orpo_ray.config import SweepConfig, load_config, parse_as
+from orpo_ray.config import SweepConfig, TrainConfig, load_config, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_sweep_report
 from orpo_ray.training.beside import beside
@@ -224,3 +225,30 @@ def test_a_killed_sweep_goes_on_to_the_same_table(beside_tests: dict[str, str], 
     assert line["step"] == table["step"] == 32
     for key in ("eval_loss", "eval_reward_accuracy", "eval_logps_rejected"):
         assert line[key] == pytest.approx(table[key], rel=1e-6)
+
+
+def test_finalists_answer_prompts_that_have_ranked_none_of_them(ray_cluster: None, tmp_path: Path) -> None:
+    """And their intervals hold together: each is wider than the evaluation's own, which is of one pair alone."""
+    base = train(parse_as(TrainConfig, {**RUN, "name": "base", "storage": {"path": str(tmp_path)}}, [], "test"))
+    own = config(
+        tmp_path, name="finals", searcher="grid", scheduler="none", space={"optim.lr": "grid(2e-3, 1e-3)"},
+        overrides=["train.max_steps=16"], finalists={
+            "count": 2, "against": str(base.path), "reward_model": "toy", "prompts": 50, "rounds": 2, "max_tokens": 24,
+        },
+    )  # fmt: skip
+    folder = sweep(own).path
+    found = json.loads((folder / "sweep.json").read_text())
+    asked = pq.read_table(folder / "finalists/prompts.parquet").to_pylist()
+    evaluated = pq.read_table(folder / f"trials/{found['winner']:03d}/eval_scores.parquet").to_pylist()
+    assert len(asked) == 50 and len(evaluated) == 200
+    records = yaml.safe_load((folder / "finalists/config.yaml").read_text())["prompts"]["records"]
+    assert len(records) == 50 and not {*records} & {row["record"] for row in evaluated}
+    pairs = json.loads((folder / "finalists/winrates.json").read_text())["pairs"]
+    own_interval = {(pair["model"], pair["against"]): pair["ci95"] for pair in pairs}
+    best, second = found["finalists"]
+    assert best["trial"] == found["winner"] and best["win_rate"] >= second["win_rate"]
+    for finalist in (best, second):
+        low, high = finalist["ci95"]
+        alone = own_interval[f"trial-{finalist['trial']:03d}", "against"]
+        assert 0 <= low < finalist["win_rate"] < high <= 1 and high - low > 0.98 * (alone[1] - alone[0])
+    assert "on prompts that ranked none of them." in write_sweep_report(folder).read_text()

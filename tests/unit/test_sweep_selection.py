@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from test_sweep_results import config as sweep_config
 from test_sweep_search import config
 
-from orpo_ray.config import SweepConfig
+from orpo_ray.config import EvaluationConfig, SweepConfig, parse_as
 from orpo_ray.config.evaluation import on_held_out
 from orpo_ray.data import toyworld
 from orpo_ray.data.prepare import PreparedData, prepare
@@ -20,6 +23,8 @@ from orpo_ray.data.prompts import read_prompts
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.winrate import prompt_interval
 from orpo_ray.report import write_sweep_report
+from orpo_ray.terminal import Console
+from orpo_ray.tuning.comparable import lengths, require_known
 from orpo_ray.tuning.finalists import unseen_records
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
@@ -92,7 +97,16 @@ def test_luck_of_the_best_of_24_equal_trials() -> None:
 # What a trial is known by --------------------------------------------------------------------------------------------
 
 
-def begin(folder: SweepFolder, ledger: Ledger, values: list[float | None], unseen: float = 0.5) -> None:
+SETTINGS = {"objective.lambda": 1.0, "optim.lr": 1e-3, "optim.schedule": "cosine"}
+
+
+def begin(
+    folder: SweepFolder,
+    ledger: Ledger,
+    values: list[float | None],
+    unseen: float = 0.5,
+    settings: dict[str, Any] | None = None,
+) -> None:
     """A finished trial with these values of the metric at steps 8, 16, …"""
     run = folder.trial(len(ledger.trials))
     run.path.mkdir(parents=True)
@@ -103,7 +117,7 @@ def begin(folder: SweepFolder, ledger: Ledger, values: list[float | None], unsee
             file.write(json.dumps(line) + "\n")
             file.write(json.dumps({"step": 8 * place, "loss": 1.0}) + "\n")
     run.summary.write_text("{}")
-    ledger.begin({"objective.lambda": 1.0, "optim.lr": 1e-3, "optim.schedule": "cosine"})
+    ledger.begin(settings or SETTINGS)
 
 
 def opened(tmp_path: Path, *overrides: str) -> tuple[SweepConfig, SweepFolder, Ledger]:
@@ -340,3 +354,69 @@ def test_where_win_rates_rank_their_prompts_are_left_out(tmp_path: Path) -> None
     own = sweep_config(tmp_path, *asked, win_rate % 400)
     with pytest.raises(UserError, match=r"finalists: of the prompts of data\.eval none is left that ranks no trial"):
         unseen_records(own, data_of(own))
+
+
+# What needs models and data to be told ------------------------------------------------------------------------------
+
+
+def test_a_metric_that_some_trials_lack_is_refused_before_any_begins(tmp_path: Path) -> None:
+    own = sweep_config(tmp_path, "metric=eval_reward_margin", "space={objective.name: 'choice(simpo, orpo)'}")
+    with pytest.raises(UserError, match=r"eval_reward_margin: no evaluation with objective\.name=orpo gives it; there"):
+        require_known(own, SweepFolder(own))
+
+
+def test_trials_of_other_tokenizers_are_refused(tmp_path: Path) -> None:
+    other = copy.deepcopy(toyworld.tokenizer())
+    other.add_tokens(["hello there"])
+    other.save_pretrained(tmp_path / "other")
+    for values, refused in ((f"choice(toy, {tmp_path}/other)", True), ("choice(toy)", False)):
+        own = sweep_config(tmp_path, f"space={{model.tokenizer: '{values}'}}")
+        if refused:
+            with pytest.raises(UserError, match=r"model\.tokenizer: toy and .*other cut texts into other tokens"):
+                require_known(own, SweepFolder(own))
+        else:
+            require_known(own, SweepFolder(own))
+
+
+def test_each_trial_has_its_own_length(tmp_path: Path) -> None:
+    """By the batch size, of the data they share; by its own data, where trials train on other pairs."""
+    own = sweep_config(
+        tmp_path, "train.data.limit=120", "scheduler=none", "space={train.global_batch_size: 'choice(8, 16)', "
+        "train.epochs: 'choice(1, 3)', data.limit: 'choice(120, 60)'}",
+    )  # fmt: skip
+    shared = data_of(own)
+    steps = lengths(own, SweepFolder(own), shared, Console())
+    pairs = {120: len(shared.train), 60: 0}
+    pairs[60] = len(data_of(sweep_config(tmp_path, "train.data.limit=60")).train)
+    for limit, batch, epochs in itertools.product((120, 60), (8, 16), (1, 3)):
+        settings = {"train.global_batch_size": batch, "train.epochs": epochs, "data.limit": limit}
+        assert steps(settings) == epochs * -(-pairs[limit] // batch)
+
+
+def test_the_page_of_trials_of_unlike_lengths(tmp_path: Path) -> None:
+    own = sweep_config(tmp_path, "scheduler=none", "space={train.global_batch_size: 'choice(8, 16)'}")
+    folder = SweepFolder(own)
+    folder.open_for(own)
+    ledger = Ledger(own, folder, 24, lambda settings: 24 * 16 // settings["train.global_batch_size"])
+    for number, batch in enumerate((16, 8, 16, 8, 16)):
+        begin(folder, ledger, [0.5 + number / 100] * (3 * 16 // batch), settings={"train.global_batch_size": batch})
+    write_results(folder, ledger)
+    found = summary(own, ledger, 24, ledger.ranking()[0], [])
+    assert (found["steps_of_all"], found["trials"][1]["total_steps"]) == (3 * 24 + 2 * 48, 48)
+    write_summary(folder, found | {"seconds": 1.0, "finished": ""})
+    page = write_sweep_report(folder.path).read_text()
+    assert "share of the trial" in page and "trials at 33% of each, the first that all of them reached" in page
+
+
+def test_records_by_their_places(tmp_path: Path) -> None:
+    asked = {"name": "e", "models": {"a": "toy"}, "reward_models": {"j": "toy"}}
+    config_of = partial(parse_as, EvaluationConfig, overrides=[], origin="e.yaml")
+    own = config_of({**asked, "prompts": {"source": "toy-test", "records": [7, 3]}})
+    prompts, account = read_prompts(own.prompts, with_messages=False)
+    every = read_prompts(own.prompts.model_copy(update={"records": None}), with_messages=False)[0]
+    assert [prompt.as_found for prompt in prompts] == [every[3].as_found, every[7].as_found] and account.read == 2
+    with pytest.raises(UserError, match="records: says which are read, and so does limit"):
+        config_of({**asked, "prompts": {"source": "toy-test", "records": [7, 3], "limit": 5}})
+    missing = config_of({**asked, "prompts": {"source": "toy-test", "records": [3, 400]}})
+    with pytest.raises(UserError, match=r"prompts\.records: toy-test has no record 400"):
+        read_prompts(missing.prompts, with_messages=False)
