@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from orpo_ray.config import SweepConfig
 from orpo_ray.config.metrics import of_unseen
@@ -79,8 +79,7 @@ class Ledger:
     def refresh(self, index: int) -> None:
         """Read what a trial's folder holds now. Raises `UserError`, naming the file, where that cannot be done."""
         trial = self.trials[index]
-        lines, trial.start, failure = left_by(self._folder, index, self._config)
-        trial.kept = self._folder.kept_step(index)
+        lines, trial.start, failure, trial.kept = left_by(self._folder, index, self._config)
         for line in lines:
             trial.steps_run = max(trial.steps_run, line["step"])
             if "loss" not in line:  # an evaluation, or a win-rate that came later
@@ -217,13 +216,21 @@ class Ledger:
         return trial.failure
 
 
-def left_by(folder: SweepFolder, index: int, config: SweepConfig) -> tuple[list[Line], float | None, Failure | None]:
-    """The metrics of a trial, its `start`, and why it failed if it did. Raises `UserError`, naming the file, where one
-    cannot be read."""
+class Left(NamedTuple):
+    """What a trial has left in its folder."""
+
+    lines: list[Line]
+    start: float | None
+    failure: Failure | None
+    kept: int | None
+
+
+def left_by(folder: SweepFolder, index: int, config: SweepConfig) -> Left:
+    """Of trial `index`. Raises `UserError`, naming the file, where one cannot be read."""
     metrics = folder.trial(index).metrics
     numbers = [*config.directions, of_unseen(config.metric)]
     lines = list(read_metrics(metrics, numbers).values()) if metrics.is_file() else []
-    return lines, folder.start(index), folder.failed(index)
+    return Left(lines, folder.start(index), folder.failed(index), folder.kept_step(index))
 
 
 def _beaten(own: Sequence[float], others: Iterable[Sequence[float]]) -> bool:

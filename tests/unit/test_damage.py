@@ -302,7 +302,8 @@ def sweep(tmp_path: Path) -> SweepFolder:
 TRIALS = {
     "metrics.jsonl": ['{"step": "abc"}\n', "[]\n", f"{ENDLESS}\n", '{"step": 80, "eval_reward_accuracy": "0.9"}\n',
                       '{"step": 80, "eval_reward_accuracy": 1e999}\n'],
-    "failed.json": [*NO_OBJECTS, "{}", '{"reason": 3}'],
+    "failed.json": [*NO_OBJECTS, "{}", '{"reason": 3}', '{"reason": "x", "diverged": 1}'],
+    "summary.json": NO_OBJECTS,
     "start.json": [*NO_OBJECTS, "{}", '{"seconds": "3"}', '{"seconds": NaN}', '{"seconds": 1e999}'],
 }  # fmt: skip
 
