@@ -207,6 +207,12 @@ class SweepConfig(Section):
         if len({self._checked({**self.first_point, "objective.name": name}).reading for name in names}) > 1:
             raise ValueError("space.objective.name: kto takes other comparisons of a record than the others do")
 
+    @property
+    def unlike_lengths(self) -> list[str]:
+        """Keys of the space by which trials see other numbers of pairs; without a scheduler they may."""
+        base = self.training(self.first_point, self.name, self.storage)
+        return [key for key in self.space if unlike_length(key, base)]
+
     def _checked(self, settings: dict[str, Any], *, as_it_stands: bool = False) -> TrainConfig:
         """`as_it_stands`: without what the sweep sets for its trials."""
         if taken := {"name", "storage"} & {key.split(".")[0] for key in settings}:

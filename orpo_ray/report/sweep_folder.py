@@ -66,6 +66,8 @@ class Numbers(BaseModel):
     """More metrics, sought beside `metric`."""
     space: dict[str, str]
     total_steps: Annotated[int, Field(ge=1)]
+    unlike_lengths: list[str] = []
+    """Keys of the space by which trials see other numbers of pairs."""
     rungs: list[int]
     trials: list[Trial]
     ranking: list[int]

@@ -61,15 +61,20 @@ def _verdict(sweep: Sweep) -> str:
             return ""
         among = " among those that no other beats in all metrics" if sweep.numbers.trade_off else " alone"
         chosen = f"Chosen by {sweep.numbers.metric}{among}: no finalists were compared by win-rate."
-        return " ".join(filter(None, [chosen, _worth(sweep)]))
+        return " ".join(filter(None, [chosen, _worth(sweep), _longer(sweep)]))
     best, second = finalists[:2]
     assert second.behind is not None
     word = "is told apart from" if second.behind.told_apart else "is not told apart from"
     return (
         f"Win-rate {_rate(best)}. It {word} the runner-up, trial {second.trial:03d}: "
         f"win-rate over it {_rate(second.behind)}. The intervals hold for whichever of the {len(finalists)} came out "
-        "best, on prompts that ranked none of them."
+        f"best, on prompts that ranked none of them. {_longer(sweep)}".rstrip()
     )
+
+
+def _longer(sweep: Sweep) -> str:
+    keys = sweep.numbers.unlike_lengths
+    return f"Trials see other numbers of pairs ({', '.join(keys)}): the best may be so for that." if keys else ""
 
 
 def _worth(sweep: Sweep) -> str:

@@ -61,6 +61,7 @@ def summary(
         "trade_off": config.trade_off,
         "space": config.space,
         "total_steps": total_steps,
+        "unlike_lengths": config.unlike_lengths,
         "rungs": rungs(config, total_steps),
         "trials": [
             {

@@ -31,7 +31,8 @@ from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import State, cost, evaluate, is_best, run
 from orpo_ray.training.metric_names import evaluation_metrics, require_metrics
-from orpo_ray.training.run_folder import kept_model
+from orpo_ray.training.run_folder import RunFolder, kept_model
+from orpo_ray.training.saving import Saver
 
 SHORT = (
     "train.global_batch_size=6", "train.epochs=3", "train.eval_every_steps=1", "model.dtype=float32", "optim.lr=2e-2",
@@ -156,6 +157,22 @@ def test_a_run_of_before_is_continued() -> None:
     earlier = {k: v for k, v in json.loads(held).items() if k != "cost"} | {"eval_loss": 0.25}
     assert Manifest.from_json(json.dumps(earlier).encode()).cost == 0.25
     assert Manifest.from_json(held.encode()).cost == 0.5
+
+
+@pytest.mark.parametrize(("by", "best"), [("eval_loss", 2), ("eval_nll", None)])
+def test_a_run_whose_metric_changes_begins_to_look_for_the_best(by: str, best: int | None, tmp_path: Path) -> None:
+    """Values of two metrics cannot be compared; what is in `model/` stays until a better one by the new comes."""
+    from orpo_ray.training.worker import _resume
+
+    engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), config().optim)
+    checkpoints, folder = Checkpoints(str(tmp_path / "checkpoints")), RunFolder(tmp_path)
+    saver = Saver(checkpoints, engine, newest=1, best=0, warn=pytest.fail)
+    saver.begin(Manifest(3, asdict(State(3, 2, 0.5)), 3, "c", "d", 0.5, {}))
+    saver.finish()
+    settings = config(f"train.keep_by={by}", "resume.allow_changes=[train.keep_by]")
+    state = _resume(settings, engine, checkpoints, {"config": "c2", "data": "d", "weights": {}}, folder)
+    assert (state.step, state.best_step, state.best_by) == (3, best, by)
+    assert folder.events.exists() == (best is None)
 
 
 def test_the_best_checkpoints_are_those_by_the_metric(tmp_path: Path) -> None:

@@ -394,17 +394,21 @@ def test_each_trial_has_its_own_length(tmp_path: Path) -> None:
 
 
 def test_the_page_of_trials_of_unlike_lengths(tmp_path: Path) -> None:
-    own = sweep_config(tmp_path, "scheduler=none", "space={train.global_batch_size: 'choice(8, 16)'}")
+    space = "{train.global_batch_size: 'choice(8, 16)', train.epochs: 'choice(1, 2)'}"
+    own = sweep_config(tmp_path, "scheduler=none", f"space={space}")
     folder = SweepFolder(own)
     folder.open_for(own)
     ledger = Ledger(own, folder, 24, lambda settings: 24 * 16 // settings["train.global_batch_size"])
     for number, batch in enumerate((16, 8, 16, 8, 16)):
-        begin(folder, ledger, [0.5 + number / 100] * (3 * 16 // batch), settings={"train.global_batch_size": batch})
+        own_settings = {"train.global_batch_size": batch, "train.epochs": 1}
+        begin(folder, ledger, [0.5 + number / 100] * (3 * 16 // batch), settings=own_settings)
     write_results(folder, ledger)
     found = summary(own, ledger, 24, ledger.ranking()[0], [])
+    assert found["unlike_lengths"] == ["train.epochs"]
     assert (found["steps_of_all"], found["trials"][1]["total_steps"]) == (3 * 24 + 2 * 48, 48)
     write_summary(folder, found | {"seconds": 1.0, "finished": ""})
     page = write_sweep_report(folder.path).read_text()
+    assert "Trials see other numbers of pairs (train.epochs): the best may be so for that." in page
     assert "share of the trial" in page and "trials at 33% of each, the first that all of them reached" in page
 
 
