@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The errors that are the user's to mend."""
 
 from orpo_ray.masking import masked
 
@@ -13,3 +13,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(masked(message))
+
+
+class Diverged(UserError):
+    """Training lost its way: the loss or its gradient is no number any more. So its settings are at fault."""

@@ -55,6 +55,10 @@ class DataConfig(RecordsConfig):
     a time."""
     eval_split: str = "test"
     eval_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
+    unseen_fraction: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Of the held-out pairs so many, whole prompts, choose nothing: neither the step whose model is kept nor, in a
+    sweep, a trial. Their metrics are `eval_unseen_*`, and `eval_*` are of the others. Prompts alone decide which, so
+    they are the same in all runs."""
     format: PairFormat = "auto"
     """The shape of a record (docs/data.md); `auto` recognises it by content."""
     comparisons: Comparisons = "every_pair"
@@ -91,6 +95,15 @@ class DataConfig(RecordsConfig):
     def eval_sources(self) -> list[SourceConfig]:
         """Those of `eval`, none where it is not set."""
         return [] if self.eval is None else self._listed(self.eval, "eval", self.eval_split, None)
+
+    def require_source_of(self, metric: str) -> None:
+        """Raises `ValueError` where `metric` is one of a source (`eval_nll/NAME`) that holds no pairs out."""
+        _, slash, name = metric.partition("/")
+        held_out = self.train if self.eval is None else self.eval
+        names = [source.name for source in held_out] if isinstance(held_out, list) else []
+        if slash and name not in names:
+            known = f"there are {', '.join(names)}" if names else "they are of one source, which has no name"
+            raise ValueError(f"{metric}: no held-out pairs are of {name}: {known}")
 
     def _listed(
         self, sources: str | list[SourceConfig], name: str, split: str, limit: int | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,8 @@ class PromptsConfig(RecordsConfig):
     split: str = "test"
     limit: Count | None = None
     """Read only so many records."""
+    records: tuple[Annotated[Integer, Field(ge=0)], ...] | None = None
+    """Read these alone, by their places in the source, from 0; a sweep names those that have ranked no trial."""
     format: PairFormat | Literal["prompts"] = "auto"
     chat_template: str | None = None
     """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained.
@@ -67,6 +70,12 @@ class PromptsConfig(RecordsConfig):
     max_record_characters: Count = MAX_RECORD_CHARACTERS
     """Of a prompt and the data set's responses to it; a record of more is a bad one."""
     on_bad_record: Literal["error", "quarantine"] = "error"
+
+    @model_validator(mode="after")
+    def _read_by_one_rule(self) -> PromptsConfig:
+        if self.records is not None and self.limit is not None:
+            raise ValueError("records: says which are read, and so does limit; leave one out")
+        return self
 
 
 class SamplingConfig(Section):
@@ -148,17 +157,24 @@ AGAINST, JUDGE = "against", "judge"
 
 
 def on_held_out(
-    run: TrainConfig, asked: WinRateConfig, models: dict[str, str], name: str, folder: Path, seed: int
+    run: TrainConfig,
+    asked: WinRateConfig,
+    models: dict[str, str],
+    name: str,
+    folder: Path,
+    seed: int,
+    records: Sequence[int] | None = None,
 ) -> EvaluationConfig:
     """`models` and `asked.against`, answering the prompts that `run` holds out (one source as `data.eval`), for one
-    judge. The evaluation is `name` in `folder`."""
+    judge: the first `asked.prompts`, or those of `records`. The evaluation is `name` in `folder`."""
     assert isinstance(run.data.eval, str)
     return EvaluationConfig.model_validate(
         {
             "name": name,
             "models": {**models, AGAINST: asked.against},
             "prompts": {
-                "source": run.data.eval, "split": run.data.eval_split, "limit": asked.prompts,
+                "source": run.data.eval, "split": run.data.eval_split,
+                "limit": asked.prompts if records is None else None, "records": records,
                 "format": run.data.format, "on_bad_record": run.data.on_bad_record,
                 "max_record_characters": run.data.max_record_characters,
                 **{key: getattr(run.data, key) for key in RecordsConfig.model_fields},

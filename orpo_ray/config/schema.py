@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig, Reading
 from orpo_ray.config.identity import digest
+from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, known_direction, require_choosing, spoken
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.paths import named_paths
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, RunName, Section
@@ -144,12 +145,17 @@ class LoopConfig(Section):
     checkpoint_every_steps: Count | None = None
     """Default: at each epoch's end."""
     keep: Literal["best", "last", "both"] = "best"
-    """Which evaluated model is in `model/`: that of the lowest eval loss, or the last; `both`: the best there, and the
-    last in `model-last/`."""
+    """Which evaluated model is in `model/`: the best by `keep_by`, or the last; `both`: the best there, and the last in
+    `model-last/`."""
+    keep_by: Metric = "eval_loss"
+    """What the best model is told by: any metric of an evaluation, with `/NAME` that of one of several sources. A sweep
+    sets it for its trials."""
+    keep_mode: Literal["auto", "min", "max"] = "auto"
+    """Whether the lowest or the highest of `keep_by` is the best; `auto`: as its name says."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept, apart from the models that `keep` names."""
     keep_best_checkpoints: Annotated[Integer, Field(ge=0, le=10**6)] = 0
-    """Besides, so many of those with the lowest eval loss."""
+    """Besides, so many of the best by `keep_by`."""
     checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = 10
     """Besides, whenever so long has passed since the last; null: not."""
     max_skipped_steps: Annotated[Integer, Field(ge=0, le=10**6)] = 3
@@ -163,6 +169,26 @@ class LoopConfig(Section):
             if _holds(settings, theirs.split(".")):
                 raise ValueError(f"{theirs} follows from {ours}; set that")
         return settings
+
+    @model_validator(mode="after")
+    def _the_best_can_be_told(self) -> LoopConfig:
+        require_choosing("keep_by", self.keep_by)
+        if self.keep_by.startswith(WIN_RATE):
+            raise ValueError("keep_by: a win-rate is known when training has gone on and its model is gone; keep: last")
+        if self.keep_mode == "auto" and known_direction(self.keep_by) is None:
+            raise ValueError(f"keep_mode: is the lowest or the highest {self.keep_by} the best? Say min or max")
+        return self
+
+    @property
+    def keep_direction(self) -> Direction:
+        found = known_direction(self.keep_by) if self.keep_mode == "auto" else self.keep_mode
+        assert found is not None
+        return found
+
+    @property
+    def best(self) -> str:
+        """Why the best model is kept, in words."""
+        return spoken(self.keep_by, self.keep_direction)
 
     @model_validator(mode="after")
     def _stage_zero_is_without_deepspeed(self) -> LoopConfig:
@@ -334,6 +360,14 @@ class TrainConfig(Section):
             raise ValueError("eval.win_rate asks the prompts of data.eval, which has to be one source then")
         if self.eval.win_rate is not None and self.objective.model == "reward":
             raise ValueError("eval.win_rate compares what policies write, and a reward model writes nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _the_kept_metric_has_its_source(self) -> TrainConfig:
+        try:
+            self.data.require_source_of(self.train.keep_by)
+        except ValueError as error:
+            raise ValueError(f"train.keep_by: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from orpo_ray.config.comparable import unlike_data, unlike_length
 from orpo_ray.config.evaluation import CountOrAuto, EvaluationConfig, Label
 from orpo_ray.config.loading import load_as, parse_as, read_yaml
+from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, require_choosing
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.section import Count, FreeForm, Integer, Number, Section
@@ -18,16 +20,15 @@ from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
 
 _TRIALS = 16
-Metric = Annotated[str, Field(pattern=r"^eval_[a-z_]+(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
-Direction = Literal["min", "max"]
+_FOLLOW = ("train.keep", "train.keep_by", "train.keep_mode", "data.unseen_fraction")
 
 
 class FinalistsConfig(WinRateConfig):
-    """The best trials by `metric`, compared once more by win-rate."""
+    """The best trials by `metric`, compared once more by win-rate, on prompts that have ranked none of them."""
 
     count: Annotated[Integer, Field(ge=2, le=100)] = 3
     prompts: Count = 400
-    """The first so many of the run's `data.eval`."""
+    """So many of the run's `data.eval` at the most, the first of those that rank nothing (`unseen_fraction`)."""
     rounds: Annotated[Integer, Field(ge=1, le=1000)] = 3
 
 
@@ -42,9 +43,13 @@ class SweepConfig(Section):
     space: Annotated[dict[str, str], Field(min_length=1)]
     """Dotted key to `loguniform(a, b)`, `uniform(a, b)`, `choice(a, b, …)` or, with searcher: grid, `grid(a, b, …)`."""
     metric: Metric = "eval_reward_accuracy"
-    """What trials are compared by: a key of their evaluations, with `/NAME` that of one of several sources.
-    `eval_win_rate` needs `train.eval.win_rate`."""
+    """What trials are compared by, each at its best step, whose model it keeps: a key of their evaluations, with
+    `/NAME` that of one of several sources. `eval_win_rate`, which needs `train.eval.win_rate`, is compared at the last
+    step."""
     mode: Direction = "max"
+    unseen_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    """Of the held-out pairs so many, whole prompts, rank no trial and choose no step. What the winner is worth is told
+    on them, and finalists answer their prompts: on the others it was chosen for what luck gave it."""
     trade_off: dict[Metric, Direction] = Field(default_factory=dict)
     """More metrics, and where each should go: {eval_nll: min}. Optuna seeks them together, and the report shows the
     trials that no other equals in all and beats in one; of those, the best by `metric` wins. With scheduler: none."""
@@ -104,16 +109,22 @@ class SweepConfig(Section):
                 "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
             )
+        plain = self._checked(self.first_point, as_it_stands=True)
+        for metric in self.directions:
+            require_choosing("metric", metric)
+            try:
+                plain.data.require_source_of(metric)
+            except ValueError as error:
+                raise ValueError(f"metric: {error}") from None
+        if plain.train.keep_by not in ("eval_loss", self.metric):
+            raise ValueError(f"train.keep_by: {plain.train.keep_by} is not the sweep's metric, which trials keep by")
+        if plain.data.unseen_fraction not in (None, self.unseen_fraction):
+            raise ValueError("train.data.unseen_fraction: is the sweep's unseen_fraction; set that")
         base = self._checked(self.first_point)
         for key, dimension in self.dimensions.items():
             for value in dimension.values:
                 self._checked({**self.first_point, key: value})
-        held_out = base.data.train if base.data.eval is None else base.data.eval
-        names = [source.name for source in held_out] if isinstance(held_out, list) else []
-        for key, slash, name in parts:
-            if slash and name not in names:
-                known = f"there are {', '.join(names)}" if names else "they are of one source, which has no name"
-                raise ValueError(f"metric: {key}/{name}: no held-out pairs are of {name}: {known}")
+        self._require_alike(base)
         if self.finalists is not None:
             if base.data.eval is None:
                 raise ValueError("finalists: asks the prompts of the run's data.eval, which is not set")
@@ -121,9 +132,14 @@ class SweepConfig(Section):
                 raise ValueError("finalists: asks the prompts of the run's data.eval, which has to be one source then")
             if self.keep < self.finalists.count:
                 raise ValueError(f"keep: {self.keep} is fewer than the {self.finalists.count} finalists")
-        if any(metric.startswith("eval_win_rate") for metric in self.directions) and base.eval.win_rate is None:
+        if self.waits_for_win_rates and base.eval.win_rate is None:
             raise ValueError("metric: eval_win_rate needs train.eval.win_rate, which says against whom")
         return self
+
+    @property
+    def waits_for_win_rates(self) -> bool:
+        """Whether trials are compared by what is known after their models have gone, but for the last."""
+        return any(metric.startswith(WIN_RATE) for metric in self.directions)
 
     @property
     def directions(self) -> dict[str, Direction]:
@@ -147,8 +163,17 @@ class SweepConfig(Section):
 
     def training(self, settings: dict[str, Any], name: str, storage: StorageConfig) -> TrainConfig:
         """The run with these `settings` of dotted keys. Raises `UserError`, naming the key that does not fit."""
+        own: dict[str, Any] = {"data.unseen_fraction": self.unseen_fraction}
+        # By what a trial is ranked it keeps its model, so that its number is of that.
+        if self.waits_for_win_rates:
+            own["train.keep"] = "last"
+        else:
+            own |= {"train.keep_by": self.metric, "train.keep_mode": self.mode}
+        return self._parsed(settings, name, storage, own)
+
+    def _parsed(self, settings: dict[str, Any], name: str, storage: StorageConfig, own: dict[str, Any]) -> TrainConfig:
         mapping = {**self.train, "name": name, "storage": storage.model_dump()}
-        texts = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        texts = [f"{key}={json.dumps(value)}" for key, value in {**settings, **own}.items()]
         return parse_as(TrainConfig, mapping, [*self.overrides, *texts], "train")
 
     @property
@@ -171,11 +196,32 @@ class SweepConfig(Section):
             return None
         return own if all(dimension.holds(own[key]) for key, dimension in self.dimensions.items()) else None
 
-    def _checked(self, settings: dict[str, Any]) -> TrainConfig:
+    def _require_alike(self, base: TrainConfig) -> None:
+        """Raises `ValueError` where trials of the space could not be compared, or not be stopped."""
+        for key in self.space:
+            reason = unlike_data(key, base) or ("" if self.scheduler == "none" else unlike_length(key, base))
+            if reason:
+                raise ValueError(f"space.{key}: {reason}")
+        objectives = self.dimensions.get("objective.name")
+        names = [] if objectives is None else objectives.values
+        if len({self._checked({**self.first_point, "objective.name": name}).reading for name in names}) > 1:
+            raise ValueError("space.objective.name: kto takes other comparisons of a record than the others do")
+
+    @property
+    def unlike_lengths(self) -> list[str]:
+        """Keys of the space by which trials see other numbers of pairs; without a scheduler they may."""
+        base = self.training(self.first_point, self.name, self.storage)
+        return [key for key in self.space if unlike_length(key, base)]
+
+    def _checked(self, settings: dict[str, Any], *, as_it_stands: bool = False) -> TrainConfig:
+        """`as_it_stands`: without what the sweep sets for its trials."""
         if taken := {"name", "storage"} & {key.split(".")[0] for key in settings}:
             raise ValueError(f"space.{min(taken)}: is each trial's own")
+        if taken := set(_FOLLOW) & settings.keys():
+            raise ValueError(f"space.{min(taken)}: follows from the sweep's metric and unseen_fraction")
         try:
-            return self.training(settings, self.name, self.storage)
+            parse = partial(self._parsed, own={}) if as_it_stands else self.training
+            return parse(settings, self.name, self.storage)
         except UserError as error:
             raise ValueError(str(error)) from None
 

@@ -8,6 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orpo_ray.config import DataConfig, TrainConfig
 from orpo_ray.config.data import Reading, SourceConfig
 from orpo_ray.config.records import RecordsConfig
@@ -21,7 +24,7 @@ from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
 from orpo_ray.data.selection import select, without_repeats
 from orpo_ray.data.sources import Source, open_source
-from orpo_ray.data.split import question_hash, split_by_prompt
+from orpo_ray.data.split import question_hash, set_apart, split_by_prompt
 from orpo_ray.data.templates import Rendered, Renderer
 from orpo_ray.data.tokenization import PairTokenizer, tokenizer_digest
 from orpo_ray.data.written import require_written
@@ -60,6 +63,8 @@ class PreparedData:
     """Of all pairs, those of training and those held out."""
     fingerprints: tuple[str, ...]
     """Of the content of the sources of `data.train` and of `data.eval`."""
+    unseen: Pairs | None = None
+    """Of the held-out pairs those that choose nothing (`data.unseen_fraction`); `eval` are the others."""
     highest: tuple[Highest, ...] = ()
     """The highest token id of each source, and its record."""
     remarks: tuple[str, ...] = ()
@@ -89,17 +94,21 @@ def prepare(
         for one, source, fingerprint in zip(asked, opened, fingerprints, strict=True)
     ]
     train, evaluated = sources[: len(data.train_sources)], sources[len(data.train_sources) :]
-    parts = [source.pairs for source in train], [source.pairs for source in evaluated]
+    to_train = [source.pairs for source in train]
+    held_out = [source.pairs for source in evaluated]
+    hashes = [_hashes(source, alone=isinstance(data.eval, str)) for source in evaluated]
     if not evaluated:
-        parts = _held_out(config, train)
-    asked_of = (data.train_sources, data.eval_sources or data.train_sources)
-    read_as = [
-        [_read_as(config, pairs, one.source) for one, pairs in zip(sources_of, pairs_of, strict=True)]
-        for sources_of, pairs_of in zip(asked_of, parts, strict=True)
-    ]
+        to_train, held_out, hashes = _held_out(config, train)
+    held_out, unseen = _set_apart(held_out, hashes, data.unseen_fraction)
+    held_out_of = data.train if data.eval is None else data.eval
+
+    def read(pairs_of: list[PairDataset], sources_of: list[SourceConfig]) -> list[PairDataset]:
+        return [_read_as(config, pairs, one.source) for one, pairs in zip(sources_of, pairs_of, strict=True)]
+
     return PreparedData(
-        _together(data.train, read_as[0]),
-        _together(data.train if data.eval is None else data.eval, read_as[1]),
+        _together(data.train, read(to_train, data.train_sources)),
+        _together(held_out_of, read(held_out, data.eval_sources or data.train_sources)),
+        unseen=_together(held_out_of, read(unseen, data.eval_sources or data.train_sources)) if unseen else None,
         accounts={key: source.account for key, source in zip(_keys(data), sources, strict=True)},
         quarantine=tuple(source.quarantine for source in sources if source.quarantine is not None),
         digest="-".join(source.digest for source in sources),
@@ -120,24 +129,44 @@ def _read_as(config: TrainConfig, pairs: PairDataset, name: str) -> PairDataset:
     return replace(pairs, mismatched=mismatched)
 
 
-def _held_out(config: TrainConfig, sources: Sequence[TokenizedSource]) -> tuple[list[PairDataset], list[PairDataset]]:
-    """Of each source the pairs to train on and those to evaluate."""
+def _set_apart(
+    parts: list[PairDataset], hashes: list[NDArray[np.uint64]], fraction: float | None
+) -> tuple[list[PairDataset], list[PairDataset] | None]:
+    """Of each part of the held-out records, with these prompt hashes, those that choose, and those that do not."""
+    if fraction is None:
+        return parts, None
+    flags = np.split(set_apart(np.concatenate(hashes), fraction), np.cumsum([len(own) for own in hashes])[:-1])
+    both = list(zip(parts, flags, strict=True))
+    choosing = [part.subset(np.flatnonzero(~apart)) for part, apart in both]
+    return choosing, [part.subset(np.flatnonzero(apart)) for part, apart in both]
+
+
+def _hashes(source: TokenizedSource, *, alone: bool) -> NDArray[np.uint64]:
+    """By which prompts are told apart. One source is written in one way; several may have the same prompt as text and
+    as messages."""
+    return source.prompt_hashes if alone else source.question_hashes
+
+
+def _held_out(
+    config: TrainConfig, sources: Sequence[TokenizedSource]
+) -> tuple[list[PairDataset], list[PairDataset], list[NDArray[np.uint64]]]:
+    """Of each source the pairs to train on, those to evaluate, and the prompt hashes of these."""
     data, alone = config.data, isinstance(config.data.train, str)
-    train, evaluated = [], []
+    train, evaluated, hashes = [], [], []
     for asked, source in zip(data.train_sources, sources, strict=True):
-        # One source is written in one way; several may have the same prompt as text and as messages.
-        hashes = source.prompt_hashes if alone else source.question_hashes
+        own = _hashes(source, alone=alone)
         held_in, held_out = split_by_prompt(
-            hashes, data.eval_fraction, config.seed, asked.source, source.folder, alone=alone
+            own, data.eval_fraction, config.seed, asked.source, source.folder, alone=alone
         )
         train.append(source.pairs.subset(held_in))
         evaluated.append(source.pairs.subset(held_out))
+        hashes.append(own[held_out])
     if not any(map(len, evaluated)):
         raise UserError(
             f"data.eval_fraction={data.eval_fraction:g} holds out none of so few prompts; set data.eval to a source of "
             "its own, or raise data.eval_fraction"
         )
-    return train, evaluated
+    return train, evaluated, hashes
 
 
 def _remarks(asked: Sequence[SourceConfig], sources: Sequence[TokenizedSource]) -> tuple[str, ...]:

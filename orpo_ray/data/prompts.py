@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.formats import NoPreference, RecordReader, Tools, Turns, require_short
 from orpo_ray.data.formats.messages import readable
 from orpo_ray.data.records import Account, BadRecord, Record
-from orpo_ray.data.sources import open_source
+from orpo_ray.data.sources import Source, open_source
 from orpo_ray.errors import UserError
 
 Read = TypeVar("Read")
@@ -90,7 +90,7 @@ def read_each(
     """
     all_found: list[Read] = []
     source = open_source(config.source, config.split, config.max_record_characters)
-    for record in islice(source.records(), config.limit):
+    for record in _asked(config, source):
         account.read += 1
         try:
             if record.value is None:
@@ -112,6 +112,20 @@ def read_each(
     if not all_found:
         raise UserError(f"{config.source}: no {wanted}: {account.describe()}")
     return all_found
+
+
+def _asked(config: PromptsConfig, source: Source) -> Iterator[Record]:
+    """The first `config.limit` records, or `config.records` alone."""
+    if config.records is None:
+        yield from islice(source.records(), config.limit)
+        return
+    left = set(config.records)
+    for record in islice(source.records(), max(left, default=-1) + 1):
+        if record.index in left:
+            left.remove(record.index)
+            yield record
+    if left:
+        raise UserError(f"prompts.records: {config.source} has no record {min(left)}")
 
 
 class _Questions:

@@ -24,6 +24,7 @@ from orpo_ray.errors import UserError
 
 _CHUNK = 1 << 18  # pairs at once
 _FILES = ("train.bin", "eval.bin")
+_UNSEEN = 0x756E7365656E  # no seed of a run, which are below 2^32: the two draws are independent
 _SPEAKER = re.compile(r"(?:\A|\n\n)(?:Human|Assistant):")
 
 
@@ -63,6 +64,22 @@ def split_by_prompt(
             raise UserError(message) from error
     train, held = (mapped(place / file, np.int64) for file in _FILES)
     return train, held
+
+
+def set_apart(hashes: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
+    """Which of the held-out records with these prompt hashes `(records,)` choose nothing.
+
+    Whole prompts, in an order drawn by the hash alone, until they make up at least `fraction` of the records: so any
+    run on the same prompts, of whatever seed, sets the same apart. Raises `UserError` where no prompt would be left.
+    """
+    last = _smallest(hashes, _UNSEEN, max(1, math.ceil(fraction * len(hashes))))
+    apart = np.concatenate([numbers <= last for numbers in _drawn(hashes, _UNSEEN)])
+    if apart.all():
+        raise UserError(
+            f"data.unseen_fraction: {len(hashes)} held-out records have {len(np.unique(hashes))} different prompts, "
+            f"too few to set {fraction:.0%} apart; hold more out"
+        )
+    return apart
 
 
 def _write(hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, folder: Path, alone: bool) -> None:

@@ -50,10 +50,14 @@ def loss(run: Run) -> Markup | None:
         step = run.best_step
         best = run.value_at("eval_loss", step)
         if step is not None and best is not None:
-            axes.plot([step], [best], marker="*", markersize=11, color=INK, linestyle="", label="best")
+            axes.plot([step], [best], marker="*", markersize=11, color=INK, linestyle="", label=_best(run))
         axes.set_ylabel("loss")
 
     return _over_steps(draw, run, ("loss", "eval_loss"), "Training and evaluation loss over steps")
+
+
+def _best(run: Run) -> str:
+    return "best" if run.keep_by == "eval_loss" else f"best by {run.keep_by}"
 
 
 def log_probs(run: Run, limits: tuple[float, float] | None = None) -> Markup | None:

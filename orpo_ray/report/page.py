@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from orpo_ray import __version__
 from orpo_ray.atomic import new_file
+from orpo_ray.config.metrics import of_unseen, spoken, spoken_name
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures
@@ -143,11 +144,21 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         ("Model", str(model.get("name_or_path", "?")), str(model.get("dtype", ""))),
         ("Data", _data(data.get("train", "?")), _pairs(run)),
         ("Steps", number(steps), _planned(run)),
-        ("Best eval loss", number(run.value_at("eval_loss", best)), f"at step {number(best)}"),
+        (
+            f"Best {spoken_name(run.keep_by)}",
+            number(run.value_at(run.keep_by, best)),
+            f"at step {number(best)}{_unseen(run)}",
+        ),
         ("Eval log-prob margin", number(margin), origin),
         ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", kept), 1), "of evaluation pairs"),
         ("Pairs per second", number(float(pace[-len(pace) // 2 :].mean()), 1) if pace.size else "–", _seconds(run)),
     ]
+
+
+def _unseen(run: Run) -> str:
+    """What the best model has of the same metric on the held-out pairs that choose nothing, where there are some."""
+    value = run.value_at(of_unseen(run.keep_by), run.best_step)
+    return "" if value is None else f"; {number(value)} on pairs that choose nothing"
 
 
 def _margin(run: Run, step: int | None) -> float | None:
@@ -187,7 +198,8 @@ def _diverged(run: Run) -> str:
 
 
 def _kept_caption(run: Run) -> str:
-    best = "the one with the lowest evaluation loss"
+    by = "lowest evaluation loss" if run.keep_by == "eval_loss" else spoken(run.keep_by, run.keep_direction)
+    best = f"the one with the {by}"
     return {
         "last": "The kept model is the last one evaluated.",
         "both": f"The kept models are {best}, in model/, and the last one evaluated, in model-last/.",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orpo_ray.config import read_yaml
+from orpo_ray.config.metrics import Direction, known_direction
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import read_lines, read_object
 from orpo_ray.training.metrics_file import read_metrics
@@ -53,12 +54,23 @@ class Run:
         return int(steps[-1]) if steps.size else None
 
     @property
+    def keep_by(self) -> str:
+        """The metric that the best evaluation is told by."""
+        return str(self.section("train").get("keep_by", "eval_loss"))
+
+    @property
+    def keep_direction(self) -> Direction:
+        mode = self.section("train").get("keep_mode")
+        return mode if mode in ("min", "max") else known_direction(self.keep_by) or "min"
+
+    @property
     def best_step(self) -> int | None:
-        """The evaluation of the lowest loss: the summary's word, else the lowest so far."""
+        """The best evaluation by `keep_by`: the summary's word, else the best so far."""
         if self.summary is not None and isinstance(self.summary.get("best_step"), int):
             return int(self.summary["best_step"])
-        steps, losses = self.series("eval_loss")
-        return int(steps[np.nanargmin(losses)]) if np.isfinite(losses).any() else None
+        steps, values = self.series(self.keep_by)
+        best = np.nanargmin if self.keep_direction == "min" else np.nanargmax
+        return int(steps[best(values)]) if np.isfinite(values).any() else None
 
     def value_at(self, key: str, step: int | None) -> float | None:
         """A metric at one step, where it was written there and is finite."""

@@ -53,12 +53,12 @@ def landscape(sweep: Sweep) -> tuple[str, Markup] | None:
         legend(axes)
 
     def draw_line(axes: Axes) -> None:
-        for status in ("finished", "stopped"):
+        for status in ("finished", "stopped", "unfinished"):
             trials = [trial for trial in _valued(sweep) if trial.status == status]
             x, y = [trial.settings[keys[0]] for trial in trials], [_value(trial) for trial in trials]
-            axes.plot(
-                x, y, marker=MARKERS[status], color=INK if status == "finished" else NEUTRAL, linestyle="", label=status
-            )
+            colour = INK if status == "finished" else NEUTRAL
+            if trials:
+                axes.plot(x, y, marker=MARKERS[status], color=colour, linestyle="", label=status)
         _axis(axes, "x", keys[0], numeric[keys[0]])
         axes.set_ylabel(sweep.numbers.metric)
         legend(axes)
@@ -74,7 +74,7 @@ def trade_off(sweep: Sweep, other: str) -> Markup | None:
     points = {
         trial.trial: (x, _value(trial))
         for trial in _valued(sweep)
-        if trial.status == "finished" and (x := sweep.last(trial, other)) is not None
+        if trial.status == "finished" and (x := sweep.kept(trial, other)) is not None
     }
     if not points:
         return None
@@ -134,13 +134,16 @@ def parallel(sweep: Sweep) -> Markup | None:
 
 def learning_curves(sweep: Sweep) -> Markup | None:
     """The metric over steps, a line for each trial; the best one strong, the rungs dashed."""
-    curves = {trial.trial: sweep.curve(trial, sweep.numbers.metric) for trial in sweep.numbers.trials}
+    curves = {
+        trial.trial: [(sweep.place(trial, step), value) for step, value in sweep.curve(trial, sweep.numbers.metric)]
+        for trial in sweep.numbers.trials
+    }
     if not any(curves.values()):
         return None
     best = _winner(sweep)
 
     def draw(axes: Axes) -> None:
-        for rung in sweep.numbers.rungs:
+        for rung in _rungs(sweep):
             axes.axvline(rung, color=GRID, linewidth=1, linestyle=(0, (3, 3)))
         for trial in sweep.numbers.trials:
             if points := curves[trial.trial]:
@@ -163,17 +166,17 @@ def lengths(sweep: Sweep) -> Markup:
     trials = sweep.numbers.trials
 
     def draw(axes: Axes) -> None:
-        for rung in sweep.numbers.rungs:
+        for rung in _rungs(sweep):
             axes.axvline(rung, color=NEUTRAL, linewidth=0.8, linestyle=(0, (3, 3)))
+        colours = {"finished": CHOSEN, "stopped": NEUTRAL, "failed": REJECTED, "unfinished": INK}
         for y, trial in enumerate(trials):
-            colour = {"finished": CHOSEN, "failed": REJECTED}.get(trial.status, NEUTRAL)
-            axes.barh(y, trial.steps_run, color=colour, alpha=0.25, height=0.7)
-            axes.barh(y, trial.steps, color=colour, height=0.7)
+            axes.barh(y, sweep.place(trial, trial.steps_run), color=colours[trial.status], alpha=0.25, height=0.7)
+            axes.barh(y, sweep.place(trial, trial.steps), color=colours[trial.status], height=0.7)
         axes.set_yticks(range(len(trials)), [trial.label for trial in trials], fontsize=7)
         axes.invert_yaxis()
         axes.grid(False)
         _over_steps(axes, sweep)
-        for status, colour in (("finished", CHOSEN), ("stopped", NEUTRAL), ("failed", REJECTED)):
+        for status, colour in colours.items():
             if any(trial.status == status for trial in trials):
                 axes.barh([0], [0], color=colour, label=status)
         legend(axes)
@@ -196,19 +199,21 @@ def importance(sweep: Sweep) -> tuple[Markup, str] | None:
         axes.invert_yaxis()
         axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel=f"rank correlation with {sweep.numbers.metric}")
 
+    where = f"{step:.0%} of each" if sweep.unlike else f"step {step:g}"
     caption = (
-        f"Spearman's ρ over {trials} trials at step {step}, the first that all of them reached. It sees a steady rise "
+        f"Spearman's ρ over {trials} trials at {where}, the first that all of them reached. It sees a steady rise "
         "or fall alone: a best value inside the range shows in the landscape, not here."
     )
     return svg(draw, "Rank correlation of each key with the metric", (SIZE[0], 1.1 + 0.4 * len(found))), caption
 
 
-def correlations(sweep: Sweep) -> tuple[dict[str, float], int, int] | None:
-    """By key, largest first; the step; the number of trials. None where fewer than 4 trials can be compared."""
+def correlations(sweep: Sweep) -> tuple[dict[str, float], float, int] | None:
+    """By key, largest first; the step (see `Sweep.place`); the number of trials. None where fewer than 4 trials can be
+    compared."""
     curves = {
-        t.trial: dict(c)
+        t.trial: c
         for t in sweep.numbers.trials
-        if (c := [p for p in sweep.curve(t, sweep.numbers.metric) if p[0]])
+        if (c := {sweep.place(t, step): value for step, value in sweep.curve(t, sweep.numbers.metric) if step})
     }
     shared = sorted(set.intersection(*map(set, curves.values()))) if curves else []
     if len(curves) < 4 or not shared:
@@ -225,14 +230,15 @@ def correlations(sweep: Sweep) -> tuple[dict[str, float], int, int] | None:
 
 
 def log_probs(sweep: Sweep) -> Markup | None:
-    """The paper's Figure 9: chosen and rejected log-probs by λ, each at its trial's last evaluation."""
+    """The paper's Figure 9: chosen and rejected log-probs by λ, each at the step that its trial is known by."""
     if LAMBDA not in sweep.numbers.dimensions:
         return None
     points: list[tuple[Trial, float, float]] = []
     for trial in sweep.numbers.trials:
-        ends = [sweep.curve(trial, f"eval_logps_{name}")[-1:] for name in ("chosen", "rejected")]
-        if all(ends) and ends[0][0][0] > 0:
-            points.append((trial, ends[0][0][1], ends[1][0][1]))
+        high, low = (sweep.kept(trial, f"eval_logps_{name}") for name in ("chosen", "rejected"))
+        trained = any(step for step, _ in sweep.curve(trial, "eval_logps_chosen"))
+        if trained and high is not None and low is not None:
+            points.append((trial, high, low))
     if not points:
         return None
 
@@ -301,6 +307,10 @@ def _axis(axes: Axes, which: Literal["x", "y"], key: str, dimension: Dimension) 
 
 
 def _over_steps(axes: Axes, sweep: Sweep) -> None:
-    axes.set_xlabel("step")
-    axes.set_xlim(0, sweep.numbers.total_steps * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.set_xlabel("share of the trial" if sweep.unlike else "step")
+    axes.set_xlim(0, 1.02 * (1 if sweep.unlike else sweep.numbers.total_steps))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=not sweep.unlike, nbins=7))
+
+
+def _rungs(sweep: Sweep) -> list[float]:
+    return [rung / sweep.numbers.total_steps if sweep.unlike else rung for rung in sweep.numbers.rungs]

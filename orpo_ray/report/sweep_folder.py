@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from orpo_ray.config import read_yaml
 from orpo_ray.config.space import Dimension, parse_dimension
@@ -26,7 +26,14 @@ class Trial(BaseModel):
     steps: int
     """Up to where it was stopped."""
     steps_run: int
+    total_steps: Annotated[int, Field(ge=1)] | None = None
+    """Of the whole trial."""
     value: float | None
+    """At `kept`."""
+    kept: int | None = None
+    """The step whose model it keeps, by which it is known."""
+    unseen: float | None = None
+    """As `value`, on held-out pairs that chose nothing."""
     start_seconds: float | None = None
     """From its turn to its first optimizer step."""
     reason: str
@@ -58,13 +65,17 @@ class Numbers(BaseModel):
     trade_off: dict[str, Literal["min", "max"]] = {}
     """More metrics, sought beside `metric`."""
     space: dict[str, str]
-    total_steps: int
+    total_steps: Annotated[int, Field(ge=1)]
+    unlike_lengths: list[str] = []
+    """Keys of the space by which trials see other numbers of pairs."""
     rungs: list[int]
     trials: list[Trial]
     ranking: list[int]
     front: list[int] = []
     """With a trade-off: the trials that no other equals in all metrics and beats in one."""
     winner: int | None
+    flattered: float | None = None
+    """By how much the winner's `value` is above its worth for having been chosen by it."""
     finalists: list[Finalist]
     steps: int
     steps_run: int
@@ -106,10 +117,23 @@ class Sweep:
         found = [(row["step"], row.get(key)) for row in rows]
         return [(step, value) for step, value in found if isinstance(value, NUMBER) and math.isfinite(value)]
 
-    def last(self, trial: Trial, key: str) -> float | None:
-        """One metric of a trial at its last evaluation that has it."""
+    def kept(self, trial: Trial, key: str) -> float | None:
+        """One metric of a trial at the step that it is known by; where that is not known, at its last evaluation."""
         curve = self.curve(trial, key)
-        return curve[-1][1] if curve else None
+        return dict(curve).get(curve[-1][0] if trial.kept is None else trial.kept) if curve else None
+
+    @property
+    def unlike(self) -> bool:
+        """Whether trials have different numbers of steps, so that the same step of two is not the same length."""
+        return len({self.length(trial) for trial in self.numbers.trials}) > 1
+
+    def length(self, trial: Trial) -> int:
+        """Steps of the whole trial."""
+        return trial.total_steps or self.numbers.total_steps
+
+    def place(self, trial: Trial, step: float) -> float:
+        """Where a step of a trial is drawn: at itself, or where trials are unlike at its share of the whole."""
+        return step / self.length(trial) if self.unlike else step
 
 
 def read_sweep(folder: Path) -> Sweep:

@@ -60,13 +60,41 @@ def _verdict(sweep: Sweep) -> str:
         if sweep.numbers.winner is None:
             return ""
         among = " among those that no other beats in all metrics" if sweep.numbers.trade_off else " alone"
-        return f"Chosen by {sweep.numbers.metric}{among}: no finalists were compared by win-rate."
+        chosen = f"Chosen by {sweep.numbers.metric}{among}: no finalists were compared by win-rate."
+        return " ".join(filter(None, [chosen, _worth(sweep), _longer(sweep)]))
     best, second = finalists[:2]
     assert second.behind is not None
     word = "is told apart from" if second.behind.told_apart else "is not told apart from"
     return (
         f"Win-rate {_rate(best)}. It {word} the runner-up, trial {second.trial:03d}: "
-        f"win-rate over it {_rate(second.behind)}."
+        f"win-rate over it {_rate(second.behind)}. The intervals hold for whichever of the {len(finalists)} came out "
+        f"best, on prompts that ranked none of them. {_longer(sweep)}".rstrip()
+    )
+
+
+def _longer(sweep: Sweep) -> str:
+    keys = sweep.numbers.unlike_lengths
+    return f"Trials see other numbers of pairs ({', '.join(keys)}): the best may be so for that." if keys else ""
+
+
+def _worth(sweep: Sweep) -> str:
+    """What the winner has where nothing was chosen, and how much of its number is luck."""
+    numbers, best = sweep.numbers, _trial(sweep, sweep.numbers.winner)
+    if best is None or best.unseen is None:
+        return ""
+    said = (
+        f"On the held-out pairs that ranked the trials it has {number(best.value)}, on those that chose nothing "
+        f"{number(best.unseen)}"
+    )
+    if numbers.flattered is None:
+        return f"{said}."
+    luck = numbers.flattered if numbers.mode == "max" else -numbers.flattered
+    if luck <= 0:
+        return f"{said}: no wider a gap than trials have on average, so the choice shows no luck."
+    finished = sum(trial.status == "finished" for trial in numbers.trials)
+    return (
+        f"{said}: {number(luck)} more than trials have on average, which is what the best of {finished} owes to having "
+        "been chosen."
     )
 
 
@@ -91,6 +119,17 @@ def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
             number(best.value if best else None),
             "lower is better" if numbers.mode == "min" else "higher is better",
         ),
+        *(
+            []
+            if best is None or best.unseen is None
+            else [
+                (
+                    "On unseen pairs",
+                    number(best.unseen),
+                    "the same of the held-out pairs that chose nothing",
+                )
+            ]
+        ),
         ("Steps run", number(numbers.steps_run), f"{percent(share)} of running every trial to its end"),
         *_starts([trial.start_seconds for trial in numbers.trials if trial.start_seconds is not None]),
         ("Time", f"{minutes:.0f} min" if minutes >= 1 else f"{numbers.seconds:.0f} s", "over all tries"),
@@ -114,8 +153,9 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
     parting = "The larger λ, the further rejected parts from chosen (the paper's Figure 9)."
     stopped = "Where a trial stopped counts; the paler end was computed before that was known." if numbers.rungs else ""
     front = "On the line: the trials that no other equals in all metrics and beats in one. Ringed: the one chosen."
+    known_by = "Each trial at the step that it is known by, its best so far."
     drawn: list[tuple[str, Markup | None, str]] = [
-        (landscape[0] if landscape else "", landscape and landscape[1], "Each trial at its last evaluation."),
+        (landscape[0] if landscape else "", landscape and landscape[1], known_by),
         *(
             (f"{numbers.metric} against {metric}", figures.trade_off(sweep, metric), front)
             for metric in numbers.trade_off
@@ -135,14 +175,20 @@ def _ranked(sweep: Sweep) -> list[dict[str, Any]]:
     ordered = sorted(sweep.numbers.trials, key=lambda trial: places.get(trial.trial, len(places)))
     return [
         {
-            "label": trial.label, "status": trial.status, "steps": trial.steps,
-            "outcome": [trial.value, *(sweep.last(trial, metric) for metric in sweep.numbers.trade_off)],
+            "label": trial.label, "status": _status(sweep, trial), "steps": trial.steps,
+            "outcome": [trial.value, *(sweep.kept(trial, metric) for metric in sweep.numbers.trade_off)],
             "front": trial.trial in sweep.numbers.front,
             "settings": [_setting(value) for value in trial.settings.values()], "reason": trial.reason,
             "best": trial.trial == sweep.numbers.winner,
         }
         for trial in ordered
     ]  # fmt: skip
+
+
+def _status(sweep: Sweep, trial: Trial) -> str:
+    if trial.status != "unfinished":
+        return trial.status
+    return f"unfinished, at step {number(trial.steps_run)} of {number(sweep.length(trial))}"
 
 
 def _finalist(finalist: Finalist) -> tuple[str, str, str, str]:

@@ -47,7 +47,7 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     facts: dict[str, Any] = {
         "step": run.last_step, "total_steps": total, "epoch": _last(run, "epoch"), "loss": _last(run, "loss"),
         "margin": _margin(run), "pairs_per_second": _rate(run), "seconds_left": left,
-        "evaluation": evaluation, "best_step": run.best_step,
+        "evaluation": evaluation, "best_step": run.best_step, "keep_by": run.keep_by,
     }  # fmt: skip
     checkpoint, told = _checkpoint(run)
     models = _models(folder)
@@ -57,7 +57,7 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     rows = [
         ("step", f"{step}{_epoch(facts)}"),
         ("loss", _loss(run, facts)),
-        ("held out", _held_out(evaluation, run.best_step)),
+        ("held out", _held_out(run, evaluation)),
         ("speed", _speed(facts, state)),
         ("checkpoint", told),
         ("model", "; ".join(f"{name}/: step {kept.step}, {kept.why}" for name, kept in models.items()) or "none yet"),
@@ -165,11 +165,11 @@ def _loss(run: Run, facts: dict[str, Any]) -> str:
     return f"{facts['loss']:.4f}" + ("" if facts["margin"] is None else f", margin {facts['margin']:+.3f}")
 
 
-def _held_out(evaluation: dict[str, float | None], best: int | None) -> str:
+def _held_out(run: Run, evaluation: dict[str, float | None]) -> str:
     if not evaluation:
         return "not evaluated yet"
-    step = evaluation["step"]
-    kept = "" if best is None else f"; best at step {best}"
+    step, by = evaluation["step"], "" if run.keep_by == "eval_loss" else f" by {run.keep_by}"
+    kept = "" if run.best_step is None else f"; best{by} at step {run.best_step}"
     return f"step {step}: {figures({k: v for k, v in evaluation.items() if k != 'step'})}{kept}"
 
 

@@ -21,6 +21,7 @@ from orpo_ray.parsing import NUMBER, member, object_from_json
 from orpo_ray.training.checkpoint_files import FileSum, sum_up
 
 _FORMAT = 1
+_COST_ONCE = "eval_loss"  # as it was called when there was no other
 _MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{8,})")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -57,8 +58,9 @@ class Manifest:
     """Digest of the settings that decide the run."""
     data: str
     """Digest of the pairs."""
-    eval_loss: float | None
-    """Where the run was evaluated at this step."""
+    cost: float | None
+    """`train.keep_by` at this step, its sign turned where higher is better; None: it was not evaluated, or is not
+    finite."""
     files: dict[str, FileSum]
     weights: dict[str, str] = field(default_factory=dict)
     """Digests of weights that the run rests on and its checkpoints do not hold, by the setting that names them."""
@@ -79,7 +81,7 @@ class Manifest:
             updates=member(found, "updates", int),
             config=member(found, "config", str),
             data=member(found, "data", str),
-            eval_loss=member(found, "eval_loss", *NUMBER, type(None)),
+            cost=member(found, "cost" if "cost" in found else _COST_ONCE, *NUMBER, type(None)),
             files={name: _file_sum(name, total) for name, total in member(found, "files", dict).items()},
             weights=_weights(found),
         )
@@ -91,6 +93,10 @@ def _weights(found: dict[str, Any]) -> dict[str, str]:
         return {name: member(held, name, str) for name in held}
     except ValueError as error:
         raise ValueError(f"weights: {error}") from None
+
+
+def _metric(manifest: Manifest) -> str:
+    return str(manifest.state.get("best_by", _COST_ONCE))
 
 
 def _file_sum(name: str, found: Any) -> FileSum:
@@ -167,9 +173,11 @@ class Checkpoints:
                 remove(path)
 
     def retain(self, newest: int, best: int) -> None:
-        """Keep the `newest` checkpoints, and the `best` of lowest eval loss; remove the others, unfinished ones too."""
+        """Keep the `newest` checkpoints, and the `best` of lowest cost; remove the others, unfinished ones too."""
         finished = self.finished()
-        evaluated = sorted((m for m in finished if m.eval_loss is not None), key=lambda m: (m.eval_loss, m.step))
+        by = _metric(finished[0]) if finished else ""  # costs by another metric are of before a change
+        costly = [m for m in finished if m.cost is not None and _metric(m) == by]
+        evaluated = sorted(costly, key=lambda m: (m.cost, m.step))
         kept = {manifest.step for manifest in [*finished[:newest], *evaluated[:best]]}
         for step in self.steps():
             if step not in kept:

@@ -21,7 +21,7 @@ from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.parsing import read_object
 from orpo_ray.training.loop import Line
-from orpo_ray.training.run_folder import BEST, STEP_OF_MODEL, KeptModel
+from orpo_ray.training.run_folder import STEP_OF_MODEL, KeptModel
 
 _CARD = Template(
     """---
@@ -74,13 +74,14 @@ def export_model(
     config: TrainConfig,
     evaluation: Line,
     total_steps: int | None,
-    why: str = BEST,
+    why: str | None = None,
 ) -> None:
     """Write `target` whole or not at all.
 
     `weights`: of the plain network, adapters merged. `evaluation`: the evaluation line of the weights' step, or that
-    step alone. `total_steps`: None where they are not known. `why` these are kept.
+    step alone. `total_steps`: None where they are not known. `why` these are kept; default: as the run's best.
     """
+    why = why or config.train.best
     with next_folder(target) as new:
         model.save_pretrained(new, state_dict=weights, safe_serialization=True)
         _save_manner(new, tokenizer, config)

@@ -18,7 +18,7 @@ from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
 from orpo_ray.cluster.waiting import saying_what_waits
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
-from orpo_ray.errors import UserError
+from orpo_ray.errors import Diverged, UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddings
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.telemetry.phases import phase
@@ -26,6 +26,7 @@ from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import is_lost, only_driver
 from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
@@ -61,7 +62,9 @@ def train(
     connect_if_ready()  # workers' imports go on while the data is read
     with phase("data"):
         starting = with_merged_adapters(config, lambda text: console.say(f"{config.name}: {text}"))
+        require_metrics(config, [config.train.keep_by])
         data = prepare_data(starting, console)
+        require_metrics(config, [config.train.keep_by], data.eval)
     with only_driver(folder.path, console, wait=wait):
         compared = validation if config.eval.win_rate is not None else None
         _train(config, starting, folder, data, console, compared, stop or StopRequest())
@@ -84,7 +87,7 @@ def _train(
     if data.quarantine:
         join_files(folder.quarantine, data.quarantine)
     console.say(
-        f"{config.name}: {data.train.amount()} to train on, {data.eval.amount()} held out, "
+        f"{config.name}: {data.train.amount()} to train on, {data.eval.amount()} held out{_apart(data)}, "
         f"{schedule.total_steps} steps of {config.train.global_batch_size} {data.train.unit}, "
         f"{_workers(config)} worker(s)"
     )
@@ -139,6 +142,10 @@ def shared_folders(config: TrainConfig) -> dict[str, str]:
     if build_objective(config.objective).needs_reference:  # each rank computes a part of it
         folders["storage.cache"] = str(config.cache_dir)
     return folders
+
+
+def _apart(data: PreparedData) -> str:
+    return "" if data.unseen is None else f" and {data.unseen.amount()} that choose nothing"
 
 
 def _workers(config: TrainConfig) -> str:
@@ -219,7 +226,7 @@ def _fit(
         trainer.abort()
         raise
     if outcome.mistake:
-        raise UserError(outcome.mistake)
+        raise (Diverged if outcome.diverged else UserError)(outcome.mistake)
     if outcome.stopped:
         raise KeyboardInterrupt
     return outcome
@@ -242,10 +249,12 @@ def _finish(config: TrainConfig, folder: RunFolder, data: PreparedData, outcome:
         "status": "finished",
         "steps": outcome.step,
         "best_step": outcome.best_step,
-        "eval_loss": outcome.best_eval_loss,
+        "keep_by": config.train.keep_by,
+        config.train.keep_by: outcome.best_value,
         "seconds": round(seconds, 1),
         "pairs": len(data.train),
         "held_out_pairs": len(data.eval),
+        "unseen_pairs": 0 if data.unseen is None else len(data.unseen),
         "workers": outcome.workers,
     }
     write_atomically(folder.summary, json.dumps(summary, indent=2) + "\n")

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.config.metrics import of_unseen
 from orpo_ray.config.objectives import Column
 from orpo_ray.data.dataset import Pairs, Texts
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.schedule import Indices, Share, StepSchedule
-from orpo_ray.errors import UserError
+from orpo_ray.errors import Diverged
 from orpo_ray.modeling.flops import StepFlops, measured_peak
 from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.objectives.registry import Columns, Objective, build_objective
@@ -41,18 +42,28 @@ class State:
     step: int = 0
     """Optimizer steps done."""
     best_step: int | None = None
-    best_eval_loss: float | None = None
+    best_value: float | None = None
+    """Of `best_by`, at that step."""
     skipped: int = 0
     """Steps in a row, up to this one, whose loss or gradient was not finite."""
+    best_by: str = "eval_loss"
+    """`train.keep_by`."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> State:
         """Raises `ValueError`, naming the key, where `found` is not what a checkpoint keeps of it."""
         none = type(None)
-        kinds = {"step": (int,), "best_step": (int, none), "best_eval_loss": (*NUMBER, none), "skipped": (int,)}
+        value: tuple[type, ...] = (*NUMBER, none)
+        kinds = {
+            "step": (int,), "best_step": (int, none), "best_value": value, "best_by": (str,), "skipped": (int,),
+            "best_eval_loss": value,  # what an earlier version called it, when there was no other
+        }  # fmt: skip
         if unknown := found.keys() - kinds.keys():
             raise ValueError(f"{min(unknown)!r:.40} is unknown")
-        return cls(**{key: member(found, key, *kinds[key]) for key in found})
+        held = {key: member(found, key, *kinds[key]) for key in found}
+        if "best_eval_loss" in held:
+            held["best_value"] = held.pop("best_eval_loss")
+        return cls(**held)
 
 
 class Wanted(IntEnum):
@@ -71,7 +82,7 @@ class Sink:
         """A training line or an evaluation line."""
 
     def best_model(self, engine: Engine, evaluation: Line, table: Tensor) -> bool:
-        """The eval loss of `evaluation` is the lowest so far: keep these weights; returns whether they were, alike on
+        """`evaluation` is the best so far by `train.keep_by`: keep these weights; returns whether they were, alike on
         all ranks.
 
         `table (records, 1 + K)`: what the model gave each held-out record (see `scores`).
@@ -105,11 +116,20 @@ def build_schedule(config: TrainConfig, data: Pairs) -> StepSchedule:
     return StepSchedule(len(data), train.global_batch_size, train.epochs, train.max_steps, config.seed, shares)
 
 
-def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink: Sink, state: State) -> State:
+def run(
+    engine: Engine,
+    config: TrainConfig,
+    train: Pairs,
+    held_out: Pairs,
+    sink: Sink,
+    state: State,
+    unseen: Pairs | None = None,
+) -> State:
     """Train from `state` to the last step, or to one after which `sink` wants no more; returns the final state.
+    `unseen`: held-out pairs that choose nothing.
 
     The trajectory is a function of the configuration and the data: ranks and micro-batches change only the
-    order of floating-point sums. A step whose loss or gradient is not finite updates nothing; raises `UserError` after
+    order of floating-point sums. A step whose loss or gradient is not finite updates nothing; raises `Diverged` after
     more than `train.max_skipped_steps` of them in a row.
     """
     objective = build_objective(config.objective)
@@ -123,7 +143,7 @@ def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink
 
     if state.step == 0:
         with phase("first evaluation"):
-            sink.metrics({"step": 0, **evaluate(engine, config, objective, held_out)[0]})
+            sink.metrics({"step": 0, **evaluate_both(engine, config, objective, held_out, unseen)[0]})
     while state.step < total_steps:
         line, signals = train_step(engine, config, objective, schedule, feed, state.step, meter, sink.signals())
         state.step += 1
@@ -133,20 +153,18 @@ def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink
         sink.metrics(line)
         wanted = sink.heard(signals)
         if state.skipped > config.train.max_skipped_steps:
-            raise UserError(
+            raise Diverged(
                 f"step {state.step}: the loss is {line['loss']} and the gradient's norm {line['grad_norm']}, after "
                 f"{state.skipped - 1} such steps that were skipped; try a lower optim.lr or a longer warm-up. "
                 "metrics.jsonl names their records; the same command continues from the last checkpoint"
             )
         if state.step % eval_every == 0 or state.step == total_steps:
-            means, table = evaluate(engine, config, objective, held_out)
+            means, table = evaluate_both(engine, config, objective, held_out, unseen)
             evaluation = {"step": state.step, **means}
             sink.metrics(evaluation)
             line = {**line, **evaluation}
-            best = math.inf if state.best_eval_loss is None else state.best_eval_loss
-            better = evaluation["eval_loss"] < best
-            if better and sink.best_model(engine, evaluation, table):
-                state.best_step, state.best_eval_loss = state.step, evaluation["eval_loss"]
+            if is_best(config, state, evaluation) and sink.best_model(engine, evaluation, table):
+                state.best_step, state.best_value = state.step, evaluation[config.train.keep_by]
             sink.last_model(engine, evaluation, table)
         planned = state.step % checkpoint_every == 0 or state.step == total_steps
         if planned or wanted:
@@ -156,6 +174,22 @@ def run(engine: Engine, config: TrainConfig, train: Pairs, held_out: Pairs, sink
         if wanted == Wanted.LAST_CHECKPOINT:
             break
     return state
+
+
+def is_best(config: TrainConfig, state: State, evaluation: Line) -> bool:
+    """Whether `evaluation` is better by `train.keep_by` than any before it; one that is not finite never is."""
+    found = cost(config, evaluation)
+    return found is not None and (state.best_value is None or found < _signed(config, state.best_value))
+
+
+def cost(config: TrainConfig, line: Line) -> float | None:
+    """`train.keep_by` of a line, its sign turned where higher is better; None where it is not there or not finite."""
+    value = line.get(config.train.keep_by)
+    return None if value is None or not math.isfinite(value) else _signed(config, value)
+
+
+def _signed(config: TrainConfig, value: float) -> float:
+    return value if config.train.keep_direction == "min" else -value
 
 
 class Meter(NamedTuple):
@@ -293,6 +327,15 @@ def evaluate(engine: Engine, config: TrainConfig, objective: Objective, held_out
     if objective.diagnose is not None:
         evaluation |= {f"eval_{name}": value for name, value in objective.diagnose(in_rows, lengths).items()}
     return evaluation, table
+
+
+def evaluate_both(
+    engine: Engine, config: TrainConfig, objective: Objective, held_out: Pairs, unseen: Pairs | None
+) -> tuple[Line, Tensor]:
+    """As `evaluate` of `held_out`, and beside it the metrics of `unseen`, under `eval_unseen_*`."""
+    evaluation, table = evaluate(engine, config, objective, held_out)
+    apart = {} if unseen is None else evaluate(engine, config, objective, unseen)[0]
+    return evaluation | {of_unseen(name): value for name, value in apart.items()}, table
 
 
 def _measured(

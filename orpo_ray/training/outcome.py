@@ -11,9 +11,12 @@ class Outcome:
 
     step: int = 0
     best_step: int | None = None
-    best_eval_loss: float | None = None
+    best_value: float | None = None
+    """Of `train.keep_by`, at that step."""
     workers: int = 0
     stopped: bool = False
     """Before its last step, as was wished for (see `stopping`)."""
     mistake: str = ""
     """Said in one line; Ray Train would retry an exception."""
+    diverged: bool = False
+    """Whether the mistake is one of settings with which the loss stopped being finite."""

@@ -34,8 +34,9 @@ _LOOK = 1.0  # seconds between two looks for a file
 
 STEP_OF_MODEL = "training_step.json"
 """In a model's folder: the step that its weights are of, and why they are kept."""
-BEST, LAST = "lowest eval loss", "the last evaluated"
-"""Why a run keeps a model."""
+LAST = "the last evaluated"
+"""Why a run keeps a model, if not for being the best (`train.best`)."""
+_BEST = "lowest eval loss"  # what those of earlier versions are kept for, which do not say
 MODEL_IN_CHECKPOINT = "model"
 """The Hugging Face model beside the shards of a checkpoint, where `eval.win_rate` has something to ask it."""
 
@@ -190,7 +191,7 @@ def kept_model(folder: Path) -> KeptModel | None:
     if not file.is_file():
         return None
     try:
-        found = {"why": BEST, **read_object(file)}
+        found = {"why": _BEST, **read_object(file)}
         return KeptModel(member(found, "step", int), member(found, "why", str))
     except (UserError, ValueError) as error:
         told = error if isinstance(error, UserError) else f"{file}: {error}"

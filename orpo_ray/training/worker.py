@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 import tempfile
@@ -27,7 +26,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import RewardConfig
 from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import PreparedData, prepare
-from orpo_ray.errors import UserError
+from orpo_ray.errors import Diverged, UserError
 from orpo_ray.modeling.digests import frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
@@ -45,14 +44,13 @@ from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, Sink, State, Wanted, build_schedule, evaluate, mean_reward, run
+from orpo_ray.training.loop import Line, Sink, State, Wanted, build_schedule, cost, evaluate_both, mean_reward, run
 from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_folder import (
-    BEST,
     LAST,
     MODEL_IN_CHECKPOINT,
     RunFolder,
@@ -86,7 +84,7 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
         return _train(config, starting, payload["digest"], payload["fingerprints"], StopRequest(payload["stop"]))
     except UserError as error:
         log("worker ends", logging.ERROR, reason=str(error))
-        return Outcome(mistake=str(error))
+        return Outcome(mistake=str(error), diverged=isinstance(error, Diverged))
     except Exception as error:
         log("worker fails", logging.ERROR, reason=repr(error))
         if lost := lost_connection(error, this_host()):
@@ -107,11 +105,13 @@ def _train(
     objective = build_objective(config.objective)
     if objective.model == "reward":
         ensure_pad_token(tokenizer)
-    train_pairs, held_out = data.train, data.eval
+    train_pairs, held_out, unseen = data.train, data.eval, data.unseen
     folder, weights = RunFolder(config.run_dir), {}
     if objective.needs_reference:
         with phase("reference"):
-            (train_pairs, held_out), weights[REFERENCE] = _with_reference(starting, device, train_pairs, held_out)
+            parts = (train_pairs, held_out, *([] if unseen is None else [unseen]))
+            (train_pairs, held_out, *apart), weights[REFERENCE] = _with_reference(starting, device, *parts)
+            unseen = apart[0] if apart else None
     context = ray.train.get_context()
     leads = context.get_world_rank() == 0
     with phase("model"):
@@ -154,9 +154,9 @@ def _train(
         folder.note_checkpoint(step, checkpoints.location)
         checkpoint_finished(folder.path, step)
 
-    newest, best = config.train.keep_checkpoints, config.train.keep_best_checkpoints
+    newest, best_ones = config.train.keep_checkpoints, config.train.keep_best_checkpoints
     with phase("memory for checkpoints"):
-        saver = Saver(checkpoints, engine, newest, best, folder.note, committed)
+        saver = Saver(checkpoints, engine, newest, best_ones, folder.note, committed)
     keep = config.train.keep
     place_of_last = folder.model if keep == "last" else folder.model_last
     listener = Listener(stop)
@@ -173,7 +173,7 @@ def _train(
                     log("evaluation", **{key: value for key, value in line.items() if key != "step"})
 
         def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> bool:
-            return keep == "last" or self._keep(engine, evaluation, table, folder.model, BEST)
+            return keep == "last" or self._keep(engine, evaluation, table, folder.model, config.train.best)
 
         def last_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
             if keep != "best":
@@ -201,10 +201,8 @@ def _train(
             return bool(engine.gather(kept)[0])
 
         def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
-            eval_loss = line.get("eval_loss")
-            if eval_loss is not None and not math.isfinite(eval_loss):
-                eval_loss = None
-            saver.begin(Manifest(state.step, asdict(state), engine.updates, **digests, eval_loss=eval_loss, files={}))
+            held = Manifest(state.step, asdict(state), engine.updates, **digests, cost=cost(config, line), files={})
+            saver.begin(held)
             if alarm.urgent:
                 saver.finish()
             alarm.reset()
@@ -241,13 +239,14 @@ def _train(
 
     sink = RunSink()
     try:
+        best = config.train.best
         lost = {
-            BEST: keep != "last" and state.best_step is not None and not _is_there(folder.model, BEST, state.best_step),
+            best: keep != "last" and state.best_step is not None and not _is_there(folder.model, best, state.best_step),
             LAST: keep != "best" and state.step == total_steps and not _is_there(place_of_last, LAST, state.step),
         }
-        _keep_in_place_of_lost_models(engine, config, objective, held_out, sink, state, folder, lost)
+        _keep_in_place_of_lost_models(engine, config, objective, (held_out, unseen), sink, state, folder, lost)
         with listener.listening() if leads else nullcontext():
-            run(engine, config, train_pairs, held_out, sink, state)
+            run(engine, config, train_pairs, held_out, sink, state, unseen)
         saver.finish()
         if state.step < total_steps:
             if leads:
@@ -258,8 +257,8 @@ def _train(
         if recorder:
             recorder.close()
     on_all(lambda: require_kept(folder, keep) if leads else None)
-    log("training ends", best_step=state.best_step, best_eval_loss=state.best_eval_loss)
-    return Outcome(state.step, state.best_step, state.best_eval_loss, engine.ranks)
+    log("training ends", best_step=state.best_step, best_by=state.best_by, best_value=state.best_value)
+    return Outcome(state.step, state.best_step, state.best_value, engine.ranks)
 
 
 def _look(marks: Marks, paths: dict[str, str]) -> None:
@@ -283,7 +282,7 @@ def _keep_in_place_of_lost_models(
     engine: Engine,
     config: TrainConfig,
     objective: Objective,
-    held_out: Pairs,
+    held_out: tuple[Pairs, Pairs | None],
     sink: Sink,
     state: State,
     folder: RunFolder,
@@ -293,12 +292,13 @@ def _keep_in_place_of_lost_models(
     lost = engine.gather(lost)[0]
     if not any(lost.values()):
         return
-    if engine.rank == 0 and lost[BEST]:
+    best = config.train.best
+    if engine.rank == 0 and lost[best]:
         folder.note(f"the model of step {state.best_step} is lost; that of step {state.step} is kept in its place")
-    line, table = evaluate(engine, config, objective, held_out)
+    line, table = evaluate_both(engine, config, objective, *held_out)
     evaluation = {"step": state.step, **line}
-    if lost[BEST] and sink.best_model(engine, evaluation, table):
-        state.best_step, state.best_eval_loss = state.step, line["eval_loss"]
+    if lost[best] and sink.best_model(engine, evaluation, table):
+        state.best_step, state.best_value = state.step, line[config.train.keep_by]
     if lost[LAST]:
         sink.last_model(engine, evaluation, table)
 
@@ -349,7 +349,7 @@ def _resume(
                 f"{checkpoints.location}: the run's checkpoints are gone, the last of which was that of step "
                 f"{lost['step']} in {lost['location']}; restore them, or remove {folder.path} to train from the start"
             )
-        return State()
+        return State(best_by=config.train.keep_by)
     allowed = config.resume.allow_changes
     if manifest.config != digests["config"] and not allowed:  # the driver has compared config.yaml, key by key
         raise UserError(f"{checkpoints.folder(manifest.step)}: was saved by a run with other settings")
@@ -365,5 +365,11 @@ def _resume(
             raise ValueError(f"step is {state.step}, of a checkpoint of step {manifest.step}")
     except ValueError as error:
         raise UserError(f"{checkpoints.folder(manifest.step)}/manifest.json: state: {error}") from None
+    if state.best_by != config.train.keep_by:  # values of the two cannot be compared
+        if engine.rank == 0 and state.best_step is not None:
+            folder.note(
+                f"the best model was told by {state.best_by} so far, and is by {config.train.keep_by} from now on"
+            )
+        state.best_by, state.best_step, state.best_value = config.train.keep_by, None, None
     load(engine, checkpoints, manifest)
     return state

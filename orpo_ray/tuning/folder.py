@@ -7,7 +7,7 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -30,6 +30,14 @@ _MEMBERS = {"lag": (int,), "seconds": NUMBER, "finished": (str,)}
 
 START = "start.json"
 """In a trial's folder: seconds from its turn to its first optimizer step."""
+
+
+class Failure(NamedTuple):
+    """Why a trial has failed for good."""
+
+    reason: str
+    diverged: bool
+    """Whether its settings are at fault: the loss stopped being finite."""
 
 
 class SweepFolder:
@@ -129,12 +137,28 @@ class SweepFolder:
     def failure(self, index: int) -> Path:
         return self.trial(index).path / "failed.json"
 
-    def fail(self, index: int, reason: str) -> None:
-        """Note that a trial has failed for good; the first reason counts."""
+    def failed(self, index: int) -> Failure | None:
+        """None: it has not. Raises `UserError` where the file is damaged."""
+        file = self.failure(index)
+        if not file.is_file():
+            return None
+        try:
+            found = {"diverged": False, **read_object(file)}
+            return Failure(member(found, "reason", str), member(found, "diverged", bool))
+        except ValueError as error:
+            raise UserError(f"{file}: {error}") from None
+
+    def kept_step(self, index: int) -> int | None:
+        """The step of a finished trial's best model. Raises `UserError` where its summary is damaged."""
+        step = read_object(self.trial(index).summary).get("best_step") if self.trial(index).finished else None
+        return step if type(step) is int else None
+
+    def fail(self, index: int, reason: str, *, diverged: bool = False) -> None:
+        """Note that a trial has failed for good, and whether its settings are at fault; the first reason counts."""
         self.trial(index).path.mkdir(parents=True, exist_ok=True)
         if not self.failure(index).is_file():
-            text = json.dumps({"reason": " ".join(reason.split())}, ensure_ascii=False) + "\n"
-            write_atomically(self.failure(index), text)
+            found = {"reason": " ".join(reason.split()), "diverged": diverged}
+            write_atomically(self.failure(index), json.dumps(found, ensure_ascii=False) + "\n")
 
     def strip(self, index: int, settings: Settings, *, model: bool) -> None:
         """Remove what takes room of a trial that is over: its checkpoints, and its `model` too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,27 +17,36 @@ Settings = dict[str, Any]
 """Dotted keys and their values."""
 Outcome = Mapping[str, float]
 """The metrics that a sweep compares by, `metric` first, and a trial's values."""
+Ending = Literal["diverged", "lost"]
+"""Of a trial without an outcome: its settings are at fault, or the machine is."""
 
 _DIGITS = 4  # significant ones of a drawn number, so that a person can type it
 
 
 class Searcher(Protocol):
-    def settings(self, index: int, outcomes: Sequence[Outcome | None]) -> Settings:
-        """Of trial `index`; to be asked in order. `outcomes`: of the first trials, None where one failed."""
+    def settings(self, index: int, outcomes: Sequence[Outcome | Ending]) -> Settings:
+        """Of trial `index`; to be asked in order. `outcomes`: of the first trials."""
 
 
 class Drawn:
     """Points that follow from the seed alone: those of a grid, or the run's own settings and then random ones, each
-    from its own stream. So no sweep ends in something worse than it began with."""
+    from its own stream. So no sweep ends in something worse than it began with.
+
+    A rule that stops trials compares each with those before it, and so is kinder to the first: then a grid's points
+    come in an order drawn by the seed, lest the grid's own order decide.
+    """
 
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
+        self._order = np.arange(config.number_of_trials if config.searcher == "grid" else 0)
+        if config.scheduler != "none":
+            self._order = np.random.default_rng(config.seed).permutation(self._order)
 
-    def settings(self, index: int, outcomes: Sequence[Outcome | None]) -> Settings:
+    def settings(self, index: int, outcomes: Sequence[Outcome | Ending]) -> Settings:
         dimensions = self._config.dimensions
         if self._config.searcher == "grid":
             grid = itertools.product(*(dimension.values for dimension in dimensions.values()))
-            return dict(zip(dimensions, next(itertools.islice(grid, index, None)), strict=True))
+            return dict(zip(dimensions, next(itertools.islice(grid, int(self._order[index]), None)), strict=True))
         if index == 0 and (own := self._config.own_point) is not None:
             return own
         generator = np.random.default_rng([self._config.seed, index])
@@ -45,7 +54,11 @@ class Drawn:
 
 
 class Suggested:
-    """Optuna's TPE through Ray Tune, by one metric or several. The same outcomes in order give the same points."""
+    """Optuna's TPE through Ray Tune, by one metric or several. The same outcomes in order give the same points.
+
+    A trial that diverged is told as pruned, which TPE takes to be worse than any with a value; told as an error it
+    would teach nothing, and as a NaN stay among those at work. A lost one is told as an error: it says nothing.
+    """
 
     def __init__(self, config: SweepConfig) -> None:
         try:
@@ -67,10 +80,10 @@ class Suggested:
         self._search = OptunaSearch(space, metric=metrics, mode=modes, seed=config.seed, points_to_evaluate=first)
         self._told = 0
 
-    def settings(self, index: int, outcomes: Sequence[Outcome | None]) -> Settings:
+    def settings(self, index: int, outcomes: Sequence[Outcome | Ending]) -> Settings:
         for number, outcome in enumerate(outcomes[self._told :], start=self._told):
-            result = None if outcome is None else dict(outcome)
-            self._search.on_trial_complete(str(number), result, error=outcome is None)
+            result = None if isinstance(outcome, str) else dict(outcome)
+            self._search.on_trial_complete(str(number), result, error=outcome == "lost")  # no result, no error: pruned
         self._told = max(self._told, len(outcomes))
         found: Settings = self._search.suggest(str(index))
         return {key: _rounded(value) if self._dimensions[key].is_range else value for key, value in found.items()}

@@ -61,11 +61,13 @@ def summary(
         "trade_off": config.trade_off,
         "space": config.space,
         "total_steps": total_steps,
+        "unlike_lengths": config.unlike_lengths,
         "rungs": rungs(config, total_steps),
         "trials": [
             {
                 "trial": trial.index, "settings": trial.settings, "status": ledger.status(trial),
-                "steps": ledger.steps(trial), "steps_run": trial.steps_run, "value": ledger.value(trial),
+                "steps": ledger.steps(trial), "steps_run": trial.steps_run, "total_steps": trial.total_steps,
+                "value": ledger.value(trial), "kept": ledger.kept(trial), "unseen": ledger.unseen(trial),
                 "start_seconds": trial.start,
                 "reason": trial.failure,
             }
@@ -74,10 +76,11 @@ def summary(
         "ranking": [trial.index for trial in ledger.ranking()],
         "front": [trial.index for trial in ledger.front()] if config.trade_off else [],
         "winner": winner and winner.index,
+        "flattered": winner and ledger.flattered(winner),
         "finalists": rates,
         "steps": sum(ledger.steps(trial) for trial in ledger.trials),
         "steps_run": sum(trial.steps_run for trial in ledger.trials),
-        "steps_of_all": total_steps * len(ledger.trials),
+        "steps_of_all": sum(trial.total_steps for trial in ledger.trials),
     }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class InOrder(_NotStored, FIFOScheduler):  # type: ignore[misc]
             tune_controller.request_stop_experiment()
             return str(self.STOP)
         if "failure" in result:
-            self._folder.fail(trial.config["index"], result["failure"])
+            self._folder.fail(trial.config["index"], result["failure"], diverged=result["diverged"])
         self._look(tune_controller, trial)
         stop = self._ledger.stops[trial.config["index"]] is not None
         return str(self.STOP if stop else self.CONTINUE)

@@ -18,7 +18,7 @@ from orpo_ray.config import SweepConfig
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
-_STEP, _VALUE = "step", "value"
+_TIME, _VALUE = "time", "value"
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,37 @@ class Curve:
     """Steps and values of its evaluations, by step."""
     over: bool
     """No more will come."""
+    length: int | None = None
+    """Steps of the whole trial; default: as many as the sweep's run has."""
 
 
 def early_stops(curves: Sequence[Curve], rule: TrialScheduler, last: int) -> list[int | None]:
     """At which step each trial is stopped, by a fresh `rule` of Ray Tune; None: nowhere, or not decided yet.
 
     A trial's point is decided once all trials before it are over or known as far. At `last`, where trials end by
-    themselves, nothing is stopped.
+    themselves, nothing is stopped. Trials of other batch sizes are compared at the same pairs seen, which is the same
+    share of each: the rule's time is in steps of a run of `last` steps.
     """
     stops: list[int | None] = []
     known = math.inf  # how far all trials before are known
     for number, curve in enumerate(curves):
         trial = _Named(str(number))
         rule.on_trial_add(_NoController(), trial)
-        stop, decided = None, 0
-        points = [(step, value) for step, value in curve.points if math.isfinite(value)]
-        for step, value in points:
-            if step > known or step >= last:
+        stop, decided = None, 0.0
+        length = curve.length or last
+        points = [(step * last / length, step, value) for step, value in curve.points if math.isfinite(value)]
+        for time, step, value in points:
+            if time > known or time >= last:
                 break
-            decided = step
-            told = {_STEP: step, _VALUE: value}
+            decided = time
+            told = {_TIME: time, _VALUE: value}
             if rule.on_trial_result(_NoController(), trial, told) == rule.STOP:
                 stop = step
                 break
         stops.append(stop)
-        waiting = [step for step, _ in points if decided < step < last and step > known]
+        waiting = [time for time, _, _ in points if decided < time < last and time > known]
         if stop is None and (waiting or not curve.over):
-            known = min(known, decided if waiting else max((step for step, _ in points), default=0))
+            known = min(known, decided if waiting else max((time for time, _, _ in points), default=0))
     return stops
 
 
@@ -64,7 +68,7 @@ def rule_of(config: SweepConfig, total_steps: int) -> Callable[[], TrialSchedule
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
     grace = config.grace_steps or max(1, total_steps // 10)
-    shared: dict[str, Any] = {"time_attr": _STEP, "metric": _VALUE, "mode": config.mode, "grace_period": grace}
+    shared: dict[str, Any] = {"time_attr": _TIME, "metric": _VALUE, "mode": config.mode, "grace_period": grace}
     if config.scheduler == "median":
         return partial(MedianStoppingRule, **shared)
     if config.scheduler == "asha" and grace < total_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from orpo_ray.cluster.connection import connect
@@ -20,10 +21,12 @@ from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.board import board
-from orpo_ray.tuning.finalists import compare
+from orpo_ray.tuning.comparable import lengths, require_known
+from orpo_ray.tuning.finalists import compare, unseen_records
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, Status, Trial, left_by
 from orpo_ray.tuning.points import searcher_of
@@ -55,9 +58,12 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
     # Once: all trials find the tokens in the cache.
+    require_known(config, folder)
     data = prepare_data(with_merged_adapters(first), console)
+    require_metrics(first, config.directions, data.eval)
     schedule = build_schedule(first, data.train)
     total_steps = schedule.total_steps
+    records = [] if config.finalists is None else unseen_records(config, data)
     connect(config.cpus)
     import ray
 
@@ -77,7 +83,14 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     )
     for remark in [*data.remarks, *remarks(first, schedule)]:
         console.say(f"{config.name}: {remark}")
-    ledger = Ledger(config, folder, total_steps)
+    if config.unlike_lengths:
+        console.say(f"{config.name}: trials see other numbers of pairs ({', '.join(config.unlike_lengths)})")
+    if config.finalists is not None and len(records) < config.finalists.prompts:
+        console.say(
+            f"{config.name}: finalists answer {len(records)} prompts, not finalists.prompts="
+            f"{config.finalists.prompts}: data.eval has no more that rank nothing"
+        )
+    ledger = Ledger(config, folder, total_steps, lengths(config, folder, data, console))
     started = time.monotonic()
 
     def save(winner: Trial | None = None, rates: list[dict[str, Any]] | None = None, finished: str = "") -> None:
@@ -108,7 +121,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     for trial in ledger.trials:
         ledger.refresh(trial.index)
     keep_the_best(config, folder, ledger)
-    winner, rates = _winner(config, folder, ledger, console)
+    winner, rates = _winner(config, folder, ledger, records, console)
     write_best(folder, config, winner)
     save(winner, rates, finished=config.to_yaml())
     console.say(_verdict(config, ledger, winner, rates))
@@ -130,7 +143,7 @@ def keep_the_best(config: SweepConfig, folder: SweepFolder, ledger: Ledger) -> N
 
 
 def _winner(
-    config: SweepConfig, folder: SweepFolder, ledger: Ledger, console: Console
+    config: SweepConfig, folder: SweepFolder, ledger: Ledger, records: Sequence[int], console: Console
 ) -> tuple[Trial, list[dict[str, Any]]]:
     finished = [trial for trial in ledger.ranking() if ledger.status(trial) == "finished"]
     if not finished:
@@ -139,14 +152,16 @@ def _winner(
     if config.finalists is None or len(finished) < 2:
         return finished[0], []
     indices = [trial.index for trial in finished[: config.finalists.count]]
-    rates = compare(config, folder, indices, console)
+    rates = compare(config, folder, indices, records, console)
     return ledger.trials[rates[0]["trial"]], rates
 
 
 def _verdict(config: SweepConfig, ledger: Ledger, winner: Trial, rates: list[dict[str, Any]]) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in winner.settings.items())
-    value = ledger.value(winner)
+    value, unseen = ledger.value(winner), ledger.unseen(winner)
     said = f"{config.name}: trial {winner.index:03d} wins with {settings}: {config.metric} {value:.4g}"
+    if unseen is not None:
+        said += f", {unseen:.4g} on pairs that chose nothing"
     if rates:
         low, high = rates[0]["ci95"]
         apart = (

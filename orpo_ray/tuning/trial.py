@@ -12,7 +12,7 @@ import ray.tune
 
 from orpo_ray.cluster.hosts import not_seen
 from orpo_ray.config import TrainConfig
-from orpo_ray.errors import UserError
+from orpo_ray.errors import Diverged, UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.telemetry.logs import log, log_as
 from orpo_ray.telemetry.metrics import run_and_trial
@@ -41,7 +41,7 @@ def run_trial(trial: dict[str, Any]) -> None:
     name, index = run_and_trial(run.path)
     log_as(run=name, trial=index, role="trial")
     log("trial begins")
-    failure = ""
+    failure, diverged = "", False
     with (run.path / "log.txt").open("a", encoding="utf-8") as said, told_to_tune(run, trial["given"]):
         try:
             # The sweep holds its own folder: who holds a trial's is an earlier process of this trial, and goes.
@@ -50,13 +50,13 @@ def run_trial(trial: dict[str, Any]) -> None:
         except KeyboardInterrupt:  # stopped, its checkpoint saved: the sweep goes on with it
             pass
         except UserError as error:
-            failure = str(error)
+            failure, diverged = str(error), isinstance(error, Diverged)
         except Exception as error:
             said.write(f"{error}\n")
             failure = crash(error)
     log("trial ends", reason=failure)
     if failure:
-        ray.tune.report({"failure": failure})
+        ray.tune.report({"failure": failure, "diverged": diverged})
 
 
 def crash(error: BaseException) -> str:

@@ -14,12 +14,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import yaml
 from file_modes import unlike_the_umask
 
-from orpo_ray.config import SweepConfig, load_config, parse_as
+from orpo_ray.config import SweepConfig, TrainConfig, load_config, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_sweep_report
 from orpo_ray.training.beside import beside
@@ -84,8 +86,10 @@ def meanwhile(look: Callable[[], None]) -> AbstractContextManager[None]:
 def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Path) -> None:
     """Six trials: one loses a worker once, one each time, one diverges, two are stopped and leave nothing behind."""
     rates = [3e-4, 2e-3, 1.5e-3, 1e30, 1e-6, 2e-6]
+    order = np.random.default_rng(0).permutation(len(rates))  # the one that the sweep's seed draws
+    listed = [rates[place] for place in np.argsort(order)]
     own = config(
-        tmp_path, name="faults", searcher="grid", space={"optim.lr": f"grid({', '.join(map(str, rates))})"},
+        tmp_path, name="faults", searcher="grid", space={"optim.lr": f"grid({', '.join(map(str, listed))})"},
         metric="eval_loss", mode="min", keep=1,
     )  # fmt: skip
     folder = own.run_dir
@@ -124,6 +128,10 @@ def test_lost_workers_divergence_and_early_stops(ray_cluster: None, tmp_path: Pa
     assert len(killed[1]) == 1 and len(killed[2]) == 2  # the second loss is more than max_failures allows
     assert "crashed: " in found[2]["reason"]
     assert "the loss is nan" in found[3]["reason"]
+    assert [json.loads((folder / f"trials/{i:03d}/failed.json").read_text())["diverged"] for i in (2, 3)] == [
+        False,
+        True,
+    ]
     assert {row["reason"] for row in rows(folder) if row["trial"] == 5} == {"by asha at step 8"}
     assert json.loads((folder / "sweep.json").read_text())["winner"] == 1
     for index in (4, 5):
@@ -154,7 +162,24 @@ def test_a_trade_off_is_sought_by_optuna_within_its_hours(ray_cluster: None, tmp
     found = json.loads((folder / "sweep.json").read_text())
     assert [trial["status"] for trial in found["trials"]] == ["finished"] * 3
     assert all(0 < trial["start_seconds"] < 60 for trial in found["trials"])
-    ends = {row["trial"]: (-row["eval_reward_accuracy"], row["eval_nll"]) for row in rows(folder) if row["step"] == 32}
+    kept = {trial["trial"]: trial["kept"] for trial in found["trials"]}
+    ends = {
+        row["trial"]: (-row["eval_reward_accuracy"], row["eval_nll"]) for row in rows(folder)
+        if row["step"] == kept[row["trial"]]
+    }  # fmt: skip
+    for index, step in kept.items():  # what a trial is known by is what its model is
+        of_trial = [row for row in rows(folder) if row["trial"] == index and row["step"]]
+        assert step == max(of_trial, key=lambda row: (row["eval_reward_accuracy"], -row["step"]))["step"]
+        model = folder / f"trials/{index:03d}/model"
+        assert json.loads((model / "training_step.json").read_text()) == {
+            "step": step, "why": "highest eval_reward_accuracy",
+        }  # fmt: skip
+        summary = json.loads((folder / f"trials/{index:03d}/summary.json").read_text())
+        assert (summary["best_step"], summary["keep_by"]) == (step, "eval_reward_accuracy")
+        assert summary["held_out_pairs"] == summary["unseen_pairs"] == 200
+        assert found["trials"][index]["unseen"] == next(
+            row["eval_unseen_reward_accuracy"] for row in of_trial if row["step"] == step
+        )
     front = [
         trial for trial, end in ends.items()
         if not any(other != end and other[0] <= end[0] and other[1] <= end[1] for other in ends.values())
@@ -216,3 +241,30 @@ def test_an_interrupted_sweep_goes_on_to_the_same_table(
     assert line["step"] == table["step"] == 32
     for key in ("eval_loss", "eval_reward_accuracy", "eval_logps_rejected"):
         assert line[key] == pytest.approx(table[key], rel=1e-6)
+
+
+def test_finalists_answer_prompts_that_have_ranked_none_of_them(ray_cluster: None, tmp_path: Path) -> None:
+    """And their intervals hold together: each is wider than the evaluation's own, which is of one pair alone."""
+    base = train(parse_as(TrainConfig, {**RUN, "name": "base", "storage": {"path": str(tmp_path)}}, [], "test"))
+    own = config(
+        tmp_path, name="finals", searcher="grid", scheduler="none", space={"optim.lr": "grid(2e-3, 1e-3)"},
+        overrides=["train.max_steps=16"], finalists={
+            "count": 2, "against": str(base.path), "reward_model": "toy", "prompts": 50, "rounds": 2, "max_tokens": 24,
+        },
+    )  # fmt: skip
+    folder = sweep(own).path
+    found = json.loads((folder / "sweep.json").read_text())
+    asked = pq.read_table(folder / "finalists/prompts.parquet").to_pylist()
+    evaluated = pq.read_table(folder / f"trials/{found['winner']:03d}/eval_scores.parquet").to_pylist()
+    assert len(asked) == 50 and len(evaluated) == 200
+    records = yaml.safe_load((folder / "finalists/config.yaml").read_text())["prompts"]["records"]
+    assert len(records) == 50 and not {*records} & {row["record"] for row in evaluated}
+    pairs = json.loads((folder / "finalists/winrates.json").read_text())["pairs"]
+    own_interval = {(pair["model"], pair["against"]): pair["ci95"] for pair in pairs}
+    best, second = found["finalists"]
+    assert best["trial"] == found["winner"] and best["win_rate"] >= second["win_rate"]
+    for finalist in (best, second):
+        low, high = finalist["ci95"]
+        alone = own_interval[f"trial-{finalist['trial']:03d}", "against"]
+        assert 0 <= low < finalist["win_rate"] < high <= 1 and high - low > 0.98 * (alone[1] - alone[0])
+    assert "on prompts that ranked none of them." in write_sweep_report(folder).read_text()

@@ -37,7 +37,7 @@ from orpo_ray.terminal import Console
 from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.from_checkpoint import export_checkpoint
 from orpo_ray.training.launcher import train
-from orpo_ray.training.run_folder import BEST, LAST, kept_model
+from orpo_ray.training.run_folder import LAST, kept_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -297,7 +297,7 @@ def test_dpo_starts_at_its_reference_and_computes_it_once(run: Path, storage: Pa
     # The best of its models and the last are two.
     losses = {line["step"]: line["eval_loss"] for line in evaluations(second) if line["step"]}
     assert losses[1] < losses[2] < losses[3]
-    assert kept_model(second / "model") == (1, BEST) and kept_model(second / "model-last") == (3, LAST)
+    assert kept_model(second / "model") == (1, "lowest eval loss") and kept_model(second / "model-last") == (3, LAST)
     last = load_file(second / "model-last" / "model.safetensors")
     assert any(not torch.equal(weight, last[name]) for name, weight in weights(second).items() if name in last)
     for name, weight in load_file(export_checkpoint(second) / "model.safetensors").items():

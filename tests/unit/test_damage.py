@@ -199,7 +199,7 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "updates should be a whole number, and is null": lambda m: m.update(updates=None),
     "config should be text, and is a whole number": lambda m: m.update(config=3),
     "data should be text, and is a list": lambda m: m.update(data=[]),
-    "eval_loss should be a number or null, and is text": lambda m: m.update(eval_loss="low"),
+    "cost should be a number or null, and is text": lambda m: m.update(cost="low"),
     "files should be an object, and is a list": lambda m: m.update(files=[]),
     "'../other' is no file of a checkpoint": lambda m: m["files"].update({"../other": {"size": 1, "sha256": ""}}),
     "should have a size and a sha256": lambda m: m["files"].update({"rank-00000.safetensors": [1, ""]}),
@@ -274,7 +274,7 @@ def test_a_file_of_a_checkpoint_whose_sum_fits(told: str, tmp_path: Path) -> Non
 )  # fmt: skip
 def test_the_state_of_the_loop(change: dict[str, Any], told: str) -> None:
     state = {"step": 3, "best_step": None, "best_eval_loss": 1, "skipped": 0}
-    assert State.from_json(state) == State(3, None, 1, 0)
+    assert State.from_json(state) == State(3, None, 1, 0, "eval_loss")
     with pytest.raises(ValueError, match=told):
         State.from_json({**state, **change})
 
@@ -302,7 +302,8 @@ def sweep(tmp_path: Path) -> SweepFolder:
 TRIALS = {
     "metrics.jsonl": ['{"step": "abc"}\n', "[]\n", f"{ENDLESS}\n", '{"step": 80, "eval_reward_accuracy": "0.9"}\n',
                       '{"step": 80, "eval_reward_accuracy": 1e999}\n'],
-    "failed.json": [*NO_OBJECTS, "{}", '{"reason": 3}'],
+    "failed.json": [*NO_OBJECTS, "{}", '{"reason": 3}', '{"reason": "x", "diverged": 1}'],
+    "summary.json": NO_OBJECTS,
     "start.json": [*NO_OBJECTS, "{}", '{"seconds": "3"}', '{"seconds": NaN}', '{"seconds": 1e999}'],
 }  # fmt: skip
 

@@ -82,7 +82,10 @@ SECTIONS = ["name", "model", "data", "objective", "train", "eval", "note"]
         st.sampled_from(SECTIONS),
         odd_values
         | st.dictionaries(
-            st.sampled_from(["name", "lambda", "max_steps", "epochs", "win_rate", "train", "dtype"]), odd_values
+            st.sampled_from(
+                ["name", "lambda", "max_steps", "epochs", "win_rate", "train", "dtype", "keep_by", "keep_mode"]
+            ),
+            odd_values,
         ),
         max_size=3,
     ),
@@ -243,6 +246,7 @@ def test_a_sweep_with_a_damaged_file(sweep: Path, file: str, damage: list[tuple[
 PLACES_OF_A_SWEEP = [
     "name", "metric", "mode", "trade_off", "space", "space.optim.lr", "total_steps", "rungs", "rungs.0", "trials",
     "trials.0", "trials.0.trial", "trials.0.settings", "trials.0.settings.x", "trials.0.status", "trials.0.steps",
+    "trials.0.kept", "trials.0.unseen", "trials.0.total_steps", "flattered",
     "trials.0.value", "trials.0.reason", "ranking", "ranking.0", "front", "front.0", "winner", "finalists",
     "finalists.0.ci95", "finalists.0.win_rate", "finalists.1.behind", "finalists.0.trial", "steps", "steps_run",
     "steps_of_all", "seconds", "finished",
@@ -257,6 +261,8 @@ PLACES_OF_A_SWEEP = [
 @example([("trials.0.value", True, float("nan"))])
 @example([("trials.0.value", True, 1e308)])
 @example([("total_steps", True, 0)])
+@example([("trials.0.total_steps", True, 10**400)])
+@example([("trials.0.kept", True, -1)])
 @example([("seconds", True, float("inf"))])
 @example([("rungs", True, [10**30])])
 @cases(30)

@@ -115,11 +115,20 @@ def test_random_trials_follow_from_seed_and_place_alone() -> None:
 
 
 def test_a_grid_is_all_its_points() -> None:
-    grid = config(searcher="grid", space={"optim.lr": "grid(1e-6, 1e-5)", "optim.schedule": "grid(cosine, linear)"})
-    assert grid.number_of_trials == 4
-    assert [tuple(searcher_of(grid).settings(i, []).values()) for i in range(4)] == [
-        (1e-6, "cosine"), (1e-6, "linear"), (1e-5, "cosine"), (1e-5, "linear"),
-    ]  # fmt: skip
+    """In its own order, or where trials are compared with those before them in one that the seed draws."""
+    space = {"optim.lr": "grid(1e-6, 1e-5)", "optim.schedule": "grid(cosine, linear)"}
+    points = [(1e-6, "cosine"), (1e-6, "linear"), (1e-5, "cosine"), (1e-5, "linear")]
+
+    def tried(**keys: Any) -> list[tuple[Any, ...]]:
+        grid = config(searcher="grid", space=space, **keys)
+        assert grid.number_of_trials == 4
+        return [tuple(searcher_of(grid).settings(i, []).values()) for i in range(4)]
+
+    assert tried(scheduler="none") == points
+    drawn = [tried(seed=seed) for seed in range(40)]
+    assert drawn == [tried(seed=seed) for seed in range(40)]
+    assert all(sorted(order) == sorted(points) for order in drawn)
+    assert {order[0] for order in drawn} == {*points}
 
 
 def test_optuna_repeats_itself_and_learns() -> None:
@@ -135,7 +144,7 @@ def test_optuna_repeats_itself_and_learns() -> None:
         for index in range(trials):
             found.append(searcher.settings(index, outcomes[: max(0, index - 1)]))
             value = -abs(math.log(found[-1]["objective.lambda"]))
-            outcomes.append(None if index == 3 else {own.metric: value})
+            outcomes.append("lost" if index == 3 else {own.metric: value})
         return found
 
     found = run(40)

@@ -42,7 +42,7 @@ from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.remarks import remarks
-from orpo_ray.training.run_folder import BEST, LAST, RunFolder, kept_model
+from orpo_ray.training.run_folder import LAST, RunFolder, kept_model
 from orpo_ray.training.saving import Saver, load
 
 
@@ -373,7 +373,7 @@ class TestLoop:
         losses = {line["step"]: line["eval_loss"] for line in sink.lines if line["step"] and "eval_loss" in line}
         assert state.best_step == min(losses, key=lambda step: losses[step]) < 30
         assert sink.last == list(range(2, 31, 2))
-        assert state.best_eval_loss == min(losses.values())
+        assert state.best_value == min(losses.values())
 
     def test_resuming_repeats_dropout(self, tmp_path: Path) -> None:
         settings = config("train.global_batch_size=4", "model.dtype=float32", "train.epochs=2")
@@ -432,14 +432,14 @@ def test_export_carries_tokenizer_template_and_card(tmp_path: Path) -> None:
     assert "λ = 0.25" in card
     assert "2 of 9" in card
     assert "| eval_loss | 1.5000 |" in card and "(lowest eval loss)" in card
-    assert kept_model(target) == (2, BEST)
+    assert kept_model(target) == (2, "lowest eval loss")
     weights = dict(policy.model.state_dict())
     export_model(target, policy.model, weights, toyworld.tokenizer(), settings, {"step": 3}, 9, "the last evaluated")
     card = (target / "README.md").read_text()
     assert "| weights of step | 3 of 9 (the last evaluated) |" in card and card.endswith("evaluated at that step.\n")
     assert kept_model(target) == (3, LAST)
     (target / "training_step.json").write_text('{"step": 4}\n')  # as it was written before there were two kinds
-    assert kept_model(target) == (4, BEST)
+    assert kept_model(target) == (4, "lowest eval loss")
     assert kept_model(tmp_path / "nothing") is None
 
 

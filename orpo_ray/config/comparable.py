@@ -1,0 +1,48 @@
+"""Which settings a sweep may vary: trials are compared by the same held-out pairs, and stopped at the same length."""
+
+from __future__ import annotations
+
+from orpo_ray.config.schema import TrainConfig
+
+_TRAINED_ON = ("train", "train_split", "limit")
+"""Keys of `data` that, where `data.eval` is set, no held-out pair depends on."""
+
+
+def unlike_data(key: str, base: TrainConfig) -> str:
+    """Why trials of `base` that differ in `key` could not be compared; empty where they can."""
+    section, _, inner = key.partition(".")
+    held_out_apart = base.data.eval is not None
+    if (section == "data" and not (_weighs(inner) or (held_out_apart and _trained_on(inner)))) or (
+        key == "seed" and not held_out_apart
+    ):
+        hint = "; set data.eval" if not held_out_apart and (key == "seed" or _trained_on(inner)) else ""
+        return f"decides the held-out pairs, so trials could not be compared{hint}"
+    return ""
+
+
+def unlike_length(key: str, base: TrainConfig) -> str:
+    """Why trials of `base` that differ in `key` cannot be stopped by comparing them; empty where they can.
+
+    What is compared is the same share of each run. A batch size alone does not change how many pairs that is.
+    """
+    section, _, inner = key.partition(".")
+    hint = ""
+    if key == "train.global_batch_size" and base.train.max_steps is not None:
+        hint = "leave out train.max_steps, or "
+    elif section == "data" and _trained_on(inner) and not _weighs(inner) and base.train.max_steps is None:
+        hint = "set train.max_steps, or "
+    elif key not in ("train.epochs", "train.max_steps"):
+        return ""
+    return (
+        "trials would differ in how many pairs they see, and none can be stopped for what a longer or a shorter one "
+        f"has at that length; {hint}set scheduler: none"
+    )
+
+
+def _weighs(inner: str) -> bool:
+    """Whether a key of `data` says no more than how often training sources are read."""
+    return inner == "temperature" or (inner.startswith("train.") and inner.endswith(".weight"))
+
+
+def _trained_on(inner: str) -> bool:
+    return inner.split(".")[0] in _TRAINED_ON
