@@ -31,7 +31,7 @@ from orpo_ray.masking import masked
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised by one whenever the same records would come out as other tokens: older caches are then not found."""
 RECORDS_PER_BATCH = 256
 CHARACTERS_AT_ONCE = 1 << 20

@@ -19,10 +19,11 @@ from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.config.records import RecordsConfig
 from orpo_ray.data.formats import PreferencePair, RecordReader, require_short
 from orpo_ray.data.formats.comparison import has_text
-from orpo_ray.data.formats.messages import CARRIED, MOST_NESTED, readable, size
+from orpo_ray.data.formats.messages import CARRIED, MOST_NESTED, readable, size, tool_list
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.sources import read_records
 from orpo_ray.data.summary import summarize
 from orpo_ray.data.templates import Renderer, Segment
 from orpo_ray.data.written import require_written
@@ -278,3 +279,43 @@ def test_a_question_with_tools_is_asked_with_them(tmp_path: Path) -> None:
     assert readable([{"role": "assistant", "content": "", "tool_calls": [call("Ulm")]}]).startswith(
         'tool_calls: [{"id"'
     )
+
+
+SPOILT = {
+    "as Python prints it": str(turns("p", "a")),
+    "as pandas prints an array": str(turns("p", "a")).replace("}, {", "}\n {"),
+    "ShareGPT's, as Python prints it": "[{'from': 'human', 'value': 'p'}, {'from': 'gpt', 'value': 'a'}]",
+    "a key twice": '[{"role": "user", "content": "p"}, {"role": "assistant", "content": "a", "content": "b"}]',
+    "not all of them messages": '[{"role": "user", "content": "p"}, {"content": "a"}]',
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_messages_as_text_that_is_no_json_are_refused(how: str) -> None:
+    for more in ({"prompt": "p"}, {"prompt": json.dumps(turns("p"))}, {}):
+        with pytest.raises(
+            BadRecord, match="not messages: chosen is text that begins as a list of messages, and is none"
+        ):
+            read({**more, "chosen": SPOILT[how], "rejected": SPOILT[how].replace("a", "e")})
+
+
+def test_a_key_twice_is_refused_at_any_depth(tmp_path: Path) -> None:
+    """Else one of the two, or what is said of them, would be read as the value."""
+    inner = '{"at": 1, "at": 2}'
+    shapes = [
+        f'[{{"role": "assistant", "content": "a", "tool_calls": [{inner}]}}]', f'[{{"role": {inner}, "content": "a"}}]',
+    ]  # fmt: skip
+    for chosen in shapes:
+        file = tmp_path / "pairs.jsonl"
+        file.write_text(f'{{"prompt": "p", "chosen": {chosen}, "rejected": [{{"role": "assistant", "content": "b"}}]}}')
+        [record] = read_records(str(file), "train")
+        assert str(record.error) == "malformed JSON: the key 'at' occurs twice"
+    with pytest.raises(BadRecord, match=r"tools is text that is no JSON \(malformed JSON: the key 'at' occurs twice"):
+        tool_list(f"[{inner}]")
+
+
+def test_lists_of_texts_as_python_prints_them_are_refused() -> None:
+    record = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0, "response_a": '["a"]', "response_b": '["b"]'}
+    with pytest.raises(BadRecord, match="prompt is text that begins as a list of texts, and is none: malformed JSON"):
+        read({**record, "prompt": "['p']"})
+    assert read({**record, "prompt": "[p]"}).prompt == turns("[p]")

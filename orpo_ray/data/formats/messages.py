@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, cast
 
 from orpo_ray.config.records import ROLES
+from orpo_ray.data.json_values import decode
 from orpo_ray.data.records import Account, BadRecord, as_json
-from orpo_ray.parsing import from_json
 
 CARRIED = ("name", "tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 """Fields of a message beside role and content that reach the chat template."""
@@ -157,10 +157,9 @@ def without_nulls(value: Any, where: str, levels: int = MOST_NESTED) -> Any:
 def tool_list(value: Any) -> Tools:
     """A `tools` column: a list of JSON schemas, or its JSON text. Raises `BadRecord`."""
     if isinstance(value, str) and value.strip():
-        try:
-            value = from_json(value)
-        except ValueError:
-            raise BadRecord("not tools", "tools is text that is no JSON") from None
+        value = decode(value)
+        if isinstance(value, BadRecord):
+            raise BadRecord("not tools", f"tools is text that is no JSON ({value})")
     if not value:
         return []
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
