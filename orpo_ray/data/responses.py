@@ -77,7 +77,7 @@ class _Reader:
         self._as_messages, self._asked = as_messages, config.format
         self.account = account = Account()
         """What is not read, some of which goes along, and what was decided."""
-        self._roles = config.roles
+        self._roles, self._unread = config.roles, config.unread or ()
         self._pairs = RecordReader(config, config.format, account, as_messages=as_messages, may_only_ask=True)
         self._prompts = RecordReader(config, "prompts", account, as_messages=as_messages, may_only_ask=True)
 
@@ -87,7 +87,7 @@ class _Reader:
 
     def __call__(self, value: dict[str, Any]) -> tuple[Question, int | None]:
         """The question, and how many of its responses, the first, are the better ones."""
-        own = next((name for name in _OWN if name in value), None)
+        own = next((name for name in _OWN if name in value and name not in self._unread), None)
         if own is not None and "chosen" not in value and self._asked in ("auto", "prompts"):
             question = self._with_responses(value, own)
             chosen = None
@@ -106,8 +106,9 @@ class _Reader:
         return question, chosen
 
     def _with_responses(self, value: dict[str, Any], field: str) -> Question:
-        asked = self._prompts.comparison({name: each for name, each in value.items() if name not in _OWN})
-        for other in _OWN:
+        own = [name for name in _OWN if name not in self._unread]
+        asked = self._prompts.comparison({name: each for name, each in value.items() if name not in own})
+        for other in own:
             if other != field and holds(value.get(other)):
                 self.account.note_unread(other)
         if field != "responses":

@@ -143,8 +143,8 @@ def note_unread(
     for name, inner in value.items():
         if name in whole or not holds(inner):
             continue
-        if name in members and isinstance(inner, dict):
-            for key in inner.keys() - members[name]:
+        if name in members:
+            for key in inner.keys() - members[name] if isinstance(inner, dict) else ():  # else it is read as a whole
                 if holds(inner[key]):
                     account.note_unread(f"{name}.{key}")
             continue

@@ -32,6 +32,9 @@ class RecordReader:
         self._first = True
         self._spoken = [name for name in (*SYSTEM, "tools") if name not in (settings.unread or ())]
         """Columns that any shape may have beside its own."""
+        self._left_out = set(settings.unread or ()) - set(settings.columns or ())
+        """Columns that are not read although a shape has them."""
+        self._default = settings.system if settings.system and settings.system.strip() else ""
         self._unmet = set(settings.unread or ())
 
     def comparison(self, value: dict[str, Any]) -> Comparison:
@@ -41,7 +44,8 @@ class RecordReader:
         self._unmet -= value.keys()
         if settings.columns is not None:
             value = mapped(value, settings.columns, self._account)
-        value = with_messages_as_lists(value)
+        columns = value
+        value = with_messages_as_lists({name: inner for name, inner in columns.items() if name not in self._left_out})
         shape = self._shape_of(value)
         reading = self._reading
         if self._first:
@@ -52,7 +56,7 @@ class RecordReader:
         try:
             comparison = shape.read(value, reading)
         except NoPreference:
-            self._note_unread(value, shape, None)
+            self._note_unread(columns, shape, None)
             raise
         system = self._system(value) or self._default_system(comparison)
         if system or tools:
@@ -65,7 +69,7 @@ class RecordReader:
                 )
             prompt = without_system_twice(comparison.prompt, system) if system else comparison.prompt
             comparison = replace(comparison, prompt=prompt, tools=tools or None)
-        self._note_unread(value, shape, comparison)
+        self._note_unread(columns, shape, comparison)
         self._first = False
         return comparison
 
@@ -87,7 +91,7 @@ class RecordReader:
     def _begin(self, value: dict[str, Any]) -> None:
         """What the first record decides for those behind it."""
         # A system turn, and tools, need a template; so do then all records, that all be written alike.
-        spoken = self._settings.system is not None or any(holds(value.get(name)) for name in self._spoken)
+        spoken = bool(self._default) or any(holds(value.get(name)) for name in self._spoken)
         self._reading.as_messages = self._reading.as_messages or spoken
 
     def _system(self, value: dict[str, Any]) -> str:
@@ -98,7 +102,7 @@ class RecordReader:
 
     def _default_system(self, comparison: Comparison) -> str:
         own = not isinstance(comparison.prompt, str) and comparison.prompt[0]["role"] == "system"
-        return "" if own else self._settings.system or ""
+        return "" if own else self._default
 
     def _note_unread(self, value: dict[str, Any], shape: Shape, comparison: Comparison | None) -> None:
         """`comparison`: None where the record says nothing, so that nothing of it can be missing."""
@@ -110,7 +114,7 @@ class RecordReader:
             texts = [text for each in turns for text in ([each] if isinstance(each, str) else map(_text, each))]
             return any(text == other.strip() or (len(text) >= CHANCE and text in other) for other in texts)
 
-        reads = (*shape.columns, *shape.also, *self._spoken)
+        reads = {*shape.columns, *shape.also, *self._spoken} - self._left_out
         note_unread(value, reads, self._settings.unread or (), is_said, self._account)
 
 

@@ -80,7 +80,7 @@ def _without_prompt(prompt: str, chosen: str, rejected: str, reading: Reading) -
 
 _RATINGS = (
     ("chosen-rating", "rejected-rating"), ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
+    ("chosen_rating", "rejected_rating"), ("rating_chosen", "rating_rejected"),
 )  # fmt: skip
 
 
