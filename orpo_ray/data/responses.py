@@ -4,7 +4,8 @@
 |---|---|
 | a pair, in any shape that `formats` reads | `chosen`, `rejected` |
 | `prompt`; `chosen`, `rejected` or both a list of texts (RewardBench 2) | all of `chosen`, then all of `rejected` |
-| `prompt` and `responses` (a list) | its elements |
+| `prompt`, `responses` (a list) and `ranks`, `scores` or `ratings` | its elements, the best first |
+| `prompt` and `responses` without these | its elements |
 | `prompt` and `response`, or `instruction` and `output` (AlpacaEval) | that one |
 
 A prompt and a response are text or message lists, each by itself.
@@ -20,6 +21,7 @@ from typing import Any
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.formats import RecordReader, Turns, require_short
 from orpo_ray.data.formats.columns import holds
+from orpo_ray.data.formats.lists import BETTER
 from orpo_ray.data.formats.messages import checked_text, message_list, readable, spoken
 from orpo_ray.data.prompts import Prompt, Question, read_each
 from orpo_ray.data.records import Account, BadRecord, Record
@@ -88,7 +90,7 @@ class _Reader:
     def __call__(self, value: dict[str, Any]) -> tuple[Question, int | None]:
         """The question, and how many of its responses, the first, are the better ones."""
         own = next((name for name in _OWN if name in value and name not in self._unread), None)
-        if own is not None and "chosen" not in value and self._asked in ("auto", "prompts"):
+        if own is not None and "chosen" not in value and not self._is_ranked(value, own):
             question = self._with_responses(value, own)
             chosen = None
         else:
@@ -104,6 +106,12 @@ class _Reader:
         if not readable(question.prompt).strip():
             raise BadRecord("empty prompt")
         return question, chosen
+
+    def _is_ranked(self, value: dict[str, Any], own: str) -> bool:
+        """Whether the record says how good each of its responses is."""
+        if self._asked != "auto" or own != "responses" or "prompt" not in value:
+            return self._asked not in ("auto", "prompts")
+        return any(value.get(name) is not None and name not in self._unread for name in BETTER)
 
     def _with_responses(self, value: dict[str, Any], field: str) -> Question:
         own = [name for name in _OWN if name not in self._unread]
