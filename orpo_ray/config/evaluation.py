@@ -33,7 +33,7 @@ class PromptsConfig(RecordsConfig):
     split: str = "test"
     limit: Count | None = None
     """Read only so many records."""
-    format: PairFormat | Literal["prompts"] = "auto"
+    format: Literal[PairFormat, "prompts"] = "auto"
     chat_template: str | None = None
     """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS

@@ -336,6 +336,20 @@ def test_the_key_that_scores_alone_have_tells_them() -> None:
     assert isinstance(load_any(file), ScoreConfig)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prompts.format=promts", "test: prompts.format: should be 'auto', 'hh-rlhf'"),
+        ("reward_models={a b: toy}", "test: reward_models.a b: should be letters, digits"),
+        ("reward_models={}", "test: reward_models: should not be empty"),
+    ],
+)
+def test_mistakes_are_told_by_their_key(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        planned(tmp_path, "toy-test", override)
+    assert str(told.value).startswith(message)
+
+
 def test_pieces_follow_from_what_is_scored(tmp_path: Path) -> None:
     def place(*overrides: str, source: str = "toy-test") -> str:
         return planned(tmp_path, source, "prompts.limit=9", *overrides).judges["truth"].rewards.folder.name
