@@ -94,8 +94,8 @@ def prepare(
         parts = _held_out(config, train)
     asked_of = (data.train_sources, data.eval_sources or data.train_sources)
     read_as = [
-        [_read_as(config, pairs, one.source) for one, pairs in zip(sources_of, pairs_of, strict=True)]
-        for sources_of, pairs_of in zip(asked_of, parts, strict=True)
+        [_read_as(config, pairs, one.source, held_out) for one, pairs in zip(sources_of, pairs_of, strict=True)]
+        for sources_of, pairs_of, held_out in zip(asked_of, parts, (False, not evaluated), strict=True)
     ]
     return PreparedData(
         _together(data.train, read_as[0]),
@@ -109,14 +109,14 @@ def prepare(
     )
 
 
-def _read_as(config: TrainConfig, pairs: PairDataset, name: str) -> PairDataset:
-    """`pairs` of the source `name`, as the objective takes them."""
+def _read_as(config: TrainConfig, pairs: PairDataset, name: str, held_out: bool) -> PairDataset:
+    """`pairs` of the source `name`, or those `held_out` of it, as the objective takes them."""
     # SFT trains on the best response, and evaluates one other beside it.
     pairs = replace(pairs, rule="best_against_worst" if config.objective.name == "sft" else config.reading)
     if config.reading != "labels" or not len(pairs):
         return pairs
     mismatched = Mismatched(pairs, config.seed, config.data.max_length)
-    mismatched.check(name)
+    mismatched.check(name, held_out=held_out)
     return replace(pairs, mismatched=mismatched)
 
 
@@ -217,6 +217,8 @@ class _Waiting(NamedTuple):
     question: int
     """See `question_hash`."""
     text: Rendered
+    location: str
+    """What messages call the record."""
 
 
 class _Tokenization:
@@ -313,7 +315,7 @@ class _Tokenization:
                 try:
                     lost = lost_in_tokens(self.tokenizer, text)
                 except UserError as error:
-                    raise UserError(f"record {item.record}: {error}") from None
+                    raise UserError(f"{item.location}: {error}") from None
                 if lost and lost not in self.account.said:
                     self.account.said.append(lost)
         if any(not item.text.verbatim for item in waiting):
@@ -356,5 +358,9 @@ class _Tokenization:
             return None
         require_written(self.renderer, prompt, answers, tools, self.account)
         return _Waiting(
-            record.index, ranks, question_hash(prompt), self.renderer.rendered(prompt, answers, tools=tools)
+            record.index,
+            ranks,
+            question_hash(prompt),
+            self.renderer.rendered(prompt, answers, tools=tools),
+            record.location,
         )
