@@ -204,6 +204,7 @@ def _tokenized(
         where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
         why = "".join(f"; {remark}" for remark in tokenized.account.said)
         raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}{why}")
+    tokenized.account.said[:0] = source.remarks()  # of the folder as it is now
     return tokenized
 
 

@@ -84,6 +84,7 @@ def read_each(
     """
     all_found: list[Read] = []
     source = open_source(config.source, config.split, config.max_record_characters)
+    account.said += source.remarks()
     for record in islice(source.records(), config.limit):
         account.read += 1
         try:
