@@ -319,3 +319,26 @@ def test_lists_of_texts_as_python_prints_them_are_refused() -> None:
     with pytest.raises(BadRecord, match="prompt is text that begins as a list of texts, and is none: malformed JSON"):
         read({**record, "prompt": "['p']"})
     assert read({**record, "prompt": "[p]"}).prompt == turns("[p]")
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused(tmp_path: Path) -> None:
+    """Such as the system's, which many templates do not know; one that they write in part, or elsewhere, is no loss."""
+    shown = "{% if m.role == 'user' %}<u>{{ m.content }}{% elif m.role == 'assistant' %}<a>{{ THOUGHT }}{% endif %}"
+    template = f"{{% for m in messages %}}{shown}{{% endfor %}}{{% if add_generation_prompt %}}<a>{{% endif %}}"
+    template = template.replace("THOUGHT", "m.content.split('</think>')[-1]")
+    renderer = Renderer(TOKENIZER, template)
+    answer = turns("", "Because.")[1:]
+    for at, role in enumerate(("system", "tool")):
+        prompt = [*turns("Why?", "How?")[: 2 * at], *turns(f"Be brief. {TOKENIZER.eos_token}"), *turns("Why?")]
+        prompt[2 * at]["role"] = role
+        for messages in (prompt, [*prompt, *turns("", "It is")[1:]]):
+            with pytest.raises(BadRecord, match=f"template: message {2 * at} of the prompt, of role '{role}'"):
+                renderer.rendered(messages, [answer])
+            with pytest.raises(BadRecord, match=f"template: message {2 * at} of the prompt, of role '{role}'"):
+                renderer.conversation(messages, answer)
+    thoughtful = [*turns("Why?", "<think>Hm.</think>How?"), *turns("So?")]
+    [segment] = renderer.rendered(thoughtful, [answer]).prompt
+    assert segment.text == "<u>Why?<a>How?<u>So?<a>"
+    file = write(tmp_path / "a.jsonl", [{"prompt": "Why?", "chosen": "a", "rejected": "b", "system": "W"}])
+    with pytest.raises(UserError, match=r"jsonl:1: not written by the chat template: message 0 .* role 'system'"):
+        prepare(config(tmp_path, file, chat_template=template), TOKENIZER)
