@@ -466,3 +466,10 @@ def test_a_system_turn_of_nothing_is_none() -> None:
         reader = RecordReader(RecordsConfig(system=system), "auto", Account(), as_messages=False)
         assert reader.comparison({"prompt": "Why?", "chosen": "Because.", "rejected": "No"}).prompt == "Why?"
         assert read(MESSAGES, system=system).prompt == turns("Why?")
+
+
+def test_null_keys_of_ranked_answers_hold_nothing() -> None:
+    account = Account(read=1)
+    answers = [{"answer": "Because.", "rank": 1, "model": None}, {"answer": "No", "rank": 2, "model": None, "id": 3}]
+    read({"prompt": "\n\nHuman: Why?\n\nAssistant: ", "answers": answers}, account)
+    assert account.unread == {"answers[].id": 1}
