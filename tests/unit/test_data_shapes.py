@@ -461,11 +461,14 @@ def test_numbers_and_labels_are_read_of_whatever_type_they_are_stored() -> None:
         assert answer.rating == good
 
 
-def test_a_system_turn_of_nothing_is_none() -> None:
+def test_a_system_turn_or_tools_of_nothing_are_none() -> None:
     for system in ("", " \n"):
         reader = RecordReader(RecordsConfig(system=system), "auto", Account(), as_messages=False)
         assert reader.comparison({"prompt": "Why?", "chosen": "Because.", "rejected": "No"}).prompt == "Why?"
         assert read(MESSAGES, system=system).prompt == turns("Why?")
+    for nothing in ({"system": " "}, {"tools": "[]"}, {"tools": "null"}, {"tools": []}):
+        reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=False)
+        assert reader.comparison({"prompt": "Why?", "chosen": "a", "rejected": "b", **nothing}).prompt == "Why?"
 
 
 def test_null_keys_of_ranked_answers_hold_nothing() -> None:

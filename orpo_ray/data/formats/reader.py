@@ -48,11 +48,12 @@ class RecordReader:
         value = with_messages_as_lists({name: inner for name, inner in columns.items() if name not in self._left_out})
         shape = self._shape_of(value)
         reading = self._reading
+        tools = tool_list(value.get("tools")) if "tools" in self._spoken else []
         if self._first:
-            self._begin(value)
+            # A system turn, and tools, need a template; so do then all records, that all be written alike.
+            reading.as_messages = reading.as_messages or bool(self._default or tools or self._system(value))
         if settings.prefer is not None and shape.name != "pku-saferlhf":
             self._account.noted["have no labels for prefer to choose between"] += 1
-        tools = tool_list(value.get("tools")) if "tools" in self._spoken else []
         try:
             comparison = shape.read(value, reading)
         except NoPreference:
@@ -87,12 +88,6 @@ class RecordReader:
             return recognise_question(value)
         self._shape = recognise(value)
         return self._shape
-
-    def _begin(self, value: dict[str, Any]) -> None:
-        """What the first record decides for those behind it."""
-        # A system turn, and tools, need a template; so do then all records, that all be written alike.
-        spoken = bool(self._default) or any(holds(value.get(name)) for name in self._spoken)
-        self._reading.as_messages = self._reading.as_messages or spoken
 
     def _system(self, value: dict[str, Any]) -> str:
         found = [text_field(value, name) for name in SYSTEM if name in self._spoken and holds(value.get(name))]
