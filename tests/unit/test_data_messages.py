@@ -342,3 +342,26 @@ def test_a_turn_that_the_template_leaves_out_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"prompt": "Why?", "chosen": "a", "rejected": "b", "system": "W"}])
     with pytest.raises(UserError, match=r"jsonl:1: not written by the chat template: message 0 .* role 'system'"):
         prepare(config(tmp_path, file, chat_template=template), TOKENIZER)
+
+
+def test_calls_as_json_text_are_calls() -> None:
+    record = asked({"tool_calls": [call("Ulm")], "content": None}, {"content": "b", "tool_calls": ""})
+    as_text = json.loads(json.dumps(record))
+    as_text["chosen"][-1]["tool_calls"] = json.dumps([call("Ulm")])
+    assert texts(read(as_text)) == texts(read(record))
+    for spoilt in ("[{'name': 'f'}]", "Ulm", "3", '[{"a": 1, "a": 2}]'):
+        as_text["chosen"][-1]["tool_calls"] = spoilt
+        with pytest.raises(BadRecord, match=r"chosen\[\d\]\.tool_calls is text that is no JSON of a list"):
+            read(as_text)
+
+
+def test_roles_that_nobody_knows_are_said() -> None:
+    account = Account(read=3)
+    reader = RecordReader(RecordsConfig(), "auto", account, as_messages=True)
+    answers = {"chosen": turns("", "a")[1:], "rejected": turns("", "b")[1:]}
+    for role in ("customer", "user", "client"):
+        reader.comparison({"prompt": [{"role": role, "content": "p"}] * 2, **answers})
+    assert account.remarks() == [
+        "2 of 3 records have turns of roles that are not known (customer), given to the template as they stand; "
+        "the key roles says what they are"
+    ]

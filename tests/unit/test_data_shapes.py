@@ -476,3 +476,11 @@ def test_null_keys_of_ranked_answers_hold_nothing() -> None:
     answers = [{"answer": "Because.", "rank": 1, "model": None}, {"answer": "No", "rank": 2, "model": None, "id": 3}]
     read({"prompt": "\n\nHuman: Why?\n\nAssistant: ", "answers": answers}, account)
     assert account.unread == {"answers[].id": 1}
+
+
+@pytest.mark.parametrize("name", ["Input", "SYSTEM", "Tools", "Context"])
+def test_parts_of_a_question_in_other_letters_are_refused(name: str) -> None:
+    record = {"prompt": "Why?", "chosen": "a", "rejected": "b", name: "Be brief."}
+    with pytest.raises(BadRecord, match=f"column not read: {name} may be part of what is asked"):
+        read(record)
+    assert read(record, unread=[name]).chosen == turns("", "a")[1:]

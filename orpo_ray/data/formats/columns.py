@@ -15,6 +15,7 @@ SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold a system turn."""
 PARTS = ("input", "instruction", "history", "context", "documents", "functions", *MEDIA)
 """Columns that are part of what is asked wherever they stand; `SYSTEM` and `tools` are too, and are read."""
+_QUESTION = {*PARTS, *SYSTEM, "tools"}
 _LISTS = (
     "prompt", "chosen", "rejected", "conversations", "conversation_a", "conversation_b", "conversation_history",
     "context",
@@ -131,8 +132,8 @@ def note_unread(
 ) -> None:
     """Count the columns of a record beside those in `reads` (dotted: a member of a struct).
 
-    `is_said`: whether a text stands in what was read. Raises `BadRecord` for a column in `PARTS` whose text does not,
-    unless it is in `allowed` (`data.unread`).
+    `is_said`: whether a text stands in what was read. Raises `BadRecord` for a column in `PARTS`, or one called as
+    those in upper case, whose text does not, unless it is in `allowed` (`data.unread`).
     """
     whole = set(reads)
     members: dict[str, set[str]] = {}
@@ -148,7 +149,11 @@ def note_unread(
                 if holds(inner[key]):
                     account.note_unread(f"{name}.{key}")
             continue
-        if name in PARTS and name not in allowed and not (isinstance(inner, str) and is_said(inner.strip())):
+        if (
+            name.lower() in _QUESTION
+            and name not in allowed
+            and not (isinstance(inner, str) and is_said(inner.strip()))
+        ):
             raise BadRecord(
                 name if name in MEDIA else "column not read",
                 f"{name} may be part of what is asked; name it under columns, as in "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from orpo_ray.config.records import RecordsConfig
+from orpo_ray.config.records import ROLES, RecordsConfig
 from orpo_ray.data.formats.columns import SYSTEM, holds, mapped, note_unread, with_messages_as_lists
 from orpo_ray.data.formats.comparison import Comparison, NoPreference
 from orpo_ray.data.formats.conversations import without_system_twice
@@ -36,6 +36,8 @@ class RecordReader:
         """Columns that are not read although a shape has them."""
         self._default = settings.system if settings.system and settings.system.strip() else ""
         self._unmet = set(settings.unread or ())
+        self._odd_role = ""
+        """The first that is none of ours."""
 
     def comparison(self, value: dict[str, Any]) -> Comparison:
         """Raises `BadRecord`; `NoPreference` where a sound record prefers nothing; `UserError` where a setting is
@@ -71,6 +73,7 @@ class RecordReader:
             prompt = without_system_twice(comparison.prompt, system) if system else comparison.prompt
             comparison = replace(comparison, prompt=prompt, tools=tools or None)
         self._note_unread(columns, shape, comparison)
+        self._note_roles(comparison)
         self._first = False
         return comparison
 
@@ -98,6 +101,16 @@ class RecordReader:
     def _default_system(self, comparison: Comparison) -> str:
         own = not isinstance(comparison.prompt, str) and comparison.prompt[0]["role"] == "system"
         return "" if own else self._default
+
+    def _note_roles(self, comparison: Comparison) -> None:
+        turns = [comparison.prompt, *(answer.turns for answer in comparison.answers)]
+        odd = [m["role"] for each in turns if not isinstance(each, str) for m in each if m["role"] not in ROLES]
+        if odd:
+            self._odd_role = self._odd_role or odd[0]
+            self._account.noted[
+                f"have turns of roles that are not known ({visible(self._odd_role):.40}), given to the template as "
+                "they stand; the key roles says what they are"
+            ] += 1
 
     def _note_unread(self, value: dict[str, Any], shape: Shape, comparison: Comparison | None) -> None:
         """`comparison`: None where the record says nothing, so that nothing of it can be missing."""
