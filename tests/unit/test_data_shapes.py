@@ -484,3 +484,11 @@ def test_parts_of_a_question_in_other_letters_are_refused(name: str) -> None:
     with pytest.raises(BadRecord, match=f"column not read: {name} may be part of what is asked"):
         read(record)
     assert read(record, unread=[name]).chosen == turns("", "a")[1:]
+
+
+def test_a_part_of_the_question_that_an_answer_quotes_is_not_thereby_asked() -> None:
+    passage = "The Pacific is the largest sea of all."
+    record = {"prompt": "Which sea is it?", "context": passage, "chosen": f"{passage} So it says.", "rejected": "No"}
+    with pytest.raises(BadRecord, match="column not read: context may be part"):
+        read(record)
+    assert read({**record, "prompt": f"Of this: {passage} Which sea is it?"}).rejected == turns("", "No")[1:]

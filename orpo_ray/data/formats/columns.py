@@ -132,7 +132,7 @@ def note_unread(
 ) -> None:
     """Count the columns of a record beside those in `reads` (dotted: a member of a struct).
 
-    `is_said`: whether a text stands in what was read. Raises `BadRecord` for a column in `PARTS`, or one called as
+    `is_said`: whether a text stands in what is asked. Raises `BadRecord` for a column in `PARTS`, or one called as
     those in upper case, whose text does not, unless it is in `allowed` (`data.unread`).
     """
     whole = set(reads)

@@ -9,7 +9,7 @@ from orpo_ray.config.records import ROLES, RecordsConfig
 from orpo_ray.data.formats.columns import SYSTEM, holds, mapped, note_unread, with_messages_as_lists
 from orpo_ray.data.formats.comparison import Comparison, NoPreference
 from orpo_ray.data.formats.conversations import without_system_twice
-from orpo_ray.data.formats.messages import Message, text_field, tool_list
+from orpo_ray.data.formats.messages import text_field, tool_list
 from orpo_ray.data.formats.reading import CHANCE, Reading
 from orpo_ray.data.formats.shapes import PAIRS, Shape, recognise, recognise_question, shape_named
 from orpo_ray.data.records import Account, BadRecord
@@ -118,13 +118,9 @@ class RecordReader:
         def is_said(text: str) -> bool:
             if comparison is None:
                 return True
-            turns = [comparison.prompt, *(answer.turns for answer in comparison.answers)]
-            texts = [text for each in turns for text in ([each] if isinstance(each, str) else map(_text, each))]
+            prompt = comparison.prompt
+            texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
             return any(text == other.strip() or (len(text) >= CHANCE and text in other) for other in texts)
 
         reads = {*shape.columns, *shape.also, *self._spoken} - self._left_out
         note_unread(value, reads, self._settings.unread or (), is_said, self._account)
-
-
-def _text(message: Message) -> str:
-    return message["content"]
