@@ -365,3 +365,18 @@ def test_roles_that_nobody_knows_are_said() -> None:
         "2 of 3 records have turns of roles that are not known (customer), given to the template as they stand; "
         "the key roles says what they are"
     ]
+
+
+def test_thoughts_in_the_text_itself_that_the_template_takes_off_are_refused() -> None:
+    """As DeepSeek R1's does, of every turn."""
+    shown = "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}"
+    renderer = Renderer(TOKENIZER, f"{{% for m in messages %}}<{{{{ m.role }}}}>{shown}{{% endfor %}}<assistant>")
+    kept = Renderer(TOKENIZER, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
+    thoughtful, plain = turns("", "<think>Hm.</think>Because.")[1:], turns("", "No")[1:]
+    with pytest.raises(BadRecord, match="not written by the chat template: thoughts of chosen"):
+        require_written(renderer, turns("Why?"), [thoughtful, plain], None)
+    require_written(kept, turns("Why?"), [thoughtful, plain], None)
+    require_written(renderer, turns("Why?"), [turns("", "<think>\n\n</think>\n\nBecause.")[1:], plain], None)
+    account = Account(read=1)
+    require_written(renderer, [*turns("Why?"), *thoughtful, *turns("So?")], [plain, plain], None, account)
+    assert account.remarks() == ["1 of 1 records have thoughts in the prompt, not written by the template"]
