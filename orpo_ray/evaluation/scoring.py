@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -66,12 +65,6 @@ class _NetworkJudge(ABC):
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
         fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self.model.context)
         rewards = _spread(fitting, self.scores(rows))
-        for judged, values in zip(block, rewards, strict=True):
-            if any(value is not None and not math.isfinite(value) for value in values):
-                raise UserError(
-                    f"reward_models.{self.model.label}: the reward of a response to {judged.prompt.location} is no "
-                    "finite number, so the model cannot be used"
-                )
         self._checked = self._checked or self._check(block, rewards)
         return rewards
 

@@ -288,27 +288,6 @@ def test_rewards_other_than_hugging_faces_are_refused(
         judge.rewards([Judged(prompt, ()) for prompt in prompts])
 
 
-def test_a_reward_that_is_no_number_is_refused_where_it_stands(tmp_path: Path, pairs: str) -> None:
-    """Else it would be left out of accuracies as if the text were too long."""
-    folder = save_judge(tmp_path / "judge", "qwen")
-    write_text_rule(folder, False)
-    model = find_reward_model("r", str(folder), "auto")
-    prompts, _ = read_prompts(PromptsConfig(source=pairs), with_messages=True)
-    judge = PackedJudge(model, None, 1000, torch.device("cpu"))
-    scores = judge.scores
-    judged = [Judged(prompt, ()) for prompt in prompts]
-    for nothing in (float("nan"), float("inf")):
-
-        def spoilt(rows: Any, nothing: float = nothing) -> list[list[float]]:
-            return [*scores(rows)[:-1], [0.0, nothing]]
-
-        judge.scores = spoilt  # type: ignore[method-assign]
-        with pytest.raises(
-            UserError, match=rf"^reward_models\.r: the reward of .*jsonl:{len(prompts)} is no finite num"
-        ):
-            judge.rewards(judged)
-
-
 def test_a_score_read_elsewhere_is_refused_before_its_tokenizer_is_looked_at(tmp_path: Path) -> None:
     config = DebertaV2Config(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1,

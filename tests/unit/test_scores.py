@@ -336,6 +336,16 @@ def test_the_key_that_scores_alone_have_tells_them() -> None:
     assert isinstance(load_any(file), ScoreConfig)
 
 
+def test_other_tools_are_another_question(tmp_path: Path) -> None:
+    asked = {"prompt": user("Q"), "chosen": assistant("a"), "rejected": assistant("b")}
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("one", "two")]
+    places = set()
+    for each in (None, *tools):
+        plan = planned(tmp_path, write(tmp_path, [{**asked, "tools": each}]))
+        places.add(plan.judges["truth"].rewards.folder.name)
+    assert len(places) == 3
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -356,7 +366,3 @@ def test_pieces_follow_from_what_is_scored(tmp_path: Path) -> None:
 
     assert place() == place("name=other", "scaling.scorers=2", "subset=kind")
     assert place() != place("prompts.limit=8") != place(source="toy")
-    asked = {"prompt": user("Q"), "chosen": assistant("a"), "rejected": assistant("b")}
-    tools = [[{"type": "function", "function": {"name": name}}] for name in ("one", "two")]
-    places = {place(source=write(tmp_path, [{**asked, "tools": each}])) for each in (None, *tools)}
-    assert len(places) == 3
