@@ -455,7 +455,7 @@ def test_numbers_and_labels_are_read_of_whatever_type_they_are_stored() -> None:
     for scores in ([1, 2], [1.5, 2.5], ["1", "2"], [Decimal("1.50"), Decimal("2.5")]):
         found = read({"prompt": "Why?", "responses": ["No", "Because."], "scores": scores})
         assert readable(found.chosen) == "Because."
-    for label, good in ((True, 1.0), ("True", 1.0), ("1", 1.0), (0, 0.0), ("false", 0.0), ("0", 0.0)):
+    for label, good in ((True, 1.0), ("True", 1.0), ("1", 1.0), ("1.0", 1.0), (0, 0.0), ("false", 0.0), ("0", 0.0)):
         reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=True)
         [answer] = reader.comparison({"prompt": "Why?", "completion": "Because.", "label": label}).answers
         assert answer.rating == good

@@ -17,7 +17,7 @@ MOST_ANSWERS = 64
 BETTER = {"ranks": -1.0, "scores": 1.0, "ratings": 1.0}
 """The columns that say how good each of `responses` is, and whether the larger is the better."""
 COMPLETIONS = ("completion", "response")
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 """As CSV has them, where all is text."""
 
 
