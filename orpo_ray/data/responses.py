@@ -20,7 +20,7 @@ from typing import Any
 
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.formats import RecordReader, Turns, require_short
-from orpo_ray.data.formats.columns import holds
+from orpo_ray.data.formats.columns import as_message_list, holds
 from orpo_ray.data.formats.lists import BETTER
 from orpo_ray.data.formats.messages import checked_text, message_list, readable, spoken
 from orpo_ray.data.prompts import Prompt, Question, read_each
@@ -132,6 +132,8 @@ class _Reader:
         return Question(asked.prompt, tuple(completions), asked.tools)
 
     def _turns(self, found: Any, where: str) -> Turns:
+        if isinstance(found, str | dict):
+            found = as_message_list(found, where) or found
         if not isinstance(found, list):
             return checked_text(found, where)
         return message_list({where: found}, where, self._roles, self.account)

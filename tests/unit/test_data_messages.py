@@ -23,6 +23,7 @@ from orpo_ray.data.formats.messages import CARRIED, MOST_NESTED, readable, size,
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.responses import read_responses
 from orpo_ray.data.sources import read_records
 from orpo_ray.data.summary import summarize
 from orpo_ray.data.templates import Renderer, Segment
@@ -380,3 +381,17 @@ def test_thoughts_in_the_text_itself_that_the_template_takes_off_are_refused() -
     account = Account(read=1)
     require_written(renderer, [*turns("Why?"), *thoughtful, *turns("So?")], [plain, plain], None, account)
     assert account.remarks() == ["1 of 1 records have thoughts in the prompt, not written by the template"]
+
+
+def test_answers_of_lists_and_labels_may_be_messages_as_json_text_too(tmp_path: Path) -> None:
+    one, other = (turns("", text)[1:] for text in ("a", "b"))
+    for responses in ([json.dumps(one), other[0]], [one, json.dumps(other)]):
+        found = read({"prompt": "p", "responses": responses, "ranks": [1, 2]})
+        assert found == PreferencePair(turns("p"), one, other)  # type: ignore[arg-type]
+    assert read({"prompt": "p", "chosen": json.dumps(one), "rejected": [[*other], [*other]]}).rejected == other
+    reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=False)
+    assert reader.comparison({"prompt": "p", "completion": json.dumps(one), "label": "1"}).answers[0].turns == one
+    for field in ("response", "output"):
+        file = write(tmp_path / f"{field}.jsonl", [{"prompt": "p", field: json.dumps(one)}])
+        [record], _ = read_responses(PromptsConfig(source=str(file)), with_messages=True)
+        assert record.prompt.as_found.completions == (one,)

@@ -101,11 +101,15 @@ def with_messages_as_lists(value: dict[str, Any]) -> dict[str, Any]:
 
     Raises `BadRecord` for what is meant as such text and is none, such as a list as Python prints it.
     """
-    found = {name: _as_list(value[name], name) for name in _LISTS if isinstance(value.get(name), str | dict)}
+    found = {name: as_message_list(value[name], name) for name in _LISTS if isinstance(value.get(name), str | dict)}
     return value | {name: items for name, items in found.items() if items is not None}
 
 
-def _as_list(value: Any, name: str) -> list[Any] | None:
+def as_message_list(value: Any, name: str) -> list[Any] | None:
+    """The messages that a text, as JSON, or an object stands for; None where it is neither.
+
+    Raises `BadRecord`, about `name`, for what is meant as such text and is none.
+    """
     if isinstance(value, dict):
         return [value] if _is_message(value) else None
     if not value.lstrip().startswith("[") or not value.rstrip().endswith("]"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from orpo_ray.data.formats.columns import holds, missing
+from orpo_ray.data.formats.columns import as_message_list, holds, missing
 from orpo_ray.data.formats.comparison import Comparison, rated
 from orpo_ray.data.formats.messages import Turns, checked_text, spoken
 from orpo_ray.data.formats.reading import Reading, number
@@ -88,4 +88,6 @@ def _list(value: dict[str, Any], name: str) -> list[Any]:
 
 
 def _turns(found: Any, where: str, reading: Reading) -> Turns:
+    if isinstance(found, str | dict):
+        found = as_message_list(found, where) or found
     return reading.messages({where: found}, where) if isinstance(found, list) else checked_text(found, where)
