@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from orpo_ray.config.records import PairFormat, RecordsConfig
-from orpo_ray.config.section import Count, Integer, Number
+from orpo_ray.config.section import NAME, Count, Integer, Number
 
 MAX_RECORD_CHARACTERS = 1_500_000
 DATE = "2024-07-26"
@@ -25,7 +25,7 @@ class SourceConfig(RecordsConfig):
 
     source: str
     """As `data.train`."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+    name: Annotated[str, Field(pattern=NAME, max_length=60)]
     """What it is called in counts, metrics and messages. Its order of pairs follows from the name and `seed`."""
     split: str | None = None
     """Default: `data.train_split`, or `data.eval_split`."""
@@ -48,7 +48,7 @@ class DataConfig(RecordsConfig):
     """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world. Or a list of several, each a
     mapping {source, name, split, weight, limit}; see `SourceConfig`."""
     train_split: str = "train"
-    temperature: Annotated[Number, Field(gt=0)] | None = None
+    temperature: Annotated[Number, Field(ge=0.05)] | None = None
     """Of several sources: one with n pairs weighs n ** (1 / temperature); above 1, small ones come more often."""
     eval: Sources | None = None
     """Held-out pairs, of one source or several; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at

@@ -63,7 +63,7 @@ class PromptsConfig(RecordsConfig):
     """Read only so many records."""
     records: tuple[Annotated[Integer, Field(ge=0)], ...] | None = None
     """Read these alone, by their places in the source, from 0; a sweep names those that have ranked no trial."""
-    format: PairFormat | Literal["prompts"] = "auto"
+    format: Literal[PairFormat, "prompts"] = "auto"
     chat_template: str | None = None
     """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained.
     One model's alone: `models.NAME.chat_template`."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from orpo_ray.config.data import SOURCES
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.config.schema import TrainConfig
-from orpo_ray.config.section import Section
+from orpo_ray.config.section import NAME, Section
 from orpo_ray.errors import UserError
 from orpo_ray.masking import holds_mask
 from orpo_ray.visible import visible
@@ -198,11 +198,22 @@ def _place(section: dict[str, Any] | list[Any], part: str, above: str, origin: s
     return int(part)
 
 
+_WORDS = {
+    "string_type": "should be a text",
+    "dict_type": "should be a mapping of keys",
+    "list_type": "should be a list",
+    "tuple_type": "should be a list",
+    "too_short": "should not be empty",
+    NAME: "should be letters, digits, dots, dashes and underscores, a letter or a digit first",
+}
+"""In the place of pydantic's, by its kind of problem, or by the pattern that a text does not match."""
+
+
 def _describe(error: ValidationError, schema: type[Section]) -> str:
     """The first problem in one line (unknown keys before all else), and how many more there are."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     kind, value, context = problems[0]["type"], problems[0]["input"], problems[0].get("ctx", {})
-    location = [str(part) for part in problems[0]["loc"] if part not in SOURCES.values()]
+    location = [str(part) for part in problems[0]["loc"] if part not in (*SOURCES.values(), "[key]")]
     objective = None
     if location[:1] == ["objective"] and len(location) > 1:  # pydantic puts the objective's name in between
         objective = location.pop(1)
@@ -222,7 +233,8 @@ def _describe(error: ValidationError, schema: type[Section]) -> str:
     elif kind in {"model_type", "model_attributes_type"}:
         message = f"{key}: should be a mapping of keys (got {_shown(value)})"
     else:
-        message = f"{key}: {problems[0]['msg'].removeprefix('Input ')} (got {_shown(value)})"
+        told = _WORDS.get(context.get("pattern", kind)) or problems[0]["msg"].removeprefix("Input ")
+        message = f"{key}: {told} (got {_shown(value)})"
     more = len(problems) - 1
     return message + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 

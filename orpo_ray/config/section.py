@@ -43,7 +43,8 @@ Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]
 Count = Annotated[Integer, Field(ge=1, le=10**12)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+RunName = Annotated[str, Field(pattern=NAME, max_length=100)]
 """A name that is a folder's: it leads nowhere else."""
 FreeForm = Annotated[dict[str, Any], AfterValidator(_plain), PlainSerializer(_without_secrets)]
 """Settings that others define. In a file, texts whose key names a secret are masked."""

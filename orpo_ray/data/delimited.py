@@ -85,7 +85,10 @@ def _fields(text: bytes | TooLong, delimiter: str, most: int) -> list[str] | Bad
     except UnicodeDecodeError as error:
         return BadRecord("invalid UTF-8", f"byte {error.start + 1} of the record")
     except csv.Error as error:
-        return BadRecord("malformed CSV", one_line(error))
+        told = one_line(error)
+        if "new-line character" in told:
+            told = "a carriage return stands alone, outside of quotation marks; lines should end in a line feed"
+        return BadRecord("malformed CSV", told)
 
 
 def _records(chunks: Iterator[bytes], delimiter: str, most: int) -> Iterator[tuple[int, bytes | TooLong]]:

@@ -23,8 +23,12 @@ from orpo_ray.visible import visible
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 """JSON files that lie beside data, written by `datasets` and others."""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_WRITTEN_OUT = {"training": "train", "testing": "test", "evaluation": "eval"}
 _CACHE = re.compile(r"cache-[0-9a-f]{16}(?:_\d+_of_\d+)?\.arrow")
 """What `map` and `filter` of `datasets` leave beside the data that they were made of."""
+_BESIDE = re.compile(
+    rf"{_CACHE.pattern}|{'|'.join(map(re.escape, sorted(NOT_DATA)))}|README.*|LICENSE.*|.*\.(?:md|lock|py)"
+)
 _SHARD = re.compile(r"(?P<stem>.*?)[-_.](?P<index>\d+)[-_]of[-_](?P<count>\d+)(?:[-_][0-9a-f]{16})?")
 _NUMBERED = re.compile(r"(?:[-_.]\d+)+(?:[-_]of[-_]\d+(?:[-_][0-9a-f]{16})?)?$")
 _FAMILIES = ((".csv", ".tsv"), (".parquet", ".arrow"))  # and JSON
@@ -43,6 +47,16 @@ class Folder:
     """Gives the content of a small file of it. Raises `UserError`."""
 
 
+def not_read(folder: Folder, chosen: list[str]) -> list[str]:
+    """The files that a person may take for data beside the `chosen`: all but those that lie beside data as a rule."""
+    saved = {dirname(name) for name in folder.names if name.split("/")[-1] == "state.json"}
+    return [
+        name for name in folder.names
+        if name not in chosen and dirname(name) not in saved and not _is_hidden(name)
+        and not _BESIDE.fullmatch(name.split("/")[-1])
+    ]  # fmt: skip
+
+
 def files_of_split(folder: Folder, split: str, subset: str | None = None) -> list[str]:
     """The names of the files, in the order in which they are read.
 
@@ -54,7 +68,7 @@ def files_of_split(folder: Folder, split: str, subset: str | None = None) -> lis
         return saved
     subsets = subsets_of(folder.label, folder.names, folder.read)
     if subset is not None and subset not in subsets:
-        known = f"it has {_listed(subsets)}" if subsets else "README.md declares none"
+        known = f"it has {listed(subsets)}" if subsets else "README.md declares none"
         raise UserError(f"{folder.label}: has no subset {subset!r:.80}: {known}")
     names = _data(folder)
     if subsets:
@@ -71,9 +85,7 @@ def _saved(folder: Folder, split: str) -> list[str] | None:
     if "dataset_dict.json" in folder.names:
         splits = _member(folder, "dataset_dict.json", "splits", list)
         if split not in splits:
-            raise UserError(
-                f"{folder.label}: has the splits {_listed(map(str, splits))} but no {split!r}; {_SET_SPLIT}"
-            )
+            raise UserError(f"{folder.label}: has the splits {listed(map(str, splits))} but no {split!r}; {_SET_SPLIT}")
         inside = f"{split}/"
     files = _saved_files(folder, f"{inside}state.json")
     if files is None and inside:
@@ -129,9 +141,12 @@ def _data(folder: Folder) -> list[str]:
 
 
 def _is_data(name: str) -> bool:
-    *folders, last = name.split("/")
-    hidden = any(part.startswith((".", "_")) for part in (*folders, last))
-    return base_extension(name) != "" and last not in NOT_DATA and not _CACHE.fullmatch(last) and not hidden
+    last = name.split("/")[-1]
+    return base_extension(name) != "" and last not in NOT_DATA and not _CACHE.fullmatch(last) and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def _of_subset(label: str, subsets: dict[str, Subset], names: list[str], split: str) -> list[str]:
@@ -141,10 +156,10 @@ def _of_subset(label: str, subsets: dict[str, Subset], names: list[str], split: 
     having = {name: subset for name, subset in subsets.items() if subset.has(split)}
     if not having:
         splits = sorted({each for subset in subsets.values() for each in subset.splits or ()})
-        raise UserError(f"{label}: README.md has the splits {_listed(splits)} but no {split!r}; {_SET_SPLIT}")
+        raise UserError(f"{label}: README.md has the splits {listed(splits)} but no {split!r}; {_SET_SPLIT}")
     if len(having) > 1:
-        hint = f"name one, as in {label}:{_listed([min(having)])}"
-        raise UserError(f"{label}: README.md has split {split!r} in the subsets {_listed(having)}; {hint}")
+        hint = f"name one, as in {label}:{listed([min(having)])}"
+        raise UserError(f"{label}: README.md has split {split!r} in the subsets {listed(having)}; {hint}")
     [(name, subset)] = having.items()
     if subset.splits is not None:
         return subset.files(split, names)
@@ -157,7 +172,8 @@ def _of_subset(label: str, subsets: dict[str, Subset], names: list[str], split: 
 
 
 def _by_name(label: str, names: list[str], split: str, inside: str = "") -> list[str]:
-    """The files whose path has `split` in it as a word; all of them where no path names any split.
+    """The files whose path has `split` in it as a word; all of them where no path names any split, or each of them this
+    one in another way (`Train`, `train1`).
 
     A path that *is* the split (`train.jsonl`, `train-00000-of-00002.parquet`, `train/a.jsonl`) goes before one that
     merely has it (`harmless-base-train.jsonl`), so `train` does not also read `train_sft`. Files may be parts of one
@@ -183,17 +199,27 @@ def _by_name(label: str, names: list[str], split: str, inside: str = "") -> list
         if len(candidates) > 1 and not all(each.endswith(split) for each in candidates):
             _refuse_open(label, split, candidates)
         return list(having)
-    named = {part for name in names for part in re.split(r"[^A-Za-z0-9]+", name.removeprefix(inside)) if part in SPLITS}
-    if named:
-        raise UserError(f"{label}: has files of {_listed(sorted(named))} but none of split {split!r}; {_SET_SPLIT}")
+    words = [
+        [part for part in re.split(r"[^A-Za-z0-9]+", name.removeprefix(inside)) if _split_meant(part)] for name in names
+    ]
+    if any(words) and any({*map(_split_meant, found)} != {split} for found in words):
+        named = sorted({part for found in words for part in found})
+        raise UserError(f"{label}: has files of {listed(named)} but none of split {split!r}; {_SET_SPLIT}")
     sharded = {"/".join(path) for path in paths.values()}
     if len(sharded) > 1 and all(_shard(name) for name in names):  # names of splits, as the Hub has them
         _refuse_open(label, split, sorted(sharded))
     return names
 
 
+def _split_meant(word: str) -> str | None:
+    """The split that a word of a name stands for, in any case, numbered or not: `train` of `Train` and `training2`."""
+    plain = word.lower().rstrip("0123456789")
+    plain = _WRITTEN_OUT.get(plain, plain)
+    return plain if plain in SPLITS else None
+
+
 def _refuse_open(label: str, split: str, candidates: list[str]) -> None:
-    raise UserError(f"{label}: split {split!r} may be {_listed(candidates, 'or')}; {_SET_SPLIT}")
+    raise UserError(f"{label}: split {split!r} may be {listed(candidates, 'or')}; {_SET_SPLIT}")
 
 
 def _path(name: str) -> list[str]:
@@ -250,7 +276,7 @@ def _refuse_twice(label: str, one: str, other: str) -> None:
     raise UserError(f"{label}: {one} and {other} may hold the same records, to go by their names; name one of them")
 
 
-def _listed(names: Iterable[str], last: str = "and") -> str:
+def listed(names: Iterable[str], last: str = "and") -> str:
     """`a, b and c`, shortened where there are very many."""
     *others, final = [f"{visible(name):.100}" for name in names] or ["none"]
     if len(others) > 11:

@@ -35,11 +35,16 @@ class Mismatched:
     def __len__(self) -> int:
         return len(self.data)
 
-    def check(self, source: str) -> None:
-        """Raises `UserError`, about `source`, where all prompts are the same, so that no response is another's."""
+    def check(self, source: str, *, held_out: bool = False) -> None:
+        """Raises `UserError`, about `source`, where all prompts are the same, so that no response is another's.
+
+        `held_out`: these are the few that were held out of it.
+        """
         if not any(self._differ(0, i) for i in range(1, len(self))):
+            told = "one prompt alone is held out of it; raise data.eval_fraction, or set data.eval to other data"
             raise UserError(
-                f"{source}: KTO's reference point needs responses to other prompts, and there is one prompt alone"
+                f"{source}: KTO's reference point needs responses to other prompts, and "
+                f"{told if held_out else 'there is one prompt alone'}"
             )
 
     def partners(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:

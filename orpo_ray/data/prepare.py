@@ -34,7 +34,7 @@ from orpo_ray.masking import masked
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised by one whenever the same records would come out as other tokens: older caches are then not found."""
 RECORDS_PER_BATCH = 256
 CHARACTERS_AT_ONCE = 1 << 20
@@ -102,13 +102,17 @@ def prepare(
     held_out, unseen = _set_apart(held_out, hashes, data.unseen_fraction)
     held_out_of = data.train if data.eval is None else data.eval
 
-    def read(pairs_of: list[PairDataset], sources_of: list[SourceConfig]) -> list[PairDataset]:
-        return [_read_as(config, pairs, one.source) for one, pairs in zip(sources_of, pairs_of, strict=True)]
+    def read(pairs_of: list[PairDataset], sources_of: list[SourceConfig], held_out: bool = False) -> list[PairDataset]:
+        return [_read_as(config, pairs, one.source, held_out) for one, pairs in zip(sources_of, pairs_of, strict=True)]
+
+    def read_held_out(pairs_of: list[PairDataset]) -> Pairs:
+        pairs = read(pairs_of, data.eval_sources or data.train_sources, not evaluated)
+        return _together(held_out_of, pairs)
 
     return PreparedData(
         _together(data.train, read(to_train, data.train_sources)),
-        _together(held_out_of, read(held_out, data.eval_sources or data.train_sources)),
-        unseen=_together(held_out_of, read(unseen, data.eval_sources or data.train_sources)) if unseen else None,
+        read_held_out(held_out),
+        unseen=None if unseen is None else read_held_out(unseen),
         accounts={key: source.account for key, source in zip(_keys(data), sources, strict=True)},
         quarantine=tuple(source.quarantine for source in sources if source.quarantine is not None),
         digest="-".join(source.digest for source in sources),
@@ -118,14 +122,14 @@ def prepare(
     )
 
 
-def _read_as(config: TrainConfig, pairs: PairDataset, name: str) -> PairDataset:
-    """`pairs` of the source `name`, as the objective takes them."""
+def _read_as(config: TrainConfig, pairs: PairDataset, name: str, held_out: bool) -> PairDataset:
+    """`pairs` of the source `name`, or those `held_out` of it, as the objective takes them."""
     # SFT trains on the best response, and evaluates one other beside it.
     pairs = replace(pairs, rule="best_against_worst" if config.objective.best_alone else config.reading)
     if config.reading != "labels" or not len(pairs):
         return pairs
     mismatched = Mismatched(pairs, config.seed, config.data.max_length)
-    mismatched.check(name)
+    mismatched.check(name, held_out=held_out)
     return replace(pairs, mismatched=mismatched)
 
 
@@ -233,6 +237,7 @@ def _tokenized(
         where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
         why = "".join(f"; {remark}" for remark in tokenized.account.said)
         raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}{why}")
+    tokenized.account.said[:0] = source.remarks()  # of the folder as it is now
     return tokenized
 
 
@@ -246,6 +251,8 @@ class _Waiting(NamedTuple):
     question: int
     """See `question_hash`."""
     text: Rendered
+    location: str
+    """What messages call the record."""
 
 
 class _Tokenization:
@@ -342,7 +349,7 @@ class _Tokenization:
                 try:
                     lost = lost_in_tokens(self.tokenizer, text)
                 except UserError as error:
-                    raise UserError(f"record {item.record}: {error}") from None
+                    raise UserError(f"{item.location}: {error}") from None
                 if lost and lost not in self.account.said:
                     self.account.said.append(lost)
         if any(not item.text.verbatim for item in waiting):
@@ -385,5 +392,9 @@ class _Tokenization:
             return None
         require_written(self.renderer, prompt, answers, tools, self.account)
         return _Waiting(
-            record.index, ranks, question_hash(prompt), self.renderer.rendered(prompt, answers, tools=tools)
+            record.index,
+            ranks,
+            question_hash(prompt),
+            self.renderer.rendered(prompt, answers, tools=tools),
+            record.location,
         )

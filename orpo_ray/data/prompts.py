@@ -90,6 +90,7 @@ def read_each(
     """
     all_found: list[Read] = []
     source = open_source(config.source, config.split, config.max_record_characters)
+    account.said += source.remarks()
     for record in _asked(config, source):
         account.read += 1
         try:

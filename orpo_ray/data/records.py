@@ -15,6 +15,9 @@ RAW_LIMIT = 4096
 _NAME_LIMIT, _NAMES_LIMIT, _NAMES_SHOWN = 80, 200, 30
 """Of columns that are not read: characters of a name, names that are counted, and that are shown."""
 
+_NAMELESS = "(one without a name)"
+"""Such as the index that pandas writes first into a CSV file."""
+
 
 class BadRecord(Exception):
     """A record that is not a preference pair. `reason` is a category, counted; `detail` is particular."""
@@ -117,7 +120,7 @@ class Account:
 
     def note_unread(self, name: str) -> None:
         """Count a column of a stranger's file: of any number of names so many are kept."""
-        name = visible(name[:_NAME_LIMIT])
+        name = visible(name[:_NAME_LIMIT]) if name.strip() else _NAMELESS
         self.unread[name if name in self.unread or len(self.unread) < _NAMES_LIMIT else "(others)"] += 1
 
     def remarks(self) -> list[str]:

@@ -4,7 +4,8 @@
 |---|---|
 | a pair, in any shape that `formats` reads | `chosen`, `rejected` |
 | `prompt`; `chosen`, `rejected` or both a list of texts (RewardBench 2) | all of `chosen`, then all of `rejected` |
-| `prompt` and `responses` (a list) | its elements |
+| `prompt`, `responses` (a list) and `ranks`, `scores` or `ratings` | its elements, the best first |
+| `prompt` and `responses` without these | its elements |
 | `prompt` and `response`, or `instruction` and `output` (AlpacaEval) | that one |
 
 A prompt and a response are text or message lists, each by itself.
@@ -19,7 +20,8 @@ from typing import Any
 
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.formats import RecordReader, Turns, require_short
-from orpo_ray.data.formats.columns import holds
+from orpo_ray.data.formats.columns import as_message_list, holds
+from orpo_ray.data.formats.lists import BETTER
 from orpo_ray.data.formats.messages import checked_text, message_list, readable, spoken
 from orpo_ray.data.prompts import Prompt, Question, read_each
 from orpo_ray.data.records import Account, BadRecord, Record
@@ -77,7 +79,7 @@ class _Reader:
         self._as_messages, self._asked = as_messages, config.format
         self.account = account = Account()
         """What is not read, some of which goes along, and what was decided."""
-        self._roles = config.roles
+        self._roles, self._unread = config.roles, config.unread or ()
         self._pairs = RecordReader(config, config.format, account, as_messages=as_messages, may_only_ask=True)
         self._prompts = RecordReader(config, "prompts", account, as_messages=as_messages, may_only_ask=True)
 
@@ -87,8 +89,8 @@ class _Reader:
 
     def __call__(self, value: dict[str, Any]) -> tuple[Question, int | None]:
         """The question, and how many of its responses, the first, are the better ones."""
-        own = next((name for name in _OWN if name in value), None)
-        if own is not None and "chosen" not in value and self._asked in ("auto", "prompts"):
+        own = next((name for name in _OWN if name in value and name not in self._unread), None)
+        if own is not None and "chosen" not in value and not self._is_ranked(value, own):
             question = self._with_responses(value, own)
             chosen = None
         else:
@@ -105,9 +107,16 @@ class _Reader:
             raise BadRecord("empty prompt")
         return question, chosen
 
+    def _is_ranked(self, value: dict[str, Any], own: str) -> bool:
+        """Whether the record says how good each of its responses is."""
+        if self._asked != "auto" or own != "responses" or "prompt" not in value:
+            return self._asked not in ("auto", "prompts")
+        return any(value.get(name) is not None and name not in self._unread for name in BETTER)
+
     def _with_responses(self, value: dict[str, Any], field: str) -> Question:
-        asked = self._prompts.comparison({name: each for name, each in value.items() if name not in _OWN})
-        for other in _OWN:
+        own = [name for name in _OWN if name not in self._unread]
+        asked = self._prompts.comparison({name: each for name, each in value.items() if name not in own})
+        for other in own:
             if other != field and holds(value.get(other)):
                 self.account.note_unread(other)
         if field != "responses":
@@ -123,6 +132,8 @@ class _Reader:
         return Question(asked.prompt, tuple(completions), asked.tools)
 
     def _turns(self, found: Any, where: str) -> Turns:
+        if isinstance(found, str | dict):
+            found = as_message_list(found, where) or found
         if not isinstance(found, list):
             return checked_text(found, where)
         return message_list({where: found}, where, self._roles, self.account)

@@ -17,7 +17,7 @@ import fsspec
 
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.data.delimited import DELIMITERS
-from orpo_ray.data.folders import Folder, files_of_split
+from orpo_ray.data.folders import Folder, files_of_split, listed, not_read
 from orpo_ray.data.readers import base_extension, read_file
 from orpo_ray.data.records import BadRecord, Record, bytes_of, one_line
 from orpo_ray.data.tables import table_rows
@@ -42,6 +42,9 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """A digest of the content. Raises `UserError`."""
+
+    def remarks(self) -> list[str]:
+        """What there is that is not read, in a line."""
 
 
 def read_records(source: str, split: str, limit: int | None = None) -> Iterator[Record]:
@@ -98,6 +101,9 @@ class ToySource:
             digest.update(json.dumps(record.value).encode())
         return digest.hexdigest()
 
+    def remarks(self) -> list[str]:
+        return []
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -108,6 +114,8 @@ class FileSource:
     """(path in the file system, name that messages give it)"""
     most: int
     """Bytes of a record."""
+    passed_over: tuple[str, ...] = ()
+    """Names of other files of the folder."""
 
     def records(self) -> Iterator[Record]:
         numbers = itertools.count()
@@ -133,6 +141,9 @@ class FileSource:
                     digest.update(hashlib.file_digest(handle, "blake2b").digest())
         return digest.hexdigest()
 
+    def remarks(self) -> list[str]:
+        return [f"files of the folder that are not read: {listed(self.passed_over)}"] if self.passed_over else []
+
 
 @dataclass(frozen=True)
 class HubSource:
@@ -157,6 +168,9 @@ class HubSource:
     def fingerprint(self) -> str:
         # `datasets` derives it from the hashes of the data files and what was done to them.
         return str(self._dataset._fingerprint)
+
+    def remarks(self) -> list[str]:
+        return []
 
     @cached_property
     def _dataset(self) -> Any:
@@ -209,8 +223,10 @@ def _file_source(source: str, split: str, most: int, subset: str | None = None) 
             content: bytes = handle.read(_NOTE_BYTES)
             return content
 
-    chosen = files_of_split(Folder(label, tuple(sorted(paths)), read), split, subset)
-    return FileSource(filesystem, tuple((paths[name], f"{label}/{name}") for name in chosen), most)
+    folder = Folder(label, tuple(sorted(paths)), read)
+    chosen = files_of_split(folder, split, subset)
+    files = tuple((paths[name], f"{label}/{name}") for name in chosen)
+    return FileSource(filesystem, files, most, tuple(not_read(folder, chosen)))
 
 
 def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:

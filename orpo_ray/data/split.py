@@ -86,7 +86,7 @@ def _write(hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, fo
     if alone:
         last = _smallest(hashes, seed, max(1, math.ceil(fraction * len(hashes))))
     else:
-        last = np.uint64(int(fraction * 2**64) - 1)
+        last = np.uint64(max(int(fraction * 2**64) - 1, 0))
     start = held = 0
     with (folder / _FILES[0]).open("wb") as train, (folder / _FILES[1]).open("wb") as evaluation:
         for numbers in _drawn(hashes, seed):

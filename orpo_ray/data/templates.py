@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orpo_ray.config.data import DATE
 from orpo_ray.data.formats import Message, Tools, Turns
+from orpo_ray.data.formats.reading import CHANCE
 from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.data.special_tokens import control_tokens, special_tokens, text_start
 from orpo_ray.data.template_dates import with_fixed_date
@@ -65,6 +66,7 @@ NAMED_TEMPLATES = {
 
 TEXT_RULE = "orpo_ray.json"
 _AS_SERVED = "as served"
+_WORD = "zqwordqz"  # what no template takes apart
 RENDER_SECONDS = 10
 """Of computing, for one record: more is a template that does not end."""
 
@@ -197,7 +199,9 @@ class Renderer:
         held: list[str] = []
         messages, tools = self._hold(prompt, held), self._hold(tools, held)
         wholes = [self._whole(messages, self._hold(turns, held), tools) for turns in completions]
-        opening = self._parted(self._opening(messages, tools), wholes)
+        opening = self._opening(messages, tools)
+        self._require_turns(messages, opening, lambda others: self._opening(others, tools))
+        opening = self._parted(opening, wholes)
         responses = []
         for whole, is_cut in zip(wholes, cuts, strict=True):
             text, closed = self._ended(whole.removeprefix(opening), cut=is_cut)
@@ -210,8 +214,10 @@ class Renderer:
         if isinstance(prompt, str):
             return [Segment(prompt + str(completion), control=False)]
         held: list[str] = []
-        messages, tools = self._hold(prompt, held), self._hold(tools, held)
-        return self._segments(self._whole(messages, self._hold(completion, held), tools), held)
+        messages, answer, tools = self._hold(prompt, held), self._hold(completion, held), self._hold(tools, held)
+        whole = self._whole(messages, answer, tools)
+        self._require_turns(messages, whole, lambda others: self._whole(others, answer, tools))
+        return self._segments(whole, held)
 
     @cached_property
     def frame(self) -> Frame | None:
@@ -290,6 +296,23 @@ class Renderer:
         if messages[-1]["role"] == "assistant":
             return self._render(messages, False, tools, continue_final_message=True)
         return self._render(messages, True, tools)
+
+    def _require_turns(self, messages: list[Message], text: str, render: Callable[[list[Message]], str]) -> None:
+        """Raises `BadRecord` where a turn of the prompt, such as the system's, is not in the `text` that `render` makes
+        of it."""
+        for at, message in enumerate(messages):
+            content, may_be_left_out = message["content"].strip(), message["role"] not in ("user", "assistant")
+            if content in text and (not content or len(content) >= CHANCE or not may_be_left_out):
+                continue
+            # Changed, or left out? A template may write it in another form, or a part of it.
+            other = [*messages[:at], Message(**{**message, "content": _WORD}), *messages[at + 1 :]]
+            try:
+                is_written = render(other) != text
+            except BadRecord:
+                is_written = True
+            if not is_written:
+                role = message["role"]
+                raise BadRecord("not written by the chat template", f"message {at} of the prompt, of role {role!r:.40}")
 
     def _whole(self, messages: list[Message], answer: list[Message], tools: Tools | None) -> str:
         """The conversation; an answer goes on with the prompt's last turn where that is the assistant's."""

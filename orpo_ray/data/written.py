@@ -14,6 +14,8 @@ from orpo_ray.errors import UserError
 _CALLS = ("tool_calls", "function_call")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Templates leave those of earlier turns out as a rule, so only in answers must they be written."""
+_END_OF_THOUGHTS = "</think>"
+"""Where thoughts end that stand in the content itself."""
 
 
 def require_written(
@@ -32,16 +34,23 @@ def require_written(
         for key in CARRIED
         if not isinstance(turns, str) and any(message.get(key) for message in turns)
     ]
-    if not fields and not tools:
+    thoughtful = [
+        at
+        for at, turns in enumerate(parts)
+        if not isinstance(turns, str) and any(_has_thoughts(message["content"]) for message in turns)
+    ]
+    if not fields and not tools and not thoughtful:
         return
     whole = renderer.rendered(prompt, completions, tools=tools)
     if tools and _same(renderer, whole, prompt, completions, None):
         raise BadRecord("not written by the chat template", "tools")
-    for at, key in fields:
-        without = [_without(turns, key) if i == at else turns for i, turns in enumerate(parts)]
-        if not _same(renderer, whole, without[0], without[1:], tools):
+    without = [(at, key, _without(parts[at], key)) for at, key in fields]
+    without += [(at, "thoughts", _without_thoughts(parts[at])) for at in thoughtful]
+    for at, key, other in without:
+        others = [other if i == at else turns for i, turns in enumerate(parts)]
+        if not _same(renderer, whole, others[0], others[1:], tools):
             continue
-        if key in _CALLS or (key in _THOUGHTS and at > 0):
+        if key in _CALLS or (key in (*_THOUGHTS, "thoughts") and at > 0):
             where = ("the prompt", "chosen", "rejected")[at] if len(parts) == 3 else "a message"
             raise BadRecord("not written by the chat template", f"{key} of {where}")
         if account is not None:
@@ -59,6 +68,16 @@ def _same(
         return renderer.rendered(prompt, completions, tools=tools) == whole
     except (BadRecord, UserError):  # a template that cannot do without it reads it
         return False
+
+
+def _has_thoughts(text: str) -> bool:
+    """An empty block of them, which some templates write into every answer, is none."""
+    return bool(text.rpartition(_END_OF_THOUGHTS)[0].replace("<think>", "").strip())
+
+
+def _without_thoughts(turns: Turns) -> Turns:
+    assert not isinstance(turns, str)
+    return [cast(Message, {**m, "content": m["content"].rpartition(_END_OF_THOUGHTS)[2]}) for m in turns]
 
 
 def _without(turns: Turns, key: str) -> Turns:

@@ -13,10 +13,12 @@ from typing import Any
 from orpo_ray.config import ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.config.kinds import held_for
+from orpo_ray.data.records import Account
 from orpo_ray.data.responses import Responses, read_responses
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone
 from orpo_ray.evaluation.listening import listener
+from orpo_ray.evaluation.models import Speaker
 from orpo_ray.evaluation.plan import (
     OWN,
     Plan,
@@ -35,6 +37,7 @@ from orpo_ray.parsing import read_object
 from orpo_ray.terminal import Console
 from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.run_folder import write_atomically, write_table
+from orpo_ray.visible import visible
 
 RESPONSE = "response"
 """The label of a response of which nothing is said."""
@@ -94,13 +97,27 @@ def make_score_plan(config: ScoreConfig, progress: Callable[[int], None] | None 
         prompt_ids(each, prompts)
     blocks = cut_into_blocks(range(len(records)))
     folder = ScoreFolder(config.storage.run_dir(config.name))
-    asked = content_key(prompts=[[p.as_found.prompt, p.as_found.completions] for p in prompts], blocks=blocks)
+    asked = content_key(prompts=[p.as_found.content for p in prompts], blocks=blocks)
     return ScorePlan(
         config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, records=records,
         own=[_names(record) for record in records],
         judges=judge_works(config, folder.rewards, reward_models, listeners, {OWN: {}}, asked=asked),
-        notes=[*left_out(account, "are no prompt with responses"), *from_elsewhere(listeners, generated=False)],
+        notes=_notes(config, records, account, listeners),
     )  # fmt: skip
+
+
+def _notes(config: ScoreConfig, records: list[Responses], account: Account, listeners: dict[str, Speaker]) -> list[str]:
+    """What is said aloud: records left out, what of the others is not read, and what becomes of their texts."""
+    notes = left_out(account, "are no prompt with responses")
+    if account.dropped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in account.dropped.most_common())
+        total = account.dropped.total()
+        notes.append(f"{total} of {account.read} records prefer none of their responses and were left out: {reasons}.")
+    notes += [f"Of the records: {remark}." for remark in account.remarks()]
+    notes += [f"{label}: {remark}." for label, each in listeners.items() for remark in each.remarks]
+    if "subset" in config.model_fields_set and not any(config.subset in record.columns for record in records):
+        notes.append(f"No record has a text or a number as its {visible(config.subset)!r:.80} (subset).")
+    return notes + from_elsewhere(listeners, generated=False)
 
 
 def _names(record: Responses) -> list[tuple[str, int]]:

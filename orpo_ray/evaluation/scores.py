@@ -96,8 +96,8 @@ def _model(judge: JudgeWork, field: str, records: Sequence[Responses], rewards: 
     prompts = [readable(records[i].prompt.as_found.prompt) for i in ranked]
     groups: dict[str, list[int]] = defaultdict(list)  # places within `ranked`
     for place, i in enumerate(ranked):
-        if isinstance(subset := records[i].columns.get(field), str):
-            groups[subset].append(place)
+        if (subset := records[i].columns.get(field)) is not None:
+            groups[subset if isinstance(subset, str) else as_json(subset)].append(place)
     whole = accuracy(margins, prompts) if ranked else None
     subsets = {
         name: found

@@ -88,7 +88,7 @@ def test_what_was_written_is_read(
         (b'"a,b\n', [(0, "a text in quotation marks that begins in line 1 or below does not end")]),
         (b"a,b,a\n1,2,3", [(0, "the column 'a' occurs twice")]),
         (b"\xff,b\n1,2", [(0, "the header, line 1: invalid UTF-8")]),
-        (b"a,b\r1,2\r", [(0, "the header, line 1: malformed CSV: new-line character")]),
+        (b"a,b\r1,2\r", [(0, "the header, line 1: malformed CSV: a carriage return stands alone")]),
         (b"a" * 99 + b"\n1\n", [(0, "the header, line 1: too many characters")]),
         (b"a,b\n" + b"x" * 99 + b',1\n3,4\n5,"' + b'"",\n' * 30 + b'"\n6,7\n', [
             (2, "too many characters: 101 bytes, where max_record_characters allows 90"), (3, {"a": "3", "b": "4"}),

@@ -12,11 +12,16 @@ import pytest
 from fuzzing import assert_one_line, cases, damaged, damages, odd_values
 from hypothesis import given
 from hypothesis import strategies as st
+from test_data_prepare import TOY, plain
+from test_data_prepare import config as run_config
 from test_data_sources import PAIRS, values
 
 from orpo_ray.config import parse_config
+from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.folders import Folder, files_of_split
-from orpo_ray.data.sources import read_records
+from orpo_ray.data.prepare import prepare
+from orpo_ray.data.prompts import read_prompts
+from orpo_ray.data.sources import open_source, read_records
 from orpo_ray.errors import UserError
 
 
@@ -80,6 +85,15 @@ ULTRAFEEDBACK = [
         (["train-a.jsonl", "train-b.jsonl"], "train", "may be train-a or train-b"),
         (["train_part_1.jsonl", "train_part_2.jsonl"], "train", [0, 1]),
         (["train_sft/a.jsonl", "train_prefs/a.jsonl"], "train", "may be train_prefs or train_sft"),
+        # Splits in other cases and forms: nothing of the test set is trained on.
+        (["Train.jsonl", "Test.jsonl"], "train", "has files of Test and Train but none of split 'train'"),
+        (["Train.jsonl", "Test.jsonl"], "Train", [0]),
+        (["TRAIN/a.jsonl", "TEST/a.jsonl"], "train", "has files of TEST and TRAIN but none of split 'train'"),
+        (["train1.jsonl", "train2.jsonl", "test1.jsonl"], "train", "has files of test1, train1 and train2 but none"),
+        (["train1.jsonl", "train2.jsonl"], "train", [0, 1]),
+        (["training.jsonl", "testing.jsonl"], "train", "has files of testing and training but none of split"),
+        (["Training-1.jsonl", "Training-2.jsonl"], "train", [0, 1]),
+        (["Training.jsonl", "pairs.jsonl"], "train", "has files of Training but none of split 'train'"),
         # What `map` of `datasets` leaves.
         (["json-train.arrow", "cache-1229aa6c31f902d0.arrow", "cache-1229aa6c31f902d0_00000_of_00002.arrow"], "train",
          [0]),
@@ -94,6 +108,22 @@ def test_names(names: list[str], split: str, told: list[Any] | str) -> None:
     with pytest.raises(UserError, match=re.escape(told)) as caught:
         files(names, split)
     assert_one_line(caught.value, "x: ")
+
+
+def test_files_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl", "train.txt", "b/train.jsonl.zip", "README.md", ".git/x.json", "a.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(plain("What is one plus two?")) + "\n")
+    told = "files of the folder that are not read: b/train.jsonl.zip, test.jsonl and train.txt"
+    assert open_source(str(tmp_path), "train").remarks() == [told]
+    _, account = read_prompts(PromptsConfig(source=str(tmp_path), split="train"), with_messages=False)
+    assert account.remarks() == [told]
+    assert open_source(str(tmp_path / "train.jsonl"), "train").remarks() == []
+    settings = run_config(tmp_path / ".cache", tmp_path, eval=str(tmp_path), eval_split="test")
+    for _ in range(2):  # and from the cache
+        held = told.replace("test.jsonl and train.txt", "train.jsonl and train.txt")
+        remarks = prepare(settings, TOY).remarks
+        assert [remark for remark in remarks if "files of" in remark] == [f"{tmp_path}: {told}", f"{tmp_path}: {held}"]
 
 
 PART = st.sampled_from(["train", "test", "train_prefs", "a-train", "data", "b", "x.train", "2024", "_y", ".z"])

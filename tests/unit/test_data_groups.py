@@ -236,7 +236,9 @@ def test_pairs_are_labelled_for_kto(tmp_path: Path) -> None:
     data = prepared(tmp_path, records, "objective.name=kto")
     assert texts(data) == [(f"Question {i}?", ["good", "bad"], [0, 1]) for i in range(9)]
     assert not data.train.are_pairs and data.train.compared().responses.shape == (2 * len(data.train), 1)
-    with pytest.raises(UserError, match=r"data\.jsonl: KTO's reference point needs .* one prompt alone"):
+    with pytest.raises(
+        UserError, match=r"data\.jsonl: KTO.s reference point .* one prompt alone is held out of it; raise data\.eval"
+    ):
         prepared(tmp_path, records[:3], "objective.name=kto", "data.eval_fraction=0.1")
 
 

@@ -19,10 +19,12 @@ from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.config.records import RecordsConfig
 from orpo_ray.data.formats import PreferencePair, RecordReader, require_short
 from orpo_ray.data.formats.comparison import has_text
-from orpo_ray.data.formats.messages import CARRIED, MOST_NESTED, readable, size
+from orpo_ray.data.formats.messages import CARRIED, MOST_NESTED, readable, size, tool_list
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.records import Account, BadRecord
+from orpo_ray.data.responses import read_responses
+from orpo_ray.data.sources import read_records
 from orpo_ray.data.summary import summarize
 from orpo_ray.data.templates import Renderer, Segment
 from orpo_ray.data.written import require_written
@@ -278,3 +280,118 @@ def test_a_question_with_tools_is_asked_with_them(tmp_path: Path) -> None:
     assert readable([{"role": "assistant", "content": "", "tool_calls": [call("Ulm")]}]).startswith(
         'tool_calls: [{"id"'
     )
+
+
+SPOILT = {
+    "as Python prints it": str(turns("p", "a")),
+    "as pandas prints an array": str(turns("p", "a")).replace("}, {", "}\n {"),
+    "ShareGPT's, as Python prints it": "[{'from': 'human', 'value': 'p'}, {'from': 'gpt', 'value': 'a'}]",
+    "a key twice": '[{"role": "user", "content": "p"}, {"role": "assistant", "content": "a", "content": "b"}]',
+    "not all of them messages": '[{"role": "user", "content": "p"}, {"content": "a"}]',
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_messages_as_text_that_is_no_json_are_refused(how: str) -> None:
+    for more in ({"prompt": "p"}, {"prompt": json.dumps(turns("p"))}, {}):
+        with pytest.raises(
+            BadRecord, match="not messages: chosen is text that begins as a list of messages, and is none"
+        ):
+            read({**more, "chosen": SPOILT[how], "rejected": SPOILT[how].replace("a", "e")})
+
+
+def test_a_key_twice_is_refused_at_any_depth(tmp_path: Path) -> None:
+    """Else one of the two, or what is said of them, would be read as the value."""
+    inner = '{"at": 1, "at": 2}'
+    shapes = [
+        f'[{{"role": "assistant", "content": "a", "tool_calls": [{inner}]}}]', f'[{{"role": {inner}, "content": "a"}}]',
+    ]  # fmt: skip
+    for chosen in shapes:
+        file = tmp_path / "pairs.jsonl"
+        file.write_text(f'{{"prompt": "p", "chosen": {chosen}, "rejected": [{{"role": "assistant", "content": "b"}}]}}')
+        [record] = read_records(str(file), "train")
+        assert str(record.error) == "malformed JSON: the key 'at' occurs twice"
+    with pytest.raises(BadRecord, match=r"tools is text that is no JSON \(malformed JSON: the key 'at' occurs twice"):
+        tool_list(f"[{inner}]")
+
+
+def test_lists_of_texts_as_python_prints_them_are_refused() -> None:
+    record = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0, "response_a": '["a"]', "response_b": '["b"]'}
+    with pytest.raises(BadRecord, match="prompt is text that begins as a list of texts, and is none: malformed JSON"):
+        read({**record, "prompt": "['p']"})
+    assert read({**record, "prompt": "[p]"}).prompt == turns("[p]")
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused(tmp_path: Path) -> None:
+    """Such as the system's, which many templates do not know; one that they write in part, or elsewhere, is no loss."""
+    shown = "{% if m.role == 'user' %}<u>{{ m.content }}{% elif m.role == 'assistant' %}<a>{{ THOUGHT }}{% endif %}"
+    template = f"{{% for m in messages %}}{shown}{{% endfor %}}{{% if add_generation_prompt %}}<a>{{% endif %}}"
+    template = template.replace("THOUGHT", "m.content.split('</think>')[-1]")
+    renderer = Renderer(TOKENIZER, template)
+    answer = turns("", "Because.")[1:]
+    for at, role in enumerate(("system", "tool")):
+        prompt = [*turns("Why?", "How?")[: 2 * at], *turns(f"Be brief. {TOKENIZER.eos_token}"), *turns("Why?")]
+        prompt[2 * at]["role"] = role
+        for messages in (prompt, [*prompt, *turns("", "It is")[1:]]):
+            with pytest.raises(BadRecord, match=f"template: message {2 * at} of the prompt, of role '{role}'"):
+                renderer.rendered(messages, [answer])
+            with pytest.raises(BadRecord, match=f"template: message {2 * at} of the prompt, of role '{role}'"):
+                renderer.conversation(messages, answer)
+    thoughtful = [*turns("Why?", "<think>Hm.</think>How?"), *turns("So?")]
+    [segment] = renderer.rendered(thoughtful, [answer]).prompt
+    assert segment.text == "<u>Why?<a>How?<u>So?<a>"
+    file = write(tmp_path / "a.jsonl", [{"prompt": "Why?", "chosen": "a", "rejected": "b", "system": "W"}])
+    with pytest.raises(UserError, match=r"jsonl:1: not written by the chat template: message 0 .* role 'system'"):
+        prepare(config(tmp_path, file, chat_template=template), TOKENIZER)
+
+
+def test_calls_as_json_text_are_calls() -> None:
+    record = asked({"tool_calls": [call("Ulm")], "content": None}, {"content": "b", "tool_calls": ""})
+    as_text = json.loads(json.dumps(record))
+    as_text["chosen"][-1]["tool_calls"] = json.dumps([call("Ulm")])
+    assert texts(read(as_text)) == texts(read(record))
+    for spoilt in ("[{'name': 'f'}]", "Ulm", "3", '[{"a": 1, "a": 2}]'):
+        as_text["chosen"][-1]["tool_calls"] = spoilt
+        with pytest.raises(BadRecord, match=r"chosen\[\d\]\.tool_calls is text that is no JSON of a list"):
+            read(as_text)
+
+
+def test_roles_that_nobody_knows_are_said() -> None:
+    account = Account(read=3)
+    reader = RecordReader(RecordsConfig(), "auto", account, as_messages=True)
+    answers = {"chosen": turns("", "a")[1:], "rejected": turns("", "b")[1:]}
+    for role in ("customer", "user", "client"):
+        reader.comparison({"prompt": [{"role": role, "content": "p"}] * 2, **answers})
+    assert account.remarks() == [
+        "2 of 3 records have turns of roles that are not known (customer), given to the template as they stand; "
+        "the key roles says what they are"
+    ]
+
+
+def test_thoughts_in_the_text_itself_that_the_template_takes_off_are_refused() -> None:
+    """As DeepSeek R1's does, of every turn."""
+    shown = "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}"
+    renderer = Renderer(TOKENIZER, f"{{% for m in messages %}}<{{{{ m.role }}}}>{shown}{{% endfor %}}<assistant>")
+    kept = Renderer(TOKENIZER, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
+    thoughtful, plain = turns("", "<think>Hm.</think>Because.")[1:], turns("", "No")[1:]
+    with pytest.raises(BadRecord, match="not written by the chat template: thoughts of chosen"):
+        require_written(renderer, turns("Why?"), [thoughtful, plain], None)
+    require_written(kept, turns("Why?"), [thoughtful, plain], None)
+    require_written(renderer, turns("Why?"), [turns("", "<think>\n\n</think>\n\nBecause.")[1:], plain], None)
+    account = Account(read=1)
+    require_written(renderer, [*turns("Why?"), *thoughtful, *turns("So?")], [plain, plain], None, account)
+    assert account.remarks() == ["1 of 1 records have thoughts in the prompt, not written by the template"]
+
+
+def test_answers_of_lists_and_labels_may_be_messages_as_json_text_too(tmp_path: Path) -> None:
+    one, other = (turns("", text)[1:] for text in ("a", "b"))
+    for responses in ([json.dumps(one), other[0]], [one, json.dumps(other)]):
+        found = read({"prompt": "p", "responses": responses, "ranks": [1, 2]})
+        assert found == PreferencePair(turns("p"), one, other)  # type: ignore[arg-type]
+    assert read({"prompt": "p", "chosen": json.dumps(one), "rejected": [[*other], [*other]]}).rejected == other
+    reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=False)
+    assert reader.comparison({"prompt": "p", "completion": json.dumps(one), "label": "1"}).answers[0].turns == one
+    for field in ("response", "output"):
+        file = write(tmp_path / f"{field}.jsonl", [{"prompt": "p", field: json.dumps(one)}])
+        [record], _ = read_responses(PromptsConfig(source=str(file)), with_messages=True)
+        assert record.prompt.as_found.completions == (one,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
@@ -405,3 +406,89 @@ def test_a_column_to_leave_unread_that_no_record_has_is_said(tmp_path: Path) -> 
     for prompts in (read_prompts, read_responses):
         _, account = prompts(PromptsConfig(source=str(source), unread=["input", "context"]), with_messages=True)
         assert account.said == ["unread: none has a column context"]
+
+
+MESSAGES = {"chosen": turns("Why?", "Because."), "rejected": turns("Why?", "No")}
+
+
+@pytest.mark.parametrize(
+    ("record", "left_out"),
+    [
+        ({"instruction": "Why?", "input": "Aside", "chosen": "Because.", "rejected": "No"}, "input"),
+        ({"prompt": "Another", **MESSAGES}, "prompt"),
+        ({"prompt": "Why?", "chosen": "Because.", "rejected": "No", "system": "S"}, "system"),
+        ({"question": "Why?", "input": "Aside", "chosen": "Because.", "rejected": "No"}, "input"),
+        ({"prompt": "Why?", "responses": ["Because.", "No"], "ranks": [1, 2], "scores": [1, 2]}, "scores"),
+    ],
+)
+def test_what_unread_names_is_not_read_whatever_the_shape(record: dict[str, Any], left_out: str) -> None:
+    account = Account(read=1)
+    assert read(record, account, unread=[left_out]) == PreferencePair(
+        turns("Why?"), turns("", "Because.")[1:], turns("", "No")[1:]
+    )
+    assert account.unread == {left_out: 1}
+    mapped = {"prompt": "Another", "title": "Why?", "chosen": "Because.", "rejected": "No"}
+    assert read(mapped, columns={"prompt": "title"}, unread=["prompt"]).prompt == turns("Why?")
+
+
+def test_what_is_read_is_not_said_to_be_unread_and_what_is_not_is_said() -> None:
+    account = Account(read=1)
+    read({"question": "Why?", "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": -1}, account)
+    assert account.remarks() == []
+    reader = RecordReader(RecordsConfig(), "auto", account, as_messages=True)
+    reader.comparison({"prompt": "Why?", "completion": "Because.", "response": "No", "label": True, "": "7"})
+    assert account.remarks() == ["columns that are not read: (one without a name), response"]
+
+
+@pytest.mark.parametrize("names", [("rating_chosen", "rating_rejected"), ("chosen_rating", "rejected_rating")])
+def test_ratings_that_say_otherwise_are_counted(names: tuple[str, str]) -> None:
+    account = Account(read=2)
+    for ratings in ((3, 4), (4, 4)):
+        read({**MESSAGES, **dict(zip(names, ratings, strict=True))}, account)
+    assert [sentence.partition(" (")[0] for sentence in account.noted] == [
+        "rate rejected above chosen",
+        "rate both answers alike",
+    ]
+
+
+def test_numbers_and_labels_are_read_of_whatever_type_they_are_stored() -> None:
+    for scores in ([1, 2], [1.5, 2.5], ["1", "2"], [Decimal("1.50"), Decimal("2.5")]):
+        found = read({"prompt": "Why?", "responses": ["No", "Because."], "scores": scores})
+        assert readable(found.chosen) == "Because."
+    for label, good in ((True, 1.0), ("True", 1.0), ("1", 1.0), ("1.0", 1.0), (0, 0.0), ("false", 0.0), ("0", 0.0)):
+        reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=True)
+        [answer] = reader.comparison({"prompt": "Why?", "completion": "Because.", "label": label}).answers
+        assert answer.rating == good
+
+
+def test_a_system_turn_or_tools_of_nothing_are_none() -> None:
+    for system in ("", " \n"):
+        reader = RecordReader(RecordsConfig(system=system), "auto", Account(), as_messages=False)
+        assert reader.comparison({"prompt": "Why?", "chosen": "Because.", "rejected": "No"}).prompt == "Why?"
+        assert read(MESSAGES, system=system).prompt == turns("Why?")
+    for nothing in ({"system": " "}, {"tools": "[]"}, {"tools": "null"}, {"tools": []}):
+        reader = RecordReader(RecordsConfig(), "auto", Account(), as_messages=False)
+        assert reader.comparison({"prompt": "Why?", "chosen": "a", "rejected": "b", **nothing}).prompt == "Why?"
+
+
+def test_null_keys_of_ranked_answers_hold_nothing() -> None:
+    account = Account(read=1)
+    answers = [{"answer": "Because.", "rank": 1, "model": None}, {"answer": "No", "rank": 2, "model": None, "id": 3}]
+    read({"prompt": "\n\nHuman: Why?\n\nAssistant: ", "answers": answers}, account)
+    assert account.unread == {"answers[].id": 1}
+
+
+@pytest.mark.parametrize("name", ["Input", "SYSTEM", "Tools", "Context"])
+def test_parts_of_a_question_in_other_letters_are_refused(name: str) -> None:
+    record = {"prompt": "Why?", "chosen": "a", "rejected": "b", name: "Be brief."}
+    with pytest.raises(BadRecord, match=f"column not read: {name} may be part of what is asked"):
+        read(record)
+    assert read(record, unread=[name]).chosen == turns("", "a")[1:]
+
+
+def test_a_part_of_the_question_that_an_answer_quotes_is_not_thereby_asked() -> None:
+    passage = "The Pacific is the largest sea of all."
+    record = {"prompt": "Which sea is it?", "context": passage, "chosen": f"{passage} So it says.", "rejected": "No"}
+    with pytest.raises(BadRecord, match="column not read: context may be part"):
+        read(record)
+    assert read({**record, "prompt": f"Of this: {passage} Which sea is it?"}).rejected == turns("", "No")[1:]

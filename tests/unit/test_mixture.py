@@ -347,6 +347,7 @@ def test_temperature_lies_between_sizes_and_equal_parts(tmp_path: Path) -> None:
 
     assert shares(None) == pytest.approx(sizes / sizes.sum())
     assert shares(1.0) == pytest.approx(sizes / sizes.sum(), abs=1e-6)
+    assert shares(0.05) == pytest.approx([1, 0, 0], abs=0.01)  # a power of 20, which ten billion pairs have too
     assert shares(1e6) == pytest.approx([1 / 3] * 3, abs=1e-4)
     assert shares(2.0) == pytest.approx(np.sqrt(sizes) / np.sqrt(sizes).sum(), abs=1e-6)
 
@@ -357,7 +358,7 @@ def test_temperature_lies_between_sizes_and_equal_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.train=[]", r"data\.train: List should have at least 1 item"),
+        ("data.train=[]", r"data\.train: should not be empty"),
         ("data.train=3", r"data\.train: should be a text, or a list \(got 3\)"),
         ("data.train=[a]", r"data\.train\.0: should be a mapping of keys"),
         ("data.train=[{source: a, name: a}, {source: b, name: a}]", "train: two sources are called a"),
@@ -365,6 +366,7 @@ def test_temperature_lies_between_sizes_and_equal_parts(tmp_path: Path) -> None:
         ("data.train=[{source: a, name: a, weight: 0}]", r"data\.train\.0\.weight: .* greater than 0"),
         ("data.train=[{source: a, name: a/b}]", r"data\.train\.0\.name: "),
         ("data.train=[{source: a, name: a, wieght: 1}]", r"unknown key data\.train\.0\.wieght"),
+        ("data.temperature=0.01", r"data\.temperature: .* greater than or equal to 0\.05"),
         ("data.temperature=2", "temperature: is for several sources"),
         ("data.eval=[{source: a, name: a, weight: 1}]", "eval: held-out pairs are all evaluated"),
     ],
@@ -380,8 +382,9 @@ def test_limit_is_each_source_s_own() -> None:
 
 
 def test_nothing_held_out_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.eval_fraction=1e-06 holds out none of so few prompts"):
-        prepare(settings(tmp_path, "data.eval_fraction=1e-6"), TOY)
+    for fraction in ("1e-06", "1e-30"):
+        with pytest.raises(UserError, match=rf"data\.eval_fraction={fraction} holds out none of so few prompts"):
+            prepare(settings(tmp_path, f"data.eval_fraction={fraction}"), TOY)
     with pytest.raises(UserError, match=r"a\.jsonl: 40 pairs have 40 different prompts, too few to hold out"):
         prepare(settings(tmp_path, "data.eval_fraction=0.999999"), TOY)
 

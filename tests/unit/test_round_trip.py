@@ -93,7 +93,7 @@ def test_the_first_texts_of_data_and_prompts_are_looked_at(tmp_path: Path) -> No
         {"name": "t", "model": {"name_or_path": "x"}, "storage": {"path": str(tmp_path)}, "data": {"train": str(file)}},
         [], "test",
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"record 1: model\.tokenizer: .*'qa b' came back as 'qab'"):
+    with pytest.raises(UserError, match=r"jsonl:2: model\.tokenizer: .*'qa b' came back as 'qab'"):
         prepare(config, tokenizer)
     tokenizer.save_pretrained(tmp_path / "model")
     speaker = Speaker(EvaluatedModel("m", "m", tmp_path / "model", "", "float32", "float32", None, False), None)

@@ -57,6 +57,11 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, list[Any], int | None]] = {
     ),
     "several rejected": ({"prompt": "Q", "chosen": "a", "rejected": ["b", "c"]}, "Q", ["a", "b", "c"], 1),
     "responses": ({"prompt": "Q", "responses": ["a", "b", "c"]}, "Q", ["a", "b", "c"], None),
+    "ranked": ({"prompt": "Q", "responses": ["a", "b", "c"], "ranks": [2, 1, 3]}, "Q", ["b", "a", "c"], 1),
+    "rated, two of them best": (
+        {"prompt": "Q", "responses": ["a", "b", "c"], "scores": ["1", "2", "2"]}, "Q", ["b", "c", "a"], 2,
+    ),
+    "rated alike": ({"prompt": "Q", "responses": ["a", "b"], "ratings": [1, 1]}, "Q", ["a", "b"], None),
     "one response": ({"prompt": "Q", "response": "a"}, "Q", ["a"], None),
     "AlpacaEval": ({"instruction": "Q", "output": "a", "generator": "x"}, user("Q"), [assistant("a")], None),
     "messages": ({"prompt": user("Q"), "response": assistant("a")}, user("Q"), [assistant("a")], None),
@@ -295,6 +300,28 @@ def test_several_responses_and_no_word_on_which_is_better(tmp_path: Path) -> Non
     assert "truth: nothing says which responses are the better ones; mean reward" in told.getvalue()
 
 
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    plan = planned(tmp_path, write(tmp_path, [{**pair, "nested": {"a": 1}, "kind": 3}, pair]), "subset=knd")
+    assert plan.notes == [
+        "Of the records: columns that are not read: nested (of 1 records).",
+        "No record has a text or a number as its 'knd' (subset).",
+    ]
+    turns = {"conversation_a": user("Q") + assistant("a"), "conversation_b": user("Q") + assistant("b")}
+    source = write(tmp_path, [{**turns, "winner": winner} for winner in ("tie", "model_a", None)])
+    assert planned(tmp_path, source).notes == [
+        "2 of 3 records prefer none of their responses and were left out: tie 1, no winner 1."
+    ]
+
+
+def test_accuracies_are_told_apart_by_numbers_too(tmp_path: Path) -> None:
+    records = [{"prompt": "Q", "chosen": "a", "rejected": "b", "level": level} for level in (1, 1, 2, True, "x")]
+    plan = planned(tmp_path, write(tmp_path, records), "subset=level")
+    assert plan.notes == []
+    found = summary(plan.config, plan, plan.records, {"truth": [[1.0, 0.0]] * 5})["reward_models"]["truth"]["subsets"]
+    assert {name: part["records"] for name, part in found.items()} == {"1": 2, "2": 1, "true": 1, "x": 1}
+
+
 def test_the_embedded_worlds_truth_knows_that_world_alone(tmp_path: Path) -> None:
     plan = planned(tmp_path, write(tmp_path, [{"prompt": "What is a neutrino?", "response": "Small."}]))
     with pytest.raises(
@@ -306,6 +333,30 @@ def test_the_embedded_worlds_truth_knows_that_world_alone(tmp_path: Path) -> Non
 def test_the_key_that_scores_alone_have_tells_them() -> None:
     file = Path(__file__).resolve().parents[2] / "configs/score-toy.yaml"
     assert isinstance(load_any(file), ScoreConfig)
+
+
+def test_other_tools_are_another_question(tmp_path: Path) -> None:
+    asked = {"prompt": user("Q"), "chosen": assistant("a"), "rejected": assistant("b")}
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("one", "two")]
+    places = set()
+    for each in (None, *tools):
+        plan = planned(tmp_path, write(tmp_path, [{**asked, "tools": each}]))
+        places.add(plan.judges["truth"].rewards.folder.name)
+    assert len(places) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prompts.format=promts", "test: prompts.format: should be 'auto', 'hh-rlhf'"),
+        ("reward_models={a b: toy}", "test: reward_models.a b: should be letters, digits"),
+        ("reward_models={}", "test: reward_models: should not be empty"),
+    ],
+)
+def test_mistakes_are_told_by_their_key(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        planned(tmp_path, "toy-test", override)
+    assert str(told.value).startswith(message)
 
 
 def test_pieces_follow_from_what_is_scored(tmp_path: Path) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from orpo_ray.data.formats.messages import MEDIA, checked_text
+from orpo_ray.data.json_values import decode
 from orpo_ray.data.records import Account, BadRecord
-from orpo_ray.parsing import from_json
 from orpo_ray.visible import visible
 
 SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold a system turn."""
 PARTS = ("input", "instruction", "history", "context", "documents", "functions", *MEDIA)
 """Columns that are part of what is asked wherever they stand; `SYSTEM` and `tools` are too, and are read."""
+_QUESTION = {*PARTS, *SYSTEM, "tools"}
 _LISTS = (
     "prompt", "chosen", "rejected", "conversations", "conversation_a", "conversation_b", "conversation_history",
     "context",
 )  # fmt: skip
+
+# How messages begin that Python, or pandas in a CSV file, has printed, and what one of them must hold.
+_FIRST_MESSAGE = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+_ROLE = re.compile(r"""['"](?:role|from)['"]\s*:""")
 
 
 def holds(value: Any) -> bool:
@@ -91,21 +97,30 @@ def _all_read(value: Any, paths: list[list[str]]) -> bool:
 
 
 def with_messages_as_lists(value: dict[str, Any]) -> dict[str, Any]:
-    """The record with message lists that are written as JSON text, and messages that stand alone, as lists."""
-    found = {name: _as_list(value[name]) for name in _LISTS if isinstance(value.get(name), str | dict)}
+    """The record with message lists that are written as JSON text, and messages that stand alone, as lists.
+
+    Raises `BadRecord` for what is meant as such text and is none, such as a list as Python prints it.
+    """
+    found = {name: as_message_list(value[name], name) for name in _LISTS if isinstance(value.get(name), str | dict)}
     return value | {name: items for name, items in found.items() if items is not None}
 
 
-def _as_list(value: Any) -> list[Any] | None:
+def as_message_list(value: Any, name: str) -> list[Any] | None:
+    """The messages that a text, as JSON, or an object stands for; None where it is neither.
+
+    Raises `BadRecord`, about `name`, for what is meant as such text and is none.
+    """
     if isinstance(value, dict):
         return [value] if _is_message(value) else None
     if not value.lstrip().startswith("[") or not value.rstrip().endswith("]"):
         return None
-    try:
-        items = from_json(value)
-    except ValueError:
-        return None
-    return items if isinstance(items, list) and items and all(map(_is_message, items)) else None
+    items = decode(value)
+    if isinstance(items, list) and items and all(map(_is_message, items)):
+        return items
+    if _FIRST_MESSAGE.match(value) and _ROLE.search(value):
+        why = items if isinstance(items, BadRecord) else "something in it has no role"
+        raise BadRecord("not messages", f"{name} is text that begins as a list of messages, and is none: {why}")
+    return None
 
 
 def _is_message(value: Any) -> bool:
@@ -121,8 +136,8 @@ def note_unread(
 ) -> None:
     """Count the columns of a record beside those in `reads` (dotted: a member of a struct).
 
-    `is_said`: whether a text stands in what was read. Raises `BadRecord` for a column in `PARTS` whose text does not,
-    unless it is in `allowed` (`data.unread`).
+    `is_said`: whether a text stands in what is asked. Raises `BadRecord` for a column in `PARTS`, or one called as
+    those in upper case, whose text does not, unless it is in `allowed` (`data.unread`).
     """
     whole = set(reads)
     members: dict[str, set[str]] = {}
@@ -133,12 +148,16 @@ def note_unread(
     for name, inner in value.items():
         if name in whole or not holds(inner):
             continue
-        if name in members and isinstance(inner, dict):
-            for key in inner.keys() - members[name]:
+        if name in members:
+            for key in inner.keys() - members[name] if isinstance(inner, dict) else ():  # else it is read as a whole
                 if holds(inner[key]):
                     account.note_unread(f"{name}.{key}")
             continue
-        if name in PARTS and name not in allowed and not (isinstance(inner, str) and is_said(inner.strip())):
+        if (
+            name.lower() in _QUESTION
+            and name not in allowed
+            and not (isinstance(inner, str) and is_said(inner.strip()))
+        ):
             raise BadRecord(
                 name if name in MEDIA else "column not read",
                 f"{name} may be part of what is asked; name it under columns, as in "

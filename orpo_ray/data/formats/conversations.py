@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from orpo_ray.data.formats.comparison import Comparison, NoPreference, asked, parted, rated
 from orpo_ray.data.formats.messages import Message, readable, text_field, turn
 from orpo_ray.data.formats.reading import Reading, number, unknown_label
 from orpo_ray.data.formats.texts import CHOSEN_FIRST, note_equal_ratings
+from orpo_ray.data.json_values import decode
 from orpo_ray.data.records import BadRecord
-from orpo_ray.parsing import from_json
 
 
 def conversational(value: dict[str, Any], reading: Reading) -> Comparison:
@@ -66,6 +67,7 @@ def arena(value: dict[str, Any], reading: Reading) -> Comparison:
     return parted([], conversations, _ARENA[winner])
 
 
+_PRINTED_LIST = re.compile(r"""(?s)\s*\[\s*['"].*['"]\s*\]\s*""")
 _INDICATORS = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
@@ -90,12 +92,16 @@ def arena_55k(value: dict[str, Any], reading: Reading) -> Comparison:
 
 
 def _texts(value: dict[str, Any], column: str) -> list[str]:
-    """A list of texts, or the JSON text of one; other text is one of them."""
+    """A list of texts, or the JSON text of one; other text is one of them.
+
+    Raises `BadRecord` for such a list as Python prints it, too.
+    """
     found = value.get(column)
     if isinstance(found, str):
-        try:
-            items = from_json(found) if found.lstrip().startswith("[") else [found]
-        except ValueError:
+        items = decode(found) if found.lstrip().startswith("[") else [found]
+        if isinstance(items, BadRecord):
+            if _PRINTED_LIST.fullmatch(found):
+                raise BadRecord("not text", f"{column} is text that begins as a list of texts, and is none: {items}")
             items = [found]
     else:
         items = found

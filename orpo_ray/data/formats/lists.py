@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from orpo_ray.data.formats.columns import missing
+from orpo_ray.data.formats.columns import as_message_list, holds, missing
 from orpo_ray.data.formats.comparison import Comparison, rated
 from orpo_ray.data.formats.messages import Turns, checked_text, spoken
 from orpo_ray.data.formats.reading import Reading, number
@@ -17,6 +17,8 @@ MOST_ANSWERS = 64
 BETTER = {"ranks": -1.0, "scores": 1.0, "ratings": 1.0}
 """The columns that say how good each of `responses` is, and whether the larger is the better."""
 COMPLETIONS = ("completion", "response")
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""As CSV has them, where all is text."""
 
 
 def ranked(value: dict[str, Any], reading: Reading) -> Comparison:
@@ -41,9 +43,14 @@ def several(value: dict[str, Any], reading: Reading) -> Comparison:
 
 def labelled(value: dict[str, Any], reading: Reading) -> Comparison:
     label = value.get("label")
+    if isinstance(label, str):
+        label = _LABELS.get(label.strip().lower(), label)
     if not isinstance(label, bool) and label not in (0, 1):
         raise BadRecord("no label", f"label is {'null' if label is None else repr(label)[:40]}, not true or false")
     name = next((name for name in COMPLETIONS if value.get(name) is not None), COMPLETIONS[0])
+    for other in COMPLETIONS:
+        if other != name and holds(value.get(other)):
+            reading.account.note_unread(other)
     return replace(_comparison(value, [(name, value.get(name))], [float(label)], reading), labelled=True)
 
 
@@ -81,4 +88,6 @@ def _list(value: dict[str, Any], name: str) -> list[Any]:
 
 
 def _turns(found: Any, where: str, reading: Reading) -> Turns:
+    if isinstance(found, str | dict):
+        found = as_message_list(found, where) or found
     return reading.messages({where: found}, where) if isinstance(found, list) else checked_text(found, where)

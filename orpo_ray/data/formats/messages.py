@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, cast
 
 from orpo_ray.config.records import ROLES
+from orpo_ray.data.json_values import decode
 from orpo_ray.data.records import Account, BadRecord, as_json
-from orpo_ray.parsing import from_json
 
 CARRIED = ("name", "tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 """Fields of a message beside role and content that reach the chat template."""
@@ -94,6 +94,8 @@ def _message(item: Any, where: str, field: str, roles: Mapping[str, str], accoun
     for kind in MEDIA:
         if found.get(kind):
             raise BadRecord(kind, f"{where} has {kind}, which is not read")
+    if isinstance(calls := found.get("tool_calls"), str):
+        found["tool_calls"] = _calls(calls, where)
     fields = {key: without_nulls(found[key], f"{where}.{key}") for key in CARRIED if key in found}
     content = item.get(keys[1])
     if content is None and (any(fields.get(key) for key in CARRIED if key not in ("name", "tool_call_id"))):
@@ -108,6 +110,14 @@ def _message(item: Any, where: str, field: str, roles: Mapping[str, str], accoun
         content=_content(content, f"{where}.{keys[1]}"),
     )
     return cast(Message, {**message, **fields})
+
+
+def _calls(text: str, where: str) -> list[Any]:
+    """Calls that are written as JSON text: a template would go through its characters."""
+    value = decode(text) if text.strip() else []
+    if value is not None and not isinstance(value, list):
+        raise BadRecord("not calls", f"{where}.tool_calls is text that is no JSON of a list")
+    return value or []
 
 
 def _role(name: str, roles: Mapping[str, str]) -> str:
@@ -157,10 +167,9 @@ def without_nulls(value: Any, where: str, levels: int = MOST_NESTED) -> Any:
 def tool_list(value: Any) -> Tools:
     """A `tools` column: a list of JSON schemas, or its JSON text. Raises `BadRecord`."""
     if isinstance(value, str) and value.strip():
-        try:
-            value = from_json(value)
-        except ValueError:
-            raise BadRecord("not tools", "tools is text that is no JSON") from None
+        value = decode(value)
+        if isinstance(value, BadRecord):
+            raise BadRecord("not tools", f"tools is text that is no JSON ({value})")
     if not value:
         return []
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from orpo_ray.config.records import RecordsConfig
+from orpo_ray.config.records import ROLES, RecordsConfig
 from orpo_ray.data.formats.columns import SYSTEM, holds, mapped, note_unread, with_messages_as_lists
 from orpo_ray.data.formats.comparison import Comparison, NoPreference
 from orpo_ray.data.formats.conversations import without_system_twice
-from orpo_ray.data.formats.messages import Message, text_field, tool_list
+from orpo_ray.data.formats.messages import text_field, tool_list
 from orpo_ray.data.formats.reading import CHANCE, Reading
 from orpo_ray.data.formats.shapes import PAIRS, Shape, recognise, recognise_question, shape_named
 from orpo_ray.data.records import Account, BadRecord
@@ -32,7 +32,12 @@ class RecordReader:
         self._first = True
         self._spoken = [name for name in (*SYSTEM, "tools") if name not in (settings.unread or ())]
         """Columns that any shape may have beside its own."""
+        self._left_out = set(settings.unread or ()) - set(settings.columns or ())
+        """Columns that are not read although a shape has them."""
+        self._default = settings.system if settings.system and settings.system.strip() else ""
         self._unmet = set(settings.unread or ())
+        self._odd_role = ""
+        """The first that is none of ours."""
 
     def comparison(self, value: dict[str, Any]) -> Comparison:
         """Raises `BadRecord`; `NoPreference` where a sound record prefers nothing; `UserError` where a setting is
@@ -41,18 +46,20 @@ class RecordReader:
         self._unmet -= value.keys()
         if settings.columns is not None:
             value = mapped(value, settings.columns, self._account)
-        value = with_messages_as_lists(value)
+        columns = value
+        value = with_messages_as_lists({name: inner for name, inner in columns.items() if name not in self._left_out})
         shape = self._shape_of(value)
         reading = self._reading
+        tools = tool_list(value.get("tools")) if "tools" in self._spoken else []
         if self._first:
-            self._begin(value)
+            # A system turn, and tools, need a template; so do then all records, that all be written alike.
+            reading.as_messages = reading.as_messages or bool(self._default or tools or self._system(value))
         if settings.prefer is not None and shape.name != "pku-saferlhf":
             self._account.noted["have no labels for prefer to choose between"] += 1
-        tools = tool_list(value.get("tools")) if "tools" in self._spoken else []
         try:
             comparison = shape.read(value, reading)
         except NoPreference:
-            self._note_unread(value, shape, None)
+            self._note_unread(columns, shape, None)
             raise
         system = self._system(value) or self._default_system(comparison)
         if system or tools:
@@ -65,7 +72,8 @@ class RecordReader:
                 )
             prompt = without_system_twice(comparison.prompt, system) if system else comparison.prompt
             comparison = replace(comparison, prompt=prompt, tools=tools or None)
-        self._note_unread(value, shape, comparison)
+        self._note_unread(columns, shape, comparison)
+        self._note_roles(comparison)
         self._first = False
         return comparison
 
@@ -84,12 +92,6 @@ class RecordReader:
         self._shape = recognise(value)
         return self._shape
 
-    def _begin(self, value: dict[str, Any]) -> None:
-        """What the first record decides for those behind it."""
-        # A system turn, and tools, need a template; so do then all records, that all be written alike.
-        spoken = self._settings.system is not None or any(holds(value.get(name)) for name in self._spoken)
-        self._reading.as_messages = self._reading.as_messages or spoken
-
     def _system(self, value: dict[str, Any]) -> str:
         found = [text_field(value, name) for name in SYSTEM if name in self._spoken and holds(value.get(name))]
         if len(set(found)) > 1:
@@ -98,7 +100,17 @@ class RecordReader:
 
     def _default_system(self, comparison: Comparison) -> str:
         own = not isinstance(comparison.prompt, str) and comparison.prompt[0]["role"] == "system"
-        return "" if own else self._settings.system or ""
+        return "" if own else self._default
+
+    def _note_roles(self, comparison: Comparison) -> None:
+        turns = [comparison.prompt, *(answer.turns for answer in comparison.answers)]
+        odd = [m["role"] for each in turns if not isinstance(each, str) for m in each if m["role"] not in ROLES]
+        if odd:
+            self._odd_role = self._odd_role or odd[0]
+            self._account.noted[
+                f"have turns of roles that are not known ({visible(self._odd_role):.40}), given to the template as "
+                "they stand; the key roles says what they are"
+            ] += 1
 
     def _note_unread(self, value: dict[str, Any], shape: Shape, comparison: Comparison | None) -> None:
         """`comparison`: None where the record says nothing, so that nothing of it can be missing."""
@@ -106,13 +118,9 @@ class RecordReader:
         def is_said(text: str) -> bool:
             if comparison is None:
                 return True
-            turns = [comparison.prompt, *(answer.turns for answer in comparison.answers)]
-            texts = [text for each in turns for text in ([each] if isinstance(each, str) else map(_text, each))]
+            prompt = comparison.prompt
+            texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
             return any(text == other.strip() or (len(text) >= CHANCE and text in other) for other in texts)
 
-        reads = (*shape.columns, *shape.also, *self._spoken)
+        reads = {*shape.columns, *shape.also, *self._spoken} - self._left_out
         note_unread(value, reads, self._settings.unread or (), is_said, self._account)
-
-
-def _text(message: Message) -> str:
-    return message["content"]

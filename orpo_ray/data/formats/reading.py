@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from orpo_ray.data.formats.messages import Message, message_list
@@ -32,10 +33,10 @@ class Reading:
 
 
 def number(value: dict[str, Any], column: str) -> float:
-    """A number, or the text of one (CSV). Raises `BadRecord`."""
+    """A number, or the text of one (CSV); a decimal one of Parquet's, too. Raises `BadRecord`."""
     found = value.get(column)
     try:
-        if isinstance(found, int | float | str) and not isinstance(found, bool):
+        if isinstance(found, int | float | Decimal | str) and not isinstance(found, bool):
             converted = float(found)
             if abs(converted) < float("inf"):  # NaN is not
                 return converted

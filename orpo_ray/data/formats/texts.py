@@ -80,7 +80,7 @@ def _without_prompt(prompt: str, chosen: str, rejected: str, reading: Reading) -
 
 _RATINGS = (
     ("chosen-rating", "rejected-rating"), ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
+    ("chosen_rating", "rejected_rating"), ("rating_chosen", "rating_rejected"),
 )  # fmt: skip
 
 
@@ -103,7 +103,8 @@ def nectar(value: dict[str, Any], reading: Reading) -> Comparison:
         raise BadRecord("not ranked answers", "answers is no list of two or more {answer, rank}")
     for item in items:
         for key in item.keys() - {"answer", "rank"}:
-            reading.account.note_unread(f"answers[].{key}")
+            if holds(item[key]):
+                reading.account.note_unread(f"answers[].{key}")
     answers = [text_field(item, "answer") for item in items]
     ranks = [-number(item, "rank") for item in items]
     if reading.as_messages and ASSISTANT_TURN not in prompt:
