@@ -42,7 +42,10 @@ def _line(config: SweepConfig, ledger: Ledger, index: int) -> str:
     trial = ledger.trials[index]
     settings = "  ".join(f"{key}={value}" for key, value in trial.settings.items())
     outcome, status = ledger.outcome(trial), ledger.status(trial)
-    told = trial.failure if outcome is None else "  ".join(f"{metric} {value:.4g}" for metric, value in outcome.items())
+    told = trial.failure
+    if outcome is not None:
+        told = "  ".join(f"{metric} {value:.4g}" for metric, value in outcome.items())
+        told += f" (step {ledger.kept(trial)})"
     over = sum(ledger.over(other) for other in ledger.trials)
     return (
         f"{config.name}: trial {index:03d} {status} at step {ledger.steps(trial)}: {told}  {settings}  "

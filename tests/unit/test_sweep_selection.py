@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import json
 import math
@@ -24,6 +25,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.winrate import prompt_interval
 from orpo_ray.report import write_sweep_report
 from orpo_ray.terminal import Console
+from orpo_ray.tuning.board import board
 from orpo_ray.tuning.comparable import lengths, require_known
 from orpo_ray.tuning.finalists import unseen_records
 from orpo_ray.tuning.folder import SweepFolder
@@ -136,6 +138,10 @@ def test_trials_rank_by_the_step_whose_model_they_keep(tmp_path: Path) -> None:
     assert [ledger.kept(trial) for trial in ledger.trials] == [16, 24, 8]
     assert [ledger.value(trial) for trial in ledger.trials] == [0.9, 0.8, 0.5]
     assert ledger.outcome(ledger.trials[0]) == {"eval_reward_accuracy": 0.9, "eval_nll": 2}
+    said = io.StringIO()
+    with board(own, ledger, Console(file=said, width=200)) as show:
+        show()
+    assert "trial 000 finished at step 24: eval_reward_accuracy 0.9  eval_nll 2 (step 16)" in said.getvalue()
     assert [ledger.unseen(trial) for trial in ledger.trials] == pytest.approx([0.52, 0.53, 0.51])
     found = summary(own, ledger, 24, ledger.ranking()[0], [])
     assert (found["winner"], found["trials"][0]["kept"], found["trials"][0]["unseen"]) == (0, 16, 0.52)
