@@ -492,3 +492,19 @@ def test_a_part_of_the_question_that_an_answer_quotes_is_not_thereby_asked() -> 
     with pytest.raises(BadRecord, match="column not read: context may be part"):
         read(record)
     assert read({**record, "prompt": f"Of this: {passage} Which sea is it?"}).rejected == turns("", "No")[1:]
+
+
+def test_answers_that_hold_the_prompt_are_not_read_in_silence() -> None:
+    question = "Why is the sky blue at noon?"
+    texts = {name: f"\n\nHuman: {question}\n\nAssistant: {text}" for name, text in (("chosen", "a"), ("rejected", "b"))}
+    for prompt in (question, ""):
+        with pytest.raises(BadRecord, match=r"prompt within the answers: .* unread=\[prompt\]"):
+            read({"prompt": prompt, **texts})
+    dialogue = f"\n\nHuman: {question}\n\nAssistant:"
+    assert readable(read({"prompt": dialogue, **texts}).chosen).strip() == "a"
+    assert read({"prompt": question, **texts}, unread=["prompt"]) == PreferencePair(
+        turns(question), turns("", "a")[1:], turns("", "b")[1:]
+    )
+    account = Account(read=1)
+    read({"prompt": f"{question} ", "chosen": f"{question}\na", "rejected": f"\n{question} b"}, account)
+    assert list(account.noted) == ["repeat their prompt in both answers, and are read as they stand"]

@@ -336,13 +336,16 @@ def test_the_key_that_scores_alone_have_tells_them() -> None:
 
 
 def test_other_tools_are_another_question(tmp_path: Path) -> None:
-    asked = {"prompt": user("Q"), "chosen": assistant("a"), "rejected": assistant("b")}
+    from orpo_ray.data import toyworld
+
+    [pair, *_] = toyworld.records("toy-test")
+    asked = {"prompt": user(pair["prompt"]), "responses": [assistant(pair["chosen"])]}
     tools = [[{"type": "function", "function": {"name": name}}] for name in ("one", "two")]
-    places = set()
     for each in (None, *tools):
         plan = planned(tmp_path, write(tmp_path, [{**asked, "tools": each}]))
-        places.add(plan.judges["truth"].rewards.folder.name)
-    assert len(places) == 3
+        assert not plan.judges["truth"].rewards.has(0)
+        scored(plan)
+        assert plan.judges["truth"].rewards.has(0)
 
 
 @pytest.mark.parametrize(

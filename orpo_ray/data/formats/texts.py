@@ -14,6 +14,7 @@ from orpo_ray.data.records import BadRecord
 ASSISTANT_TURN = "\n\nAssistant:"
 CHOSEN_FIRST = [1.0, 0.0]
 """Ratings of chosen and rejected, where a record names them so."""
+_DIALOGUE = re.compile(r"\s*Human:")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
@@ -65,11 +66,18 @@ def plain(value: dict[str, Any], reading: Reading) -> Comparison:
 
 def _without_prompt(prompt: str, chosen: str, rejected: str, reading: Reading) -> tuple[str, str]:
     """The answers without the prompt, where those of a source repeat it: the first record says."""
-    repeated = len(prompt.strip()) >= CHANCE and chosen.startswith(prompt) and rejected.startswith(prompt)
+    question, both = prompt.strip(), (chosen, rejected)
+    begins = bool(question) and all(text.startswith(prompt) for text in both)
+    if not begins and all(_DIALOGUE.match(text) and ASSISTANT_TURN in text and question in text for text in both):
+        raise BadRecord(
+            "prompt within the answers",
+            "chosen and rejected are dialogues that hold prompt; with unread=[prompt] they are read as such",
+        )
+    repeated = len(question) >= CHANCE and begins
     if reading.repeats_prompt is None:
         reading.repeats_prompt = repeated
     if not reading.repeats_prompt:
-        if repeated:
+        if repeated or (len(question) >= CHANCE and all(text.lstrip().startswith(question) for text in both)):
             reading.account.noted["repeat their prompt in both answers, and are read as they stand"] += 1
         return chosen, rejected
     if not (chosen.startswith(prompt) and rejected.startswith(prompt)):
