@@ -87,7 +87,7 @@ class Pipeline:
         self._lost = 0
 
     def run(self) -> None:
-        """Raises `UserError` for what the user has to mend, and where more actors than `scaling.max_failures` were lost."""
+        """Raises `UserError` for what the user has to mend, and for too many lost actors (`scaling.max_failures`)."""
         import ray
 
         try:

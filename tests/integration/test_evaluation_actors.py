@@ -30,7 +30,7 @@ from orpo_ray.terminal import Console
 _SHORT_OF_MEMORY = """
 import sys, ray
 ray.init(
-    num_cpus=1, log_to_driver=False, include_dashboard=False,
+    "local", num_cpus=1, log_to_driver=False, include_dashboard=False,
     _system_config={"memory_usage_threshold": 0.0, "memory_monitor_refresh_ms": 50},
 )
 from orpo_ray.config import ScoreConfig
