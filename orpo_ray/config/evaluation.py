@@ -92,7 +92,8 @@ class SamplingConfig(Section):
 
 class GenerationConfig(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
-    """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here)."""
+    """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here); in float32 what is
+    stored in float16."""
 
 
 class ScoringConfig(Section):
@@ -143,6 +144,16 @@ class EvaluationConfig(Section):
         """CPU slots that a cluster of this machine needs for the evaluation at the least."""
         asked = [count for count in (self.scaling.generators, self.scaling.scorers) if isinstance(count, int)]
         return sum(asked) + 2 - len(asked)
+
+    @model_validator(mode="after")
+    def _engine_has_what_is_asked(self) -> EvaluationConfig:
+        if self.generation.engine == "transformers":
+            if self.scaling.tensor_parallel > 1:
+                raise ValueError("scaling.tensor_parallel: the engine transformers computes on one GPU")
+            halves = [label for label, model in self.models.items() if model.dtype == "float16"]
+            if halves:
+                raise ValueError(f"models.{halves[0]}.dtype: the engine transformers computes in float32 or bfloat16")
+        return self
 
     @field_validator("models")
     @classmethod

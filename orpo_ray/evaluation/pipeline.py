@@ -26,8 +26,6 @@ AT_WORK = 512
 """Requests that an engine has at a time: twice what vLLM computes at once by default."""
 _ANYWHERE = "DEFAULT"
 """Not within the resources of the trial of a sweep that evaluates its checkpoints, which hold none."""
-
-
 _OURS = f"{UserError.__module__}.{UserError.__qualname__}: "
 """What stands in a traceback before a line for the user."""
 
@@ -92,7 +90,7 @@ class Pipeline:
         self._lost = 0
 
     def run(self) -> None:
-        """Raises `UserError` for what the user has to mend, `RuntimeError` where too many actors were lost."""
+        """Raises `UserError` for what the user has to mend, and for too many lost actors (`scaling.max_failures`)."""
         import ray
 
         try:
@@ -185,8 +183,13 @@ class Pipeline:
                 said = f"{self._what(slot)} cannot be started: {told}"
                 raise UserError(told.removeprefix(_OURS) if told.startswith(_OURS) else said) from error
             self._lost += 1
-            if self._lost > self._plan.config.scaling.max_failures:
-                raise RuntimeError(f"{self._lost} actors were lost; the last, {self._what(slot)}: {error}") from error
+            most = self._plan.config.scaling.max_failures
+            if self._lost > most:
+                why = str(error).partition("\n")[0] if isinstance(error, OutOfMemoryError) else _last_line(error)
+                told = (
+                    f"{self._lost} actors were lost (scaling.max_failures={most}); the last, {self._what(slot)}: {why}"
+                )
+                raise UserError(told) from error
             self._forget(slot)
             return
         except RayTaskError as error:

@@ -127,6 +127,18 @@ def test_a_path_alone_is_written_as_it_was(tmp_path: Path) -> None:
             parse_as(EvaluationConfig, {**mapping, "models": {"a": wrong}}, [], "test")
 
 
+def test_the_other_engine_says_what_it_does_not_do() -> None:
+    mapping = {"name": "e", "models": {"a": "runs/a"}, "prompts": {"source": "toy"}, "reward_models": {"r": "toy"},
+               "generation": {"engine": "transformers"}}  # fmt: skip
+    parse_as(EvaluationConfig, mapping, [], "test")
+    for override, told in (
+        ("scaling.tensor_parallel=2", r"^test: scaling\.tensor_parallel: the engine transformers computes on one GPU"),
+        ("models.a={path: runs/a, dtype: float16}", r"^test: models\.a\.dtype: the engine transformers computes in fl"),
+    ):
+        with pytest.raises(UserError, match=told):
+            parse_as(EvaluationConfig, mapping, [override], "test")
+
+
 # --- log-probs of the data -----------------------------------------------------------------------------------------
 
 
