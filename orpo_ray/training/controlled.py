@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
-_SECONDS = 10.0
+_SECONDS = 5.0
 
 
 class ControlledTrainer(TorchTrainer):  # type: ignore[misc]

@@ -89,17 +89,14 @@ class RunFolder:
             for trackers in (self.tensorboard, self.wandb):
                 shutil.rmtree(trackers, ignore_errors=True)
             differing = []
-        refused = [key for key in differing if key not in config.resume.allow_changes]
-        if self.finished:
-            refused = [key for key in differing if key not in LENGTH]
-        if refused:
-            keys = ", ".join(refused)
-            way = f"continue it with 'resume.allow_changes=[{keys}]'"
+        may_differ = LENGTH if self.finished else config.resume.allow_changes
+        if refused := ", ".join(key for key in differing if key not in may_differ):
             if self.finished:
-                way = f"go on from its model with another name=... and model.name_or_path={self.path}"
-            held_run = "a finished run" if self.finished else "a run"
+                kind, way = "finished run", f"go on from its model: name=..., model.name_or_path={self.path}"
+            else:
+                kind, way = "run", f"continue it with 'resume.allow_changes=[{refused}]'"
             raise UserError(
-                f"{self.path}: holds {held_run} with other settings ({keys}); choose another name=..., remove the "
+                f"{self.path}: holds a {kind} with other settings ({refused}); choose another name=..., remove the "
                 f"folder, or {way}"
             )
         self.forget_after(_ANY_STEP)  # mistakes are told here, before workers start

@@ -30,6 +30,7 @@ RUN_HERE: dict[str, list[str]] = {
         "trials=1", "finalists=null", "grace_steps=1", *(f"train.{key}" for key in TINY), "overrides=[]"
     ],
     "orpo-ray status runs/NAME": [],
+    "orpo-ray status runs ": [],
     "orpo-ray export runs/NAME": [],
     "orpo-ray doctor ": [],
     "ray get-auth-token --generate": [],
