@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from orpo_ray.config.comparable import unlike_data, unlike_length
 from orpo_ray.config.evaluation import CountOrAuto, EvaluationConfig, Label
 from orpo_ray.config.loading import load_as, parse_as, read_yaml
-from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, require_choosing
+from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, known_direction, require_choosing
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.section import Count, FreeForm, Integer, Number, Section
@@ -110,12 +110,15 @@ class SweepConfig(Section):
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
             )
         plain = self._checked(self.first_point, as_it_stands=True)
-        for metric in self.directions:
+        for metric, direction in self.directions.items():
             require_choosing("metric", metric)
             try:
                 plain.data.require_source_of(metric)
             except ValueError as error:
                 raise ValueError(f"metric: {error}") from None
+            if direction == "max" and known_direction(metric) == "min":
+                key = "mode" if metric == self.metric else f"trade_off.{metric}"
+                raise ValueError(f"{key}: the highest {metric} is the worst; set min")
         if plain.train.keep_by not in ("eval_loss", self.metric):
             raise ValueError(f"train.keep_by: {plain.train.keep_by} is not the sweep's metric, which trials keep by")
         if plain.data.unseen_fraction not in (None, self.unseen_fraction):

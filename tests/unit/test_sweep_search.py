@@ -69,6 +69,8 @@ def test_expressions(text: str, kind: str, values: tuple[Any, ...]) -> None:
         ({"trade_off": {"eval_nll": "min"}}, "trade_off: a scheduler stops trials by one number alone; set"),
         ({"scheduler": "none", "trade_off": {"eval_reward_accuracy": "min"}}, "trade_off: eval_reward_accuracy is the"),
         ({"scheduler": "none", "trade_off": {"eval_loss": "min"}}, "eval_loss holds the objective's own weights"),
+        ({"metric": "eval_nll"}, "mode: the highest eval_nll is the worst; set min"),
+        ({"scheduler": "none", "trade_off": {"eval_nll": "max"}}, "trade_off.eval_nll: the highest eval_nll is"),
         ({"scheduler": "none", "trade_off": {"eval_nll": "down"}}, "trade_off.eval_nll: should be 'min' or 'max'"),
         ({"searcher": "grid"}, "space.objective.lambda: loguniform(…) is not for searcher: grid, which takes grid(…)"),
         ({"space": {"optim.lr": "grid(1, 2)"}}, "space.optim.lr: grid(…) is not for searcher: random"),
