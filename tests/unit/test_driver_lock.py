@@ -23,7 +23,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation import evaluate
 from orpo_ray.terminal import Console
 from orpo_ray.training import driver_lock
-from orpo_ray.training.driver_lock import LOCK, only_driver
+from orpo_ray.training.driver_lock import LOCK, has_driver, is_lost, only_driver
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -151,6 +151,23 @@ def test_a_driver_whose_folder_was_taken_ends(tmp_path: Path, hold: Hold) -> Non
     assert "another driver has taken it over; this one ends" in said
     assert other.returncode == -signal.SIGTERM
     assert (tmp_path / LOCK).read_text() == "another's"
+
+
+def test_it_knows_that_the_folder_is_no_longer_its_own(tmp_path: Path, quick: None) -> None:
+    """What it would save on its way out would be written into another's run."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with only_driver(tmp_path, Console()):
+            time.sleep(0.2)
+            assert not is_lost(tmp_path) and has_driver(tmp_path)
+            (tmp_path / LOCK).write_text("another's")
+            deadline = time.monotonic() + 5
+            while not is_lost(tmp_path):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert has_driver(tmp_path) is None, "somebody's"
 
 
 def test_storage_that_fails_ends_no_driver(tmp_path: Path, quick: None) -> None:
