@@ -28,10 +28,11 @@ def test_toy_files_are_the_demos_stages(stage: str, tmp_path: Path) -> None:
 def test_toy_winrate_is_the_demos_comparison(tmp_path: Path) -> None:
     demo, file = demo_evaluation(tmp_path), load_as(EvaluationConfig, CONFIGS / "toy-winrate.yaml")
 
-    def elsewhere(models: dict[str, str]) -> dict[str, str]:
-        return {label: path.replace("./runs/toy-", f"{tmp_path}/") for label, path in models.items()}
+    def elsewhere(path: str) -> str:
+        return path.replace("./runs/toy-", f"{tmp_path}/")
 
-    models, judges = elsewhere(file.models), elsewhere(file.reward_models)
+    models = {label: asked.model_copy(update={"path": elsewhere(asked.path)}) for label, asked in file.models.items()}
+    judges = {label: elsewhere(path) for label, path in file.reward_models.items()}
     moved = {"name": "winrate", "models": models, "reward_models": judges, "storage": demo.storage}
     assert file.model_copy(update=moved) == demo
 

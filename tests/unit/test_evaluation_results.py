@@ -15,7 +15,7 @@ from test_evaluation_models import save_toy
 from orpo_ray.config import EvaluationConfig, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate
-from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
+from orpo_ray.evaluation.plan import OWN, EvaluationPlan, make_plan
 from orpo_ray.evaluation.scoring import Judged, PackedJudge, not_finite
 from orpo_ray.report import write_evaluation_report
 from orpo_ray.terminal import Console
@@ -67,7 +67,10 @@ def fill(plan: EvaluationPlan, odd: dict[tuple[str, str, int], float]) -> None:
                     if (name, label, i, k) == ("r", "b", 1, 1):
                         value = None  # too long
                     rows.append({"prompt": i, "model": label, "round": k, "reward": value})
-            judge.rewards.write(block, rows)
+            for who, pieces in judge.rewards.parts.items():
+                pieces.write(
+                    block, [row for row in rows if who == (row["model"] if row["model"] in plan.policies else OWN)]
+                )
 
 
 ODD = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -34,12 +33,10 @@ def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores that are interrupted while a model scores."""
-    source = folder.parent / "pairs.jsonl"
-    source.write_text(json.dumps({"prompt": "Greet Ada.", "chosen": "Hello, Ada!", "rejected": "What?"}) + "\n")
     monkeypatch.setattr(score, "complete", interrupt)
     score.score(
         ScoreConfig.model_validate({
-            "name": folder.name, "reward_models": {"truth": "toy"}, "prompts": {"source": str(source)},
+            "name": folder.name, "reward_models": {"truth": "toy"}, "prompts": {"source": "toy-test", "limit": 2},
             "storage": {"path": str(folder.parent)},
         })
     )  # fmt: skip
