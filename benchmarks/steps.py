@@ -63,10 +63,10 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
     from orpo_ray.modeling.memory import set_recomputation
     from orpo_ray.modeling.scorer import load_scorer
     from orpo_ray.objectives.registry import build_objective
+    from orpo_ray.storage.run_folder import RunFolder
     from orpo_ray.training.deepspeed_engine import engine_for
     from orpo_ray.training.loop import Sink, State, run
     from orpo_ray.training.recorder import Recorder
-    from orpo_ray.training.run_folder import RunFolder
     from orpo_ray.training.watchdog import Watchdog
 
     torch.set_num_threads(options.threads)

@@ -88,8 +88,8 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
     begin(resolved.cpus, later=ENGINES if resolved.eval.win_rate else ())
     from orpo_ray.evaluation.in_training import validate_checkpoint
+    from orpo_ray.storage.mirror import mirrored
     from orpo_ray.training import launcher
-    from orpo_ray.training.mirror import mirrored
 
     with mirrored(resolved.storage, resolved.name):
         folder = launcher.train(resolved, validation=validate_checkpoint)
@@ -152,7 +152,7 @@ def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
     begin(resolved.cpus, now=ENGINES)
     from orpo_ray.evaluation.evaluate import evaluate as run
-    from orpo_ray.training.mirror import mirrored
+    from orpo_ray.storage.mirror import mirrored
 
     with mirrored(resolved.storage, resolved.name):
         folder = run(resolved)
@@ -188,8 +188,8 @@ def score(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.evaluation.score import read_scores
     from orpo_ray.evaluation.score import score as run
     from orpo_ray.evaluation.scores import print_scores
+    from orpo_ray.storage.mirror import mirrored
     from orpo_ray.terminal import Console
-    from orpo_ray.training.mirror import mirrored
 
     with mirrored(resolved.storage, resolved.name):
         folder = run(resolved)
@@ -222,7 +222,7 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.cluster.connection import ENGINES, TRIALS, begin
 
     begin(resolved.cpus, now=TRIALS, later=ENGINES if resolved.finalists else ())
-    from orpo_ray.training.mirror import mirrored
+    from orpo_ray.storage.mirror import mirrored
     from orpo_ray.tuning.sweep import sweep as run
 
     with mirrored(resolved.storage, resolved.name):

@@ -11,9 +11,9 @@ from rich.table import Table
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as, parse_config
 from orpo_ray.evaluation.evaluate import evaluate, read_winrates
 from orpo_ray.report import curves_png, write_evaluation_report, write_report
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import train
-from orpo_ray.training.run_folder import RunFolder
 
 STAGES = ("base", "sft", "dpo", "orpo", "reward")
 

@@ -9,9 +9,9 @@ from orpo_ray.config import Pipeline
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.report import write_evaluation_report, write_report
+from orpo_ray.storage.mirror import mirrored
 from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import train
-from orpo_ray.training.mirror import mirrored
 
 
 def run_pipeline(pipeline: Pipeline, console: Console | None = None) -> Path:

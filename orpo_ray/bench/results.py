@@ -19,7 +19,7 @@ import torch
 
 from orpo_ray.bench.process import StepReport
 from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig
-from orpo_ray.training.run_folder import write_atomically
+from orpo_ray.storage.run_folder import write_atomically
 
 TRAINERS, STAGES = "trainers side by side", "stages of an evaluation"
 """The kinds of results; they mark the result files of this package in a folder that holds others too."""

@@ -14,8 +14,8 @@ from orpo_ray.bench.results import STAGES, TRAINERS
 from orpo_ray.config import BenchmarkConfig, EvaluationBenchmarkConfig, load_benchmark
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import from_json, read_text
+from orpo_ray.storage.run_folder import write_atomically
 from orpo_ray.terminal import Console
-from orpo_ray.training.run_folder import write_atomically
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 RESULTS, CONFIGS = Path("benchmarks/results"), Path("configs/bench")

@@ -39,7 +39,7 @@ SHARED = ("deepspeed", "pandas", "pyarrow.parquet", "torch.utils.tensorboard", "
 """What drivers and workers import alike."""
 OF_WORKERS = ("ray.train.torch", "orpo_ray.training.worker")
 """What workers import besides, and needs Ray."""
-ENGINES = ("orpo_ray.evaluation.scoring", "orpo_ray.evaluation.vllm_imports")
+ENGINES = ("orpo_ray.inference.scoring", "orpo_ray.inference.vllm_imports")
 """What the actors of an evaluation import besides."""
 SCORERS = ENGINES[:1]
 """The same where nothing is generated."""

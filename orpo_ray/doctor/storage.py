@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from orpo_ray.doctor.finding import Finding, grouped
 from orpo_ray.errors import UserError
-from orpo_ray.training.checkpoints import open_filesystem
+from orpo_ray.storage.checkpoints import open_filesystem
 
 _PREFIX = ".orpo-ray-doctor"
 _FAILURES = (OSError, pa.ArrowException, UserError)

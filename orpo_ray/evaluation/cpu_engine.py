@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orpo_ray.modeling.loading import load_config
 
 if TYPE_CHECKING:
-    from orpo_ray.evaluation.models import EvaluatedModel
+    from orpo_ray.inference.models import EvaluatedModel
 
 HEAD_DIMENSIONS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Those of `CPUAttentionBackend.get_supported_head_sizes`, vLLM 0.32: for others its first step fails."""

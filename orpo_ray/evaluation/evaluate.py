@@ -16,9 +16,9 @@ from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.results import STATISTICS, Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
 from orpo_ray.parsing import read_object
+from orpo_ray.storage.driver_lock import only_driver
+from orpo_ray.storage.run_folder import write_atomically, write_table
 from orpo_ray.terminal import Console
-from orpo_ray.training.driver_lock import only_driver
-from orpo_ray.training.run_folder import write_atomically, write_table
 
 
 def evaluate(

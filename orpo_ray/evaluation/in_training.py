@@ -9,8 +9,8 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.config.evaluation import on_held_out
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
+from orpo_ray.storage.run_folder import MODEL_IN_CHECKPOINT, RunFolder
 from orpo_ray.telemetry.metrics import training_line
-from orpo_ray.training.run_folder import MODEL_IN_CHECKPOINT, RunFolder
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint

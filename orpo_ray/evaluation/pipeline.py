@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from orpo_ray.cluster.waiting import Waiting, waits_for_room
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
-from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator, Request
-from orpo_ray.evaluation.plain_generation import PlainGenerator
 from orpo_ray.evaluation.plan import ENGINES, Plan
-from orpo_ray.evaluation.scoring import Scorer, not_finite
 from orpo_ray.evaluation.work import Judgements, Responses, Task
+from orpo_ray.inference.generation import ENVIRONMENT, EngineOptions, Generator, Request
+from orpo_ray.inference.plain_generation import PlainGenerator
+from orpo_ray.inference.scoring import Scorer, not_finite
 from orpo_ray.telemetry import metrics
 
 AT_WORK = 512

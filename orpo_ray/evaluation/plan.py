@@ -18,9 +18,6 @@ from orpo_ray.data.prompts import Prompt, read_prompts, readable
 from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.generation import Request, request_seed
-from orpo_ray.evaluation.listening import Listener, listener
-from orpo_ray.evaluation.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model, require_forward
 from orpo_ray.evaluation.store import (
     LOG_PROBS,
     PROMPTS_IN_BLOCK,
@@ -31,6 +28,9 @@ from orpo_ray.evaluation.store import (
     Pieces,
     content_key,
 )
+from orpo_ray.inference.generation import Request, request_seed
+from orpo_ray.inference.listening import Listener, listener
+from orpo_ray.inference.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model, require_forward
 
 ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 OWN = ""

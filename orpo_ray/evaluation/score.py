@@ -17,8 +17,6 @@ from orpo_ray.data.records import Account
 from orpo_ray.data.responses import Responses, read_responses
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone
-from orpo_ray.evaluation.listening import listener
-from orpo_ray.evaluation.models import Speaker
 from orpo_ray.evaluation.plan import (
     OWN,
     Plan,
@@ -33,10 +31,12 @@ from orpo_ray.evaluation.plan import (
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.scores import scores_table, summary
 from orpo_ray.evaluation.store import ScoreFolder, content_key
+from orpo_ray.inference.listening import listener
+from orpo_ray.inference.models import Speaker
 from orpo_ray.parsing import read_object
+from orpo_ray.storage.driver_lock import only_driver
+from orpo_ray.storage.run_folder import write_atomically, write_table
 from orpo_ray.terminal import Console
-from orpo_ray.training.driver_lock import only_driver
-from orpo_ray.training.run_folder import write_atomically, write_table
 from orpo_ray.visible import visible
 
 RESPONSE = "response"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from orpo_ray.data.records import one_line
 from orpo_ray.errors import UserError
-from orpo_ray.training.run_folder import write_table
+from orpo_ray.storage.run_folder import write_table
 
 PROMPTS_IN_BLOCK = 32
 """A piece of work, and what is lost at most with an interruption."""

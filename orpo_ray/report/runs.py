@@ -14,7 +14,7 @@ from orpo_ray.config import read_yaml
 from orpo_ray.config.metrics import Direction, known_direction
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import read_lines, read_object
-from orpo_ray.training.metrics_file import read_metrics
+from orpo_ray.storage.metrics_file import read_metrics
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Steps and values, both `(points,)`; a value that was not finite is NaN."""

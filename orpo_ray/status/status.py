@@ -13,7 +13,7 @@ from typing import Any, Literal
 from orpo_ray.config import StorageConfig
 from orpo_ray.config.kinds import Kind
 from orpo_ray.masking import MASK
-from orpo_ray.training.driver_lock import has_driver
+from orpo_ray.storage.driver_lock import has_driver
 
 _LIVELY = 60.0  # seconds; nothing that is running is silent for longer without a step or a trial that takes as long
 _STEPS_OF_SILENCE = 10  # an evaluation or a checkpoint between two steps

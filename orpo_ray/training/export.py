@@ -20,8 +20,8 @@ from orpo_ray.modeling.loading import hub_id, locate
 from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.parsing import read_object
+from orpo_ray.storage.run_folder import STEP_OF_MODEL, KeptModel
 from orpo_ray.training.loop import Line
-from orpo_ray.training.run_folder import STEP_OF_MODEL, KeptModel
 
 _CARD = Template(
     """---

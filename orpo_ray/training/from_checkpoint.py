@@ -23,11 +23,11 @@ from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import Scorer, load_scorer, packed_scores
 from orpo_ray.objectives.registry import build_objective
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.metrics_file import read_metrics
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import Line
-from orpo_ray.training.metrics_file import read_metrics
-from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import BASE, load_weights, require_same_weights
 from orpo_ray.training.starting import with_merged_adapters
 

@@ -10,7 +10,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from orpo_ray.cluster.hosts import this_host
-from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.storage.run_folder import RunFolder
 
 _LONGEST = 400  # characters of a reason
 _OF_WORKER = re.compile(r"hostname='(?P<name>[^']*)'.*?node_ip='(?P<address>[^']*)'", re.DOTALL)

@@ -19,9 +19,9 @@ from rich.progress import (
 )
 
 from orpo_ray.parsing import object_from_json
+from orpo_ray.storage.beside import beside
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.terminal import Console
-from orpo_ray.training.beside import beside
-from orpo_ray.training.run_folder import RunFolder
 
 Line = dict[str, Any]
 

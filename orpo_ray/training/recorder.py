@@ -6,10 +6,10 @@ import json
 import math
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.telemetry.metrics import training_line
 from orpo_ray.telemetry.trackers import open_trackers
 from orpo_ray.training.loop import Line
-from orpo_ray.training.run_folder import RunFolder
 
 
 class Recorder:

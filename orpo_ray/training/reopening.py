@@ -8,10 +8,10 @@ from orpo_ray.config import TrainConfig, read_yaml
 from orpo_ray.config.identity import differences, other_settings
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import read_member
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import RunFolder, write_atomically
 from orpo_ray.terminal import Console
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.lr import learning_rate
-from orpo_ray.training.run_folder import RunFolder, write_atomically
 
 
 def reopened(folder: RunFolder, config: TrainConfig, total_steps: int, data: str, console: Console) -> bool:

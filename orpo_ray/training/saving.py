@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from orpo_ray.errors import UserError
-from orpo_ray.training.checkpoint_files import FileSum, Vector, read_header, read_into, write_vectors
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoint_files import FileSum, Vector, read_header, read_into, write_vectors
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import Engine
 
 _PARTS = ("weight", "exp_avg", "exp_avg_sq")

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from orpo_ray.storage.beside import beside
 from orpo_ray.terminal import Console
-from orpo_ray.training.beside import beside
 
 _LOOK = 0.2  # seconds between two looks; `ray job stop` kills what is still there after three
 _PATIENCE = 300.0  # seconds that a checkpoint may take; whoever sends SIGTERM has a patience of their own

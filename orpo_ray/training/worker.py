@@ -35,12 +35,20 @@ from orpo_ray.modeling.parity import probe, require_same_numbers
 from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import Objective, build_objective
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import (
+    LAST,
+    MODEL_IN_CHECKPOINT,
+    RunFolder,
+    kept_model,
+    require_kept,
+    write_eval_scores,
+)
 from orpo_ray.telemetry.logs import at_step, log, log_as
 from orpo_ray.telemetry.metrics import checkpoint_finished, run_and_trial
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.agreement import on_all, require_same, sampled_digest
 from orpo_ray.training.alarm import Alarm
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
 from orpo_ray.training.export import export_adapter, export_model
@@ -50,14 +58,6 @@ from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.room import choose_recomputation
-from orpo_ray.training.run_folder import (
-    LAST,
-    MODEL_IN_CHECKPOINT,
-    RunFolder,
-    kept_model,
-    require_kept,
-    write_eval_scores,
-)
 from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
 from orpo_ray.training.stopping import Listener, StopRequest
 from orpo_ray.training.watchdog import Watchdog

@@ -15,9 +15,9 @@ from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig
 from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, member, read_member, read_object
-from orpo_ray.training.checkpoints import Checkpoints
-from orpo_ray.training.driver_lock import LOCK
-from orpo_ray.training.run_folder import RunFolder, write_atomically
+from orpo_ray.storage.checkpoints import Checkpoints
+from orpo_ray.storage.driver_lock import LOCK
+from orpo_ray.storage.run_folder import RunFolder, write_atomically
 from orpo_ray.tuning.points import Settings
 
 # A sweep that goes on may do so with more trials, at another place, for longer, and compare other finalists.

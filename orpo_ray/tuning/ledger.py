@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from orpo_ray.config import SweepConfig
 from orpo_ray.config.metrics import of_unseen
-from orpo_ray.training.metrics_file import read_metrics
+from orpo_ray.storage.metrics_file import read_metrics
 from orpo_ray.tuning.folder import Failure, SweepFolder
 from orpo_ray.tuning.points import Ending, Outcome, Settings
 from orpo_ray.tuning.selection import flattery

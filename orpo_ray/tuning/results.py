@@ -11,7 +11,7 @@ import pyarrow.csv
 from orpo_ray.config import SweepConfig, read_yaml
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, member
-from orpo_ray.training.run_folder import write_atomically, write_table
+from orpo_ray.storage.run_folder import write_atomically, write_table
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, Trial
 from orpo_ray.tuning.stopping import rungs

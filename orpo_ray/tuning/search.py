@@ -15,8 +15,8 @@ from ray.tune.search import Searcher as TuneSearcher
 
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
+from orpo_ray.storage.driver_lock import is_lost
 from orpo_ray.terminal import Console
-from orpo_ray.training.driver_lock import is_lost
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger

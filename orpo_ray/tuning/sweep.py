@@ -15,10 +15,10 @@ from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
 from orpo_ray.cluster.waiting import saying_what_waits
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
+from orpo_ray.storage.driver_lock import only_driver
 from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
-from orpo_ray.training.driver_lock import only_driver
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.metric_names import require_metrics

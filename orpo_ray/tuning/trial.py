@@ -14,13 +14,13 @@ from orpo_ray.cluster.hosts import not_seen
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import Diverged, UserError
 from orpo_ray.evaluation.in_training import validate_checkpoint
+from orpo_ray.storage.driver_lock import LOCK
+from orpo_ray.storage.run_folder import RunFolder, write_atomically
 from orpo_ray.telemetry.logs import log, log_as
 from orpo_ray.telemetry.metrics import run_and_trial
 from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
-from orpo_ray.training.driver_lock import LOCK
 from orpo_ray.training.progress import following
-from orpo_ray.training.run_folder import RunFolder, write_atomically
 from orpo_ray.training.stopping import StopRequest
 from orpo_ray.tuning.folder import START
 

@@ -23,7 +23,7 @@ from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.parity import probe, require_same_numbers
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import DeepSpeedEngine, engine_for
 from orpo_ray.training.engine import Engine, TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, Wanted, run

@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from orpo_ray.data import toyworld
-from orpo_ray.evaluation.generation import ENVIRONMENT
+from orpo_ray.inference.generation import ENVIRONMENT
 
 _SCRIPT = """
 import json, sys
 from orpo_ray.config.evaluation import SamplingConfig
-from orpo_ray.evaluation.generation import EngineOptions, Generator, Request
+from orpo_ray.inference.generation import EngineOptions, Generator, Request
 from orpo_ray.data import toyworld
 
 def answer(*stop):

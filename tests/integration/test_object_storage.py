@@ -19,7 +19,7 @@ import yaml
 from secret_scan import leaks
 
 from orpo_ray.config import load_config
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.launcher import train
 
 SERVER = Path(__file__).with_name("s3_server.py")

@@ -33,11 +33,11 @@ from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.report import write_report
 from orpo_ray.status.read import read_status
+from orpo_ray.storage.checkpoints import Checkpoints
+from orpo_ray.storage.run_folder import LAST, kept_model
 from orpo_ray.terminal import Console
-from orpo_ray.training.checkpoints import Checkpoints
 from orpo_ray.training.from_checkpoint import export_checkpoint
 from orpo_ray.training.launcher import train
-from orpo_ray.training.run_folder import LAST, kept_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

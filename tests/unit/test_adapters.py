@@ -22,7 +22,7 @@ from orpo_ray.config import TrainConfig, parse_config
 from orpo_ray.data.packing import pack
 from orpo_ray.data.templates import NAMED_TEMPLATES, read_text_rule, write_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.models import find_policy
+from orpo_ray.inference.models import find_policy
 from orpo_ray.modeling.digests import frozen_digest
 from orpo_ray.modeling.loading import load_policy, load_tokenizer
 from orpo_ray.modeling.reward import load_reward_model

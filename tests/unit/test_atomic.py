@@ -20,13 +20,13 @@ from orpo_ray import atomic
 from orpo_ray.atomic import new_file, new_folder, next_folder
 from orpo_ray.data import toyworld
 from orpo_ray.data.split import split_by_prompt
-from orpo_ray.evaluation.models import find_policy
+from orpo_ray.inference.models import find_policy
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.report.page import write_page
+from orpo_ray.storage.run_folder import write_atomically, write_table
 from orpo_ray.training import reference
 from orpo_ray.training.reference import with_reference
-from orpo_ray.training.run_folder import write_atomically, write_table
 
 FORK = multiprocessing.get_context("fork")
 Work = Callable[[], object]

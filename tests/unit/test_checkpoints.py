@@ -24,12 +24,12 @@ from orpo_ray.config import OptimConfig, TrainConfig, parse_config
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.storage.checkpoint_files import FileSum, read_header, read_into, sum_up, write_vectors
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest, open_filesystem
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.training.alarm import Alarm
-from orpo_ray.training.checkpoint_files import FileSum, read_header, read_into, sum_up, write_vectors
-from orpo_ray.training.checkpoints import Checkpoints, Manifest, open_filesystem
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, Wanted, run
-from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import Copy, Saver, choose, load
 from orpo_ray.training.watchdog import Pulse, diagnosis
 

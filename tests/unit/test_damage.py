@@ -24,14 +24,14 @@ from orpo_ray.evaluation.evaluate import read_winrates
 from orpo_ray.evaluation.store import EvaluationFolder
 from orpo_ray.report import write_report
 from orpo_ray.status.read import read_status
+from orpo_ray.storage.checkpoint_files import sum_up
+from orpo_ray.storage.checkpoints import Checkpoints
+from orpo_ray.storage.driver_lock import LOCK, only_driver
+from orpo_ray.storage.mirror import Mirror
+from orpo_ray.storage.run_folder import RunFolder, join_files, kept_model
 from orpo_ray.terminal import Console
-from orpo_ray.training.checkpoint_files import sum_up
-from orpo_ray.training.checkpoints import Checkpoints
-from orpo_ray.training.driver_lock import LOCK, only_driver
 from orpo_ray.training.loop import State
-from orpo_ray.training.mirror import Mirror
 from orpo_ray.training.progress import _new_lines
-from orpo_ray.training.run_folder import RunFolder, join_files, kept_model
 from orpo_ray.training.saving import choose, load
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, left_by
@@ -386,7 +386,7 @@ def test_the_name_of_a_copy(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [*NO_OBJECTS, "{}", '{"pid": "../../x"}', '{"pid": 1}'])
 def test_a_lock_that_nobody_wrote_is_a_dead_drivers(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orpo_ray.training import driver_lock
+    from orpo_ray.storage import driver_lock
 
     monkeypatch.setattr(driver_lock, "_STILL", 0.0)
     monkeypatch.setattr(driver_lock, "_LOOK", 0.01)

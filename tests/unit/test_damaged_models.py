@@ -14,7 +14,7 @@ from test_security import LOADERS, adapter, save_encoder
 
 from orpo_ray.data.templates import read_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.models import find_policy
+from orpo_ray.inference.models import find_policy
 
 FILES = ["config.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
 KINDS = ["policy", "reward model", "tokenizer", "evaluated policy", "evaluated reward model", "embedder"]

@@ -40,7 +40,7 @@ from orpo_ray.data.readers import read_file
 from orpo_ray.data.records import Record, bytes_of
 from orpo_ray.data.streams import TooLong, Unreadable
 from orpo_ray.errors import UserError
-from orpo_ray.training.run_folder import RunFolder
+from orpo_ray.storage.run_folder import RunFolder
 
 TOY = toyworld.tokenizer()
 TOO_MANY = "too many characters"

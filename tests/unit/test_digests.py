@@ -21,16 +21,16 @@ from orpo_ray.config import LoraConfig as Adapters
 from orpo_ray.config import OptimConfig, TrainConfig, parse_config
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.embedding import DEFAULT, embedder_identity
-from orpo_ray.evaluation.models import find_policy
+from orpo_ray.inference.models import find_policy
 from orpo_ray.modeling import digests
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.digests import files_digest, frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.training.engine import TorchEngine
-from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.training.saving import Saver
 from orpo_ray.training.worker import _resume
 

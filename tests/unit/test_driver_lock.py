@@ -21,16 +21,16 @@ from orpo_ray.cli import main
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation import evaluate
+from orpo_ray.storage import driver_lock
+from orpo_ray.storage.driver_lock import LOCK, has_driver, is_lost, only_driver
 from orpo_ray.terminal import Console
-from orpo_ray.training import driver_lock
-from orpo_ray.training.driver_lock import LOCK, has_driver, is_lost, only_driver
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
 from orpo_ray.terminal import Console
-from orpo_ray.training import driver_lock
+from orpo_ray.storage import driver_lock
 driver_lock._BEAT = 0.05
 with driver_lock.only_driver(Path(sys.argv[1]), Console()):
     print("holds", flush=True)

@@ -28,11 +28,11 @@ from orpo_ray.data.templates import NAMED_TEMPLATES, resolve_template, write_tex
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import share_out
 from orpo_ray.evaluation.evaluate import _is_finished
-from orpo_ray.evaluation.generation import request_seed
-from orpo_ray.evaluation.models import Answer, Speaker, find_policy, find_reward_model
 from orpo_ray.evaluation.plan import make_plan, prompt_ids
-from orpo_ray.evaluation.scoring import Judged, Scorer, judged_rows
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
+from orpo_ray.inference.generation import request_seed
+from orpo_ray.inference.models import Answer, Speaker, find_policy, find_reward_model
+from orpo_ray.inference.scoring import Judged, Scorer, judged_rows
 
 
 def save_toy(folder: Path, *, labels: int | None = None, template: str | None = None) -> Path:
@@ -284,7 +284,7 @@ def test_prompts_of_other_shapes(tmp_path: Path) -> None:
 
 def test_packed_rewards_are_plain_forwards_whatever_the_number_of_answers(family: PretrainedConfig) -> None:
     """Prompts with 2 to 6 completions, some too long for the context, in one block; all families."""
-    from orpo_ray.evaluation.scoring import fitted
+    from orpo_ray.inference.scoring import fitted
     from orpo_ray.modeling.reward import PackedRewardModel
     from orpo_ray.modeling.scorer import packed_scores
 

@@ -17,11 +17,11 @@ from orpo_ray.config import EvaluationConfig, ModelConfig, ScoreConfig, parse_as
 from orpo_ray.data import toyworld
 from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.generation import Response
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.score import score
-from orpo_ray.evaluation.scoring import Scorer
 from orpo_ray.evaluation.work import Judgements, Responses, Task
+from orpo_ray.inference.generation import Response
+from orpo_ray.inference.scoring import Scorer
 from orpo_ray.modeling.reward import load_foreign_reward_model
 
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"

@@ -16,7 +16,7 @@ from orpo_ray.config import EvaluationConfig, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.plan import OWN, EvaluationPlan, make_plan
-from orpo_ray.evaluation.scoring import Judged, PackedJudge, not_finite
+from orpo_ray.inference.scoring import Judged, PackedJudge, not_finite
 from orpo_ray.report import write_evaluation_report
 from orpo_ray.terminal import Console
 

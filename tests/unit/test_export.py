@@ -25,13 +25,13 @@ from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
+from orpo_ray.storage.checkpoint_files import FileSum, write_vectors
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import RunFolder, kept_model
 from orpo_ray.training import from_checkpoint
-from orpo_ray.training.checkpoint_files import FileSum, write_vectors
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.from_checkpoint import export_checkpoint
 from orpo_ray.training.loop import Line, Sink, State, run
-from orpo_ray.training.run_folder import RunFolder, kept_model
 from orpo_ray.training.saving import Saver
 
 PAIRS = random_pairs(16)

@@ -30,11 +30,11 @@ from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import PackedRewardModel
 from orpo_ray.modeling.scorer import packed_scores
 from orpo_ray.objectives.registry import Objective, build_objective
+from orpo_ray.storage.run_folder import write_eval_scores
 from orpo_ray.training.batches import micro_batches, plan
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import evaluate, mean_reward, scores
 from orpo_ray.training.reference import reference_logps
-from orpo_ray.training.run_folder import write_eval_scores
 
 CPU = torch.device("cpu")
 RULES: list[Rule] = ["every_pair", "best_against_each", "best_against_worst"]

@@ -26,12 +26,12 @@ from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.report import write_report
 from orpo_ray.report.runs import read_run
 from orpo_ray.status.read import read_status
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import RunFolder, kept_model
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import State, cost, evaluate, is_best, run
 from orpo_ray.training.metric_names import evaluation_metrics, require_metrics
-from orpo_ray.training.run_folder import RunFolder, kept_model
 from orpo_ray.training.saving import Saver
 
 SHORT = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orpo_ray.errors import UserError
-from orpo_ray.training.run_folder import STEP_OF_MODEL, RunFolder, require_kept
+from orpo_ray.storage.run_folder import STEP_OF_MODEL, RunFolder, require_kept
 
 ALL = ("metrics.jsonl", f"model/{STEP_OF_MODEL}", f"model-last/{STEP_OF_MODEL}")
 NEEDED = {"best": ALL[:2], "last": ALL[:2], "both": ALL}

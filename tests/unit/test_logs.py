@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.telemetry import logs
-from orpo_ray.training.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -27,15 +27,15 @@ from orpo_ray.config import LoraConfig, TrainConfig, parse_config
 from orpo_ray.data.packing import pack
 from orpo_ray.data.templates import read_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.models import find_policy, find_reward_model
+from orpo_ray.inference.models import find_policy, find_reward_model
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters, merged_weights
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import PackedRewardModel, centre, load_reward_model
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.training import saving
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, run

@@ -13,9 +13,9 @@ import pytest
 
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
+from orpo_ray.storage import mirror as module
+from orpo_ray.storage.mirror import Mirror, _marker, mirrored
 from orpo_ray.terminal import Console
-from orpo_ray.training import mirror as module
-from orpo_ray.training.mirror import Mirror, _marker, mirrored
 
 MARKER = "model/training_step.json"
 QUIET = Console(quiet=True)

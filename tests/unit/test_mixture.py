@@ -31,10 +31,10 @@ from orpo_ray.data.summary import print_summary, render, summarize
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.report.page import write_report
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import write_eval_scores
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, build_schedule, run
-from orpo_ray.training.run_folder import write_eval_scores
 from orpo_ray.training.saving import Saver, load
 
 TOY = toyworld.tokenizer()

@@ -26,12 +26,12 @@ from orpo_ray.config import StorageConfig
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import prepare
-from orpo_ray.evaluation.models import find_policy
 from orpo_ray.evaluation.store import RESPONSES, Pieces
+from orpo_ray.inference.models import find_policy
 from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
+from orpo_ray.storage.mirror import mirrored
+from orpo_ray.storage.run_folder import RunFolder, write_eval_scores
 from orpo_ray.training.from_checkpoint import export_checkpoint
-from orpo_ray.training.mirror import mirrored
-from orpo_ray.training.run_folder import RunFolder, write_eval_scores
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.points import searcher_of

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.data import toyworld
 from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.models import find_policy
-from orpo_ray.evaluation.node_files import on_this_node
+from orpo_ray.inference.models import find_policy
+from orpo_ray.inference.node_files import on_this_node
 
 
 def save(folder: Path) -> None:

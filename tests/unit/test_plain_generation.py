@@ -20,10 +20,10 @@ from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cpu_engine import HEAD_DIMENSIONS, lacks_on_cpu
 from orpo_ray.evaluation.evaluate import _require_cpu_engines
-from orpo_ray.evaluation.generation import Request, Response
-from orpo_ray.evaluation.models import EvaluatedModel, find_policy
-from orpo_ray.evaluation.plain_generation import DrawnBySeed, PlainGenerator
 from orpo_ray.evaluation.plan import make_plan
+from orpo_ray.inference.generation import Request, Response
+from orpo_ray.inference.models import EvaluatedModel, find_policy
+from orpo_ray.inference.plain_generation import DrawnBySeed, PlainGenerator
 
 WORDS = len(toyworld.tokenizer())
 

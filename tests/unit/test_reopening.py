@@ -11,10 +11,10 @@ import pytest
 from orpo_ray.config import TrainConfig, parse_config
 from orpo_ray.errors import UserError
 from orpo_ray.report.runs import read_events
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.terminal import Console
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.reopening import reopened
-from orpo_ray.training.run_folder import RunFolder
 
 DONE = 8
 CONSTANT = ("optim.schedule=constant", "optim.warmup_steps=2")

@@ -16,7 +16,7 @@ from orpo_ray.report import curves_png, write_report
 from orpo_ray.report.figures import MAX_POINTS, _binned, _running_mean
 from orpo_ray.report.page import _facts, _kept_caption
 from orpo_ray.report.runs import read_run
-from orpo_ray.training.run_folder import write_eval_scores
+from orpo_ray.storage.run_folder import write_eval_scores
 
 ATTACK = "<script>alert('$x$')</script>"
 

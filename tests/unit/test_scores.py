@@ -23,8 +23,8 @@ from orpo_ray.evaluation.cluster import scorers_alone
 from orpo_ray.evaluation.reward_bench import SECTIONS, benchmark_of, first, second, ties
 from orpo_ray.evaluation.score import ScorePlan, make_score_plan, rewards_of
 from orpo_ray.evaluation.scores import print_scores, scores_table, summary
-from orpo_ray.evaluation.scoring import Scorer
 from orpo_ray.evaluation.work import Judgements
+from orpo_ray.inference.scoring import Scorer
 from orpo_ray.terminal import Console
 
 

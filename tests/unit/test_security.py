@@ -29,13 +29,13 @@ from orpo_ray.data import toyworld
 from orpo_ray.data.prepare import prepare
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.embedding import load_embedder
-from orpo_ray.evaluation.models import find_policy, find_reward_model
+from orpo_ray.inference.models import find_policy, find_reward_model
 from orpo_ray.masking import MASK, holds_mask, is_secret, masked, masked_tree
 from orpo_ray.modeling.loading import load_policy, load_tokenizer
 from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.report import write_report
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.training.export import export_model
-from orpo_ray.training.run_folder import RunFolder
 
 # Code that comes with a model -----------------------------------------------------------------------------------------
 
@@ -205,11 +205,11 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], 
     code = f"""
 import json, os, sys, torch, traceback
 from pathlib import Path
-from orpo_ray.evaluation.generation import ENVIRONMENT, EngineOptions, Generator
+from orpo_ray.inference.generation import ENVIRONMENT, EngineOptions, Generator
 os.environ |= ENVIRONMENT
 from orpo_ray.config.evaluation import SamplingConfig
-from orpo_ray.evaluation.models import EvaluatedModel
-from orpo_ray.evaluation.scoring import VllmJudge
+from orpo_ray.inference.models import EvaluatedModel
+from orpo_ray.inference.scoring import VllmJudge
 endings = {{}}
 for name, folder in {folders}.items():
     try:

@@ -24,11 +24,11 @@ from orpo_ray.evaluation.store import RESPONSES, REWARDS, Pieces
 from orpo_ray.report.runs import read_run
 from orpo_ray.status.read import as_json, print_status, read_status
 from orpo_ray.status.status import duration
+from orpo_ray.storage.checkpoint_files import FileSum
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.driver_lock import LOCK, only_driver
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.terminal import Console
-from orpo_ray.training.checkpoint_files import FileSum
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
-from orpo_ray.training.driver_lock import LOCK, only_driver
-from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.points import searcher_of

@@ -24,10 +24,10 @@ from test_report import make_run
 import orpo_ray
 from orpo_ray.doctor.examine import print_findings
 from orpo_ray.doctor.finding import Finding
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.telemetry import logs
 from orpo_ray.terminal import Console
 from orpo_ray.training.progress import progress_bar
-from orpo_ray.training.run_folder import RunFolder
 from orpo_ray.visible import say, visible
 
 PACKAGE = Path(orpo_ray.__file__).parent

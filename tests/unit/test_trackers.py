@@ -20,10 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from orpo_ray.config import TrainConfig, parse_config
 from orpo_ray.errors import UserError
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.telemetry import trackers
 from orpo_ray.telemetry.trackers import Beside, require_trackers
 from orpo_ray.training.recorder import Recorder
-from orpo_ray.training.run_folder import RunFolder
 
 Line = dict[str, Any]
 

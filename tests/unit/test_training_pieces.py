@@ -30,10 +30,11 @@ from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer, re
 from orpo_ray.modeling.memory import activation_bytes
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.report.runs import read_events
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.run_folder import LAST, RunFolder, kept_model
 from orpo_ray.terminal import Console
 from orpo_ray.training import room
 from orpo_ray.training.build_locks import wait_for_builds
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.deepspeed_engine import deepspeed_config
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
@@ -42,7 +43,6 @@ from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.remarks import remarks
-from orpo_ray.training.run_folder import LAST, RunFolder, kept_model
 from orpo_ray.training.saving import Saver, load
 
 

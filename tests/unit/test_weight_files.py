@@ -14,7 +14,7 @@ from safetensors import safe_open
 from test_evaluation_models import save_toy
 from test_security import LOADERS, Code, adapter, pickled, refused, save_encoder
 
-from orpo_ray.evaluation.models import find_policy
+from orpo_ray.inference.models import find_policy
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

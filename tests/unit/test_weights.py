@@ -18,7 +18,7 @@ from orpo_ray.config import ModelConfig, TrainConfig, parse_config
 from orpo_ray.config.identity import digest
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.embedding import load_embedder
-from orpo_ray.evaluation.models import find_policy, find_reward_model
+from orpo_ray.inference.models import find_policy, find_reward_model
 from orpo_ray.modeling.loading import load_config, load_policy, load_tokenizer
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import load_reward_model

@@ -13,7 +13,8 @@ from orpo_ray.bench.stages.way import Way
 from orpo_ray.cluster.connection import connect
 from orpo_ray.config.evaluation import SamplingConfig, ScoringConfig
 from orpo_ray.config.evaluation_benchmark import GenerationBenchmarkConfig
-from orpo_ray.evaluation.generation import (
+from orpo_ray.evaluation.pipeline import AT_WORK
+from orpo_ray.inference.generation import (
     ENVIRONMENT,
     EngineOptions,
     Generator,
@@ -21,8 +22,7 @@ from orpo_ray.evaluation.generation import (
     load_engine,
     sampling_params,
 )
-from orpo_ray.evaluation.models import TRUTH
-from orpo_ray.evaluation.pipeline import AT_WORK
+from orpo_ray.inference.models import TRUTH
 
 _VLLMS_OWN_BATCH = 256
 

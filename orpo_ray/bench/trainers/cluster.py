@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 
 from orpo_ray.bench.task import Task, Turn
+from orpo_ray.storage.metrics_file import read_metrics
 from orpo_ray.terminal import Console
 from orpo_ray.training import launcher
-from orpo_ray.training.metrics_file import read_metrics
 
 
 class ThroughRay:

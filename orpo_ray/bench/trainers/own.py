@@ -14,7 +14,7 @@ from orpo_ray.modeling.flops import StepFlops
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.scorer import load_scorer
 from orpo_ray.objectives.registry import build_objective
-from orpo_ray.training.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import Engine, TorchEngine
 from orpo_ray.training.loop import Meter, State, train_step, training_batches
 from orpo_ray.training.room import choose_recomputation

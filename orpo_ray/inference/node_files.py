@@ -13,7 +13,7 @@ from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import model_folder
 
 if TYPE_CHECKING:
-    from orpo_ray.evaluation.models import EvaluatedModel
+    from orpo_ray.inference.models import EvaluatedModel
 
 
 class FoundFile(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.models import Completion, EvaluatedModel, Speaker
+from orpo_ray.inference.models import Completion, EvaluatedModel, Speaker
 from orpo_ray.modeling.loading import load_config
 from orpo_ray.modeling.reward import padding_of
 

@@ -28,11 +28,11 @@ from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.parsing import member, object_from_json, read_member
+from orpo_ray.storage.beside import beside
+from orpo_ray.storage.checkpoints import open_filesystem
+from orpo_ray.storage.driver_lock import LOCK
+from orpo_ray.storage.run_folder import STEP_OF_MODEL, write_atomically
 from orpo_ray.terminal import Console
-from orpo_ray.training.beside import beside
-from orpo_ray.training.checkpoints import open_filesystem
-from orpo_ray.training.driver_lock import LOCK
-from orpo_ray.training.run_folder import STEP_OF_MODEL, write_atomically
 
 _SESSION = "mirror.json"
 _LAST = (STEP_OF_MODEL, "summary.json", "winrates.json", "sweep.json")  # each says that what it speaks of is there

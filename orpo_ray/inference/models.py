@@ -23,7 +23,7 @@ from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_t
 from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule, trained_as_served
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.node_files import FoundFile, glance
+from orpo_ray.inference.node_files import FoundFile, glance
 from orpo_ray.modeling.adapters import merged_adapter
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import (

@@ -21,9 +21,9 @@ from orpo_ray.data import toyworld
 from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.listening import Listener, listener
-from orpo_ray.evaluation.models import Answer, Completion, EvaluatedModel, Speaker
-from orpo_ray.evaluation.node_files import on_this_node
+from orpo_ray.inference.listening import Listener, listener
+from orpo_ray.inference.models import Answer, Completion, EvaluatedModel, Speaker
+from orpo_ray.inference.node_files import on_this_node
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import (
     ForeignRewardModel,

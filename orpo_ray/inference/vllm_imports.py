@@ -2,7 +2,7 @@
 
 import os
 
-from orpo_ray.evaluation.generation import ENVIRONMENT
+from orpo_ray.inference.generation import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)  # vLLM reads some of it when it is imported
 

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, member, object_from_json
-from orpo_ray.training.checkpoint_files import FileSum, sum_up
+from orpo_ray.storage.checkpoint_files import FileSum, sum_up
 
 _FORMAT = 1
 _COST_ONCE = "eval_loss"  # as it was called when there was no other

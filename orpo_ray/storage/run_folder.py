@@ -23,8 +23,8 @@ from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.parsing import member, read_lines, read_object, read_text
+from orpo_ray.storage.metrics_file import read_metrics
 from orpo_ray.telemetry.logs import line_of, log
-from orpo_ray.training.metrics_file import read_metrics
 from orpo_ray.visible import say
 
 _ANY_STEP = 2**63

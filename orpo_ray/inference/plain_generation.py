@@ -28,9 +28,9 @@ from transformers import (
 from orpo_ray.cluster.allocator import keep_freed_memory
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig
-from orpo_ray.evaluation.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
-from orpo_ray.evaluation.models import EvaluatedModel
-from orpo_ray.evaluation.node_files import on_this_node
+from orpo_ray.inference.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
+from orpo_ray.inference.models import EvaluatedModel
+from orpo_ray.inference.node_files import on_this_node
 from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, require_weights
 from orpo_ray.telemetry.logs import log, log_as
 

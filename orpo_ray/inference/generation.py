@@ -14,7 +14,7 @@ from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.telemetry.logs import log, log_as
 
 if TYPE_CHECKING:
-    from orpo_ray.evaluation.models import EvaluatedModel
+    from orpo_ray.inference.models import EvaluatedModel
 
 # One process for the engine too: a small model then loads in seconds, not in half a minute. Threads stay where
 # Ray put them, so that the actor keeps to the CPUs it asked for.
@@ -124,7 +124,7 @@ class Generator:
         """`policy`: the model, whose files are then looked for on this node. `run` names its work in the log."""
         if policy is not None:
             log_as(run=run, role="generator", model=policy.label)
-            from orpo_ray.evaluation.node_files import on_this_node  # here: it needs more than an engine does
+            from orpo_ray.inference.node_files import on_this_node  # here: it needs more than an engine does
 
             options = replace(options, model=str(on_this_node(policy).folder))
         started = time.monotonic()

@@ -1,0 +1,1 @@
+"""Asking a model: requests as it was trained to read them, vLLM engines, packed judges."""
