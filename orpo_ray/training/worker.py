@@ -5,45 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint
-from ray.train.v2.api.validation_config import ValidationTaskConfig
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from orpo_ray.cluster.hosts import Marks, look, this_host
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import TrainConfig
-from orpo_ray.config.objectives import RewardConfig
 from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import Diverged, UserError
 from orpo_ray.modeling.digests import frozen_digest, network_digest
 from orpo_ray.modeling.loading import load_tokenizer
-from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.parity import probe, require_same_numbers
-from orpo_ray.modeling.reward import PackedRewardModel, centre, ensure_pad_token
+from orpo_ray.modeling.reward import ensure_pad_token
 from orpo_ray.modeling.scorer import load_scorer
-from orpo_ray.objectives.registry import Objective, build_objective
-from orpo_ray.storage.checkpoints import Checkpoints, Manifest
-from orpo_ray.storage.run_folder import (
-    LAST,
-    MODEL_IN_CHECKPOINT,
-    RunFolder,
-    kept_model,
-    require_kept,
-    write_eval_scores,
-)
+from orpo_ray.objectives.registry import build_objective
+from orpo_ray.storage.checkpoints import Checkpoints
+from orpo_ray.storage.run_folder import RunFolder, require_kept
 from orpo_ray.telemetry.logs import at_step, log, log_as
 from orpo_ray.telemetry.metrics import checkpoint_finished, run_and_trial
 from orpo_ray.telemetry.phases import phase
@@ -51,18 +35,16 @@ from orpo_ray.training.agreement import on_all, require_same, sampled_digest
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
-from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, Sink, State, Wanted, build_schedule, cost, evaluate_both, mean_reward, run
+from orpo_ray.training.loop import State, build_schedule, run
 from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.room import choose_recomputation
+from orpo_ray.training.run_sink import RunSink
 from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
 from orpo_ray.training.stopping import Listener, StopRequest
 from orpo_ray.training.watchdog import Watchdog
-
-_NOTICE_SECONDS = 60.0  # where a notice does not say when
 
 
 def train_worker(payload: dict[str, Any]) -> Outcome:
@@ -157,94 +139,15 @@ def _train(
     newest, best_ones = config.train.keep_checkpoints, config.train.keep_best_checkpoints
     with phase("memory for checkpoints"):
         saver = Saver(checkpoints, engine, newest, best_ones, folder.note, committed)
-    keep = config.train.keep
-    place_of_last = folder.model if keep == "last" else folder.model_last
     listener = Listener(stop)
     alarm = Alarm(config.train.checkpoint_every_minutes, asked_to_stop=lambda: listener.heard)
 
-    class RunSink(Sink):
-        """Rank 0 writes the run folder, every rank its part of a checkpoint."""
-
-        def metrics(self, line: Line) -> None:
-            at_step(line["step"])
-            if recorder:
-                recorder.write(line)
-                if "loss" not in line:
-                    log("evaluation", **{key: value for key, value in line.items() if key != "step"})
-
-        def best_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> bool:
-            return keep == "last" or self._keep(engine, evaluation, table, folder.model, config.train.best)
-
-        def last_model(self, engine: Engine, evaluation: Line, table: torch.Tensor) -> None:
-            if keep != "best":
-                self._keep(engine, evaluation, table, place_of_last, LAST)
-
-        def _keep(self, engine: Engine, evaluation: Line, table: torch.Tensor, target: Path, why: str) -> bool:
-            centred = isinstance(config.objective, RewardConfig) and config.objective.centre
-            mean = mean_reward(engine, config, objective, train_pairs) if centred else None
-            weights = engine.weights()
-            kept = True
-            if weights is not None:
-                try:
-                    exported = merged_weights(policy.model, weights)
-                    if isinstance(policy, PackedRewardModel) and mean is not None:
-                        centre(policy, mean, exported)
-                    if target == folder.model:
-                        write_eval_scores(folder.eval_scores, held_out, table)
-                    export_model(target, policy.model, exported, tokenizer, config, evaluation, total_steps, why)
-                    if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it
-                        adapter = folder.adapter if target == folder.model else folder.adapter_last
-                        export_adapter(adapter, policy.model, weights, exported, tokenizer, starting)
-                except (OSError, SafetensorError) as error:
-                    folder.note(f"the model of step {evaluation['step']} was not kept: {error}")
-                    kept = False
-            return bool(engine.gather(kept)[0])
-
-        def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
-            held = Manifest(state.step, asdict(state), engine.updates, **digests, cost=cost(config, line), files={})
-            saver.begin(held)
-            if alarm.urgent:
-                saver.finish()
-            alarm.reset()
-
-        def compare(self, engine: Engine, state: State, line: Line) -> None:
-            """Hand the model to Ray Train's validation, which works beside training."""
-            if config.eval.win_rate is None:
-                return
-            weights = engine.weights()
-            with tempfile.TemporaryDirectory() as handed:
-                checkpoint = None
-                if weights is not None:
-                    exported, whole = merged_weights(policy.model, weights), {"step": state.step, **line}
-                    target = Path(handed) / MODEL_IN_CHECKPOINT
-                    export_model(target, policy.model, exported, tokenizer, config, whole, total_steps, "to compare")
-                    checkpoint = Checkpoint.from_directory(handed)
-                validation = checkpoint is not None and ValidationTaskConfig(fn_kwargs={"step": state.step})
-                ray.train.report({"step": state.step}, checkpoint=checkpoint, validation=validation)
-
-        def signals(self) -> dict[str, float]:
-            return {**saver.signals(), **alarm.signals(leads=engine.rank == 0)}
-
-        def heard(self, signals: dict[str, float]) -> Wanted:
-            saver.heard(signals)
-            listener.has_trained = True
-            if not alarm.rings(signals, _seconds_left):
-                return Wanted.NOTHING
-            if alarm.stops:
-                log("asked to stop: saving")
-                return Wanted.LAST_CHECKPOINT
-            if alarm.urgent:
-                log("a machine of this run goes away: saving", logging.WARNING)
-            return Wanted.CHECKPOINT
-
-    sink = RunSink()
+    sink = RunSink(
+        config, starting, objective, policy, tokenizer, train_pairs, held_out, unseen, total_steps, leads, digests,
+        folder, recorder, saver, alarm, listener,
+    )  # fmt: skip
     try:
-        best = config.train.best
-        lost = {
-            best: keep != "last" and state.best_step is not None and not _is_there(folder.model, best, state.best_step),
-            LAST: keep != "best" and state.step == total_steps and not _is_there(place_of_last, LAST, state.step),
-        }
-        _keep_in_place_of_lost_models(engine, config, objective, (held_out, unseen), sink, state, folder, lost)
+        sink.make_good(engine, state)
         with listener.listening() if leads else nullcontext():
             run(engine, config, train_pairs, held_out, sink, state, unseen)
         saver.finish()
@@ -256,7 +159,7 @@ def _train(
         watchdog.stop()
         if recorder:
             recorder.close()
-    on_all(lambda: require_kept(folder, keep) if leads else None)
+    on_all(lambda: require_kept(folder, config.train.keep) if leads else None)
     log("training ends", best_step=state.best_step, best_by=state.best_by, best_value=state.best_value)
     return Outcome(state.step, state.best_step, state.best_value, engine.ranks)
 
@@ -270,45 +173,6 @@ def _look(marks: Marks, paths: dict[str, str]) -> None:
 def _read(config: TrainConfig, starting: TrainConfig, fingerprints: Sequence[str]) -> tuple[Tokenizer, PreparedData]:
     tokenizer = load_tokenizer(starting.model)
     return tokenizer, prepare(config, tokenizer, fingerprints=fingerprints)
-
-
-def _is_there(model: Path, why: str, step: int) -> bool:
-    """Whether a model is kept for that reason that is of the step or of a later one."""
-    kept = kept_model(model)
-    return kept is not None and kept.why == why and kept.step >= step
-
-
-def _keep_in_place_of_lost_models(
-    engine: Engine,
-    config: TrainConfig,
-    objective: Objective,
-    held_out: tuple[Pairs, Pairs | None],
-    sink: Sink,
-    state: State,
-    folder: RunFolder,
-    lost: dict[str, bool],
-) -> None:
-    """A folder that came from a copy may lack the best model so far, or the last: those of now are they then."""
-    lost = engine.gather(lost)[0]
-    if not any(lost.values()):
-        return
-    best = config.train.best
-    if engine.rank == 0 and lost[best]:
-        folder.note(f"the model of step {state.best_step} is lost; that of step {state.step} is kept in its place")
-    line, table = evaluate_both(engine, config, objective, *held_out)
-    evaluation = {"step": state.step, **line}
-    if lost[best] and sink.best_model(engine, evaluation, table):
-        state.best_step, state.best_value = state.step, line[config.train.keep_by]
-    if lost[LAST]:
-        sink.last_model(engine, evaluation, table)
-
-
-def _seconds_left() -> float | None:
-    """Until a node of the run is taken away, where the cluster has given notice. All ranks must ask together."""
-    notice = ray.train.get_preemption_info()
-    if notice is None:
-        return None
-    return notice.deadline_ms / 1000 - time.time() if notice.deadline_ms else _NOTICE_SECONDS
 
 
 def _say_nothing(text: str) -> None:
