@@ -98,7 +98,7 @@ class GenerationConfig(Section):
 
 class ScoringConfig(Section):
     engine: Literal["packed", "vllm"] = "packed"
-    """`packed`: the trainer's own forward, each prompt once for all of its responses. `vllm`: its pooling runner,
+    """`packed`: the trainer's own forward, each prompt once for all of a model's responses. `vllm`: its pooling runner,
     after a check that it gives the same rewards."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What reward models compute in; `auto`: as they are stored."""

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from orpo_ray.cluster.hosts import this_host
@@ -61,9 +60,3 @@ def sampled_digest(network: nn.Module) -> str:
         some = elements[:: max(1, len(elements) // _SAMPLES)].float().cpu()
         digest.update(f"{name} {tuple(parameter.shape)}".encode() + some.numpy().tobytes())
     return digest.hexdigest()
-
-
-def same_network(name: str, network: nn.Module) -> None:
-    """`require_same` of the model `name` as it was loaded."""
-    with torch.no_grad():
-        require_same(f"model.name_or_path: {name}", sampled_digest(network))
