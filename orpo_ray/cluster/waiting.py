@@ -6,7 +6,10 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
+
+from orpo_ray.beside import beside
 
 SECONDS = 30.0
 """For how long something waits before that is said; then again whenever it has waited for twice as long."""
@@ -61,14 +64,8 @@ def saying_what_waits(
     `waiting` is asked every second, in a thread; nothing: all has its place. A cluster that does not answer any more is
     for the body to notice.
     """
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(waiting, say, seconds, over), daemon=True)
-    thread.start()
-    try:
+    with beside(partial(_watch, waiting, say, seconds)):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _watch(

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.alive import pids_of, started
+from orpo_ray.beside import beside
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import member, object_from_json
-from orpo_ray.storage.beside import beside
 from orpo_ray.terminal import Console
 from orpo_ray.visible import say
 

@@ -24,11 +24,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orpo_ray.atomic import new_folder
+from orpo_ray.beside import beside
 from orpo_ray.config import StorageConfig
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.parsing import member, object_from_json, read_member
-from orpo_ray.storage.beside import beside
 from orpo_ray.storage.checkpoints import open_filesystem
 from orpo_ray.storage.driver_lock import LOCK
 from orpo_ray.storage.run_folder import STEP_OF_MODEL, write_atomically

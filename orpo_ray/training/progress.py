@@ -18,8 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orpo_ray.beside import beside
 from orpo_ray.parsing import object_from_json
-from orpo_ray.storage.beside import beside
 from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.terminal import Console
 

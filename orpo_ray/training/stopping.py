@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from orpo_ray.storage.beside import beside
+from orpo_ray.beside import beside
 from orpo_ray.terminal import Console
 
 _LOOK = 0.2  # seconds between two looks; `ray job stop` kills what is still there after three

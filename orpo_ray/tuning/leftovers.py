@@ -21,7 +21,7 @@ from ray._raylet import PlacementGroupID
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from orpo_ray.storage.beside import beside
+from orpo_ray.beside import beside
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _PATIENCE = 10.0  # seconds that the last trials have to end

@@ -21,10 +21,10 @@ import ray
 import yaml
 from file_modes import unlike_the_umask
 
+from orpo_ray.beside import beside
 from orpo_ray.config import SweepConfig, TrainConfig, load_config, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_sweep_report
-from orpo_ray.storage.beside import beside
 from orpo_ray.training.launcher import train
 from orpo_ray.tuning.sweep import sweep
 
