@@ -10,17 +10,10 @@ from orpo_ray.config.data import DataConfig
 from orpo_ray.config.evaluation import EvaluationConfig
 from orpo_ray.config.evaluation_benchmark import EvaluationBenchmarkConfig
 from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config, read_yaml
+from orpo_ray.config.loop import LoopConfig, OptimConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
 from orpo_ray.config.pipeline import Pipeline, load_pipeline
-from orpo_ray.config.schema import (
-    LoopConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimConfig,
-    ScalingConfig,
-    StorageConfig,
-    TrainConfig,
-)
+from orpo_ray.config.schema import LoraConfig, ModelConfig, ScalingConfig, StorageConfig, TrainConfig
 from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.sweep import SweepConfig, load_any, load_sweep
 
