@@ -29,7 +29,8 @@ from orpo_ray.telemetry.logs import at_step, log
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, Sink, State, Wanted, cost, evaluate_both, mean_reward
+from orpo_ray.training.loop import Line, Sink, State, Wanted, cost
+from orpo_ray.training.measuring import evaluate_both, mean_reward
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.saving import Saver
 from orpo_ray.training.stopping import Listener

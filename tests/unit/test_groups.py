@@ -33,7 +33,7 @@ from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.storage.run_folder import write_eval_scores
 from orpo_ray.training.batches import micro_batches, plan
 from orpo_ray.training.engine import TorchEngine
-from orpo_ray.training.loop import evaluate, mean_reward, scores
+from orpo_ray.training.measuring import evaluate, mean_reward, scores
 from orpo_ray.training.reference import reference_logps
 
 CPU = torch.device("cpu")

@@ -30,7 +30,8 @@ from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.storage.run_folder import RunFolder, kept_model
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_model
-from orpo_ray.training.loop import State, cost, evaluate, is_best, run
+from orpo_ray.training.loop import State, cost, is_best, run
+from orpo_ray.training.measuring import evaluate
 from orpo_ray.training.metric_names import evaluation_metrics, require_metrics
 from orpo_ray.training.saving import Saver
 
