@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import wait_for
+from conftest import free_ports, wait_for
 from documented import SHORT_PIPELINE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,13 +34,14 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         from ray.cluster_utils import Cluster
 
-        here = {"node_ip_address": "127.0.0.1"}
+        # Agents, who take jobs, would all listen on one port; another cluster of this machine may have it.
+        here, there = ({"node_ip_address": "127.0.0.1", "dashboard_agent_listen_port": port} for port in free_ports(2))
         dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
         # A folder each, as on machines of their own: a node puts the working directory anew into its own.
         second = folder / "second"
         head = {"num_cpus": 1, **dashboard, **here}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, temp_dir=str(second), **here)]
+        self._nodes = [self._cluster.head_node, self._cluster.add_node(num_cpus=2, temp_dir=str(second), **there)]
         # As `ray start` does: the driver of a job on this node looks here for its cluster.
         self.address = self._cluster.address
         (second / "ray_current_cluster").write_text(self._cluster.address)
