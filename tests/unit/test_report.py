@@ -266,6 +266,17 @@ def test_best_step_without_summary_is_the_lowest_eval_loss(tmp_path):
     assert read_run(run).best_step == 120
 
 
+def test_before_the_first_step_no_model_is_the_best(tmp_path):
+    """Training keeps none of then, however good its numbers."""
+    run = make_run(tmp_path / "run", finished=False)
+    lines = [line for line in read_run(run).lines if line["step"] > 0]
+    lines.insert(0, {"step": 0, "eval_loss": 1e-3})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(run).best_step == 120
+    (run / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert read_run(run).best_step is None
+
+
 def test_the_numbers_of_a_run_are_those_of_the_model_that_it_keeps(tmp_path):
     """The last of these evaluations is not the best."""
     for keep, accuracy, told in (
