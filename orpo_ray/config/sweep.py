@@ -116,9 +116,10 @@ class SweepConfig(Section):
                 plain.data.require_source_of(metric)
             except ValueError as error:
                 raise ValueError(f"metric: {error}") from None
-            if direction == "max" and known_direction(metric) == "min":
+            if (better := known_direction(metric)) not in (None, direction):
                 key = "mode" if metric == self.metric else f"trade_off.{metric}"
-                raise ValueError(f"{key}: the highest {metric} is the worst; set min")
+                worst = "lowest" if better == "max" else "highest"
+                raise ValueError(f"{key}: the {worst} {metric} is the worst; set {better}")
         if plain.train.keep_by not in ("eval_loss", self.metric):
             raise ValueError(f"train.keep_by: {plain.train.keep_by} is not the sweep's metric, which trials keep by")
         if plain.data.unseen_fraction not in (None, self.unseen_fraction):

@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from orpo_ray import __version__
 from orpo_ray.atomic import new_file
@@ -136,7 +138,8 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     margin = _margin(run, kept)
     start = _margin(run, 0)
     _, pace = run.series("pairs_per_second")
-    pace = pace[pace == pace]
+    pace = pace[len(pace) // 2 :]
+    pace = pace[np.isfinite(pace) & (pace > 0)]
     weight = f"λ = {objective['lambda']:g}" if _is_number(objective, "lambda") else ""
     origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
     return [
@@ -151,8 +154,13 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         ),
         ("Eval log-prob margin", number(margin), origin),
         ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", kept), 1), "of evaluation pairs"),
-        ("Pairs per second", number(float(pace[-len(pace) // 2 :].mean()), 1) if pace.size else "–", _seconds(run)),
+        ("Pairs per second", number(_harmonic_mean(pace), 1), _seconds(run)),
     ]
+
+
+def _harmonic_mean(rates: NDArray[np.float64]) -> float | None:
+    """What steps of equal size at these rates come to: their plain mean is more, by far where one was slow."""
+    return float(rates.size / (1 / rates).sum()) if rates.size else None
 
 
 def _unseen(run: Run) -> str:

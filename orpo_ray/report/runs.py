@@ -65,10 +65,12 @@ class Run:
 
     @property
     def best_step(self) -> int | None:
-        """The best evaluation by `keep_by`: the summary's word, else the best so far."""
+        """The best evaluation by `keep_by`: the summary's word, else the best so far. That before the first step is of
+        the model as it came, which is not kept."""
         if self.summary is not None and isinstance(self.summary.get("best_step"), int):
             return int(self.summary["best_step"])
         steps, values = self.series(self.keep_by)
+        steps, values = steps[steps > 0], values[steps > 0]
         best = np.nanargmin if self.keep_direction == "min" else np.nanargmax
         return int(steps[best(values)]) if np.isfinite(values).any() else None
 

@@ -266,6 +266,25 @@ def test_best_step_without_summary_is_the_lowest_eval_loss(tmp_path):
     assert read_run(run).best_step == 120
 
 
+def test_pairs_per_second_are_those_of_the_time_that_steps_took(tmp_path):
+    """Of steps of equal size: 32 pairs in 1 s and 32 in 4 s are 64 in 5 s."""
+    run = make_run(tmp_path / "run")
+    lines = [{"step": step, "loss": 1.0, "pairs_per_second": rate} for step, rate in enumerate((99, 99, 32, 8), 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert {what: number for what, number, _ in _facts(read_run(run))}["Pairs per second"] == "12.8"
+
+
+def test_before_the_first_step_no_model_is_the_best(tmp_path):
+    """Training keeps none of then, however good its numbers."""
+    run = make_run(tmp_path / "run", finished=False)
+    lines = [line for line in read_run(run).lines if line["step"] > 0]
+    lines.insert(0, {"step": 0, "eval_loss": 1e-3})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(run).best_step == 120
+    (run / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert read_run(run).best_step is None
+
+
 def test_the_numbers_of_a_run_are_those_of_the_model_that_it_keeps(tmp_path):
     """The last of these evaluations is not the best."""
     for keep, accuracy, told in (

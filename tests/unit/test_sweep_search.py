@@ -70,6 +70,7 @@ def test_expressions(text: str, kind: str, values: tuple[Any, ...]) -> None:
         ({"scheduler": "none", "trade_off": {"eval_reward_accuracy": "min"}}, "trade_off: eval_reward_accuracy is the"),
         ({"scheduler": "none", "trade_off": {"eval_loss": "min"}}, "eval_loss holds the objective's own weights"),
         ({"metric": "eval_nll"}, "mode: the highest eval_nll is the worst; set min"),
+        ({"mode": "min"}, "mode: the lowest eval_reward_accuracy is the worst; set max"),
         ({"scheduler": "none", "trade_off": {"eval_nll": "max"}}, "trade_off.eval_nll: the highest eval_nll is"),
         ({"scheduler": "none", "trade_off": {"eval_nll": "down"}}, "trade_off.eval_nll: should be 'min' or 'max'"),
         ({"searcher": "grid"}, "space.objective.lambda: loguniform(…) is not for searcher: grid, which takes grid(…)"),
@@ -213,7 +214,8 @@ def test_asha_stops_what_is_not_among_the_best_third() -> None:
     flat = [Curve([(step, value) for step in STEPS], over=True) for value in values]
     # The first is compared with none, later ones with those before.
     assert early_stops(flat, rule_of(own, 72)(), 72) == [None, 8, None, 24, None]
-    assert early_stops(flat, rule_of(config(grace_steps=8, mode="min"), 72)(), 72) == [None, None, 8, 8, 8]
+    falling = config(grace_steps=8, metric="eval_nll", mode="min")
+    assert early_stops(flat, rule_of(falling, 72)(), 72) == [None, None, 8, 8, 8]
 
 
 def test_median_stops_what_is_worse_than_half_of_those_before() -> None:
