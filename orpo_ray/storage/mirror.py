@@ -14,11 +14,12 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -41,7 +42,9 @@ _KEPT = re.compile(r"(?:model|adapter)(|-last|-step-\d+)")
 """Folders of a model, or of its adapters."""
 _SECONDS_BETWEEN_LOOKS = 15.0
 _SHARE = 10  # of the time, in which it copies: at most one tenth
-_TRIES_AT_THE_END = 5
+_TRIES, _TRIES_AT_THE_END = 3, 5
+"""Of what storage is asked, where it fails: what is behind may be busy, or the network."""
+Answer = TypeVar("Answer")
 
 _Stamp = tuple[int, int]
 """Size and modification time (ns) of a file."""
@@ -92,6 +95,18 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
     mirror.complete()
 
 
+def _patiently(ask: Callable[[], Answer], tries: int = _TRIES) -> Answer:
+    """What `ask` returns, asked again after a while where storage fails. Raises its last error."""
+    for left in reversed(range(tries)):
+        try:
+            return ask()
+        except _Errors:
+            if not left:
+                raise
+        time.sleep(2 ** (tries - left))
+    raise AssertionError("no try at all")
+
+
 class Mirror:
     """One folder and its copy. Storage errors of `update` are `OSError`, as pyarrow raises them."""
 
@@ -107,7 +122,7 @@ class Mirror:
         if self.folder.exists():
             return False
         try:
-            held = self._held_session()
+            held = _patiently(self._held_session)
             if held is None:
                 return False
             with new_folder(self.folder) as arriving:
@@ -118,31 +133,31 @@ class Mirror:
 
     def _fetch(self, arriving: Path, held: str, console: Console) -> None:
         """Fill `arriving` with the copy, which the session `held` has last worked on."""
-        names = self._there()
+        names = _patiently(self._there)
         size = sum(size for size, _ in names.values()) / 2**20
         console.say(f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB")
         for name, (_, written) in names.items():
             (arriving / name).parent.mkdir(parents=True, exist_ok=True)
-            with (
-                self._filesystem.open_input_stream(f"{self._path}/{name}") as source,
-                (arriving / name).open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target, 1 << 20)
+            _patiently(partial(self._read, name, arriving / name))
             os.utime(arriving / name, ns=(written, written))
         (arriving / _SESSION).write_text(_session_text(held), encoding="utf-8")
         for name in names:
             if (marker := _marker(name)) is not None and marker not in names:
                 (arriving / name).unlink()  # of a model whose machine was lost while it was copied
 
+    def _read(self, name: str, to: Path) -> None:
+        with self._filesystem.open_input_stream(f"{self._path}/{name}") as source, to.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+
     def begin(self) -> None:
         """Claim the copy for this command. Raises `UserError` where another machine's has gone on with it since."""
         try:
-            if self._held_session() is not None:
-                self._make_sure_of_the_copy()
+            if _patiently(self._held_session) is not None:
+                _patiently(self._make_sure_of_the_copy)
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(_SESSION, BytesIO(_session_text(self._session).encode()))
+            _patiently(lambda: self._write(_SESSION, BytesIO(_session_text(self._session).encode())))
             write_atomically(self.folder / _SESSION, _session_text(self._session))
-            there, here = self._there(), self._here()
+            there, here = _patiently(self._there), self._here()
         except _Errors as error:
             raise UserError(f"{self.name}: cannot be used: {_said(error)}") from None
         for name, (size, written) in there.items():
@@ -172,17 +187,12 @@ class Mirror:
 
     def complete(self) -> None:
         """Bring the copy up to date, trying again where storage fails. Raises `UserError` where it goes on failing."""
-        for left in reversed(range(_TRIES_AT_THE_END)):
-            try:
-                self.update()
-                return
-            except _Errors as error:
-                if not left:
-                    raise UserError(
-                        f"{self.name}: the copy of {self.folder} is not complete: {_said(error)}; the same command "
-                        "completes it"
-                    ) from None
-            time.sleep(2 ** (_TRIES_AT_THE_END - left))
+        try:
+            _patiently(self.update, _TRIES_AT_THE_END)
+        except _Errors as error:
+            raise UserError(
+                f"{self.name}: the copy of {self.folder} is not complete: {_said(error)}; the same command completes it"
+            ) from None
 
     def _make_sure_of_the_copy(self) -> None:
         """Raises `UserError` where it is of another folder than this one; another driver on this one is none."""

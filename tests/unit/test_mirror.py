@@ -237,3 +237,28 @@ def test_where_checkpoints_go(tmp_path: Path) -> None:
     assert copied.checkpoints_of("run") == "s3://bucket/runs/run/checkpoints?region=eu-west-1"
     both = copied.model_copy(update={"checkpoints": "gs://other"})
     assert both.checkpoints_of("run") == "gs://other/run"
+
+
+def test_what_storage_fails_to_give_is_asked_for_again(
+    quick: None, folder: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of object storage a connection may end in mid-answer, which pyarrow does not ask for again."""
+    first = Mirror(folder, str(copy))
+    first.begin()
+    first.update()
+
+    class Busy(Mirror):
+        left = 2
+
+        def _read(self, name: str, to: Path) -> None:
+            if self.left and name == "config.yaml":
+                self.left -= 1
+                to.write_text("na")
+                raise OSError("Failed to flush response stream")
+            super()._read(name, to)
+
+    assert Busy(tmp_path / "elsewhere/run", str(copy)).restore(QUIET)
+    assert (tmp_path / "elsewhere/run/config.yaml").read_bytes() == (folder / "config.yaml").read_bytes()
+    monkeypatch.setattr(Busy, "left", 3)
+    with pytest.raises(UserError, match="cannot be read: Failed to flush"):
+        Busy(tmp_path / "third/run", str(copy)).restore(QUIET)
