@@ -129,6 +129,8 @@ class Checkpoints:
         try:
             with self.filesystem.open_input_stream(path) as file:
                 found = Manifest.from_json(file.read())
+        except FileNotFoundError:  # it may be there by now
+            return None
         except OSError:  # S3's for an object that goes between opening and reading is no FileNotFoundError
             if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
                 return None

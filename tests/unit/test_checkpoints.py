@@ -387,3 +387,23 @@ def test_manifest_is_plain_json() -> None:
     held = json.loads(whole.to_json())
     assert held["files"] == {"rank-00000.safetensors": {"size": 9, "sha256": "ab"}}
     assert Manifest.from_json(whole.to_json().encode()) == whole
+
+
+def test_a_checkpoint_that_is_committed_while_it_is_looked_for_is_not_there_yet(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+    checkpoints.open(4)
+    asked = checkpoints.filesystem
+
+    class Slow:
+        """Of storage where it comes to be between opening and asking."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(asked, name)
+
+        def get_file_info(self, path: Any) -> Any:
+            if str(path).endswith("manifest.json"):
+                (tmp_path / "checkpoints/step-00000004/manifest.json").write_text("{}")
+            return asked.get_file_info(path)
+
+    checkpoints.filesystem = Slow()  # type: ignore[assignment]
+    assert checkpoints.manifest(4) is None
