@@ -322,7 +322,7 @@ def test_the_page_has_a_row_for_each_source(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.yaml").write_text(config.to_yaml())
     evaluation = {
-        "step": 0,
+        "step": 5,
         "eval_loss": 2.0,
         **{f"eval_loss/{name}": 1.0 + i for i, name in enumerate(("a", "b", "c"))},
     }
