@@ -171,7 +171,7 @@ def test_facts_of_every_kind(prompt, right, wrong):
 
 @given(st.text(max_size=200))
 def test_scorer_reads_any_text(text):
-    assert true_score(SUM, text) == 0
+    assert 0 <= true_score(SUM, text) <= 3  # hypothesis draws sentences of the world too, for they stand in its source
 
 
 @given(st.lists(st.integers(0, 159), max_size=40))
