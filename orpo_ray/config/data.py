@@ -16,8 +16,8 @@ DATE = "2024-07-26"
 SOURCES = {str: "(one source)", list: "(several sources)"}
 """What pydantic calls the two in a location."""
 Comparisons = Literal["every_pair", "best_against_each", "best_against_worst"]
-Reading = Comparisons | Literal["labels"]
-"""What an objective takes of a record's answers: comparisons; or `labels`, each answer by itself."""
+Reading = Comparisons | Literal["labels", "prompts"]
+"""What an objective takes of a record's answers: comparisons; `labels`: each answer by itself; `prompts`: nothing."""
 
 
 class SourceConfig(RecordsConfig):

@@ -17,7 +17,7 @@ UNSEEN = "eval_unseen_"
 _LOWER = {"loss", "nll", "calibration_error"}
 _HIGHER = {
     "reward_accuracy", "reward_margin", "rewards_chosen", "logps_chosen", "log_odds_ratio", "log_probability_ratio",
-    "win_rate",
+    "win_rate", "reward",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from orpo_ray.config.identity import digest
 from orpo_ray.config.loop import LoopConfig, OptimConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.paths import named_paths
+from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.config.section import Count, Fraction, Integer, Number, RunName, Section
 
 
@@ -216,6 +217,8 @@ class TrainConfig(Section):
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig = OrpoConfig()
+    rollouts: RolloutsConfig | None = None
+    """Of objectives that train on what the policy itself writes."""
     optim: OptimConfig = OptimConfig()
     train: LoopConfig = LoopConfig()
     eval: EvalConfig = EvalConfig()
@@ -231,6 +234,39 @@ class TrainConfig(Section):
         if isinstance(mapping, dict) and isinstance(mapping.get("objective"), dict):
             return {**mapping, "objective": {"name": "orpo", **mapping["objective"]}}
         return mapping
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rollouts_are_kept_by_their_reward(cls, mapping: Any) -> Any:
+        """They have no held-out loss."""
+        if not isinstance(mapping, dict) or mapping.get("rollouts") is None:
+            return mapping
+        train = mapping.get("train", {})
+        return {**mapping, "train": {"keep_by": "eval_reward", **train}} if isinstance(train, dict) else mapping
+
+    @model_validator(mode="after")
+    def _rollouts_suit_the_objective(self) -> TrainConfig:
+        objective, rollouts = self.objective, self.rollouts
+        if rollouts is None:
+            if objective.rolls_out:
+                raise ValueError(
+                    f"rollouts: {objective.name} trains on rollouts; say at least who scores them (rewards)"
+                )
+            return self
+        if not objective.rolls_out:
+            raise ValueError(f"rollouts: {objective.name} trains on the responses of data.train; leave rollouts out")
+        if rollouts.prompts % self.train.global_batch_size:
+            raise ValueError(
+                f"rollouts.prompts ({rollouts.prompts}) should be a multiple of train.global_batch_size "
+                f"({self.train.global_batch_size}), the prompts of one update"
+            )
+        if rollouts.samples == 1 and objective.name in {"rloo", "grpo", "online"}:
+            raise ValueError(f"rollouts.samples: {objective.name} compares responses to one prompt, so at least 2")
+        if self.data.unseen_fraction is not None:
+            raise ValueError(
+                "data.unseen_fraction: is for pairs; rollouts are evaluated on the prompts of data.eval alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _win_rate_has_prompts(self) -> TrainConfig:
@@ -263,7 +299,15 @@ class TrainConfig(Section):
     @property
     def reading(self) -> Reading:
         """What the objective takes of a record's answers."""
+        if self.objective.rolls_out:
+            return "prompts"
         return "labels" if self.objective.judges_labels else self.data.comparisons
+
+    @property
+    def epochs_of_rollouts(self) -> int:
+        """Times that each batch of rollouts is trained on."""
+        asked = None if self.rollouts is None else self.rollouts.epochs
+        return self.objective.epochs_of_rollouts if asked is None else asked
 
     @property
     def run_dir(self) -> Path:

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.comparable import unlike_data, unlike_length
-from orpo_ray.config.evaluation import CountOrAuto, EvaluationConfig, Label
+from orpo_ray.config.evaluation import EvaluationConfig, Label
 from orpo_ray.config.loading import load_as, parse_as, read_yaml
 from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, known_direction, require_choosing
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.score import ScoreConfig
-from orpo_ray.config.section import Count, FreeForm, Integer, Number, Section
+from orpo_ray.config.section import Count, CountOrAuto, FreeForm, Integer, Number, Section
 from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
 
