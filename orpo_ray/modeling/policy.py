@@ -1,4 +1,4 @@
-"""The policy as training and scoring see it: a packed batch in, log-prob sums per sequence out."""
+"""The policy as training and scoring see it: a packed batch in, log-probs of tokens, or their sums, out."""
 
 from __future__ import annotations
 
@@ -75,12 +75,16 @@ class PackedPolicy(Packable):
         if not alone:
             model.set_output_embeddings(LogprobHead.of(model))
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`."""
+    def forward(self, batch: PackedBatch, *, by_token: bool = False) -> Tensor:
+        """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`; `by_token`: those of
+        every prediction, `(predictions,)`."""
         if self._one_by_one(batch):
-            return text_logps(self.model, batch)
+            logps_of = text_logps(self.model, batch)
+            return torch.cat(logps_of) if by_token else torch.stack([logps.sum() for logps in logps_of])
         hidden = hidden_states(self.model, batch)  # (tokens, width)
-        logps = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)
+        logps: Tensor = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)
+        if by_token:
+            return logps
         # segment_reduce adds in order; index_add on CUDA would not give the same bits twice.
         # `unsafe` leaves out a check of the lengths, for which a device would have to be waited for.
         return torch.segment_reduce(logps, "sum", lengths=batch.lengths, unsafe=True)

@@ -26,12 +26,12 @@ from orpo_ray.storage.run_folder import RunFolder, join_files, require_kept, wri
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
-from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.reopening import reopened
+from orpo_ray.training.source import build_schedule
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 

@@ -35,7 +35,7 @@ from orpo_ray.training.agreement import on_all, require_same, sampled_digest
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
-from orpo_ray.training.loop import State, build_schedule, run
+from orpo_ray.training.loop import State, run
 from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
@@ -43,6 +43,7 @@ from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_sink import RunSink
 from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
+from orpo_ray.training.source import PairSource
 from orpo_ray.training.stopping import Listener, StopRequest
 from orpo_ray.training.watchdog import Watchdog
 
@@ -129,7 +130,7 @@ def _train(
     )
     with phase("trackers"):
         recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
-    total_steps = build_schedule(config, train_pairs).total_steps
+    source = PairSource(engine, config, train_pairs, held_out, unseen)
 
     def committed(step: int) -> None:
         log("checkpoint saved", checkpoint_step=step)
@@ -143,15 +144,14 @@ def _train(
     alarm = Alarm(config.train.checkpoint_every_minutes, asked_to_stop=lambda: listener.heard)
 
     sink = RunSink(
-        config, starting, objective, policy, tokenizer, train_pairs, held_out, unseen, total_steps, leads, digests,
-        folder, recorder, saver, alarm, listener,
+        config, starting, source, policy, tokenizer, leads, digests, folder, recorder, saver, alarm, listener,
     )  # fmt: skip
     try:
         sink.make_good(engine, state)
         with listener.listening() if leads else nullcontext():
-            run(engine, config, train_pairs, held_out, sink, state, unseen)
+            run(engine, config, source, sink, state)
         saver.finish()
-        if state.step < total_steps:
+        if state.step < source.total_steps:
             if leads:
                 stop.note_saved()
             return Outcome(state.step, stopped=True)

@@ -20,9 +20,9 @@ from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import prepare_data
-from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.remarks import remarks
+from orpo_ray.training.source import build_schedule
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.comparable import lengths, require_known
