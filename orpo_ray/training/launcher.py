@@ -31,7 +31,7 @@ from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.reopening import reopened
-from orpo_ray.training.source import build_schedule
+from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 
@@ -80,7 +80,7 @@ def _train(
     validation: Validation | None,
     stop: StopRequest,
 ) -> None:
-    schedule = build_schedule(config, data.train)
+    schedule = schedule_of(config, data.train)
     folder.open_for(config)
     if folder.finished and not reopened(folder, config, schedule.total_steps, data.digest, console):
         return

@@ -11,7 +11,7 @@ from torch import Tensor
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.mixture import JoinedPairs
-from orpo_ray.data.schedule import Share, StepSchedule
+from orpo_ray.data.schedule import RoundSchedule, Share, StepSchedule
 from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.training.batches import MicroBatch, Work, micro_batches
 from orpo_ray.training.engine import Engine
@@ -52,6 +52,17 @@ def build_schedule(config: TrainConfig, data: Pairs) -> StepSchedule:
     return StepSchedule(
         len(data), train.global_batch_size, train.epochs, train.max_steps, config.seed, shares_of(config, data)
     )
+
+
+def schedule_of(config: TrainConfig, data: Pairs) -> StepSchedule | RoundSchedule:
+    """The global steps of a run, on pairs or on rollouts to these prompts."""
+    if config.rollouts is None:
+        return build_schedule(config, data)
+    train = config.train
+    return RoundSchedule(
+        len(data), config.rollouts.prompts, train.global_batch_size, config.epochs_of_rollouts,
+        train.epochs, train.max_steps, config.seed, shares_of(config, data),
+    )  # fmt: skip
 
 
 def shares_of(config: TrainConfig, data: Pairs) -> tuple[Share, ...]:
