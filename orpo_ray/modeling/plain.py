@@ -62,7 +62,7 @@ def by_length(batch: PackedBatch) -> list[tuple[list[Text], Tensor]]:
     ]
 
 
-def text_logps(network: nn.Module, batch: PackedBatch) -> list[Tensor]:
+def text_logps(network: nn.Module, batch: PackedBatch, temperature: float = 1.0) -> list[Tensor]:
     """Log-probs `(predictions,)`, in float32 at least, of each prompt and continuation, in the order of the row.
 
     A prompt's own are those within the first of its texts; none where they are not wanted.
@@ -72,6 +72,8 @@ def text_logps(network: nn.Module, batch: PackedBatch) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for group, ids in by_length(batch):
         logits = forward(network, ids)[:, :-1]
+        if temperature != 1:
+            logits = logits / temperature
         every = logprobs(logits, ids[:, 1:])
         for text, logps in zip(group, every, strict=True):
             found[text.continuation] = logps[text.tokens_of_prompt - 1 :]

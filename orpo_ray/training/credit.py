@@ -10,9 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from orpo_ray.config.objectives import GrpoConfig, PolicyGradientSection, PpoConfig, TokenColumn
+from orpo_ray.config.objectives import GrpoConfig, PolicyGradientSection, PpoConfig, RlooConfig, TokenColumn
 from orpo_ray.config.rollouts import RolloutsConfig
-from orpo_ray.objectives.advantages import gae, group_relative, importance, leave_one_out, token_rewards, whitened
+from orpo_ray.objectives.advantages import (
+    gae,
+    group_relative,
+    importance,
+    leave_one_out,
+    response_totals,
+    token_rewards,
+    whitened,
+)
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +62,7 @@ def credited(
         columns |= {"old_values": values, "returns": advantages + values}
         columns["advantages"] = whitened(advantages) if objective.whiten_advantages else advantages
     else:
-        totals = scores - coefficient * of_responses(kl, lengths)
+        totals = scores - coefficient * response_totals(kl, lengths)
         parts = np.split(totals, groups.cumsum()[:-1])
         of_groups = [
             group_relative(part, len(part), scale=objective.scale_advantages)
@@ -63,12 +71,6 @@ def credited(
             for part in parts
         ]
         columns["advantages"] = np.concatenate(of_groups).repeat(lengths)
-    cap = rollouts.importance_cap
-    columns["importance"] = np.ones_like(old) if cap is None else importance(old, engine, cap)
+    whole = lengths if isinstance(objective, RlooConfig) else None  # a response is one action there
+    columns["importance"] = importance(old, engine, rollouts.importance_cap, whole)
     return {name: column.astype(np.float32) for name, column in columns.items()}
-
-
-def of_responses(tokens: Floats, lengths: NDArray[np.int64]) -> Floats:
-    """`(samples,)`: sums over the tokens of each response, none of which is empty."""
-    sums: Floats = np.add.reduceat(tokens, np.r_[0, lengths.cumsum()[:-1]])
-    return sums

@@ -85,4 +85,5 @@ def _sample(row: dict[str, object]) -> Sample:
     ids, logps = member(row, "ids", list), member(row, "logps", list)
     if len(ids) != len(logps) or not all(type(token) is int for token in ids):
         raise ValueError("a line is no sample")
-    return Sample(member(row, "prompt", int), member(row, "sample", int), ids, logps, member(row, "ended", str))
+    prompt, sample, step = (member(row, key, int) for key in ("prompt", "sample", "step"))
+    return Sample(prompt, sample, ids, logps, member(row, "ended", str), step)
