@@ -202,10 +202,11 @@ def _home(name: str) -> Path:
 
 
 def _absolute(name: str) -> str:
-    """A path that exists, made absolute, a subset (FOLDER:SUBSET) kept; anything else (a Hub id, a URL) as it is."""
+    """A path that exists, made absolute, a subset (FOLDER:SUBSET) or function (FILE.py:FUNCTION) kept; anything else (a
+    Hub id, a URL) as it is."""
     path = _home(name)
     folder, colon, subset = name.rpartition(":")
-    if colon and os.path.isdir(_home(folder)) and not os.path.exists(path):
+    if colon and os.path.exists(_home(folder)) and not os.path.exists(path):
         return f"{_home(folder).resolve()}:{subset}"
     return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
