@@ -1,4 +1,4 @@
-"""Prompts with what a policy wrote to them, and what is known of each token: rows that the loop trains on (issue 19)."""
+"""Prompts with what a policy wrote to them, and what is known of each token: rows to train on (issue 19)."""
 
 from __future__ import annotations
 

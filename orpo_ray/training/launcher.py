@@ -31,6 +31,7 @@ from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.reopening import reopened
+from orpo_ray.training.rollout_checks import require_rewards
 from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
@@ -65,6 +66,8 @@ def train(
         require_metrics(config, [config.train.keep_by])
         data = prepare_data(starting, console)
         require_metrics(config, [config.train.keep_by], data.eval)
+        if starting.rollouts is not None:
+            require_rewards(starting, data)
     with only_driver(folder.path, console, wait=wait):
         compared = validation if config.eval.win_rate is not None else None
         _train(config, starting, folder, data, console, compared, stop or StopRequest())

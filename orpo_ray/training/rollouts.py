@@ -77,10 +77,11 @@ class RolloutSource:
         reference: PackedPolicy,
         writers: Writers | None,
         files: RolloutFiles,
+        oldest: Callable[[], int],
         kept: dict[str, float],
     ) -> None:
-        """`writers`, on rank 0 alone: engines and scorers; `kept`: what the checkpoint kept that the run continues
-        from."""
+        """`writers`, on rank 0 alone: engines and scorers; `oldest`: step of the oldest checkpoint; `kept`: what that
+        one kept that the run continues from."""
         assert config.rollouts is not None
         schedule = schedule_of(config, train)
         assert isinstance(schedule, RoundSchedule)
@@ -88,6 +89,7 @@ class RolloutSource:
         self.schedule, self.train, self.held_out = schedule, train, held_out
         self._engine, self._config, self._rollouts = engine, config, config.rollouts
         self._reference, self._writers, self._files = reference, writers, files
+        self._oldest = oldest
         self._coefficient = kept.get(_BEGUN, getattr(config.objective, "kl_coefficient", 0.0))
         """Of the next round."""
         self._round: Round | None = None
@@ -200,7 +202,7 @@ class RolloutSource:
                 self._coefficient = adapted(
                     coefficient, float(kl.mean()), objective.kl_target, objective.kl_horizon, len(members)
                 )
-            arrays = {name: column for name, column in columns.items()}
+            arrays = {**columns}
         else:
             assert isinstance(objective, OnlineConfig)
             arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}
@@ -210,6 +212,7 @@ class RolloutSource:
         }  # fmt: skip
         if self._writers is not None:
             self._files.write(number, arrays)
+            self._files.forget_before(self.schedule.round_of(self._oldest()))
         return self._of(number, arrays), said
 
     def _read(self, number: int) -> Round:
@@ -333,7 +336,7 @@ class RolloutSource:
         return said | reward_metrics(written.scored)
 
 
-def _is_done(running: Future[object] | None) -> bool:
+def _is_done(running: Future[_Result] | None) -> bool:
     """Whether it is, after a moment's waiting."""
     if running is None:
         return False

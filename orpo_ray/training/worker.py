@@ -40,10 +40,11 @@ from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
+from orpo_ray.training.rollout_setup import Beside
 from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_sink import RunSink
 from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
-from orpo_ray.training.source import PairSource
+from orpo_ray.training.source import PairSource, Source
 from orpo_ray.training.stopping import Listener, StopRequest
 from orpo_ray.training.watchdog import Watchdog
 
@@ -90,7 +91,7 @@ def _train(
         ensure_pad_token(tokenizer)
     train_pairs, held_out, unseen = data.train, data.eval, data.unseen
     folder, weights = RunFolder(config.run_dir), {}
-    if objective.needs_reference:
+    if objective.needs_reference and not objective.settings.rolls_out:
         with phase("reference"):
             parts = (train_pairs, held_out, *([] if unseen is None else [unseen]))
             (train_pairs, held_out, *apart), weights[REFERENCE] = _with_reference(starting, device, *parts)
@@ -102,6 +103,10 @@ def _train(
         # Under ZeRO-3 the device need not hold all of it, and the engine takes it there.
         place = torch.device("cpu") if config.train.zero_stage == 3 else device
         policy = on_all(lambda: load_scorer(objective.model, starting.model, seed=config.seed, device=place, warn=warn))
+        rollouts = None
+        if starting.rollouts is not None:
+            rollouts = on_all(lambda: Beside.of(starting, policy, tokenizer, device, place, warn))
+            policy, weights = rollouts.policy, weights | rollouts.digests
         if starting.model.has_weights:
             require_same(f"model.name_or_path: {starting.model.name_or_path}", sampled_digest(policy.model))
         if leads and (frozen := frozen_digest(policy.model)) is not None:
@@ -130,7 +135,11 @@ def _train(
     )
     with phase("trackers"):
         recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
-    source = PairSource(engine, config, train_pairs, held_out, unseen)
+    source: Source = (
+        PairSource(engine, config, train_pairs, held_out, unseen)
+        if rollouts is None
+        else rollouts.source(engine, config, data, tokenizer, folder, ranks_here, checkpoints, state.source)
+    )
 
     def committed(step: int) -> None:
         log("checkpoint saved", checkpoint_step=step)

@@ -78,7 +78,14 @@ class Writers:
             whole = merged_weights(self._model, weights)
             if self._step < 0:
                 export_model(
-                    self._folder, self._model, whole, self._tokenizer, self._config, {"step": step}, None, "to draw from"
+                    self._folder,
+                    self._model,
+                    whole,
+                    self._tokenizer,
+                    self._config,
+                    {"step": step},
+                    None,
+                    "to draw from",
                 )
             self._digest = network_digest(self._model, whole)
             self._weights = ray.put(pack_weights(whole))
@@ -146,9 +153,7 @@ class Writers:
             question = data.question(sample.prompt)
             text = self._answer(question, data.pair(sample.prompt)[0].tolist(), sample).text
             prompt = readable(question.as_found.prompt)
-            lines.append(
-                {"step": step, "prompt": prompt, "response": text, "reward": one.score, "ended": sample.ended}
-            )
+            lines.append({"step": step, "prompt": prompt, "response": text, "reward": one.score, "ended": sample.ended})
         with new_file(path) as new:
             new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -214,9 +219,13 @@ class Writers:
         told = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
             ours = f"{UserError.__module__}.{UserError.__qualname__}: "
-            raise UserError(told.removeprefix(ours) if told.startswith(ours) else f"rollouts: {what} cannot be started: {told}")
+            raise UserError(
+                told.removeprefix(ours) if told.startswith(ours) else f"rollouts: {what} cannot be started: {told}"
+            )
         self._lost += 1
         most = self._config.scaling.max_failures
         if self._lost > most:
-            raise UserError(f"rollouts: {self._lost} actors were lost (scaling.max_failures={most}); the last, {what}: {told}")
+            raise UserError(
+                f"rollouts: {self._lost} actors were lost (scaling.max_failures={most}); the last, {what}: {told}"
+            )
         self._note(f"rollouts: {what} was lost and is begun anew: {told}")
