@@ -266,8 +266,9 @@ class TestFromConfigurationToLoss:
         old = s.scored[:, 0].numpy() + 0.2 * noise[0]
         columns = token_columns(
             config, scores=generator.normal(size=len(s.lengths)), lengths=s.lengths.numpy(), samples=self.SAMPLES,
-            old_logps=old, reference_logps=old + 0.5 * noise[1], engine_logps=old + 0.8 * noise[2], coefficient=coefficient,
-            importance_cap=cap, values=s.scored[:, 1].numpy() + 0.5 * noise[3] if config.has_critic else None,
+            old_logps=old, reference_logps=old + 0.5 * noise[1], engine_logps=old + 0.8 * noise[2],
+            coefficient=coefficient, importance_cap=cap,
+            values=s.scored[:, 1].numpy() + 0.5 * noise[3] if config.has_critic else None,
         )  # fmt: skip
         assert {*columns} == {*config.columns}
         assert all(column.shape == (tokens,) and column.dtype == np.float64 for column in columns.values())
