@@ -70,7 +70,8 @@ class DataConfig(RecordsConfig):
     max_prompt_length: Count = 768
     """Tokens of prompt, its end, that are left at the least where prompt and longer response are over `max_length`: no
     more is cut than that takes, and nothing of a prompt that fits. TRL's trainers cut where we do, and to this length
-    in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none."""
+    in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none. Prompts of rollouts are never
+    cut."""
     drop_prompts_over: Count | None = None
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None
