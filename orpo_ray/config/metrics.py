@@ -11,6 +11,8 @@ Metric = Annotated[str, Field(pattern=r"^eval_[a-z_]+(/[A-Za-z0-9][A-Za-z0-9._-]
 Direction = Literal["min", "max"]
 WIN_RATE = "eval_win_rate"
 """Comes later than the evaluation of its step, from beside training."""
+REWARD = "eval_reward"
+"""Of what the policy in training writes; with `/LABEL` that of one of `rollouts.rewards`."""
 UNSEEN = "eval_unseen_"
 """Begins the keys of the pairs that choose nothing (`data.unseen_fraction`)."""
 

@@ -17,6 +17,9 @@ Column = Literal["reference", "choices", "desirable", "baseline"] | TokenColumn
 response in how many rows it is one; labels of the responses; a reference point of the whole step. Or what is known of
 each token, `(tokens,)`."""
 
+KL_STEP = 0.2
+"""As far as an adaptive KL coefficient takes the relative error of the KL to its target."""
+
 
 class ObjectiveSection(Section):
     """An objective: its settings, and all that others have to know of it but its formula."""

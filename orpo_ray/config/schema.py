@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from orpo_ray.config.data import DataConfig, Reading
 from orpo_ray.config.identity import digest
 from orpo_ray.config.loop import LoopConfig, OptimConfig
-from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.metrics import REWARD
+from orpo_ray.config.objectives import KL_STEP, ObjectiveConfig, OrpoConfig, PolicyGradientSection
 from orpo_ray.config.paths import named_paths
 from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.config.section import Count, Fraction, Integer, Number, RunName, Section
@@ -201,10 +202,11 @@ def _home(name: str) -> Path:
 
 
 def _absolute(name: str) -> str:
-    """A path that exists, made absolute, a subset (FOLDER:SUBSET) kept; anything else (a Hub id, a URL) as it is."""
+    """A path that exists, made absolute, a subset (FOLDER:SUBSET) or function (FILE.py:FUNCTION) kept; anything else (a
+    Hub id, a URL) as it is."""
     path = _home(name)
     folder, colon, subset = name.rpartition(":")
-    if colon and os.path.isdir(_home(folder)) and not os.path.exists(path):
+    if colon and os.path.exists(_home(folder)) and not os.path.exists(path):
         return f"{_home(folder).resolve()}:{subset}"
     return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
@@ -262,6 +264,16 @@ class TrainConfig(Section):
             )
         if rollouts.samples == 1 and objective.name in {"rloo", "grpo", "online"}:
             raise ValueError(f"rollouts.samples: {objective.name} compares responses to one prompt, so at least 2")
+        responses = rollouts.prompts * rollouts.samples
+        if (
+            isinstance(objective, PolicyGradientSection)
+            and objective.kl_target is not None
+            and KL_STEP * responses >= objective.kl_horizon
+        ):
+            raise ValueError(
+                f"objective.kl_horizon ({objective.kl_horizon:g}) should be above {KL_STEP * responses:g}: a round of "
+                f"{responses} responses could take the KL coefficient to 0 or below"
+            )
         if self.data.unseen_fraction is not None:
             raise ValueError(
                 "data.unseen_fraction: is for pairs; rollouts are evaluated on the prompts of data.eval alone"
@@ -281,7 +293,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _the_kept_metric_has_its_source(self) -> TrainConfig:
         try:
-            self.data.require_source_of(self.train.keep_by)
+            self.require_source_of(self.train.keep_by)
         except ValueError as error:
             raise ValueError(f"train.keep_by: {error}") from None
         return self
@@ -295,6 +307,17 @@ class TrainConfig(Section):
         if "choices" in self.objective.columns and self.data.comparisons == "best_against_worst":
             raise ValueError("data.comparisons: best_against_worst leaves two answers, plackett_luce reads rankings")
         return self
+
+    def require_source_of(self, metric: str) -> None:
+        """Raises `ValueError` where `metric` is one of a source of data, or of rewards, that the run does not have."""
+        if self.rollouts is None:
+            return self.data.require_source_of(metric)
+        name, slash, label = metric.partition("/")
+        if slash and name != REWARD:
+            raise ValueError(f"{metric}: of rollouts only {REWARD} is told by its sources")
+        if slash and label not in self.rollouts.rewards:
+            raise ValueError(f"{metric}: rollouts.rewards has no {label}: there are {', '.join(self.rollouts.rewards)}")
+        return None
 
     @property
     def reading(self) -> Reading:

@@ -113,7 +113,7 @@ class SweepConfig(Section):
         for metric, direction in self.directions.items():
             require_choosing("metric", metric)
             try:
-                plain.data.require_source_of(metric)
+                plain.require_source_of(metric)
             except ValueError as error:
                 raise ValueError(f"metric: {error}") from None
             if (better := known_direction(metric)) not in (None, direction):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +27,7 @@ from transformers import (
 from orpo_ray.cluster.allocator import keep_freed_memory
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig
+from orpo_ray.inference.drawn import Decoder
 from orpo_ray.inference.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
 from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.node_files import on_this_node
@@ -119,9 +119,8 @@ class Drawn:
     """A response in the making: its text, and whether it has ended."""
 
     def __init__(self, request: Request, words: Tokenizer, ends: frozenset[int], stop: Sequence[str]) -> None:
-        self._request, self._words, self._ends, self._stop = request, words, ends, stop
-        # It continues the prompt's text: SentencePiece's first space stands where it is one.
-        self._stream = DecodeStream(ids=request.ids, skip_special_tokens=True)
+        self._request, self._ends, self._stop = request, ends, stop
+        self._decoder = Decoder(words, request.ids)
         self._text, self._tokens = "", 0
         self.ended = False
 
@@ -132,7 +131,7 @@ class Drawn:
         self._tokens += 1
         self.ended = token in self._ends
         if not self.ended:
-            self._text += self._decoded(token)
+            self._text += self._decoder.take(token)
             cuts = [place for stop in self._stop if (place := self._text.find(stop)) >= 0]
             if cuts:
                 self._text, self.ended = self._text[: min(cuts)], True
@@ -140,16 +139,6 @@ class Drawn:
     def response(self) -> Response:
         ended = "stop" if self.ended else "length"
         return Response(self._request.prompt, self._request.round, self._text, self._tokens, ended)
-
-    def _decoded(self, token: int) -> str:
-        """What `token` adds to the text; nothing while a character is not whole."""
-        try:
-            return self._stream.step(self._words, token) or ""
-        except Exception as error:  # tokenizers raises nothing more special
-            if not str(error).startswith("Invalid prefix"):
-                raise
-        self._stream = DecodeStream(skip_special_tokens=True)  # bytes that are no text: go on behind them
-        return self._stream.step(self._words, token) or ""
 
 
 class AllEnded(StoppingCriteria):  # type: ignore[misc]

@@ -186,7 +186,7 @@ def _manifest(checkpoints: Checkpoints, step: int) -> tuple[Manifest | None, str
 
 
 BASE, REFERENCE = "model.name_or_path", "objective.reference"
-_RESTS_ON = {BASE: "the base's frozen weights", REFERENCE: "the reference's weights"}
+_RESTS_ON = {BASE: "the base's frozen weights are not those", REFERENCE: "the reference's weights are not those"}
 
 
 def require_same_weights(manifest: Manifest, weights: dict[str, str], allowed: Sequence[str]) -> None:
@@ -194,8 +194,9 @@ def require_same_weights(manifest: Manifest, weights: dict[str, str], allowed: S
     them; `allowed`: settings in which they may differ."""
     for key, held in manifest.weights.items():
         if weights.get(key, held) != held and key not in allowed:
+            what = _RESTS_ON.get(key, "what scores the rollouts is not what")
             raise UserError(
-                f"{key}: {_RESTS_ON[key]} are not those that the run began with (step {manifest.step} was saved with "
+                f"{key}: {what} that the run began with (step {manifest.step} was saved with "
                 f"others); restore them, choose another name=..., or continue with 'resume.allow_changes=[{key}]'"
             )
 

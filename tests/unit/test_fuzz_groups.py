@@ -17,7 +17,7 @@ from orpo_ray.config import DataConfig
 from orpo_ray.config.data import Reading
 from orpo_ray.data.cache import read_or_build
 from orpo_ray.data.formats.shapes import recognise
-from orpo_ray.data.prepare import _Tokenization
+from orpo_ray.data.passes import PairPass
 from orpo_ray.data.templates import Renderer
 from orpo_ray.errors import UserError
 
@@ -63,7 +63,7 @@ def test_every_record_is_accounted_for(
         found = read_or_build(
             folder,
             "key",
-            lambda writer: _Tokenization(data, data.train_sources[0], TOKENIZER, renderer, writer, reading).run(
+            lambda writer: PairPass(data, data.train_sources[0], TOKENIZER, renderer, writer, reading).run(
                 source, None, None
             ),
         )

@@ -34,6 +34,7 @@ from orpo_ray.training.loop import State, cost, is_best, run
 from orpo_ray.training.measuring import evaluate
 from orpo_ray.training.metric_names import evaluation_metrics, require_metrics
 from orpo_ray.training.saving import Saver
+from orpo_ray.training.source import PairSource
 
 SHORT = (
     "train.global_batch_size=6", "train.epochs=3", "train.eval_every_steps=1", "model.dtype=float32", "optim.lr=2e-2",
@@ -46,8 +47,9 @@ def trained(*overrides: str, apart: bool = False) -> tuple[State, list[dict[str,
     settings, sink = config(*SHORT, *overrides), Collect()
     engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
     held_out = random_pairs(24).subset(np.arange(12, 24))
-    state = run(engine, settings, random_pairs(12), held_out, sink, State(best_by=settings.train.keep_by),
-                random_pairs(24).subset(np.arange(3)) if apart else None)  # fmt: skip
+    unseen = random_pairs(24).subset(np.arange(3)) if apart else None
+    source = PairSource(engine, settings, random_pairs(12), held_out, unseen)
+    state = run(engine, settings, source, sink, State(best_by=settings.train.keep_by))
     return state, sink.lines
 
 

@@ -1,0 +1,360 @@
+"""Steps over what the policy itself writes: a round is drawn, scored, credited, and trained on (issue 19).
+
+Rank 0 speaks to engines and to those that score; log-probs and values are computed by all ranks, in the loop's own
+packed forward; what follows from them is the same numbers on each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.config.objectives import OnlineConfig, PolicyGradientSection, TokenColumn
+from orpo_ray.data.dataset import Ids, PairDataset, Prompts
+from orpo_ray.data.packing import PackedBatch
+from orpo_ray.data.rollouts import Rollouts, as_pairs
+from orpo_ray.data.schedule import RoundSchedule
+from orpo_ray.errors import UserError
+from orpo_ray.inference.generation import Request, request_seed
+from orpo_ray.inference.live import Sample
+from orpo_ray.inference.rewards import Scored, reward_metrics
+from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.objectives.advantages import adapted, explained_variance, mismatch, response_totals
+from orpo_ray.objectives.registry import build_objective
+from orpo_ray.training.batches import MicroBatch, micro_batches, plan
+from orpo_ray.training.credit import Floats, credited, learned_scores
+from orpo_ray.training.engine import Engine, evaluating
+from orpo_ray.training.measuring import planned
+from orpo_ray.training.rollout_files import Arrays, RolloutFiles
+from orpo_ray.training.source import schedule_of
+from orpo_ray.training.writers import Writers
+
+_Result = TypeVar("_Result")
+
+_PATIENCE = 5.0  # seconds between looks of all ranks at whether rank 0 is done
+_BEGUN = "kl_coefficient"
+
+
+class Written(NamedTuple):
+    """Responses to some prompts by the policy of one step, with their scores, in the order of prompts and samples."""
+
+    samples: list[Sample]
+    scored: list[Scored]
+    seconds: float
+    """That drawing took."""
+    scoring_seconds: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the steps of a round train on."""
+
+    number: int
+    texts: Rollouts | PairDataset
+    records: list[int]
+    """Of the training prompts, that each row of `texts` is of."""
+    steps: list[NDArray[np.int64]]
+
+
+class RolloutSource:
+    """Rounds of rollouts of the policy that `engine` trains."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: TrainConfig,
+        train: Prompts,
+        held_out: Prompts,
+        reference: PackedPolicy,
+        writers: Writers | None,
+        files: RolloutFiles,
+        oldest: Callable[[], int],
+        kept: dict[str, float],
+    ) -> None:
+        """`writers`, on rank 0 alone: engines and scorers; `oldest`: step of the oldest checkpoint; `kept`: what that
+        one kept that the run continues from."""
+        assert config.rollouts is not None
+        schedule = schedule_of(config, train)
+        assert isinstance(schedule, RoundSchedule)
+        self.objective = build_objective(config.objective)
+        self.schedule, self.train, self.held_out = schedule, train, held_out
+        self._engine, self._config, self._rollouts = engine, config, config.rollouts
+        self._reference, self._writers, self._files = reference, writers, files
+        self._oldest = oldest
+        self._coefficient = kept.get(_BEGUN, getattr(config.objective, "kl_coefficient", 0.0))
+        """Of the next round."""
+        self._round: Round | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-rollouts")
+
+    @property
+    def total_steps(self) -> int:
+        return self.schedule.total_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.schedule.steps_per_epoch
+
+    def record(self, number: int) -> int | str:
+        assert self._round is not None
+        return self.train.record(self._round.records[number])
+
+    def kept(self) -> dict[str, float]:
+        return {_BEGUN: self._coefficient}
+
+    def before(self, step: int) -> dict[str, float]:
+        number, within = divmod(step, self.schedule.steps_per_round)
+        if self._round is not None and self._round.number == number:
+            return {}
+        self._round = None  # its memory is the next one's
+        if within:
+            self._round = self._read(number)
+            return {}
+        self._round, said = self._begin(number, step)
+        return said
+
+    def micro_batches(self, start: int) -> Iterator[MicroBatch]:
+        each = self.schedule.steps_per_round
+        while start < self.total_steps:
+            held, end = self._round, min((start // each + 1) * each, self.total_steps)
+            assert held is not None and held.number == start // each, "`before` has made it ready"
+            works = (
+                planned(self._engine, self._config, self.objective, held.texts, held.steps[step % each])
+                for step in range(start, end)
+            )
+            yield from micro_batches(works, self._engine.device)
+            start = end
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], None]:
+        """One response to each of the first held-out prompts, the same seeds each time."""
+        count = min(len(self.held_out), self._rollouts.eval_prompts)
+        prompts = [self.held_out.pair(i)[0] for i in range(count)]
+        requests = self._requests("held out", prompts, 1)
+        writers = self._writers
+        written = self._written(step, self.held_out, np.arange(count), requests, None)
+        chosen = [i for i, scored in enumerate(written.scored) if scored.score is not None]
+        line = self._told(written)
+        texts = Rollouts([prompts[i] for i in chosen], [[_ids(written.samples[i])] for i in chosen], {})
+        if chosen:
+            old, reference = self._log_probs(texts)
+            lengths = np.array([len(written.samples[i].ids) for i in chosen])
+            line |= {"kl": float(response_totals(old - reference, lengths).mean()), "entropy": float(-old.mean())}
+        if writers is not None:
+            writers.show(step, self.held_out, written.samples, written.scored)
+        names = ("reward", "kl", "response_tokens", "share_cut", "entropy")
+        wanted = {name: line[name] for name in line if name.partition("/")[0] in names}
+        return {f"eval_{name}": value for name, value in wanted.items()}, None
+
+    def _begin(self, number: int, step: int) -> tuple[Round, dict[str, float]]:
+        """Draw, score and credit a round."""
+        rollouts, objective = self._rollouts, self._config.objective
+        places = self.schedule.indices(number)
+        prompts = [self.train.pair(int(i))[0] for i in places]
+        requests = self._requests(f"round {number}", prompts, rollouts.samples)
+        written = self._written(step, self.train, places, requests, number)
+        said = {"round": float(number), **self._told(written)}
+        scores = learned_scores(
+            [np.nan if one.score is None else one.score for one in written.scored],
+            [sample.ended == "length" for sample in written.samples],
+            rollouts,
+        )
+        groups = _groups(written, scores, differing=isinstance(objective, OnlineConfig))
+        if objective.name != "ppo":
+            groups = {prompt: members for prompt, members in groups.items() if len(members) > 1}
+        if len(groups) < self.schedule.steps_per_pass:
+            raise UserError(
+                f"round {number}: {len(groups)} of {len(prompts)} prompts have responses whose scores can be trained "
+                f"on, and {self.schedule.steps_per_pass} steps need one each: {said['too_long']:.0f} responses are too "
+                f"long for a reward model, {said['not_finite']:.0f} scores are not finite"
+            )
+        records, members = list(groups), [member for group in groups.values() for member in group]
+        responses = [[_ids(written.samples[member]) for member in group] for group in groups.values()]
+        texts = Rollouts([prompts[place] for place in records], responses, {})
+        old, reference, *critic = self._log_probs(texts)
+        values = critic[0] if critic else None
+        lengths = np.array([len(written.samples[member].ids) for member in members])
+        engine = np.concatenate([written.samples[member].logps for member in members])
+        learned, kl = scores[members], response_totals(old - reference, lengths)
+        said |= {
+            "reward": float(learned.mean()), "reward_sd": float(learned.std()), "kl": float(kl.mean()),
+            "entropy": float(-old.mean()), **mismatch(old, engine),
+        }  # fmt: skip
+        counts = np.array([len(group) for group in groups.values()])
+        arrays: Arrays
+        if isinstance(objective, PolicyGradientSection):
+            coefficient = self._coefficient
+            columns = credited(
+                objective, rollouts, scores=learned, lengths=lengths, groups=counts, old=old, engine=engine,
+                reference=reference, values=values, coefficient=coefficient,
+            )  # fmt: skip
+            said["kl_coefficient"] = coefficient
+            if values is not None:
+                said["explained_variance"] = explained_variance(values, columns["returns"])
+            if objective.kl_target is not None:
+                self._coefficient = adapted(
+                    coefficient, float(kl.mean()), objective.kl_target, objective.kl_horizon, len(members)
+                )
+            arrays = {**columns}
+        else:
+            assert isinstance(objective, OnlineConfig)
+            arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}
+        arrays |= {
+            "records": places[records], "counts": counts, "lengths": lengths,
+            "ids": np.concatenate([_ids(written.samples[member]) for member in members]),
+        }  # fmt: skip
+        if self._writers is not None:
+            self._files.write(number, arrays)
+            self._files.forget_before(self.schedule.round_of(self._oldest()))
+        return self._of(number, arrays), said
+
+    def _read(self, number: int) -> Round:
+        """A round that a checkpoint is in the middle of."""
+        return self._of(number, self._by_rank_0(lambda: self._files.read(number)))
+
+    def _of(self, number: int, arrays: Arrays) -> Round:
+        """The round that these arrays are of."""
+        records = [int(record) for record in arrays["records"]]
+        prompts = [self.train.pair(record)[0] for record in records]
+        counts, lengths = arrays["counts"].astype(np.int64), arrays["lengths"].astype(np.int64)
+        every = np.split(arrays["ids"].astype(np.int32), lengths.cumsum()[:-1])
+        ends = counts.cumsum()
+        groups = [every[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        texts: Rollouts | PairDataset
+        if isinstance(self._config.objective, OnlineConfig):
+            sums = arrays["reference"].astype(np.float32)
+            best, worst = zip(
+                *((end - count + int(scores.argmax()), end - count + int(scores.argmin()))
+                  for end, count in zip(ends, counts, strict=True)
+                  for scores in [arrays["scores"][end - count : end].astype(np.float64)]),
+                strict=True,
+            )  # fmt: skip
+            reference = np.column_stack([sums[[*best]], sums[[*worst]]])
+            texts = as_pairs(prompts, [every[i] for i in best], [every[i] for i in worst], reference)
+        else:
+            names: tuple[TokenColumn, ...] = ("old_logps", "advantages", "importance", "old_values", "returns")
+            columns = {name: arrays[name].astype(np.float32) for name in names if name in arrays}
+            texts = Rollouts(prompts, groups, columns)
+        return Round(number, texts, records, self.schedule.steps(number, len(records)))
+
+    def _requests(self, what: str, prompts: Sequence[Ids], samples: int) -> list[Request]:
+        seed = self._config.seed
+        return [
+            Request(place, sample, ids.tolist(), request_seed(seed, what, place, sample))
+            for place, ids in enumerate(prompts)
+            for sample in range(samples)
+        ]
+
+    def _written(
+        self, step: int, data: Prompts, records: NDArray[np.int64], requests: list[Request], number: int | None
+    ) -> Written:
+        """What the policy of `step` answers to `requests`, and what that scores, on all ranks. `number`: of the round,
+        whose samples are kept on disk as they come."""
+        weights, writers = self._engine.weights(), self._writers
+
+        def write() -> Written:
+            assert writers is not None and weights is not None
+            digest = writers.load(weights, step)
+            held = [] if number is None else self._files.samples(number, digest)
+            wanted = {(request.prompt, request.round): request for request in requests}
+            found = {(one.prompt, one.sample): one for one in held if (one.prompt, one.sample) in wanted}
+            if number is not None:
+                self._files.begin(number, digest, found.values())
+            started = time.monotonic()
+            for new in writers.draw([request for place, request in wanted.items() if place not in found]):
+                if number is not None:
+                    self._files.append(number, new)
+                found |= {(one.prompt, one.sample): one for one in new}
+            drawn = time.monotonic()
+            samples = [found[place] for place in wanted]
+            scored = writers.score(data, records, samples)
+            return Written(samples, scored, drawn - started, time.monotonic() - drawn)
+
+        return self._by_rank_0(write)
+
+    def _by_rank_0(self, work: Callable[[], _Result]) -> _Result:
+        """What `work` returns on rank 0, on all ranks. They meet now and then while it lasts: nobody hangs."""
+        running: Future[_Result] | None = self._thread.submit(work) if self._writers is not None else None
+        while not self._engine.gather(_is_done(running))[0]:
+            pass
+        found: tuple[_Result | None, str] = None, ""
+        try:
+            found = (running.result(), "") if running is not None else found
+        except UserError as error:
+            found = None, str(error)
+        result, mistake = self._engine.gather(found)[0]
+        if mistake:
+            raise UserError(mistake)
+        return result  # type: ignore[no-any-return]
+
+    def _log_probs(self, texts: Rollouts) -> tuple[Floats, ...]:
+        """`(tokens,)` each: by the policy, by the reference, and the critic's values where there is a critic."""
+        with evaluating(self._engine.policy):
+            old = self._by_token(texts, lambda batch: self._engine.forward(batch, by_token=True))
+        with torch.no_grad():
+            reference = self._by_token(texts, lambda batch: self._reference(batch, by_token=True))
+        return (old[:, 0], reference[:, 0], *(old[:, column] for column in range(1, old.shape[1])))
+
+    def _by_token(self, texts: Rollouts, forward: Callable[[PackedBatch], Tensor]) -> Floats:
+        """`(tokens, …)` of all responses of `texts`, computed by all ranks together."""
+        engine, budget = self._engine, self._config.train.tokens_per_microbatch
+        work = plan(
+            texts, np.arange(len(texts)), best_alone=False, score_prompts=False,
+            rank=engine.rank, ranks=engine.ranks, budget=budget,
+        )  # fmt: skip
+        tokens = texts.lengths()[:, 1:].sum(axis=1)
+        found: dict[int, Floats] = {}
+        for micro_batch in micro_batches([work], engine.device):
+            scored = forward(micro_batch.batch.to(engine.device))
+            if micro_batch.batch.weight:
+                rows = scored.double().cpu().numpy().reshape(scored.shape[0], -1)
+                parts = np.split(rows, tokens[micro_batch.pairs].cumsum()[:-1])
+                found |= dict(zip(micro_batch.pairs.tolist(), parts, strict=True))
+        every = {place: part for of_rank in engine.gather(found) for place, part in of_rank.items()}
+        return np.concatenate([every[place] for place in range(len(texts))])
+
+    def _told(self, written: Written) -> dict[str, float]:
+        """What is said of responses before the policy is asked about them."""
+        tokens = sum(len(sample.ids) for sample in written.samples)
+        scores = [one.score for one in written.scored if one.score is not None]
+        said = {
+            "reward": float(np.mean(scores)) if scores else float("nan"),
+            "response_tokens": tokens / len(written.samples),
+            "share_cut": sum(sample.ended == "length" for sample in written.samples) / len(written.samples),
+            "rollout_seconds": written.seconds,
+            "scoring_seconds": written.scoring_seconds,
+            "rollout_tokens_per_second": tokens / max(written.seconds, 1e-9),
+            "score_tokens_per_second": tokens / max(written.scoring_seconds, 1e-9),
+        }
+        return said | reward_metrics(written.scored)
+
+
+def _is_done(running: Future[_Result] | None) -> bool:
+    """Whether it is, after a moment's waiting."""
+    if running is None:
+        return False
+    try:
+        running.exception(timeout=_PATIENCE)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _groups(written: Written, scores: Floats, *, differing: bool) -> dict[int, list[int]]:
+    """By prompt of the round the places of its samples that have a score. `differing`: of prompts whose scores do."""
+    groups: dict[int, list[int]] = {}
+    for place, sample in enumerate(written.samples):
+        if np.isfinite(scores[place]):
+            groups.setdefault(sample.prompt, []).append(place)
+    return {prompt: places for prompt, places in groups.items() if not differing or np.ptp(scores[places]) > 0}
+
+
+def _ids(sample: Sample) -> Ids:
+    return np.asarray(sample.ids, np.int32)
