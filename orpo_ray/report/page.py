@@ -20,11 +20,11 @@ from orpo_ray.config.metrics import of_unseen, spoken, spoken_name
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures
+from orpo_ray.report.figures import Drawn
+from orpo_ray.report.numbers import describe_change, number, percent
 from orpo_ray.report.reward_figures import reward_figures
 from orpo_ray.report.runs import Run, read_run
 
-Drawn = tuple[str, Markup | None, str]
-"""A figure: its title, the figure if there is any, its caption."""
 EVALUATION_COLUMNS = {
     "eval_loss": "loss",
     "eval_nll": "NLL",
@@ -104,30 +104,6 @@ def write_page(path: Path, html: str) -> Path:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     return path
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A metric for reading: `digits` decimals, a true minus sign, a dash where there is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        return "–"
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-    return text.replace("-", "−")
-
-
-def percent(value: Any, digits: int = 0) -> str:
-    """A fraction as a percentage."""
-    return "–" if not isinstance(value, (int, float)) else f"{100 * value:.{digits}f}%"
-
-
-def describe_change(run: Run, key: str) -> str:
-    """`−0.61 → −0.46 (rises)`, from the first evaluation to the last; empty where there are not two."""
-    _, values = run.series(key)
-    finite = [float(value) for value in values if value == value]
-    if len(finite) < 2:
-        return ""
-    first, last = finite[0], finite[-1]
-    direction = "rises" if last > first else "falls" if last < first else "stays"
-    return f"{number(first, 2)} → {number(last, 2)} ({direction})"
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:
