@@ -118,7 +118,7 @@ def reward_accuracy(run: Run) -> Markup | None:
 
 def learning_rate(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
-        axes.plot(*_binned(run.series("lr")), color=NEUTRAL)
+        axes.plot(*binned(run.series("lr")), color=NEUTRAL)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=False)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("learning rate")
@@ -190,7 +190,7 @@ def over_steps(draw: Callable[[Axes], None], run: Run, keys: Sequence[str], titl
 
 def curve(axes: Axes, series: Series, colour: str, label: str) -> None:
     """A noisy training metric: its values faint, a running mean over them."""
-    steps, values = _binned(series)
+    steps, values = binned(series)
     if not np.isfinite(values).any():
         return
     width = max(1, len(values) // 25)
@@ -210,11 +210,11 @@ def points(axes: Axes, series: Series, colour: str, label: str, marker: str = "o
 
 def _shown(series: Series) -> Series:
     """What `curve` draws strongly, which is what the y axis must hold."""
-    steps, values = _binned(series)
+    steps, values = binned(series)
     return steps, _running_mean(values, max(1, len(values) // 25))
 
 
-def _binned(series: Series) -> Series:
+def binned(series: Series) -> Series:
     """At most `MAX_POINTS` points: means over equal runs of steps, so that a long run keeps a small page."""
     steps, values = series
     if len(steps) <= MAX_POINTS:

@@ -29,3 +29,19 @@ def describe_change(run: Run, key: str) -> str:
     first, last = finite[0], finite[-1]
     direction = "rises" if last > first else "falls" if last < first else "stays"
     return f"{number(first, 2)} → {number(last, 2)} ({direction})"
+
+
+def time_taken(run: Run) -> str:
+    """`in all 1 h 5 min`; empty for a run that has not finished."""
+    summary = run.summary or {}
+    if not is_number(summary, "seconds"):
+        return ""
+    minutes, rest = divmod(round(summary["seconds"]), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "in all " + (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s")
+
+
+def is_number(section: dict[str, Any], key: str) -> bool:
+    """Whether a section of a configuration, or a summary, has a number there that can be written out."""
+    value = section.get(key)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
