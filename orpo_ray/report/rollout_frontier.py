@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 LARGEST = 1e100
 """No metric is; and differences of what is drawn are finite."""
 _MOST_POINTS = 120
-_APART = 0.18
+_APART = 0.15
 """Of a figure's width or height: nearer labels would overlap."""
 
 

@@ -1,6 +1,7 @@
 """How far a run with rollouts is in its present round, from its folder alone.
 
-Round i (from 0) trains on `rollouts/00000i.jsonl`, a line for each response as it is drawn.
+Round i (from 0) trains on `rollouts/00000i.jsonl`: a line for each response as it is drawn, behind one that names the
+weights which write.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ _EPOCHS = {objective.model_fields["name"].default: objective.epochs_of_rollouts 
 _PIECE = 2**20
 
 
+class Drawn(NamedTuple):
+    round: int
+    """From 0."""
+    responses: int
+
+
 class Rounds(NamedTuple):
     """What each round of a run holds."""
 
     responses: int
+    samples: int
+    """Responses to a prompt."""
     steps: int
     """Optimizer steps, over all its epochs."""
 
@@ -38,17 +47,21 @@ class Rounds(NamedTuple):
         known = all(type(count) is int and count > 0 for count in (prompts, samples, epochs, step))
         if not rollouts or not known or prompts % step:
             return None
-        return cls(prompts * samples, epochs * (prompts // step))
+        return cls(prompts * samples, samples, epochs * (prompts // step))
 
-    def amount(self, steps: int) -> int:
-        """Rounds in so many steps; the last may be cut short."""
-        return -(-steps // self.steps)
-
-
-class Drawn(NamedTuple):
-    round: int
-    """From 0."""
-    responses: int
+    def told(self, drawn: Drawn | None, step: int, total: int | None, *, goes_on: bool = True) -> str:
+        """`round 3 of 50: writing 120 of 256 responses`, when `step` steps of `total` are done."""
+        number, within = divmod(step, self.steps) if drawn is None else (drawn.round, 0)
+        if total is not None and step >= total:
+            return f"{_counted(-(-total // self.steps), 'round')} done"
+        of = "" if total is None else f" of {-(-total // self.steps)}"
+        name = f"round {number + 1}{of}"
+        if drawn is None:
+            return f"{name}: {within} of {_counted(self.steps, 'update')} done"
+        if drawn.responses < self.responses:
+            said = f"{drawn.responses} of {_counted(self.responses, 'response')}"
+            return f"{name}: writing {said}" if goes_on else f"{name}: {said} written"
+        return f"{name}: {_counted(self.responses, 'response')} written{', scoring' if goes_on else ''}"
 
 
 class RoundWatch:
@@ -56,7 +69,7 @@ class RoundWatch:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: Path | None = None
+        self._file: tuple[int, int] | None = None
         self._offset = self._lines = 0
 
     def drawn(self) -> Drawn | None:
@@ -66,14 +79,15 @@ class RoundWatch:
         try:
             if file is None or _written(file) <= _written(self._folder / "metrics.jsonl"):
                 return None
-            return Drawn(int(file.stem), self._count(file))
+            return Drawn(int(file.stem), max(0, self._count(file) - 1))
         except OSError:  # gone since
             return None
 
     def _count(self, file: Path) -> int:
-        if file != self._file or file.stat().st_size < self._offset:  # begun anew
-            self._file, self._offset, self._lines = file, 0, 0
         with file.open("rb") as lines:
+            found = os.fstat(lines.fileno())
+            if (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset:  # begun anew
+                self._file, self._offset, self._lines = (found.st_dev, found.st_ino), 0, 0
             lines.seek(self._offset)
             while piece := lines.read(_PIECE):
                 self._offset += len(piece)
@@ -88,6 +102,10 @@ def newest_file(folder: Path) -> Path | None:
     except OSError:
         return None
     return folder / ROLLOUTS / max(names, key=lambda name: int(name[:-6])) if names else None
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _written(file: Path) -> int:

@@ -100,6 +100,8 @@ def draw_responses(folder: Path, round_: int, count: int) -> Path:
     """The file of a round of which so many responses are there."""
     file = folder / "rollouts" / f"{round_:06d}.jsonl"
     file.parent.mkdir(exist_ok=True)
-    write_lines(file, [{"prompt": i // 4, "sample": i % 4, "ids": [5, 2], "logps": [-1.0, -0.5], "ended": "stop"}
-                       for i in range(count)])  # fmt: skip
+    samples = [
+        {"prompt": i // 4, "sample": i % 4, "ids": [5, 2], "logps": [-1.0, -0.5], "ended": "stop"} for i in range(count)
+    ]
+    write_lines(file, [{"weights": "0123"}, *samples])
     return file
