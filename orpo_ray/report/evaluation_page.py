@@ -16,7 +16,8 @@ from orpo_ray.report import evaluation_browser, evaluation_figures, evaluation_t
 from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, Pair, read_evaluation
 from orpo_ray.report.evaluation_tables import deviation
 from orpo_ray.report.evaluation_words import probability, rate, verdict
-from orpo_ray.report.page import describe_change, number, percent, render, write_page
+from orpo_ray.report.numbers import describe_change, number, percent
+from orpo_ray.report.page import render, write_page
 from orpo_ray.report.runs import Run, read_run
 
 SHOWN_WITHOUT_SCRIPT = 10

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from orpo_ray.report.evaluation_folder import Model, Numbers, Pair
 from orpo_ray.report.evaluation_words import length_controlled, probability
-from orpo_ray.report.page import number, percent
+from orpo_ray.report.numbers import number, percent
 from orpo_ray.report.runs import Run
 
 Row = dict[str, str]
