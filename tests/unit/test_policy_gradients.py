@@ -245,6 +245,13 @@ def test_a_ratio_beyond_all_numbers_does_no_harm_where_it_is_clipped(name: str, 
     assert torch.isfinite(loss) and torch.isfinite(scored.grad).all() and not scored.grad[:, 0].any()
 
 
+def test_rounding_is_no_clipping_of_values() -> None:
+    """Within the clip both squares are the same numbers, which rounding alone parts."""
+    s = step(5, samples=200, dtype=torch.float32)
+    near = {**s.columns, "old_values": s.scored[:, 1] + 0.2 * torch.rand(len(s.scored))}
+    assert float(loss_of(CASES["ppo"], s._replace(columns=near))[1]["value_clip_fraction"]) == 0
+
+
 class TestFromConfigurationToLoss:
     """Whole rounds: scores, log-probs and values in, columns and loss out."""
 
