@@ -20,6 +20,7 @@ from orpo_ray.inference.live import Sample, pack_weights, unpack_weights
 from orpo_ray.inference.live_plain import LivePlain
 from orpo_ray.modeling.lora import add_adapters, merged_weights
 
+
 @pytest.fixture(scope="module", params=SHAPES)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LivePlain, str]:
     folder = tmp_path_factory.mktemp("model")
@@ -42,9 +43,7 @@ def test_log_probs_are_those_of_the_weights_loaded_last(engine: tuple[LivePlain,
 def test_of_tied_weights_one_is_enough(engine: tuple[LivePlain, str]) -> None:
     live, shape = engine
     model = network(SHAPES[shape], seed=7)
-    weights = {
-        name: weight for name, weight in model.state_dict().items() if name not in model.all_tied_weights_keys
-    }
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in model.all_tied_weights_keys}
     assert (len(weights) < len(model.state_dict())) == bool(SHAPES[shape].tie_word_embeddings)
     live.load(pack_weights(weights), 7)
     assert worst(model, everything(live, asked()), temperature=0.7) <= 1e-5
@@ -191,10 +190,23 @@ def test_weights_wait_until_responses_have_ended_or_are_forgotten(
     assert {sample.step for sample in everything(live, asked()).values()} == {4}
 
 
+def test_one_response_is_not_asked_for_twice_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_generation, "SECONDS_BETWEEN_ANSWERS", 0.0)
+    live = LivePlain(options(folder))
+    first, second = Request(0, 0, [5], 1), Request(0, 1, [5, 6], 1)
+    with pytest.raises(ValueError, match="twice"):
+        live.advance([first, first])
+    assert len(live.advance([first, second])) == 1
+    with pytest.raises(ValueError, match="twice"):
+        live.advance([second])
+    assert len(live.advance([first])) == 1  # those before it first
+    assert len(live.advance([])) == 1
+
+
 def test_a_prompt_without_room_for_a_response_is_refused_and_none_beside_it_taken(folder: Path) -> None:
     live = LivePlain(options(folder))
     for length in (29, 0):
-        with pytest.raises(UserError, match=rf"^prompt 77 has {length} tokens; the engine has room for 1 to 28, and 12"):
+        with pytest.raises(UserError, match=rf"^prompt 77 has {length} tokens; the engine has room for 1 to 28,"):
             live.advance([*asked(), Request(77, 0, [5] * length, 1)])
     assert live.advance([]) == []
     assert everything(live, [Request(1, 0, [5] * 28, 1)])
