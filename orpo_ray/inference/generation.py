@@ -137,9 +137,8 @@ class AtWork:
         finished: list[tuple[Request, Any]] = []
         deadline = time.monotonic() + SECONDS_BETWEEN_ANSWERS
         while self._waiting and (not finished or time.monotonic() < deadline):
-            for output in self._engine.step():
-                if output.finished:
-                    finished.append((self._waiting.pop(output.request_id), output.outputs[0]))
+            outputs = [output for output in self._engine.step() if output.finished]
+            finished += [(self._waiting.pop(output.request_id), output.outputs[0]) for output in outputs]
         return finished
 
     def cancel(self) -> None:

@@ -10,6 +10,7 @@ and loading while an engine draws, since a response would then be of two policie
 
 from __future__ import annotations
 
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from orpo_ray.config import ModelConfig
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request
 from orpo_ray.modeling.loading import load_tokenizer, some
+from orpo_ray.telemetry.logs import log, log_as
 
 
 class Sample(NamedTuple):
@@ -85,14 +87,18 @@ def pack_weights(weights: Mapping[str, Tensor]) -> dict[str, PackedTensor]:
     packed once.
     """
     packed: dict[str, PackedTensor] = {}
-    known: dict[tuple[object, ...], PackedTensor] = {}
+    known: dict[
+        tuple[object, ...], tuple[str, Tensor]
+    ] = {}  # tensors too: the place of one that is gone may be another's
     for name, weight in weights.items():
         place = (weight.device, weight.data_ptr(), weight.dtype, weight.shape, weight.stride())
-        if place not in known or not weight.numel():
-            whole = weight.detach().cpu().contiguous()
-            bits = whole.view(torch.int16) if whole.dtype == torch.bfloat16 else whole
-            known[place] = PackedTensor(str(weight.dtype).removeprefix("torch."), bits.numpy())
-        packed[name] = known[place]
+        if place in known and weight.numel():
+            packed[name] = packed[known[place][0]]
+            continue
+        known[place] = name, weight
+        whole = weight.detach().cpu().contiguous()
+        bits = whole.view(torch.int16) if whole.dtype == torch.bfloat16 else whole
+        packed[name] = PackedTensor(str(weight.dtype).removeprefix("torch."), bits.numpy())
     return packed
 
 
@@ -110,15 +116,24 @@ def unpack_weights(packed: Mapping[str, PackedTensor]) -> dict[str, Tensor]:
 class Live(ABC):
     """What engines have in common: what they take in and what they refuse. A Ray actor's class."""
 
-    def __init__(self, options: LiveOptions) -> None:
+    def __init__(self, options: LiveOptions, run: str = "") -> None:
+        """`run` names its work in the log. Raises `UserError` where the folder holds no whole model in safetensors, or
+        comes with code of its own."""
+        if run:
+            log_as(run=run, role="engine")
+        started = time.monotonic()
         if options.threads is None:
             use_assigned_cpus()
         else:
             torch.set_num_threads(options.threads)
-        self.options = options
+        self._options = options
         self._ends = frozenset({load_tokenizer(options.model).eos_token_id, *options.stop_ids})
+        self._at_work: set[tuple[int, int]] = set()
         self._step = 0
         self._whole = True
+        self._network = self._start()
+        """That has the names and shapes of the weights; its own may have no values."""
+        log("engine started", seconds=round(time.monotonic() - started, 1))
 
     def load(self, weights: Mapping[str, PackedTensor], step: int) -> None:
         """Go on with `weights`, packed by `pack_weights`, of the policy at `step`: what was computed with others
@@ -127,10 +142,10 @@ class Live(ABC):
         Names and shapes are those of the plain Hugging Face network; of tied weights one is enough. Raises `UserError`,
         and changes nothing, where one is missing, unknown, or of another shape, and while responses are at work.
         """
-        if at_work := self._at_work():
+        if self._at_work:
             raise UserError(
-                f"the weights of step {step} come while {at_work} responses are at work, which would be of two "
-                "policies; take them first, or cancel them"
+                f"the weights of step {step} come while {len(self._at_work)} responses are at work, which would be of "
+                "two policies; take them first, or cancel them"
             )
         fitting = fitting_weights(self._network, unpack_weights(weights), f"the weights of step {step}")
         self._whole = False  # until they are loaded
@@ -142,39 +157,44 @@ class Live(ABC):
 
         Returns an empty list only where nothing is at work. A request's seed, and nothing else that is asked for, says
         what it draws; its `round` becomes the `sample` of its response. Raises `UserError`, and takes in none, where a
-        prompt and `max_tokens` are longer than `max_length`.
+        prompt and `max_tokens` are longer than `max_length`; `ValueError` where one that is at work is asked for again.
         """
         if not self._whole:
             raise RuntimeError("the last weights were not loaded whole, so nothing is drawn by them")
-        room = self.options.max_length - self.options.max_tokens
+        room = self._options.max_length - self._options.max_tokens
+        names = [(request.prompt, request.round) for request in requests]
+        if len({*names, *self._at_work}) < len(names) + len(self._at_work):
+            raise ValueError("a response is asked for twice at a time")
         for request in requests:
             if not 0 < len(request.ids) <= room:
                 raise UserError(
                     f"prompt {request.prompt} has {len(request.ids)} tokens; the engine has room for 1 to {room}, and "
-                    f"{self.options.max_tokens} of a response"
+                    f"{self._options.max_tokens} of a response"
                 )
+        self._at_work.update(names)
         return [self._sample(*each) for each in self._drawn(requests)]
 
+    def cancel(self) -> None:
+        """Forget what is at work."""
+        self._forget()
+        self._at_work.clear()
+
     def _sample(self, request: Request, ids: list[int], logps: list[float]) -> Sample:
+        self._at_work.remove((request.prompt, request.round))
         ended = "stop" if ids[-1] in self._ends else "length"
         return Sample(request.prompt, request.round, ids, logps, ended, self._step)
 
     @abstractmethod
-    def cancel(self) -> None:
-        """Forget what is at work."""
-
-    @property
-    @abstractmethod
-    def _network(self) -> PreTrainedModel:
-        """That has the names and shapes of the weights; its own may have no values."""
-
-    @abstractmethod
-    def _at_work(self) -> int:
-        """How many responses have not ended."""
+    def _start(self) -> PreTrainedModel:
+        """Start the engine; returns the network whose weights it takes."""
 
     @abstractmethod
     def _drawn(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
         """Take in `requests`; of those that have ended, the tokens and their log-probs."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """What has not ended."""
 
     @abstractmethod
     def _replace(self, weights: dict[str, Tensor]) -> None:
@@ -203,7 +223,8 @@ def fitting_weights(network: PreTrainedModel, weights: Mapping[str, Tensor], wha
         first = weights[given[0]]
         for name in given:
             if (own := weights[name]).shape != expected[name].shape:
-                raise UserError(f"{what} hold {name} as {list(own.shape)}; this model's is {list(expected[name].shape)}")
+                shapes = f"{list(own.shape)}; this model's is {list(expected[name].shape)}"
+                raise UserError(f"{what} hold {name} as {shapes}")
             if own is not first and not torch.equal(own, first):
                 raise UserError(f"{what} hold {name} and {given[0]}, which this model ties, with other values")
         fitting[alike[0]] = first

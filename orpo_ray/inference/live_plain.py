@@ -9,41 +9,33 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orpo_ray.inference.generation import Request
-from orpo_ray.inference.live import Live, LiveOptions
+from orpo_ray.inference.live import Live
 from orpo_ray.inference.plain_generation import Row, Waiting, draw, load_network
 
 
 class LivePlain(Live):
     """A network whose weights are replaced in place."""
 
-    def __init__(self, options: LiveOptions) -> None:
-        """Raises `UserError` where the folder holds no whole model in safetensors, or comes with code of its own."""
-        super().__init__(options)
-        self._held = load_network(options.model, options.folder)
+    def _start(self) -> PreTrainedModel:
         self._waiting = Waiting(self._answer)
-
-    def cancel(self) -> None:
-        self._waiting.cancel()
-
-    @property
-    def _network(self) -> PreTrainedModel:
-        return self._held
-
-    def _at_work(self) -> int:
-        return len(self._waiting)
+        return load_network(self._options.model, self._options.folder)
 
     def _drawn(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
         return self._waiting.advance(requests)
 
+    def _forget(self) -> None:
+        self._waiting.cancel()
+
     def _answer(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
         rows = [Row(self._ends) for _ in requests]
-        logps = draw(self._held, requests, rows, self.options.max_tokens, self.options.temperature).tolist()
+        logps = draw(self._network, requests, rows, self._options.max_tokens, self._options.temperature).tolist()
         return [
-            (request, row.ids, of_row[: len(row.ids)]) for request, row, of_row in zip(requests, rows, logps, strict=True)
+            (request, row.ids, of_row[: len(row.ids)])
+            for request, row, of_row in zip(requests, rows, logps, strict=True)
         ]
 
     def _replace(self, weights: dict[str, Tensor]) -> None:
-        held = self._held.state_dict()
+        held = self._network.state_dict()
         with torch.no_grad():
             for name, weight in weights.items():
                 held[name].copy_(weight)

@@ -7,7 +7,6 @@ those of experts, which it packs once and never again. Both are made anew here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import AtWork, EngineOptions, Request, load_engine
 from orpo_ray.inference.live import Live, LiveOptions
 from orpo_ray.modeling.loading import load_config
-from orpo_ray.telemetry.logs import log
 
 LEAST_TEMPERATURE = 0.01
 """vLLM draws at this instead of at a lower one, and says so in its log alone."""
@@ -29,33 +27,25 @@ LEAST_TEMPERATURE = 0.01
 class LiveVllm(Live):
     """A vLLM engine, which lives in this process: it must have been started with `generation.ENVIRONMENT`."""
 
-    def __init__(self, options: LiveOptions) -> None:
-        """Raises `UserError` where `temperature` is below what vLLM draws at, or the model comes with code of its
-        own."""
+    def __init__(self, options: LiveOptions, run: str = "") -> None:
+        """Raises `UserError` as `Live` does, and where `temperature` is below what vLLM draws at."""
         if options.temperature < LEAST_TEMPERATURE:
             raise UserError(
                 f"rollouts.temperature is {options.temperature:g}, and vLLM draws at {LEAST_TEMPERATURE:g} at least"
             )
-        started = time.monotonic()
-        super().__init__(options)
-        with torch.device("meta"):
-            self._names: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(options.model), trust_remote_code=False)
+        super().__init__(options, run)
+
+    def _start(self) -> PreTrainedModel:
+        options = self._options
+        config = load_config(options.model)
         self._engine: Any = load_engine(
             EngineOptions(options.folder, options.dtype, options.max_length, gpu_memory=options.gpu_memory),
             logprobs_mode="processed_logprobs", skip_tokenizer_init=True,
         )  # fmt: skip
         self._working = AtWork(self._engine.llm_engine, self._params)
-        log("engine started", seconds=round(time.monotonic() - started, 1))
-
-    def cancel(self) -> None:
-        self._working.cancel()
-
-    @property
-    def _network(self) -> PreTrainedModel:
-        return self._names
-
-    def _at_work(self) -> int:
-        return len(self._working)
+        with torch.device("meta"):
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return network
 
     def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -63,13 +53,13 @@ class LiveVllm(Live):
 
         # What ends a response is said here alone: vLLM's own EOS would take in those of generation_config.json.
         return SamplingParams(
-            temperature=self.options.temperature, max_tokens=self.options.max_tokens, seed=request.seed,
+            temperature=self._options.temperature, max_tokens=self._options.max_tokens, seed=request.seed,
             ignore_eos=True, stop_token_ids=sorted(self._ends), logprobs=0, detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
 
     def _drawn(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
-        found = []
+        found: list[tuple[Request, list[int], list[float]]] = []
         for request, drawn in self._working.advance(requests):
             if drawn.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended a response by {drawn.finish_reason!r}")
@@ -79,10 +69,13 @@ class LiveVllm(Live):
             found.append((request, ids, logps))
         return found
 
+    def _forget(self) -> None:
+        self._working.cancel()
+
     def _replace(self, weights: dict[str, Tensor]) -> None:
         # By the names of a model's files, which vLLM's loaders read.
-        of_files = revert_weight_conversion(self._names, weights)
-        on_cpu = self.options.gpu_memory is None
+        of_files = revert_weight_conversion(self._network, weights)
+        on_cpu = self._options.gpu_memory is None
         if on_cpu:
             self._engine.apply_model(_pack_experts_anew)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(of_files.items())})
@@ -95,7 +88,7 @@ class LiveVllm(Live):
 def _pack_experts_anew(model: nn.Module) -> None:
     """Have experts, once they are loaded, packed as at first: vLLM packs none whose kernel is there."""
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def weights_of(name: str, step: int) -> dict[str, Tensor]:
     return merged_weights(model, model.state_dict())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing by more, which wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("live")
@@ -67,9 +77,10 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     half = options(folder / "opt tied", max_length=LONG + 30, dtype="bfloat16")
     jobs["bfloat16"] = {"options": half, "weights": weights}
     torch.save(jobs, folder / "jobs.pt")
+    path = os.pathsep.join([*sys.path, str(HERE.parent)])
     done = subprocess.run(
         [sys.executable, str(HERE / "live_process.py"), str(folder)],
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE.parent)])},
+        env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -190,12 +190,23 @@ def test_weights_wait_until_responses_have_ended_or_are_forgotten(
     assert {sample.step for sample in everything(live, asked()).values()} == {4}
 
 
+def test_one_response_is_not_asked_for_twice_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_generation, "SECONDS_BETWEEN_ANSWERS", 0.0)
+    live = LivePlain(options(folder))
+    first, second = Request(0, 0, [5], 1), Request(0, 1, [5, 6], 1)
+    with pytest.raises(ValueError, match="twice"):
+        live.advance([first, first])
+    assert len(live.advance([first, second])) == 1
+    with pytest.raises(ValueError, match="twice"):
+        live.advance([second])
+    assert len(live.advance([first])) == 1  # those before it first
+    assert len(live.advance([])) == 1
+
+
 def test_a_prompt_without_room_for_a_response_is_refused_and_none_beside_it_taken(folder: Path) -> None:
     live = LivePlain(options(folder))
     for length in (29, 0):
-        with pytest.raises(
-            UserError, match=rf"^prompt 77 has {length} tokens; the engine has room for 1 to 28, and 12"
-        ):
+        with pytest.raises(UserError, match=rf"^prompt 77 has {length} tokens; the engine has room for 1 to 28,"):
             live.advance([*asked(), Request(77, 0, [5] * length, 1)])
     assert live.advance([]) == []
     assert everything(live, [Request(1, 0, [5] * 28, 1)])
