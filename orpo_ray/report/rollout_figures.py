@@ -30,7 +30,7 @@ from orpo_ray.report.figures import (
 )
 from orpo_ray.report.numbers import is_number, number
 from orpo_ray.report.rollout_frontier import LARGEST, frontier, frontier_caption, sound
-from orpo_ray.report.rollout_words import counted, kl_coefficient, last_value, scored_by, sources_of_reward
+from orpo_ray.report.rollout_words import counted, kl_coefficient, last_value, scored_by, short, sources_of_reward
 from orpo_ray.report.runs import Run, Series
 from orpo_ray.storage.rounds import Rounds
 
@@ -92,7 +92,7 @@ def _updates(axes: Axes, run: Run, key: str, colour: str, label: str) -> None:
     """A metric of every step, faint, and its means over rounds: within each it goes the same way again."""
     series = sound(run.series(key))
     each = Rounds.of(run.config)
-    if each is None or each.steps == 1:
+    if each is None or each.steps == 1 or not len(series[0]):
         _line(axes, series, colour, label)
         return
     axes.plot(*binned(series), color=colour, linewidth=0.7, alpha=0.3)
@@ -129,7 +129,7 @@ def _reward_by_source(run: Run) -> Markup | None:
 
     def draw(axes: Axes) -> None:
         for label, colour in zip(labels, MODELS, strict=False):
-            _line(axes, _of_rounds(run, f"reward/{label}"), colour, label)
+            _line(axes, _of_rounds(run, f"reward/{label}"), colour, short(label))
             points(axes, sound(run.series(f"eval_reward/{label}")), colour, "")
         axes.set_ylabel("reward")
 

@@ -7,8 +7,10 @@ from typing import Any
 from orpo_ray.report.numbers import is_number, number, percent, time_taken
 from orpo_ray.report.runs import Run
 from orpo_ray.storage.rounds import Rounds
+from orpo_ray.visible import visible
 
 _MOST_SOURCES = 8
+_LONGEST_LABEL = 24
 
 Fact = tuple[str, str, str]
 
@@ -55,6 +57,12 @@ def sources_of_reward(run: Run) -> list[str]:
     begins = ("reward/", "eval_reward/")
     found = {key.partition("/")[2]: None for line in run.lines for key in line if key.startswith(begins)}
     return list(found)[:_MOST_SOURCES]
+
+
+def short(label: str) -> str:
+    """As a legend has room for, and fonts have signs for."""
+    shown = visible(label)
+    return shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 1]}…"
 
 
 def scored_by(run: Run) -> str:
