@@ -6,6 +6,8 @@ from orpo_ray.config.schema import TrainConfig
 
 _TRAINED_ON = ("train", "train_split", "limit")
 """Keys of `data` that, where `data.eval` is set, no held-out pair depends on."""
+_ANSWERED_BY = ("max_tokens", "temperature", "eval_prompts")
+"""Keys of `rollouts` by which the policy answers held-out prompts, and which of them."""
 
 
 def unlike_data(key: str, base: TrainConfig) -> str:
@@ -17,6 +19,8 @@ def unlike_data(key: str, base: TrainConfig) -> str:
     ):
         hint = "; set data.eval" if not held_out_apart and (key == "seed" or _trained_on(inner)) else ""
         return f"decides the held-out pairs, so trials could not be compared{hint}"
+    if section == "rollouts" and inner in _ANSWERED_BY:
+        return "decides how held-out prompts are answered, so trials could not be compared"
     return ""
 
 
@@ -27,7 +31,7 @@ def unlike_length(key: str, base: TrainConfig) -> str:
     """
     section, _, inner = key.partition(".")
     hint = ""
-    if key == "train.global_batch_size" and base.train.max_steps is not None:
+    if key in ("train.global_batch_size", "rollouts.epochs") and base.train.max_steps is not None:
         hint = "leave out train.max_steps, or "
     elif section == "data" and _trained_on(inner) and not _weighs(inner) and base.train.max_steps is None:
         hint = "set train.max_steps, or "

@@ -58,7 +58,8 @@ class DataConfig(RecordsConfig):
     unseen_fraction: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """Of the held-out pairs so many, whole prompts, choose nothing: neither the step whose model is kept nor, in a
     sweep, a trial. Their metrics are `eval_unseen_*`, and `eval_*` are of the others. Prompts alone decide which, so
-    they are the same in all runs."""
+    they are the same in all runs. Of rollouts no metric is of them, since answers cost more than that is worth; a
+    sweep's finalists answer them."""
     format: PairFormat = "auto"
     """The shape of a record (docs/data.md); `auto` recognises it by content."""
     comparisons: Comparisons = "every_pair"

@@ -274,10 +274,6 @@ class TrainConfig(Section):
                 f"objective.kl_horizon ({objective.kl_horizon:g}) should be above {KL_STEP * responses:g}: a round of "
                 f"{responses} responses could take the KL coefficient to 0 or below"
             )
-        if self.data.unseen_fraction is not None:
-            raise ValueError(
-                "data.unseen_fraction: is for pairs; rollouts are evaluated on the prompts of data.eval alone"
-            )
         return self
 
     @model_validator(mode="after")

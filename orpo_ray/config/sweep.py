@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from orpo_ray.config.comparable import unlike_data, unlike_length
 from orpo_ray.config.evaluation import EvaluationConfig, Label
 from orpo_ray.config.loading import load_as, parse_as, read_yaml
-from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, known_direction, require_choosing
+from orpo_ray.config.metrics import REWARD, WIN_RATE, Direction, Metric, known_direction, require_choosing
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.section import Count, CountOrAuto, FreeForm, Integer, Number, Section
@@ -109,6 +109,13 @@ class SweepConfig(Section):
                 "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
             )
+        weighed = any(key.startswith("rollouts.rewards.") for key in self.space)
+        for name, _, label in parts:
+            if name == REWARD and weighed and (not label or f"rollouts.rewards.{label}.path" in self.space):
+                raise ValueError(
+                    f"metric: {name}{'/' * bool(label)}{label} is of the rewards that the space varies; "
+                    f"use {REWARD}/LABEL of one whose path is the same in all trials"
+                )
         plain = self._checked(self.first_point, as_it_stands=True)
         for metric, direction in self.directions.items():
             require_choosing("metric", metric)
@@ -120,7 +127,8 @@ class SweepConfig(Section):
                 key = "mode" if metric == self.metric else f"trade_off.{metric}"
                 worst = "lowest" if better == "max" else "highest"
                 raise ValueError(f"{key}: the {worst} {metric} is the worst; set {better}")
-        if plain.train.keep_by not in ("eval_loss", self.metric):
+        by_itself = "eval_loss" if plain.rollouts is None else REWARD
+        if plain.train.keep_by not in (by_itself, self.metric):
             raise ValueError(f"train.keep_by: {plain.train.keep_by} is not the sweep's metric, which trials keep by")
         if plain.data.unseen_fraction not in (None, self.unseen_fraction):
             raise ValueError("train.data.unseen_fraction: is the sweep's unseen_fraction; set that")
