@@ -58,8 +58,7 @@ class DataConfig(RecordsConfig):
     unseen_fraction: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """Of the held-out pairs so many, whole prompts, choose nothing: neither the step whose model is kept nor, in a
     sweep, a trial. Their metrics are `eval_unseen_*`, and `eval_*` are of the others. Prompts alone decide which, so
-    they are the same in all runs. Of rollouts no metric is of them, since answers cost more than that is worth; a
-    sweep's finalists answer them."""
+    they are the same in all runs."""
     format: PairFormat = "auto"
     """The shape of a record (docs/data.md); `auto` recognises it by content."""
     comparisons: Comparisons = "every_pair"
@@ -71,7 +70,8 @@ class DataConfig(RecordsConfig):
     max_prompt_length: Count = 768
     """Tokens of prompt, its end, that are left at the least where prompt and longer response are over `max_length`: no
     more is cut than that takes, and nothing of a prompt that fits. TRL's trainers cut where we do, and to this length
-    in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none."""
+    in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none. Prompts of rollouts are never
+    cut."""
     drop_prompts_over: Count | None = None
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None

@@ -262,6 +262,11 @@ class TrainConfig(Section):
                 f"rollouts.prompts ({rollouts.prompts}) should be a multiple of train.global_batch_size "
                 f"({self.train.global_batch_size}), the prompts of one update"
             )
+        if rollouts.max_tokens >= self.data.max_length:
+            raise ValueError(
+                f"rollouts.max_tokens ({rollouts.max_tokens}) must be below data.max_length ({self.data.max_length}), "
+                "or no prompt fits"
+            )
         if rollouts.samples == 1 and objective.name in {"rloo", "grpo", "online"}:
             raise ValueError(f"rollouts.samples: {objective.name} compares responses to one prompt, so at least 2")
         responses = rollouts.prompts * rollouts.samples
@@ -273,6 +278,15 @@ class TrainConfig(Section):
             raise ValueError(
                 f"objective.kl_horizon ({objective.kl_horizon:g}) should be above {KL_STEP * responses:g}: a round of "
                 f"{responses} responses could take the KL coefficient to 0 or below"
+            )
+        if self.data.comparisons != "every_pair":
+            raise ValueError(
+                f"data.comparisons ({self.data.comparisons}): is for the responses of data.train, which "
+                f"{objective.name} does not read"
+            )
+        if self.data.unseen_fraction is not None:
+            raise ValueError(
+                "data.unseen_fraction: is for pairs; rollouts are evaluated on the prompts of data.eval alone"
             )
         return self
 

@@ -82,6 +82,9 @@ class SourcePass(ABC):
     def _fit(self, waiting: Sequence[_Waiting]) -> None:
         """Tokenise records, and keep or drop each."""
 
+    def _template_remarks(self) -> list[str]:
+        return self.renderer.remarks
+
     @abstractmethod
     def _unmet(self) -> list[str]:
         """See `RecordReader.remarks`."""
@@ -136,7 +139,7 @@ class SourcePass(ABC):
                 if lost and lost not in self.account.said:
                     self.account.said.append(lost)
         if any(not item.text.verbatim for item in waiting):
-            self.account.said += self.renderer.remarks
+            self.account.said += self._template_remarks()
         elif waiting and self.renderer.template is not None:
             self.account.said.append(
                 "records are text, taken as it stands: the tokenizer's chat template is for message lists, and for "
@@ -252,6 +255,9 @@ class PromptPass(SourcePass):
 
     def _unmet(self) -> list[str]:
         return self._asked.remarks()
+
+    def _template_remarks(self) -> list[str]:
+        return self.renderer.prompt_remarks
 
     def _fit(self, waiting: Sequence[_Waiting]) -> None:
         encoded = self.tokenize.encode([item.text for item in waiting])

@@ -34,8 +34,6 @@ CODE_VERSION = 4
 """Raised by one whenever the same records would come out as other tokens: older caches are then not found."""
 _ANSWERS = {"best_against_worst": "two", "labels": "labelled", "prompts": "none"}
 """What the cache calls a reading; any other is `all`."""
-_ANSWERS = {"best_against_worst": "two", "labels": "labelled", "prompts": "none"}
-"""How the cache knows a reading; `all` is any other."""
 
 
 class Highest(NamedTuple):

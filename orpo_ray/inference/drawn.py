@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Words
 from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from orpo_ray.inference.models import Answer
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Decoder:
     """Turns tokens that follow a prompt into text one by one, as vLLM does. Special tokens are no text."""
 
-    def __init__(self, words: Tokenizer, prompt: Sequence[int]) -> None:
+    def __init__(self, words: Words, prompt: Sequence[int]) -> None:
         """`prompt`: token ids that the text continues, so that SentencePiece's first space stands where it is one."""
         self._words = words
         self._stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
@@ -43,7 +44,15 @@ def answer_of(prompt: Prompt, asked: Sequence[int], drawn: Sequence[int], ended:
     As `Speaker.answer` does of an engine's text, a message goes without what the template writes around it.
     """
     is_cut = ended != "stop"
-    decoder = Decoder(renderer.tokenizer.backend_tokenizer, asked)
-    text = "".join(decoder.take(token) for token in (drawn if is_cut else drawn[:-1]))
+    text = _text(renderer.tokenizer, asked, drawn if is_cut else drawn[:-1])
     is_text = isinstance(prompt.form(renderer.overrides_text).prompt, str)
     return Answer(text if is_text else renderer.said(text), is_cut, is_text)
+
+
+def _text(tokenizer: Tokenizer, asked: Sequence[int], drawn: Sequence[int]) -> str:
+    words = getattr(tokenizer, "backend_tokenizer", None)
+    if words is None:  # a tokenizer in Python, which has no stream
+        prompt, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (asked, [*asked, *drawn]))
+        return str(whole[len(prompt) :])
+    decoder = Decoder(words, asked)
+    return "".join(decoder.take(token) for token in drawn)

@@ -83,7 +83,10 @@ class _NetworkJudge(ABC):
         return rewards
 
     def _rows(self, judged: Judged) -> Rows:
-        """Raises `UserError`, naming the record, where the model cannot be asked this."""
+        """No prompt where there is nothing to judge. Raises `UserError`, naming the record, where the model cannot be
+        asked this."""
+        if not (judged.answers or judged.prompt.as_found.completions):
+            return [[]]
         try:
             return judged_rows(self.speaker, judged)
         except (BadRecord, UserError) as error:

@@ -144,7 +144,7 @@ class RolloutSource:
         line = self._told(written)
         texts = Rollouts([prompts[i] for i in chosen], [[_ids(written.samples[i])] for i in chosen], {})
         if chosen:
-            old, reference = self._log_probs(texts)
+            old, reference, *_ = self._log_probs(texts)
             lengths = np.array([len(written.samples[i].ids) for i in chosen])
             line |= {"kl": float(response_totals(old - reference, lengths).mean()), "entropy": float(-old.mean())}
         if writers is not None:
@@ -202,7 +202,7 @@ class RolloutSource:
                 self._coefficient = adapted(
                     coefficient, float(kl.mean()), objective.kl_target, objective.kl_horizon, len(members)
                 )
-            arrays = {**columns}
+            arrays = {str(name): column for name, column in columns.items()}
         else:
             assert isinstance(objective, OnlineConfig)
             arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}

@@ -386,7 +386,7 @@ def test_nothing_held_out_is_told(tmp_path: Path) -> None:
     for fraction in ("1e-06", "1e-30"):
         with pytest.raises(UserError, match=rf"data\.eval_fraction={fraction} holds out none of so few prompts"):
             prepare(settings(tmp_path, f"data.eval_fraction={fraction}"), TOY)
-    with pytest.raises(UserError, match=r"a\.jsonl: 40 pairs have 40 different prompts, too few to hold out"):
+    with pytest.raises(UserError, match=r"a\.jsonl: 40 records have 40 different prompts, too few to hold out"):
         prepare(settings(tmp_path, "data.eval_fraction=0.999999"), TOY)
 
 

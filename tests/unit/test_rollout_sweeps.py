@@ -53,7 +53,6 @@ def test_settings_of_rollouts_vary(key: str, values: str, metric: str) -> None:
         found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == first
     assert (trial.train.keep_by, trial.train.keep_mode) == (metric, "max")
-    assert trial.data.unseen_fraction == config.unseen_fraction
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,177 @@
+"""Runs on rollouts in one plain process: the loop's own source, with an engine and a scorer of its own and no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from orpo_ray.config import TrainConfig, parse_config
+from orpo_ray.data.dataset import Prompts
+from orpo_ray.data.prepare import prepare
+from orpo_ray.data.questions import prompts_of
+from orpo_ray.data.templates import Renderer
+from orpo_ray.inference.drawn import answer_of
+from orpo_ray.inference.generation import Request
+from orpo_ray.inference.live import LiveOptions, Sample, pack_weights
+from orpo_ray.inference.live_plain import LivePlain
+from orpo_ray.inference.rewards import Rewards, Scored, find_rewards
+from orpo_ray.modeling.critic import ActorCritic
+from orpo_ray.modeling.digests import network_digest
+from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.modeling.lora import merged_weights
+from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.reward import StateDict, load_reward_model
+from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.training.engine import Engine, TorchEngine
+from orpo_ray.training.export import export_model
+from orpo_ray.training.loop import Line, Sink, State, Wanted, run
+from orpo_ray.training.reference import load_reference
+from orpo_ray.training.rollout_files import RolloutFiles
+from orpo_ray.training.rollouts import RolloutSource
+from orpo_ray.training.saving import Saver
+
+MAPPING: dict[str, Any] = {
+    "name": "run",
+    "model": {"name_or_path": "toy", "dtype": "float32"},
+    "data": {"train": "toy", "eval": "toy-test", "max_length": 96, "max_prompt_length": 64, "limit": 200},
+    "objective": {"name": "ppo", "critic": "toy"},
+    "rollouts": {
+        "rewards": {"truth": "toy"}, "prompts": 8, "max_tokens": 12, "eval_prompts": 4, "engine": "transformers",
+    },
+    "optim": {"lr": 1e-3, "warmup_steps": 0, "schedule": "constant"},
+    "train": {"global_batch_size": 4, "max_steps": 8, "eval_every_steps": 100, "checkpoint_every_steps": 3},
+}  # fmt: skip
+"""Rounds of 8 prompts and 8 steps with PPO's four passes."""
+
+
+def settings(folder: Path, *overrides: str) -> TrainConfig:
+    return parse_config({**MAPPING, "storage": {"path": str(folder)}}, list(overrides), "test")
+
+
+class InProcess:
+    """As `training.writers.Writers`, with both in this process."""
+
+    def __init__(self, config: TrainConfig, policy: PackedPolicy) -> None:
+        assert config.rollouts is not None
+        self._config, self._policy = config, policy
+        self.tokenizer = load_tokenizer(config.model)
+        self.rewards = Rewards(find_rewards(config.rollouts))
+        self.engine: LivePlain | None = None
+        self.drawn: list[Request] = []
+        """All that was asked of the engine."""
+
+    def load(self, weights: StateDict, step: int) -> str:
+        config, model, rollouts = self._config, self._policy.model, self._config.rollouts
+        assert rollouts is not None
+        whole = merged_weights(model, weights)
+        if self.engine is None:
+            folder = config.run_dir / "rollouts" / "model"
+            export_model(folder, model, whole, self.tokenizer, config, {"step": 0}, None, "a test")
+            longest, temperature = config.data.max_length, rollouts.temperature
+            self.engine = LivePlain(LiveOptions(str(folder), "float32", longest, rollouts.max_tokens, temperature))
+        self.engine.load(pack_weights({name: weight.clone() for name, weight in whole.items()}), step)
+        return network_digest(model, whole)
+
+    def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
+        assert self.engine is not None
+        self.drawn += requests
+        found = self.engine.advance(requests)
+        while found:
+            yield found
+            found = self.engine.advance([])
+
+    def score(self, data: Prompts, records: NDArray[np.int64], samples: Sequence[Sample]) -> list[Scored]:
+        renderer = Renderer(self.tokenizer, None)
+        block = []
+        for sample in samples:
+            record = int(records[sample.prompt])
+            question, asked = data.question(record), data.pair(record)[0].tolist()
+            block.append((question, [answer_of(question, asked, sample.ids, sample.ended, renderer)]))
+        return [one for [one] in self.rewards.score(block)]
+
+    def show(self, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
+        pass
+
+
+class Trained:
+    """A run of `config`, from its start or from the checkpoint of a step."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        begin: int = 0,
+        engine: Callable[[PackedPolicy], Engine] | None = None,
+        writers: Callable[[TrainConfig, PackedPolicy], InProcess] = InProcess,
+        stop_after: int | None = None,
+    ) -> None:
+        assert config.rollouts is not None
+        policy = load_policy(config.model, seed=config.seed)
+        if config.objective.has_critic:
+            policy = ActorCritic(policy, load_reward_model(config.model.model_copy(update={"lora": None}), seed=1))
+        policy.at_temperature(config.rollouts.temperature)
+        reference = load_reference(config, policy.model.device).at_temperature(config.rollouts.temperature)
+        self.engine = engine(policy) if engine else TorchEngine(policy, config.optim)
+        self.checkpoints = Checkpoints(str(config.run_dir / "checkpoints"))
+        state = State(best_by=config.train.keep_by)
+        if begin:
+            from orpo_ray.training.saving import load
+
+            manifest = self.checkpoints.manifest(begin)
+            assert manifest is not None
+            load(self.engine, self.checkpoints, manifest)
+            state = State.from_json(manifest.state)
+        data = prepare(config, load_tokenizer(config.model))
+        self.writers = writers(config, policy)
+        self.source = RolloutSource(
+            self.engine, config, prompts_of(data.train), prompts_of(data.eval), reference, self.writers,  # type: ignore[arg-type]
+            RolloutFiles(config.run_dir), lambda: 0, state.source,
+        )  # fmt: skip
+        self.sink = Saving(self.engine, self.checkpoints, stop_after)
+        self.state = run(self.engine, config, self.source, self.sink, state)
+        self.sink.saver.finish()
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for line in self.sink.lines if "loss" in line]
+
+    @property
+    def rounds(self) -> list[Line]:
+        """The first line of each."""
+        return [line for line in self.lines if "round" in line]
+
+    @property
+    def evaluations(self) -> list[Line]:
+        return [line for line in self.sink.lines if "loss" not in line]
+
+    def weights(self) -> dict[str, bytes]:
+        return {piece.name: piece.weight.numpy().tobytes() for piece in self.engine.pieces()}
+
+
+class Saving(Sink):
+    """Keeps lines, and checkpoints."""
+
+    def __init__(self, engine: Engine, checkpoints: Checkpoints, stop_after: int | None) -> None:
+        self.saver = Saver(checkpoints, engine, newest=99, best=0, warn=pytest.fail)
+        self.lines: list[Line] = []
+        self._stop_after = stop_after
+
+    def metrics(self, line: Line) -> None:
+        self.lines.append(line)
+
+    def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
+        self.saver.begin(Manifest(state.step, asdict(state), engine.updates, "", "", None, {}))
+
+    def signals(self) -> dict[str, float]:
+        return self.saver.signals()
+
+    def heard(self, signals: dict[str, float]) -> Wanted:
+        self.saver.heard(signals)
+        steps = sum("loss" in line for line in self.lines)
+        return Wanted.LAST_CHECKPOINT if steps == self._stop_after else Wanted.NOTHING

@@ -1,0 +1,256 @@
+"""Steps over rollouts: what they compute, what is kept, what a run that continues repeats (issue 19)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rollout_runs import InProcess, Trained, settings
+from torch import Tensor
+
+from orpo_ray.config import TrainConfig
+from orpo_ray.data.comparisons import best
+from orpo_ray.data.rollouts import Rollouts, as_pairs
+from orpo_ray.data.schedule import RoundSchedule
+from orpo_ray.errors import UserError
+from orpo_ray.inference.generation import Request
+from orpo_ray.inference.live import Sample
+from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.training.batches import rows_of, totals_of
+from orpo_ray.training.engine import TorchEngine
+from orpo_ray.training.loop import State
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "ppo": (),
+    "rloo": ("objective={name: rloo}", "rollouts.samples=3"),
+    "grpo": ("objective={name: grpo}", "rollouts.samples=3"),
+    "online": ("objective={name: online, pairs: {name: dpo}}", "rollouts.samples=3"),
+    "online-orpo": ("objective={name: online, pairs: {name: orpo}}", "rollouts.samples=3"),
+}
+# A random policy says nothing true, so its responses are told apart by a rule.
+RULE = """
+def even(prompts, responses):
+    return [sum(map(ord, response)) % 7 for response in responses]
+
+
+def some(prompts, responses):
+    return [float("nan") if len(response) % 2 else len(response) for response in responses]
+
+
+def none(prompts, responses):
+    return [float("nan") for _ in responses]
+"""
+
+
+def rule(folder: Path, name: str = "even") -> str:
+    file = folder / "rules.py"
+    file.write_text(RULE)
+    return f"rollouts.rewards={{rule: {file}:{name}}}"
+
+
+# Rounds --------------------------------------------------------------------------------------------------------------
+
+
+def test_rounds_take_prompts_epoch_behind_epoch_and_passes_all_of_a_round() -> None:
+    schedule = RoundSchedule(10, 4, 2, 3, epochs=2, max_steps=None, seed=5)
+    assert (schedule.steps_per_pass, schedule.steps_per_round, schedule.total_steps) == (2, 6, 30)
+    taken = np.concatenate([schedule.indices(number) for number in range(5)])
+    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
+    assert list(taken[:10]) != list(taken[10:])
+    steps = schedule.steps(3, 4)
+    for number in range(3):
+        assert sorted(np.concatenate(steps[2 * number : 2 * number + 2])) == list(range(4))
+    assert all((a == b).all() for a, b in zip(steps, schedule.steps(3, 4), strict=True))
+    assert any((a != b).any() for a, b in zip(steps, schedule.steps(2, 4), strict=True))
+    assert RoundSchedule(10, 4, 2, 3, 2, max_steps=7, seed=5).total_steps == 7
+
+
+def test_columns_of_tokens_follow_their_records_wherever_they_are_packed() -> None:
+    def ids(*numbers: int) -> Any:
+        return np.array(numbers, np.int32)
+
+    data = Rollouts(
+        [ids(1), ids(2), ids(3)], [[ids(4, 5), ids(6)], [ids(7)], [ids(8, 9, 10)]],
+        {"advantages": np.arange(7, dtype=np.float32)},
+    )  # fmt: skip
+    rows = rows_of(data, np.array([2, 0]), best_alone=False)
+    assert rows.columns["advantages"].tolist() == [4, 5, 6, 0, 1, 2]
+    assert rows.records.tolist() == [2, 0, 0]
+    totals = totals_of(data, np.array([2, 0]), best_alone=False, score_prompts=False)
+    assert (totals.pairs, totals.nll_tokens, totals.records) == (3, 6, 2), "responses, their tokens, prompts"
+    assert data.lengths().tolist() == [[1, 2, 1], [1, 1, 0], [1, 3, 0]]
+
+
+def test_pairs_of_rollouts_are_pairs_as_any() -> None:
+    pairs = as_pairs(
+        [np.array([1, 2], np.int32), np.array([3], np.int32)], [np.array([4], np.int32), np.array([5, 6], np.int32)],
+        [np.array([7, 8], np.int32), np.array([9], np.int32)], np.zeros((2, 2), np.float32),
+    )  # fmt: skip
+    assert [[part.tolist() for part in pairs.pair(i)] for i in (0, 1)] == [[[1, 2], [4], [7, 8]], [[3], [5, 6], [9]]]
+    assert pairs.are_pairs and best(2).records.tolist() == [0, 1]
+
+
+# What is computed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains_and_begins_at_its_reference(kind: str, tmp_path: Path) -> None:
+    config = settings(tmp_path, *KINDS[kind], rule(tmp_path), "train.max_steps=4")
+    trained = Trained(config)
+    first = trained.rounds[0]
+    assert first["kl"] == 0, "the reference is the policy, in the same rows"
+    assert first["mismatch_max"] < 1e-4
+    assert first["response_tokens"] > 0 and 0 <= first["share_cut"] <= 1
+    if kind in {"ppo", "rloo", "grpo"}:
+        assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["clip_fraction"] == 0
+        assert first["approx_kl"] < 1e-10
+    assert len(trained.rounds) == (1 if kind == "ppo" else 2)
+    assert all(np.isfinite(value) for line in trained.lines for value in line.values())
+    assert {"eval_reward", "eval_kl", "eval_response_tokens", "eval_share_cut", "eval_entropy"} <= {
+        *trained.evaluations[0]
+    }
+    if kind != "ppo":
+        assert trained.rounds[1]["kl"] != 0
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_temperature_is_on_both_sides(temperature: float, tmp_path: Path) -> None:
+    """trl#4159: missing on one, the first ratio is not 1."""
+    trained = Trained(settings(tmp_path, rule(tmp_path), f"rollouts.temperature={temperature}", "train.max_steps=1"))
+    assert trained.rounds[0]["mismatch_max"] < 1e-4
+    assert trained.rounds[0]["ratio"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "rloo", "grpo", "online"])
+def test_gradients_do_not_depend_on_how_a_step_is_cut(kind: str, tmp_path: Path) -> None:
+    class Watched(TorchEngine):
+        gradients: dict[str, Tensor]
+
+        def step(self, lr: float) -> float:
+            named = self.policy.named_parameters()
+            self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+            return super().step(lr)
+
+    found = []
+    for budget in (100_000, 60):
+        config = settings(
+            tmp_path / str(budget), *KINDS[kind], rule(tmp_path), "train.max_steps=1",
+            f"train.tokens_per_microbatch={budget}", "optim.max_grad_norm=null",
+        )  # fmt: skip
+        trained = Trained(config, engine=lambda policy, config=config: Watched(policy, config.optim))  # type: ignore[misc]
+        assert isinstance(trained.engine, Watched)
+        found.append(trained.engine.gradients)
+    whole, cut = found
+    assert whole.keys() == cut.keys() and max(float(g.abs().max()) for g in whole.values()) > 1e-4
+    assert max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 1e-6
+
+
+# What a run that continues repeats -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "steps", "begin"), [("ppo", 11, 3), ("ppo", 11, 9), ("grpo", 7, 3), ("online", 7, 3)])
+def test_a_resumed_run_ends_in_the_same_bits(kind: str, steps: int, begin: int, tmp_path: Path) -> None:
+    """From the middle of a round, whose rollouts, advantages and old log-probs are of a policy that is gone."""
+    overrides = (*KINDS[kind], rule(tmp_path), f"train.max_steps={steps}")
+    if kind == "ppo":
+        overrides += ("objective.kl_target=0.001", "objective.kl_horizon=20")
+    whole = Trained(settings(tmp_path / "whole", *overrides))
+    config = settings(tmp_path / "again", *overrides)
+    Trained(config, stop_after=begin)
+    again = Trained(config, begin=begin)
+    assert again.state.step == steps
+    assert [line["step"] for line in again.lines] == list(range(begin + 1, steps + 1))
+    assert [line["loss"] for line in again.lines] == [line["loss"] for line in whole.lines][begin:]
+    assert again.weights() == whole.weights()
+    assert again.state.source == whole.state.source
+
+
+def test_what_was_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+    config = settings(tmp_path, rule(tmp_path), "train.max_steps=2")
+    whole = Trained(config)
+    file = tmp_path / "run" / "rollouts" / "000000.jsonl"
+    head, *rows = file.read_text().splitlines()
+    assert len(rows) == 8
+    file.write_text("\n".join([head, *rows[:5], rows[5][:20]]))  # killed in the middle of a line
+    again = Trained(config)
+    held = {(json.loads(row)["prompt"], json.loads(row)["sample"]) for row in rows[:5]}
+    asked = {
+        (one.prompt, one.round)
+        for one in again.writers.drawn
+        if len(again.writers.drawn) and one in again.writers.drawn
+    }
+    assert len(again.writers.drawn) == 4 + 3 + 4, "two evaluations, and what was left of the round"
+    assert len(held & asked) < 5
+    assert again.weights() == whole.weights()
+    file.write_text("\n".join([json.dumps({"weights": "of another policy"}), *rows]) + "\n")
+    assert len(Trained(config).writers.drawn) == 4 + 8 + 4
+
+
+def test_an_adapted_coefficient_travels(tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, rule(tmp_path), "objective.kl_target=1e-6", "objective.kl_horizon=20", "train.max_steps=17"
+    )
+    trained = Trained(config)
+    first, second, third = [line["kl_coefficient"] for line in trained.rounds]
+    assert first == 0.1
+    assert second == pytest.approx(first * (1 - 0.2 * 8 / 20)), "KL 0 is below any target"
+    assert third == pytest.approx(second * (1 + 0.2 * 8 / 20)), "by now it is above"
+    assert trained.state.source == {"kl_coefficient": pytest.approx(third * (1 + 0.2 * 8 / 20))}
+    assert State.from_json(json.loads(json.dumps(vars(trained.state)))) == trained.state
+
+
+def test_rounds_that_no_checkpoint_needs_go(tmp_path: Path) -> None:
+    config = settings(tmp_path, *KINDS["grpo"], rule(tmp_path), "train.max_steps=8")
+    trained = Trained(config)
+    folder = tmp_path / "run" / "rollouts"
+    assert sorted(path.name for path in folder.glob("*.jsonl")) == [f"{i:06d}.jsonl" for i in range(4)]
+    trained.source._files.forget_before(3)
+    assert sorted(path.stem for path in folder.glob("0*")) == ["000003", "000003"]
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def test_responses_without_a_score_are_counted_and_left_out(tmp_path: Path) -> None:
+    trained = Trained(settings(tmp_path, rule(tmp_path, "some"), "rollouts.prompts=16", "train.max_steps=4"))
+    first = trained.rounds[0]
+    assert 0 < first["not_finite"] < 16
+    assert all(np.isfinite(line["loss"]) for line in trained.lines)
+
+
+def test_nothing_that_can_be_trained_on_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^round 0: 0 of 8 prompts .* 8 scores are not finite$"):
+        Trained(settings(tmp_path, rule(tmp_path, "none"), "train.max_steps=1"))
+
+
+class Lost(InProcess):
+    """An engine that dies after its first samples, once."""
+
+    def __init__(self, config: TrainConfig, policy: PackedPolicy) -> None:
+        super().__init__(config, policy)
+        self.deaths = 0
+
+    def draw(self, requests: list[Request]) -> Any:  # type: ignore[override]
+        for found in super().draw(requests):
+            if len(requests) > 4 and not self.deaths:
+                self.deaths = 1
+                yield [Sample(*found[0])]
+                raise ConnectionError("gone")
+            yield found
+
+
+def test_a_worker_that_dies_in_mid_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = settings(tmp_path / "a", rule(tmp_path), "train.max_steps=3")
+    with pytest.raises(ConnectionError):
+        Trained(config, writers=Lost)
+    again = Trained(config)
+    assert len(again.writers.drawn) == 4 + 7 + 4
+    assert again.weights() == Trained(settings(tmp_path / "b", rule(tmp_path), "train.max_steps=3")).weights()
+
+
+def test_torch_is_left_as_it_was() -> None:
+    assert torch.is_grad_enabled()
