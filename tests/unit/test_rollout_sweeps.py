@@ -15,7 +15,10 @@ TRAIN: dict[str, Any] = {
     "model": {"name_or_path": "toy"},
     "data": {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64},
     "objective": {"name": "ppo"},
-    "rollouts": {"rewards": {"reward": {"path": "runs/reward"}, "truth": {"path": "toy", "weight": 0}}},
+    "rollouts": {
+        "max_tokens": 48,
+        "rewards": {"reward": {"path": "runs/reward"}, "truth": {"path": "toy", "weight": 0}},
+    },
     "train": {"max_steps": 64},
 }
 BY_TRUTH = "eval_reward/truth"
