@@ -23,7 +23,7 @@ def token_columns(
     *,
     scores: ArrayLike,
     lengths: ArrayLike,
-    samples: int,
+    samples: ArrayLike,
     old_logps: ArrayLike,
     reference_logps: ArrayLike,
     engine_logps: ArrayLike,
@@ -33,7 +33,8 @@ def token_columns(
 ) -> dict[TokenColumn, Floats]:
     """The columns `(tokens,)`, in float64, that `settings.columns` names; arrays are as in `advantages`.
 
-    `scores`, `lengths (samples of the round,)`, `samples` of them to each prompt; log-probs of the tokens drawn by the
+    `scores`, `lengths (samples of the round,)`; how many `samples` each prompt has, one number of all or `(prompts,)`,
+    those of one prompt behind each other; log-probs of the tokens drawn by the
     policy, the reference model and the engine, and the critic's `values` where there is one, all `(tokens,)`.
     `coefficient`: the KL's, as this round has it. RLOO and GRPO judge a response as a whole: its tokens share an
     advantage, of the score less the KL of the whole response.
@@ -52,10 +53,19 @@ def token_columns(
             columns |= {"old_values": old_values, "returns": found + old_values}
             columns["advantages"] = whitened(found) if settings.whiten_advantages else found
         case RlooConfig():
-            columns["advantages"] = leave_one_out(response_totals(rewards, counts), samples).repeat(counts)
+            totals = _by_prompt(response_totals(rewards, counts), samples)
+            columns["advantages"] = np.concatenate([leave_one_out(part, len(part)) for part in totals]).repeat(counts)
         case GrpoConfig():
-            of_responses = group_relative(response_totals(rewards, counts), samples, scale=settings.scale_advantages)
-            columns["advantages"] = of_responses.repeat(counts)
+            totals = _by_prompt(response_totals(rewards, counts), samples)
+            parts = [group_relative(part, len(part), scale=settings.scale_advantages) for part in totals]
+            columns["advantages"] = np.concatenate(parts).repeat(counts)
         case _:
             raise TypeError(f"{type(settings).__name__} has no advantages")
     return columns
+
+
+def _by_prompt(totals: Floats, samples: ArrayLike) -> list[Floats]:
+    counts = np.asarray(samples, dtype=np.int64)
+    if counts.ndim == 0:
+        counts = np.full(len(totals) // int(counts), counts)
+    return np.split(totals, counts.cumsum()[:-1])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import OnlineConfig, PolicyGradientSection, TokenColumn
+from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.data.dataset import Ids, PairDataset, Prompts
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.data.rollouts import Rollouts, as_pairs
@@ -28,10 +29,10 @@ from orpo_ray.inference.generation import Request, request_seed
 from orpo_ray.inference.live import Sample
 from orpo_ray.inference.rewards import Scored, reward_metrics
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.objectives.advantages import adapted, explained_variance, mismatch, response_totals
+from orpo_ray.objectives.advantages import Floats, adapted, explained_variance, mismatch, response_totals
+from orpo_ray.objectives.credit import token_columns
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.training.batches import MicroBatch, micro_batches, plan
-from orpo_ray.training.credit import Floats, credited, learned_scores
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.measuring import planned
 from orpo_ray.training.rollout_files import Arrays, RolloutFiles
@@ -162,7 +163,7 @@ class RolloutSource:
         written = self._written(step, self.train, places, requests, number)
         said = {"round": float(number), **self._told(written)}
         scores = learned_scores(
-            [np.nan if one.score is None else one.score for one in written.scored],
+            [one.score for one in written.scored],
             [sample.ended == "length" for sample in written.samples],
             rollouts,
         )
@@ -191,9 +192,9 @@ class RolloutSource:
         arrays: Arrays
         if isinstance(objective, PolicyGradientSection):
             coefficient = self._coefficient
-            columns = credited(
-                objective, rollouts, scores=learned, lengths=lengths, groups=counts, old=old, engine=engine,
-                reference=reference, values=values, coefficient=coefficient,
+            columns = token_columns(
+                objective, scores=learned, lengths=lengths, samples=counts, old_logps=old, reference_logps=reference,
+                engine_logps=engine, coefficient=coefficient, importance_cap=rollouts.importance_cap, values=values,
             )  # fmt: skip
             said["kl_coefficient"] = coefficient
             if values is not None:
@@ -202,7 +203,7 @@ class RolloutSource:
                 self._coefficient = adapted(
                     coefficient, float(kl.mean()), objective.kl_target, objective.kl_horizon, len(members)
                 )
-            arrays = {str(name): column for name, column in columns.items()}
+            arrays = {str(name): column.astype(np.float32) for name, column in columns.items()}
         else:
             assert isinstance(objective, OnlineConfig)
             arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}
@@ -334,6 +335,15 @@ class RolloutSource:
             "score_tokens_per_second": tokens / max(written.scoring_seconds, 1e-9),
         }
         return said | reward_metrics(written.scored)
+
+
+def learned_scores(scores: Sequence[float | None], cut: Sequence[bool], rollouts: RolloutsConfig) -> Floats:
+    """`(samples,)`: the scores that are learned from, held within `clip_scores`, less `cut_penalty` where a response
+    was cut; NaN where there is none."""
+    found = np.array([np.nan if score is None else score for score in scores], np.float64)
+    if rollouts.clip_scores is not None:
+        found = found.clip(-rollouts.clip_scores, rollouts.clip_scores)
+    return found - rollouts.cut_penalty * np.asarray(cut, np.float64)
 
 
 def _is_done(running: Future[_Result] | None) -> bool:

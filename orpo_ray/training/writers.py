@@ -80,7 +80,7 @@ class Writers:
                 export_model(
                     self._folder,
                     self._model,
-                    whole,
+                    dict(whole),  # it is emptied while it is written
                     self._tokenizer,
                     self._config,
                     {"step": step},

@@ -72,7 +72,7 @@ class InProcess:
         whole = merged_weights(model, weights)
         if self.engine is None:
             folder = config.run_dir / "rollouts" / "model"
-            export_model(folder, model, whole, self.tokenizer, config, {"step": 0}, None, "a test")
+            export_model(folder, model, dict(whole), self.tokenizer, config, {"step": 0}, None, "a test")
             longest, temperature = config.data.max_length, rollouts.temperature
             self.engine = LivePlain(LiveOptions(str(folder), "float32", longest, rollouts.max_tokens, temperature))
         self.engine.load(pack_weights({name: weight.clone() for name, weight in whole.items()}), step)

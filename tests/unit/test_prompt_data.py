@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.data.prompts import Prompt, Question, read_prompts
 from orpo_ray.data.questions import PromptDataset, as_line, prompts_of
-from orpo_ray.data.records import Account
+from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.data.summary import print_summary
 from orpo_ray.data.templates import NAMED_TEMPLATES
 from orpo_ray.data.tokenization import Tokenized
@@ -146,6 +147,26 @@ def test_a_prompt_ends_as_a_server_asks(tmp_path: Path) -> None:
     assert chat_tokenizer().decode(asked).endswith("Why </s>?<|im_end|>\n<|im_start|>assistant\n")
     assert chat_tokenizer().eos_token_id not in asked
     assert prompts.question(0).as_found.prompt == turns("Why </s>?")
+
+
+def test_what_a_generation_prompt_adds_is_asked(tmp_path: Path) -> None:
+    """Of pairs it is left out where the answers of the data do not begin with it, and said; a server does write it."""
+    tokenizer = chat_tokenizer()
+    think = "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    tokenizer.chat_template = f"{NAMED_TEMPLATES['chatml']}{think}"
+    file = write(tmp_path / "pairs.jsonl", [next(each.win for each in SOURCES if each.format == "conversational")])
+    pairs = prepare(pair_config(tmp_path, file, eval=str(file)), tokenizer)
+    prompts = prepare(config(tmp_path, file, eval=str(file)), tokenizer)
+    assert tokenizer.decode(prompts.train.pair(0)[0]) == tokenizer.decode(pairs.train.pair(0)[0]) + "<think>\n"
+    said = "the chat template's generation prompt adds '<think>"
+    assert any(said in remark for remark in pairs.remarks)
+    assert not any(said in remark for remark in prompts.remarks)
+
+
+def test_a_field_that_json_does_not_have_is_a_bad_record() -> None:
+    calls = [{"role": "assistant", "content": "", "tool_calls": [{"at": Decimal(1)}]}]
+    with pytest.raises(BadRecord, match="not JSON: in a message or in tools: Object of type Decimal"):
+        as_line(Question(calls, ()), Question(calls, ()))  # type: ignore[arg-type]
 
 
 def test_a_system_turn_that_text_cannot_hold_is_asked_through_the_template(tmp_path: Path) -> None:
