@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -44,6 +45,7 @@ SIDES = ("ours", "theirs")
 BARS = {"ppo": 3.0, "rloo": 6.0, "grpo": 6.0}
 """At least so many times TRL's rollouts a second (issue 19)."""
 _SECONDS_BETWEEN_LOOKS = 0.05
+_MARK = "RLHF_BENCHMARK"
 
 
 def main() -> None:
@@ -106,8 +108,8 @@ def measure(work: Work, peers: dict[str, Path | None], arguments: argparse.Names
 def summary(turns: dict[str, list[Any] | None], work: Work) -> dict[str, Any]:
     """The turns of each side, medians over their rounds, and ratios of the same turns where both sides are there."""
     found: dict[str, Any] = {
-        "rollouts": work.rollouts, "samples": work.samples, "epochs": work.epochs, "tokens": work.tokens, "updates": work.updates_of_a_round,
-        "recompute_theirs": work.recompute, "medians": {}, **turns,
+        "rollouts": work.rollouts, "samples": work.samples, "epochs": work.epochs, "tokens": work.tokens,
+        "updates": work.updates_of_a_round, "recompute_theirs": work.recompute, "medians": {}, **turns,
     }  # fmt: skip
     of_turns: dict[str, list[dict[str, float]]] = {}
     for side, some in turns.items():
@@ -136,8 +138,8 @@ def summary(turns: dict[str, list[Any] | None], work: Work) -> dict[str, Any]:
 def said(kind: Kind, found: dict[str, Any]) -> str:
     """A line of each side, and one of how they compare."""
     lines = [
-        f"{kind:5} {side:6} {m['seconds']:7.2f} s for {found['rollouts']} rollouts: generation {m['generation_seconds']:.2f}, "
-        f"all else {m['others_seconds']:.2f}; {m['peak_bytes'] / 2**20:,.0f} MiB"
+        f"{kind:5} {side:6} {m['seconds']:7.2f} s for {found['rollouts']} rollouts: generation "
+        f"{m['generation_seconds']:.2f}, all else {m['others_seconds']:.2f}; {m['peak_bytes'] / 2**20:,.0f} MiB"
         for side, m in found["medians"].items()
     ]
     if "theirs_to_ours" in found:
@@ -162,11 +164,11 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
     path = [str(folder.resolve()) for folder in (peers, ROOT) if folder is not None]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0", _MARK: (mark := secrets.token_hex(8)),
     }  # fmt: skip
     command = [sys.executable, __file__, "--one", side, work.to_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    memory = _Memory(process.pid)
+    memory = _Memory(mark)
     try:
         assert process.stdout is not None
         said = process.stdout.read()
@@ -181,11 +183,12 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
 
 
 class _Memory:
-    """The highest memory of a process and all that it starts, while they run."""
+    """The highest memory of all processes that have this mark in the environment they began with, while they run."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, mark: str) -> None:
         self.peak = 0
-        self._process, self._over = psutil.Process(pid), threading.Event()
+        self._mark, self._over = mark, threading.Event()
+        self._marked: dict[int, bool] = {}
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -196,18 +199,20 @@ class _Memory:
     def _look(self) -> None:
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
             private, shared = 0, 0
-            try:
-                alive = [self._process, *self._process.children(recursive=True)]
-            except psutil.Error:
-                return
-            for one in alive:
+            for one in psutil.process_iter():
                 try:
-                    memory = one.memory_info()
+                    if self._is_marked(one):
+                        memory = one.memory_info()
+                        private += memory.rss - memory.shared
+                        shared = max(shared, memory.shared)
                 except psutil.Error:
                     continue
-                private += memory.rss - memory.shared
-                shared = max(shared, memory.shared)
             self.peak = max(self.peak, private + shared)
+
+    def _is_marked(self, one: psutil.Process) -> bool:
+        if one.pid not in self._marked:
+            self._marked[one.pid] = one.environ().get(_MARK) == self._mark
+        return self._marked[one.pid]
 
 
 def _one(side: str, work: str) -> None:
