@@ -158,6 +158,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(results: dict[str, dic
     assert found["unknown"] == "the weights of step 9 are not of this model: it has no score"
     assert found["too long"].startswith("prompt 3 has 200 tokens; the engine has room for 1 to 168")
     assert found["unchanged"] == found["after"]
+    assert found["no numbers"] == "the policy of step 10 gave a drawn token a log-prob that is no number"
 
 
 def test_bfloat16_is_computed_and_loaded_from_float32(results: dict[str, dict[str, Any]]) -> None:
