@@ -229,7 +229,7 @@ def fitting_weights(network: PreTrainedModel, weights: Mapping[str, Tensor], wha
             if (own := weights[name]).shape != expected[name].shape:
                 shapes = f"{list(own.shape)}; this model's is {list(expected[name].shape)}"
                 raise UserError(f"{what} hold {name} as {shapes}")
-            if own is not first and not torch.equal(own, first):
+            if own is not first and not torch.allclose(own, first, rtol=0, atol=0, equal_nan=True):
                 raise UserError(f"{what} hold {name} and {given[0]}, which this model ties, with other values")
         fitting[alike[0]] = first
     if missing:
