@@ -35,6 +35,8 @@ from orpo_ray.report.runs import Run, Series
 from orpo_ray.storage.rounds import Rounds
 
 Floats = NDArray[np.float64]
+_SOURCES = (MODELS[0], MODELS[1], MODELS[4], MODELS[6], CHOSEN, REJECTED, MODELS[5], NEUTRAL)
+"""Colours that are seen on light and on dark pages."""
 _FEW = 40
 """Points that are drawn as such; more are a line."""
 _LEAST = 1e-16
@@ -128,7 +130,7 @@ def _reward_by_source(run: Run) -> Markup | None:
     labels = sources_of_reward(run)
 
     def draw(axes: Axes) -> None:
-        for label, colour in zip(labels, MODELS, strict=False):
+        for label, colour in zip(labels, _SOURCES, strict=False):
             _line(axes, _of_rounds(run, f"reward/{label}"), colour, short(label))
             points(axes, sound(run.series(f"eval_reward/{label}")), colour, "")
         axes.set_ylabel("reward")

@@ -26,7 +26,7 @@ def sound(series: Series) -> Series:
 
 
 def frontier(run: Run) -> Markup | None:
-    """The way that the policy went in KL and reward: rollouts the darker the later, evaluations marked."""
+    """The way that the policy went in KL and reward: rollouts the fainter the earlier, evaluations marked."""
     drawn, held_out = _path(run, "kl", "reward"), _path(run, "eval_kl", "eval_reward")
     if not len(drawn) and not len(held_out):
         return None
@@ -105,4 +105,4 @@ def frontier_caption(run: Run) -> str:
     if len(way) < 2:
         return said
     ends = [f"{number(reward, 2)} at {number(kl, 2)} nats" for _, kl, reward in (way[0].tolist(), way[-1].tolist())]
-    return f"Held-out: reward {' → '.join(ends)}. Rollouts: the darker the later. {said}"
+    return f"Held-out: reward {' → '.join(ends)}. Rollouts: the fainter the earlier. {said}"

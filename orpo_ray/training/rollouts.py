@@ -42,6 +42,9 @@ from orpo_ray.training.writers import Writers
 _Result = TypeVar("_Result")
 
 _PATIENCE = 5.0  # seconds between looks of all ranks at whether rank 0 is done
+_APART = {"float32": ("mismatch_max", 1e-4), "bfloat16": ("mismatch_mean", 4 * 2.0**-7)}
+"""How far a token's log-probs by engine and trainer may be apart, in nats, before it is told: the largest of float32;
+of bfloat16, whose logits alone are rounded by so much, the mean."""
 _BEGUN = "kl_coefficient"
 
 
@@ -94,6 +97,7 @@ class RolloutSource:
         self._coefficient = kept.get(_BEGUN, getattr(config.objective, "kl_coefficient", 0.0))
         """Of the next round."""
         self._round: Round | None = None
+        self._told_apart = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-rollouts")
 
     @property
@@ -109,7 +113,7 @@ class RolloutSource:
         return self.train.record(self._round.records[number])
 
     def kept(self) -> dict[str, float]:
-        return {_BEGUN: self._coefficient}
+        return {_BEGUN: self._coefficient} if isinstance(self._config.objective, PolicyGradientSection) else {}
 
     def before(self, step: int) -> dict[str, float]:
         number, within = divmod(step, self.schedule.steps_per_round)
@@ -188,6 +192,7 @@ class RolloutSource:
             "reward": float(learned.mean()), "reward_sd": float(learned.std()), "kl": float(kl.mean()),
             "entropy": float(-old.mean()), **mismatch(old, engine),
         }  # fmt: skip
+        self._tell_apart(number, said)
         counts = np.array([len(group) for group in groups.values()])
         arrays: Arrays
         if isinstance(objective, PolicyGradientSection):
@@ -215,6 +220,17 @@ class RolloutSource:
             self._files.write(number, arrays)
             self._files.forget_before(self.schedule.round_of(self._oldest()))
         return self._of(number, arrays), said
+
+    def _tell_apart(self, number: int, said: dict[str, float]) -> None:
+        """Where engine and trainer differ by more than their dtype explains, which is said once."""
+        name, bound = _APART[self._config.model.dtype]
+        if said[name] > bound and not self._told_apart and self._writers is not None:
+            self._told_apart = True
+            self._writers.note(
+                f"round {number}: the engine's log-probs are not the trainer's: {name} is {said[name]:.2g} nats, and "
+                f"{self._config.model.dtype} explains {bound:.2g}; ratios are off by as much (rollouts.importance_cap "
+                "weighs it)"
+            )
 
     def _read(self, number: int) -> Round:
         """A round that a checkpoint is in the middle of."""

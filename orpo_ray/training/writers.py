@@ -62,7 +62,7 @@ class Writers:
         assert config.rollouts is not None
         self._config, self._rollouts = config, config.rollouts
         self._model, self._tokenizer, self._rewards = model, tokenizer, rewards
-        self._device, self._threads, self._gpus, self._note = device, threads, gpus, note
+        self._device, self._threads, self._gpus, self.note = device, threads, gpus, note
         self._renderer = Renderer(tokenizer, config.data.chat_template, date=config.data.date)
         self._engines: list[Any] = [None] * engines
         self._scorer: Any = None
@@ -228,4 +228,4 @@ class Writers:
             raise UserError(
                 f"rollouts: {self._lost} actors were lost (scaling.max_failures={most}); the last, {what}: {told}"
             )
-        self._note(f"rollouts: {what} was lost and is begun anew: {told}")
+        self.note(f"rollouts: {what} was lost and is begun anew: {told}")

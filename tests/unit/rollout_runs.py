@@ -63,6 +63,8 @@ class InProcess:
         self.tokenizer = load_tokenizer(config.model)
         self.rewards = Rewards(find_rewards(config.rollouts))
         self.engine: LivePlain | None = None
+        self.said: list[str] = []
+        self.note = self.said.append
         self.drawn: list[Request] = []
         """All that was asked of the engine."""
 

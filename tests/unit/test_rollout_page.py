@@ -235,7 +235,7 @@ def test_no_text_becomes_markup(texts: list[str], tmp_path: Path) -> None:
     ]
     write_lines(own / "metrics.jsonl", lines)
     write_lines(own / "samples.jsonl", [
-        {"step": step, "prompt": f"p{text}", "response": f"r{text}", "reward": 1.0, "ended": text}
+        {"step": step, "prompt": f"asked {text}", "response": f"so {text}", "reward": 1.0, "ended": text}
         for step in (0, 1) for text in texts
     ])  # fmt: skip
     page = write_report(own)
@@ -244,7 +244,7 @@ def test_no_text_becomes_markup(texts: list[str], tmp_path: Path) -> None:
     assert not [tag for tag, _ in elements.found if tag == "script"]
     for text in texts:
         if text.isprintable():
-            assert elements.texts.count(f"r{text}") == 2 and f"p{text}" in elements.texts
+            assert elements.texts.count(f"so {text}") == 2 and f"asked {text}" in elements.texts
 
 
 ODD = [

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from rollout_runs import InProcess, Trained, settings
 from torch import Tensor
 
@@ -19,7 +18,9 @@ from orpo_ray.data.schedule import RoundSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request
 from orpo_ray.inference.live import Sample
+from orpo_ray.modeling.digests import network_digest
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.batches import rows_of, totals_of
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import State
@@ -149,6 +150,24 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(kind: str, tmp_path: Path)
     assert max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 1e-6
 
 
+class Stale(InProcess):
+    """An engine that goes on with the weights that it began with (trl#5312, trl#4571)."""
+
+    def load(self, weights: StateDict, step: int) -> str:
+        if self.engine is None:
+            super().load(weights, step)
+        return network_digest(self._policy.model, dict(weights))
+
+
+def test_an_engine_that_serves_old_weights_is_told(tmp_path: Path) -> None:
+    config = settings(tmp_path, *KINDS["grpo"], rule(tmp_path), "train.max_steps=6")
+    stale = Trained(config, writers=Stale)
+    assert [line["mismatch_max"] > 1e-4 for line in stale.rounds] == [False, True, True]
+    [said] = stale.writers.said
+    assert said.startswith("round 1: the engine's log-probs are not the trainer's: mismatch_max is ")
+    assert Trained(settings(tmp_path / "b", *KINDS["grpo"], rule(tmp_path), "train.max_steps=6")).writers.said == []
+
+
 # What a run that continues repeats -----------------------------------------------------------------------------------
 
 
@@ -250,7 +269,3 @@ def test_a_worker_that_dies_in_mid_rollout_goes_on_where_it_was(tmp_path: Path) 
     again = Trained(config)
     assert len(again.writers.drawn) == 4 + 7 + 4
     assert again.weights() == Trained(settings(tmp_path / "b", rule(tmp_path), "train.max_steps=3")).weights()
-
-
-def test_torch_is_left_as_it_was() -> None:
-    assert torch.is_grad_enabled()
