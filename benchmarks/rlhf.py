@@ -8,9 +8,9 @@ HH-RLHF, 64 tokens a response. TRL generates with Hugging Face's `generate`, as 
 side is a process of its own that answers the prompts of its turn a few times over; sides take turns, and a turn has
 the same prompts for both. The rounds after the first count. Ratios are of the same turn.
 
-Memory is the highest sum of the private pages of all processes of a side, and of the most shared pages that one of them
-maps (code, and the object store's), looked at 20 times a second: of one process its resident set. Pages that forked
-workers still have in common count once for each.
+Memory is the highest sum of the proportional set sizes of all processes of a side (a page that n of them share is a
+n-th of a page for each), the object store's pages among them: of one process its resident set. It is taken whenever the
+sum of resident sets, looked at 20 times a second, has grown by a hundredth. `at_peak` names the largest then.
 
 `--peers` is a folder with TRL (`pip install --no-deps --target FOLDER -r requirements/bench.txt`), `--ppo-peers` one
 with the last TRL that has PPO (`-r requirements/bench-ppo.txt`). `--theirs` and `--ours` measure one side alone.
@@ -19,6 +19,7 @@ with the last TRL that has PPO (`-r requirements/bench-ppo.txt`). `--theirs` and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -45,6 +46,7 @@ SIDES = ("ours", "theirs")
 BARS = {"ppo": 3.0, "rloo": 6.0, "grpo": 6.0}
 """At least so many times TRL's rollouts a second (issue 19)."""
 _SECONDS_BETWEEN_LOOKS = 0.05
+_NAMED = 6  # processes
 _MARK = "RLHF_BENCHMARK"
 
 
@@ -179,7 +181,7 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
         process.kill()
         process.wait()
     done: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return {**done, "peak_bytes": memory.peak}
+    return {**done, "peak_bytes": memory.peak, "at_peak": memory.at_peak}
 
 
 class _Memory:
@@ -187,6 +189,7 @@ class _Memory:
 
     def __init__(self, mark: str) -> None:
         self.peak = 0
+        self.at_peak: list[tuple[int, str]] = []
         self._mark, self._over = mark, threading.Event()
         self._marked: dict[int, bool] = {}
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -197,22 +200,31 @@ class _Memory:
         self._thread.join()
 
     def _look(self) -> None:
+        highest = 0
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
-            private, shared = 0, 0
+            alive = {}
             for one in psutil.process_iter():
-                try:
+                with contextlib.suppress(psutil.Error):
                     if self._is_marked(one):
-                        memory = one.memory_info()
-                        private += memory.rss - memory.shared
-                        shared = max(shared, memory.shared)
-                except psutil.Error:
-                    continue
-            self.peak = max(self.peak, private + shared)
+                        alive[one] = one.memory_info().rss
+            if sum(alive.values()) <= 1.01 * highest:
+                continue
+            highest = sum(alive.values())
+            sizes: list[tuple[int, str]] = []
+            for one in alive:
+                with contextlib.suppress(psutil.Error):
+                    sizes.append((one.memory_full_info().pss, _name(one)))
+            if (now := sum(size for size, _ in sizes)) > self.peak:
+                self.peak, self.at_peak = now, sorted(sizes, reverse=True)[:_NAMED]
 
     def _is_marked(self, one: psutil.Process) -> bool:
         if one.pid not in self._marked:
             self._marked[one.pid] = one.environ().get(_MARK) == self._mark
         return self._marked[one.pid]
+
+
+def _name(one: psutil.Process) -> str:
+    return " ".join(Path(word).name if "/" in word else word for word in one.cmdline())[:60]
 
 
 def _one(side: str, work: str) -> None:

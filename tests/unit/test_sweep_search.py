@@ -96,7 +96,8 @@ def test_a_sweep_may_weigh_sources_and_compare_by_one() -> None:
 
 
 ON_ROLLOUTS: dict[str, Any] = {
-    **TRAIN, "objective": {"name": "ppo"}, "rollouts": {"max_tokens": 48, "rewards": {"truth": "toy", "rule": "rules.py:short"}},
+    **TRAIN, "objective": {"name": "ppo"},
+    "rollouts": {"max_tokens": 48, "rewards": {"truth": "toy", "rule": "rules.py:short"}},
 }  # fmt: skip
 
 
