@@ -30,6 +30,7 @@ from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import ModelConfig
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.errors import UserError
+from orpo_ray.inference.drawn import Decoder
 from orpo_ray.inference.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
 from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.node_files import on_this_node
