@@ -150,7 +150,7 @@ def _total_steps(run: Run) -> int | None:
     steps, values = run.series("epoch")
     known = np.isfinite(values) & (values > 0)
     if known.any() and isinstance(epochs, int):
-        return epochs * round(float(steps[known][-1] / values[known][-1]))
+        return whole_steps(run.config, epochs, float(steps[known][-1] / values[known][-1]))
     return None
 
 

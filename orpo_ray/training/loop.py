@@ -251,7 +251,7 @@ def train_step(
     seconds = time.perf_counter() - started
     line: Line = {
         "step": step + 1,
-        "epoch": (step + 1) / source.steps_per_epoch,
+        "epoch": source.epoch(step + 1),
         **{name: totals[name] for name in shares},
         "lr": lr,
         "grad_norm": grad_norm,

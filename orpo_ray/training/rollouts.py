@@ -108,6 +108,10 @@ class RolloutSource:
     def steps_per_epoch(self) -> int:
         return self.schedule.steps_per_epoch
 
+    def epoch(self, step: int) -> float:
+        schedule = self.schedule
+        return step * schedule.per_round / (schedule.prompts * schedule.steps_per_round)
+
     def record(self, number: int) -> int | str:
         assert self._round is not None
         return self.train.record(self._round.records[number])

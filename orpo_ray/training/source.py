@@ -28,6 +28,9 @@ class Source(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
+    def epoch(self, step: int) -> float:
+        """Passes over the data that are done with `step` steps."""
+
     def before(self, step: int) -> dict[str, float]:
         """Make ready what global step `step` (from 0) trains on; returns what else is said in its line."""
 
@@ -91,6 +94,9 @@ class PairSource:
     @property
     def steps_per_epoch(self) -> int:
         return self.schedule.steps_per_epoch
+
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
 
     def before(self, step: int) -> dict[str, float]:
         return {}
