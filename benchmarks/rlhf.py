@@ -191,7 +191,7 @@ class _Memory:
         self.peak = 0
         self.at_peak: list[tuple[int, str]] = []
         self._mark, self._over = mark, threading.Event()
-        self._marked: dict[int, bool] = {}
+        self._known: dict[int, psutil.Process | None] = {}
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -203,9 +203,9 @@ class _Memory:
         highest = 0
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
             alive = {}
-            for one in psutil.process_iter():
+            for pid in psutil.pids():
                 with contextlib.suppress(psutil.Error):
-                    if self._is_marked(one):
+                    if (one := self._marked(pid)) is not None:
                         alive[one] = one.memory_info().rss
             if sum(alive.values()) <= 1.01 * highest:
                 continue
@@ -217,10 +217,12 @@ class _Memory:
             if (now := sum(size for size, _ in sizes)) > self.peak:
                 self.peak, self.at_peak = now, sorted(sizes, reverse=True)[:_NAMED]
 
-    def _is_marked(self, one: psutil.Process) -> bool:
-        if one.pid not in self._marked:
-            self._marked[one.pid] = one.environ().get(_MARK) == self._mark
-        return self._marked[one.pid]
+    def _marked(self, pid: int) -> psutil.Process | None:
+        """Asked of each process once: a look should take next to nothing from what is measured."""
+        if pid not in self._known:
+            one = psutil.Process(pid)
+            self._known[pid] = one if one.environ().get(_MARK) == self._mark else None
+        return self._known[pid]
 
 
 def _name(one: psutil.Process) -> str:
