@@ -10,7 +10,7 @@ the same prompts for both. The rounds after the first count. Ratios are of the s
 
 Memory is the highest sum of the proportional set sizes of all processes of a side (a page that n of them share is a
 n-th of a page for each), the object store's pages among them: of one process its resident set. It is taken whenever the
-sum of resident sets, looked at 20 times a second, has grown by a hundredth. `at_peak` names the largest then.
+sum of resident sets, looked at ten times a second, has grown by a hundredth. `at_peak` names the largest then.
 
 `--peers` is a folder with TRL (`pip install --no-deps --target FOLDER -r requirements/bench.txt`), `--ppo-peers` one
 with the last TRL that has PPO (`-r requirements/bench-ppo.txt`). `--theirs` and `--ours` measure one side alone.
@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "theirs")
 BARS = {"ppo": 3.0, "rloo": 6.0, "grpo": 6.0}
 """At least so many times TRL's rollouts a second (issue 19)."""
-_SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_LOOKS = 0.1
 _NAMED = 6  # processes
 _MARK = "RLHF_BENCHMARK"
 
