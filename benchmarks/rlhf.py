@@ -10,7 +10,7 @@ the same prompts for both. The rounds after the first count. Ratios are of the s
 
 Memory is the highest sum of the proportional set sizes of all processes of a side (a page that n of them share is a
 n-th of a page for each), the object store's pages among them: of one process its resident set. It is taken whenever the
-sum of resident sets, looked at 20 times a second, has grown by a hundredth. `at_peak` names the largest then.
+sum of resident sets, looked at ten times a second, has grown by a hundredth. `at_peak` names the largest then.
 
 `--peers` is a folder with TRL (`pip install --no-deps --target FOLDER -r requirements/bench.txt`), `--ppo-peers` one
 with the last TRL that has PPO (`-r requirements/bench-ppo.txt`). `--theirs` and `--ours` measure one side alone.
@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "theirs")
 BARS = {"ppo": 3.0, "rloo": 6.0, "grpo": 6.0}
 """At least so many times TRL's rollouts a second (issue 19)."""
-_SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_LOOKS = 0.1
 _NAMED = 6  # processes
 _MARK = "RLHF_BENCHMARK"
 
@@ -170,7 +170,7 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
     }  # fmt: skip
     command = [sys.executable, __file__, "--one", side, work.to_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    memory = _Memory(mark)
+    memory = _Memory(mark, without=process.pid if side == "ours" else None)  # it only starts the command
     try:
         assert process.stdout is not None
         said = process.stdout.read()
@@ -187,11 +187,11 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
 class _Memory:
     """The highest memory of all processes that have this mark in the environment they began with, while they run."""
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, mark: str, without: int | None = None) -> None:
         self.peak = 0
         self.at_peak: list[tuple[int, str]] = []
         self._mark, self._over = mark, threading.Event()
-        self._marked: dict[int, bool] = {}
+        self._known: dict[int, psutil.Process | None] = {} if without is None else {without: None}
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -203,9 +203,9 @@ class _Memory:
         highest = 0
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
             alive = {}
-            for one in psutil.process_iter():
+            for pid in psutil.pids():
                 with contextlib.suppress(psutil.Error):
-                    if self._is_marked(one):
+                    if (one := self._marked(pid)) is not None:
                         alive[one] = one.memory_info().rss
             if sum(alive.values()) <= 1.01 * highest:
                 continue
@@ -217,10 +217,12 @@ class _Memory:
             if (now := sum(size for size, _ in sizes)) > self.peak:
                 self.peak, self.at_peak = now, sorted(sizes, reverse=True)[:_NAMED]
 
-    def _is_marked(self, one: psutil.Process) -> bool:
-        if one.pid not in self._marked:
-            self._marked[one.pid] = one.environ().get(_MARK) == self._mark
-        return self._marked[one.pid]
+    def _marked(self, pid: int) -> psutil.Process | None:
+        """Asked of each process once: a look should take next to nothing from what is measured."""
+        if pid not in self._known:
+            one = psutil.Process(pid)
+            self._known[pid] = one if one.environ().get(_MARK) == self._mark else None
+        return self._known[pid]
 
 
 def _name(one: psutil.Process) -> str:
