@@ -20,7 +20,7 @@ from orpo_ray.data.dataset import Prompts
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request
 from orpo_ray.inference.live import Sample
-from orpo_ray.inference.rewards import Scored
+from orpo_ray.inference.rewards import RewardSource, Scored
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
@@ -66,8 +66,16 @@ class Killed(BaseException):
 class Dying(InProcess):
     """Dies at a seeded moment of drawing, scoring or taking weights, in the round that begins at `step`."""
 
-    def __init__(self, config: TrainConfig, policy: PackedPolicy, moment: str, step: int, rng: random.Random) -> None:
-        super().__init__(config, policy)
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: PackedPolicy,
+        rewards: Sequence[RewardSource],
+        moment: str,
+        step: int,
+        rng: random.Random,
+    ) -> None:
+        super().__init__(config, policy, rewards)
         self._moment, self._step, self._rng, self._now = moment, step, rng, -1
 
     def load(self, weights: StateDict, step: int) -> str:
@@ -123,8 +131,8 @@ def test_killed_at_a_seeded_moment_it_ends_in_the_same_bits(
     begins = ROUND * rng.randrange(seed, 3)  # 0 is before any checkpoint
     writers: list[Dying] = []
 
-    def dying(config: TrainConfig, policy: PackedPolicy) -> Dying:
-        writers.append(Dying(config, policy, moment, begins, rng))
+    def dying(config: TrainConfig, policy: PackedPolicy, rewards: Sequence[RewardSource]) -> Dying:
+        writers.append(Dying(config, policy, rewards, moment, begins, rng))
         return writers[0]
 
     def sink(*given: Any) -> Saving:
