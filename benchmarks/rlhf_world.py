@@ -78,7 +78,7 @@ def evaluated(models: Path, out: Path, names: list[str]) -> dict[str, Any]:
 def way(run: Path) -> list[dict[str, float]]:
     """Step, KL, reward and truth of each evaluation of the held-out requests in training."""
     keys = {"step": "step", "kl": "eval_kl", "reward": "eval_reward/reward", "truth": "eval_reward/truth"}
-    lines = [line for line in read_metrics(run / "metrics.jsonl") if "eval_reward" in line]
+    lines = [line for line in read_metrics(run / "metrics.jsonl").values() if "eval_reward" in line]
     return [{name: round(line[key], 4) for name, key in keys.items()} for line in lines]
 
 
