@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,20 @@ SHAPES: dict[str, PretrainedConfig] = {
 }
 
 
-def network(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """Whose choices differ from those of another seed."""
+def network(config: PretrainedConfig, seed: int, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
+    """Whose choices differ from those of another seed; of one label, where it is a classifier."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    model: PreTrainedModel = kind.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
 
 
-def save(folder: Path, config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    model = network(config, seed)
+def save(folder: Path, config: PretrainedConfig, seed: int = 0, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
+    model = network(config, seed, kind)
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return model
