@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy.stats import t
 
 from orpo_ray.report.figures import GRID
 from orpo_ray.storage.metrics_file import read_metrics
@@ -96,6 +98,14 @@ def table(winrates: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def over_seeds(rows: dict[str, dict[str, Any]], key: str) -> list[float]:
+    """Mean over seeds, and its 95 % interval by Student's t."""
+    values = [rows[f"ppo-{seed}"][key][0] for seed in SEEDS]
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    mean = statistics.fmean(values)
+    return [round(value, 4) for value in (mean, mean - half, mean + half)]
+
+
 def draw(ways: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Reward, and truth, against KL on the way of each run."""
     from matplotlib.figure import Figure
@@ -131,10 +141,17 @@ def main() -> None:
     models, storage = arguments.models.resolve(), arguments.storage.resolve()
     train(models, storage, arguments.runs)
     ways = {name: way(storage / name) for name in arguments.runs}
-    results = {"models": table(evaluated(models, storage, arguments.runs)), "on_the_way": ways}
+    rows = table(evaluated(models, storage, arguments.runs))
+    results = {
+        "models": rows,
+        "ppo_over_seeds": {
+            key: over_seeds(rows, key) for key in ("over_sft_by_truth", "over_sft_by_reward") if set(RUNS) <= set(ways)
+        },
+        "on_the_way": ways,
+    }
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     draw(ways, arguments.image)
-    for name, row in results["models"].items():
+    for name, row in rows.items():
         print(name, row)
 
 
