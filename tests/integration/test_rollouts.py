@@ -22,7 +22,7 @@ from orpo_ray.training.launcher import train
 HERE = Path(__file__).parent
 BOUND = 1e-4
 """Nats a token in float32."""
-MOVING = ("optim.lr=1e-2", "rollouts.epochs=1", "train.max_steps=6")
+MOVING = ("optim.lr=1e-2", "rollouts.epochs=1", "train.max_steps=6", "scaling.cpus_per_worker=1")
 """Three rounds of two steps, whose policies are far from each other."""
 WHOLE = "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 """At the default threshold ZeRO-3 would leave such small parameters whole."""
