@@ -8,9 +8,9 @@ HH-RLHF, 64 tokens a response. TRL generates with Hugging Face's `generate`, as 
 side is a process of its own that answers the prompts of its turn a few times over; sides take turns, and a turn has
 the same prompts for both. The rounds after the first count. Ratios are of the same turn.
 
-Memory is the highest sum of the private pages of all processes of a side, and of the most shared pages that one of them
-maps (code, and the object store's), looked at 20 times a second: of one process its resident set. Pages that forked
-workers still have in common count once for each.
+Memory is the highest sum of the proportional set sizes of all processes of a side (a page that n of them share is a
+n-th of a page for each), the object store's pages among them: of one process its resident set. It is taken whenever the
+sum of resident sets, looked at ten times a second, has grown by a hundredth. `at_peak` names the largest then.
 
 `--peers` is a folder with TRL (`pip install --no-deps --target FOLDER -r requirements/bench.txt`), `--ppo-peers` one
 with the last TRL that has PPO (`-r requirements/bench-ppo.txt`). `--theirs` and `--ours` measure one side alone.
@@ -19,8 +19,10 @@ with the last TRL that has PPO (`-r requirements/bench-ppo.txt`). `--theirs` and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -43,7 +45,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "theirs")
 BARS = {"ppo": 3.0, "rloo": 6.0, "grpo": 6.0}
 """At least so many times TRL's rollouts a second (issue 19)."""
-_SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_LOOKS = 0.1
+_NAMED = 6  # processes
+_MARK = "RLHF_BENCHMARK"
 
 
 def main() -> None:
@@ -106,8 +110,8 @@ def measure(work: Work, peers: dict[str, Path | None], arguments: argparse.Names
 def summary(turns: dict[str, list[Any] | None], work: Work) -> dict[str, Any]:
     """The turns of each side, medians over their rounds, and ratios of the same turns where both sides are there."""
     found: dict[str, Any] = {
-        "rollouts": work.rollouts, "samples": work.samples, "epochs": work.epochs, "tokens": work.tokens, "updates": work.updates_of_a_round,
-        "recompute_theirs": work.recompute, "medians": {}, **turns,
+        "rollouts": work.rollouts, "samples": work.samples, "epochs": work.epochs, "tokens": work.tokens,
+        "updates": work.updates_of_a_round, "recompute_theirs": work.recompute, "medians": {}, **turns,
     }  # fmt: skip
     of_turns: dict[str, list[dict[str, float]]] = {}
     for side, some in turns.items():
@@ -136,8 +140,8 @@ def summary(turns: dict[str, list[Any] | None], work: Work) -> dict[str, Any]:
 def said(kind: Kind, found: dict[str, Any]) -> str:
     """A line of each side, and one of how they compare."""
     lines = [
-        f"{kind:5} {side:6} {m['seconds']:7.2f} s for {found['rollouts']} rollouts: generation {m['generation_seconds']:.2f}, "
-        f"all else {m['others_seconds']:.2f}; {m['peak_bytes'] / 2**20:,.0f} MiB"
+        f"{kind:5} {side:6} {m['seconds']:7.2f} s for {found['rollouts']} rollouts: generation "
+        f"{m['generation_seconds']:.2f}, all else {m['others_seconds']:.2f}; {m['peak_bytes'] / 2**20:,.0f} MiB"
         for side, m in found["medians"].items()
     ]
     if "theirs_to_ours" in found:
@@ -162,11 +166,11 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
     path = [str(folder.resolve()) for folder in (peers, ROOT) if folder is not None]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0", _MARK: (mark := secrets.token_hex(8)),
     }  # fmt: skip
     command = [sys.executable, __file__, "--one", side, work.to_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    memory = _Memory(process.pid)
+    memory = _Memory(mark, without=process.pid if side == "ours" else None)  # it only starts the command
     try:
         assert process.stdout is not None
         said = process.stdout.read()
@@ -177,15 +181,17 @@ def _in_own_process(side: str, work: Work, peers: Path | None) -> dict[str, Any]
         process.kill()
         process.wait()
     done: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return {**done, "peak_bytes": memory.peak}
+    return {**done, "peak_bytes": memory.peak, "at_peak": memory.at_peak}
 
 
 class _Memory:
-    """The highest memory of a process and all that it starts, while they run."""
+    """The highest memory of all processes that have this mark in the environment they began with, while they run."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, mark: str, without: int | None = None) -> None:
         self.peak = 0
-        self._process, self._over = psutil.Process(pid), threading.Event()
+        self.at_peak: list[tuple[int, str]] = []
+        self._mark, self._over = mark, threading.Event()
+        self._known: dict[int, psutil.Process | None] = {} if without is None else {without: None}
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -194,20 +200,33 @@ class _Memory:
         self._thread.join()
 
     def _look(self) -> None:
+        highest = 0
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
-            private, shared = 0, 0
-            try:
-                alive = [self._process, *self._process.children(recursive=True)]
-            except psutil.Error:
-                return
+            alive = {}
+            for pid in psutil.pids():
+                with contextlib.suppress(psutil.Error):
+                    if (one := self._marked(pid)) is not None:
+                        alive[one] = one.memory_info().rss
+            if sum(alive.values()) <= 1.01 * highest:
+                continue
+            highest = sum(alive.values())
+            sizes: list[tuple[int, str]] = []
             for one in alive:
-                try:
-                    memory = one.memory_info()
-                except psutil.Error:
-                    continue
-                private += memory.rss - memory.shared
-                shared = max(shared, memory.shared)
-            self.peak = max(self.peak, private + shared)
+                with contextlib.suppress(psutil.Error):
+                    sizes.append((one.memory_full_info().pss, _name(one)))
+            if (now := sum(size for size, _ in sizes)) > self.peak:
+                self.peak, self.at_peak = now, sorted(sizes, reverse=True)[:_NAMED]
+
+    def _marked(self, pid: int) -> psutil.Process | None:
+        """Asked of each process once: a look should take next to nothing from what is measured."""
+        if pid not in self._known:
+            one = psutil.Process(pid)
+            self._known[pid] = one if one.environ().get(_MARK) == self._mark else None
+        return self._known[pid]
+
+
+def _name(one: psutil.Process) -> str:
+    return " ".join(Path(word).name if "/" in word else word for word in one.cmdline())[:60]
 
 
 def _one(side: str, work: str) -> None:

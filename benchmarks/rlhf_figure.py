@@ -1,4 +1,4 @@
-"""docs/images/rlhf-speed.png: seconds of 64 rollouts and peak memory, beside TRL's; see rlhf.py."""
+"""docs/images/rlhf-speed.png: seconds of a round of rollouts and peak memory, beside TRL's; see rlhf.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     seconds.barh(places, others, left=generation, color=colours)
     for place, all_seconds in zip(places, map(sum, zip(generation, others, strict=True)), strict=True):
         seconds.annotate(f"{all_seconds:.1f} s", (all_seconds, place), (3, 0), textcoords="offset points", va="center")
-    seconds.set_title("64 rollouts: generation (pale), all else", loc="left", fontsize=11)
+    rollouts = sorted({found["rollouts"] for found in results["kinds"].values()})
+    seconds.set_title(
+        f"Seconds of {' and '.join(map(str, rollouts))} rollouts: generation (pale), all else", loc="left", fontsize=11
+    )
     gib = [medians["peak_bytes"] / 2**30 for _, _, medians in rows]
     memory.barh(places, gib, color=colours)
     for place, size in zip(places, gib, strict=True):

@@ -102,7 +102,7 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
         import cProfile
 
         profile = cProfile.Profile()
-        profile.runcall(run, engine, config, data.train, data.eval, Times(), State())
+        profile.runcall(run, engine, config, PairSource(engine, config, data.train, data.eval), Times(), State())
         profile.dump_stats(options.profile)
     else:
         run(engine, config, PairSource(engine, config, data.train, data.eval), Times(), State())

@@ -39,7 +39,7 @@ from orpo_ray.training.loop import Line, Sink, State, Wanted, run
 from orpo_ray.training.rollout_files import RolloutFiles
 from orpo_ray.training.rollout_setup import Beside
 from orpo_ray.training.rollouts import RolloutSource
-from orpo_ray.training.saving import Saver
+from orpo_ray.training.saving import Saver, load, load_carried
 
 MAPPING: dict[str, Any] = {
     "name": "run",
@@ -100,11 +100,15 @@ class InProcess:
         self.tokenizer = load_tokenizer(config.model)
         self.rewards = Rewards(rewards)
         self.engine: LivePlain | None = None
-        self.drawn: list[Request] = []
-        """All that was asked of the engine."""
+        self.said: list[str] = []
+        self.note = self.said.append
+        self.calls: list[list[Request]] = []
+        """What was asked of the engine at a time."""
+        self.step = -1
 
     def load(self, weights: StateDict, step: int) -> str:
         config, model, rollouts = self._config, self._policy.model, self._config.rollouts
+        self.step = step
         assert rollouts is not None
         whole = merged_weights(model, weights)
         if self.engine is None:
@@ -115,9 +119,14 @@ class InProcess:
         self.engine.load(pack_weights({name: weight.clone() for name, weight in whole.items()}), step)
         return network_digest(model, whole)
 
+    @property
+    def drawn(self) -> list[Request]:
+        """All that was asked of the engine."""
+        return [request for call in self.calls for request in call]
+
     def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
         assert self.engine is not None
-        self.drawn += requests
+        self.calls.append([*requests])
         found = self.engine.advance(requests)
         while found:
             yield found
@@ -148,6 +157,8 @@ class Trained:
         writers: Callable[[TrainConfig, PackedPolicy, Sequence[RewardSource]], InProcess] = InProcess,
         stop_after: int | None = None,
         changed: Callable[[Beside], object] = bool,
+        sink: Callable[[Engine, Checkpoints, int | None], Saving] | None = None,
+        oldest: Callable[[], int] = lambda: 0,
     ) -> None:
         """`changed`: what is done to the networks before an engine has them."""
         tokenizer, cpu = load_tokenizer(config.model), torch.device("cpu")
@@ -156,22 +167,22 @@ class Trained:
         policy = beside.policy
         self.engine = engine(policy) if engine else TorchEngine(policy, config.optim)
         self.checkpoints = Checkpoints(str(config.run_dir / "checkpoints"))
-        state = State(best_by=config.train.keep_by)
+        state, carried = State(best_by=config.train.keep_by), {}
+        self.notes: list[str] = []
         if begin:
-            from orpo_ray.training.saving import load
-
             manifest = self.checkpoints.manifest(begin)
             assert manifest is not None
             load(self.engine, self.checkpoints, manifest)
-            state = State.from_json(manifest.state)
+            state, carried = State.from_json(manifest.state), load_carried(self.engine, self.checkpoints, manifest)
         data = prepare(config, tokenizer)
         self.writers = writers(config, policy, beside.rewards)
         self.source = RolloutSource(
             self.engine, config, prompts_of(data.train), prompts_of(data.eval), beside.reference,
             self.writers if self.engine.rank == 0 else None,  # type: ignore[arg-type]
-            RolloutFiles(config.run_dir), lambda: 0, state.source,
+            RolloutFiles(config.run_dir, self.notes.append), oldest, state.source, carried,
         )  # fmt: skip
-        self.sink = Saving(self.engine, self.checkpoints, stop_after)
+        self.sink = (sink or Saving)(self.engine, self.checkpoints, stop_after)
+        self.sink.source = self.source
         self.state = run(self.engine, config, self.source, self.sink, state)
         self.sink.saver.finish()
 
@@ -195,6 +206,8 @@ class Trained:
 class Saving(Sink):
     """Keeps lines, and checkpoints."""
 
+    source: RolloutSource
+
     def __init__(self, engine: Engine, checkpoints: Checkpoints, stop_after: int | None) -> None:
         self.saver = Saver(checkpoints, engine, newest=99, best=0, warn=pytest.fail)
         self.lines: list[Line] = []
@@ -204,7 +217,8 @@ class Saving(Sink):
         self.lines.append(line)
 
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
-        self.saver.begin(Manifest(state.step, asdict(state), engine.updates, "", "", None, {}))
+        manifest = Manifest(state.step, asdict(state), engine.updates, "", "", None, {})
+        self.saver.begin(manifest, self.source.carried(state.step))
 
     def signals(self) -> dict[str, float]:
         return self.saver.signals()

@@ -44,7 +44,7 @@ class RolloutsConfig(Section):
     temperature: Annotated[Number, Field(gt=0, le=100)] = 1.0
     """Of what is drawn and of the policy's log-probs alike."""
     clip_scores: Annotated[Number, Field(gt=0)] | None = None
-    """Scores are held within this of 0; null: as they are. The paper's trainer clips at 10."""
+    """Scores are held within this of 0; null: as they are."""
     cut_penalty: Annotated[Number, Field(ge=0)] = 0.0
     """Subtracted from the score of a response that `max_tokens` cut."""
     importance_cap: Annotated[Number, Field(ge=1)] | None = None

@@ -110,6 +110,13 @@ class SweepConfig(Section):
                 "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
             )
+        weighed = any(key.startswith("rollouts.rewards.") for key in self.space)
+        for name, _, label in parts:
+            if name == REWARD and weighed and (not label or f"rollouts.rewards.{label}.path" in self.space):
+                raise ValueError(
+                    f"metric: {name}{'/' * bool(label)}{label} is of the rewards that the space varies; "
+                    f"use {REWARD}/LABEL of one whose path is the same in all trials"
+                )
         plain = self._checked(self.first_point, as_it_stands=True)
         for metric, direction in self.directions.items():
             require_choosing("metric", metric)

@@ -10,6 +10,7 @@ and loading while an engine draws, since a response would then be of two policie
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -157,7 +158,8 @@ class Live(ABC):
 
         Returns an empty list only where nothing is at work. A request's seed, and nothing else that is asked for, says
         what it draws; its `round` becomes the `sample` of its response. Raises `UserError`, and takes in none, where a
-        prompt and `max_tokens` are longer than `max_length`; `ValueError` where one that is at work is asked for again.
+        prompt and `max_tokens` are longer than `max_length`; also where what the policy computes is no number; and
+        `ValueError` where one that is at work is asked for again.
         """
         if not self._whole:
             raise RuntimeError("the last weights were not loaded whole, so nothing is drawn by them")
@@ -181,6 +183,8 @@ class Live(ABC):
 
     def _sample(self, request: Request, ids: list[int], logps: list[float]) -> Sample:
         self._at_work.remove((request.prompt, request.round))
+        if not all(map(math.isfinite, logps)):
+            raise UserError(f"the policy of step {self._step} gave a drawn token a log-prob that is no number")
         ended = "stop" if ids[-1] in self._ends else "length"
         return Sample(request.prompt, request.round, ids, logps, ended, self._step)
 
@@ -225,7 +229,7 @@ def fitting_weights(network: PreTrainedModel, weights: Mapping[str, Tensor], wha
             if (own := weights[name]).shape != expected[name].shape:
                 shapes = f"{list(own.shape)}; this model's is {list(expected[name].shape)}"
                 raise UserError(f"{what} hold {name} as {shapes}")
-            if own is not first and not torch.equal(own, first):
+            if own is not first and not torch.allclose(own, first, rtol=0, atol=0, equal_nan=True):
                 raise UserError(f"{what} hold {name} and {given[0]}, which this model ties, with other values")
         fitting[alike[0]] = first
     if missing:

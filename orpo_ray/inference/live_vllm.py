@@ -37,14 +37,14 @@ class LiveVllm(Live):
 
     def _start(self) -> PreTrainedModel:
         options = self._options
-        config = load_config(options.model)
+        with torch.device("meta"):  # first: vLLM makes classes of transformers its own, where it has none for a model
+            config = load_config(options.model)
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         self._engine: Any = load_engine(
             EngineOptions(options.folder, options.dtype, options.max_length, gpu_memory=options.gpu_memory),
             logprobs_mode="processed_logprobs", skip_tokenizer_init=True,
         )  # fmt: skip
         self._working = AtWork(self._engine.llm_engine, self._params)
-        with torch.device("meta"):
-            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return network
 
     def _params(self, request: Request) -> Any:

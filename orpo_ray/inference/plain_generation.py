@@ -29,6 +29,7 @@ from orpo_ray.cluster.allocator import keep_freed_memory
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import ModelConfig
 from orpo_ray.config.evaluation import SamplingConfig
+from orpo_ray.errors import UserError
 from orpo_ray.inference.drawn import Decoder
 from orpo_ray.inference.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
 from orpo_ray.inference.models import EvaluatedModel
@@ -162,6 +163,8 @@ class DrawnBySeed(LogitsProcessor):  # type: ignore[misc]
         numbers = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in self._generators])
         likely = scores.double().softmax(-1)
         below = likely.cumsum(-1)
+        if not below[:, -1].isfinite().all():
+            raise UserError("the model's logits are no numbers, so nothing can be drawn by them")
         token = torch.searchsorted(below, numbers.to(below.device) * below[:, -1:], right=True)
         self.logps.append(likely.gather(1, token)[:, 0].log())
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)

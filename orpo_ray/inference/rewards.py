@@ -136,8 +136,8 @@ class Rewards:
 
 
 def reward_metrics(scored: Iterable[Scored]) -> dict[str, float]:
-    """How many responses have no score, `not_finite` and `too_long`, and the mean `reward/LABEL` of each source, where
-    there are several, over the responses that it gave one."""
+    """How many responses have no score, `not_finite` and `too_long`, and the mean `reward/LABEL` of each source over
+    the responses that it gave one."""
     counts = {NOT_FINITE: 0, TOO_LONG: 0}
     given: dict[str, list[float]] = {}
     for each in scored:
@@ -145,7 +145,7 @@ def reward_metrics(scored: Iterable[Scored]) -> dict[str, float]:
             counts[each.why] += 1
         for label, reward in each.rewards.items():
             given.setdefault(label, []).extend([] if reward is None else [reward])
-    means = {f"reward/{label}": math.fsum(of) / len(of) for label, of in given.items() if of and len(given) > 1}
+    means = {f"reward/{label}": math.fsum(of) / len(of) for label, of in given.items() if of}
     return {why.replace(" ", "_"): float(count) for why, count in counts.items()} | means
 
 

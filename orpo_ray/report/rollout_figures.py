@@ -35,8 +35,11 @@ from orpo_ray.report.runs import Run, Series
 from orpo_ray.storage.rounds import Rounds
 
 Floats = NDArray[np.float64]
+_SOURCES = (MODELS[0], MODELS[1], MODELS[4], MODELS[6], CHOSEN, REJECTED, MODELS[5], NEUTRAL)
+"""Colours that are seen on light and on dark pages."""
 _FEW = 40
 """Points that are drawn as such; more are a line."""
+_MOST_TICKS = 6
 _LEAST = 1e-16
 """On a log axis, of float64: what is less is none."""
 
@@ -99,6 +102,7 @@ def _updates(axes: Axes, run: Run, key: str, colour: str, label: str) -> None:
     steps, values = series
     starts = np.flatnonzero(np.diff((steps - 1) // each.steps, prepend=-1))
     parts = np.split(np.arange(len(steps)), starts[1:])
+    parts = [part for part in parts if len(part) == each.steps] or parts  # the present round's first steps are not it
     means = [values[part][np.isfinite(values[part])] for part in parts]
     of_rounds = np.array([part.mean() if part.size else np.nan for part in means])
     _line(axes, (np.array([steps[part[-1]] for part in parts]), of_rounds), colour, label)
@@ -128,7 +132,7 @@ def _reward_by_source(run: Run) -> Markup | None:
     labels = sources_of_reward(run)
 
     def draw(axes: Axes) -> None:
-        for label, colour in zip(labels, MODELS, strict=False):
+        for label, colour in zip(labels, _SOURCES, strict=False):
             _line(axes, _of_rounds(run, f"reward/{label}"), colour, short(label))
             points(axes, sound(run.series(f"eval_reward/{label}")), colour, "")
         axes.set_ylabel("reward")
@@ -259,8 +263,10 @@ def _mismatch(run: Run) -> Markup | None:
             found.append(values[values > 0])  # blind to NaN
         positive = np.concatenate(found)
         if positive.size:
-            axes.set_yscale("symlog", linthresh=float(positive.min()), linscale=0.5)
+            least, most = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+            axes.set_yscale("symlog", linthresh=10**least, linscale=1)
             axes.set_ylim(0, 3 * float(positive.max()))
+            axes.set_yticks([0, *10 ** np.arange(most, least - 1, -np.ceil((most - least + 1) / _MOST_TICKS))])
         axes.set_ylabel("nats a token")
 
     keys = [key for key, _, _ in _MISMATCHES]
@@ -275,15 +281,38 @@ def _mismatch_caption(run: Run) -> str:
 
 
 _RATES = (
-    ("rollout_tokens_per_second", "writing", CHOSEN), ("score_tokens_per_second", "scoring", REJECTED),
-    ("update_tokens_per_second", "update", NEUTRAL),
+    ("rollout_tokens_per_second", "writing", CHOSEN), ("score_tokens_per_second", "scoring", REJECTED)
 )  # fmt: skip
+
+
+def _update_rate(run: Run) -> Series:
+    """Tokens of responses a second in the updates of each round: of the time that its steps took, where each line tells
+    of its own."""
+    ends, rates = [], []
+    length, each = float("nan"), Rounds.of(run.config)
+    step_rates: list[float] = []
+    for line in run.lines:
+        if "round" in line:
+            length, step_rates = _number(line, "response_tokens"), []
+        if "pairs_per_second" in line:
+            step_rates.append(_number(line, "pairs_per_second"))
+        if each is not None and len(step_rates) == each.steps and min(step_rates) > 0:
+            ends.append(line["step"])
+            rates.append(length * each.steps / sum(1 / rate for rate in step_rates))
+            step_rates = []
+    return sound((np.array(ends, dtype=np.int64), np.array(rates, dtype=np.float64)))
+
+
+def _number(line: dict[str, Any], key: str) -> float:
+    value = line.get(key)
+    return float(value) if isinstance(value, (int, float)) and abs(value) < LARGEST else float("nan")
 
 
 def _throughput(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
         for key, label, colour in _RATES:
             _line(axes, sound(run.series(key)), colour, label)
+        _line(axes, _update_rate(run), NEUTRAL, "updates")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("tokens per second")
 
@@ -291,7 +320,9 @@ def _throughput(run: Run) -> Markup | None:
 
 
 def _throughput_caption(run: Run) -> str:
+    _, updates = _update_rate(run)
     rates = [(label, last_value(run, key)) for key, label, _ in _RATES]
+    rates.append(("updates", float(updates[-1]) if updates.size and np.isfinite(updates[-1]) else None))
     last = [f"{label} {number(rate, 0)}" for label, rate in rates if rate is not None]
     spent = {word: run.series(f"{word}_seconds")[1] for word in ("rollout", "scoring")}
     means = {word: values[np.isfinite(values)].mean() for word, values in spent.items() if np.isfinite(values).any()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from orpo_ray.report.figures import CHOSEN, INK, SIZE, legend, svg
@@ -15,8 +16,8 @@ Floats = NDArray[np.float64]
 LARGEST = 1e100
 """No metric is; and differences of what is drawn are finite."""
 _MOST_POINTS = 120
-_APART = 0.15
-"""Of a figure's width or height: nearer labels would overlap."""
+_APART = (0.13, 0.08)
+"""Of a figure's width and height: labels that are nearer in both would overlap."""
 
 
 def sound(series: Series) -> Series:
@@ -26,7 +27,7 @@ def sound(series: Series) -> Series:
 
 
 def frontier(run: Run) -> Markup | None:
-    """The way that the policy went in KL and reward: rollouts the darker the later, evaluations marked."""
+    """The way that the policy went in KL and reward: rollouts the fainter the earlier, evaluations marked."""
     drawn, held_out = _path(run, "kl", "reward"), _path(run, "eval_kl", "eval_reward")
     if not len(drawn) and not len(held_out):
         return None
@@ -40,12 +41,24 @@ def frontier(run: Run) -> Markup | None:
         at = held_out[held_out[:, 0] == (-1 if run.kept_step is None else run.kept_step)]
         if len(at):
             axes.plot(at[-1:, 1], at[-1:, 2], color=INK, linestyle="", marker="*", markersize=12, label="kept")
-        axes.set(xlabel="KL to the reference, nats a response", ylabel="reward")
+        axes.set(xlabel="KL to the reference, nats a response (square-root scale)", ylabel="reward")
+        axes.set_xscale("function", functions=(_root, _square))  # as in arXiv 2210.10760; most of a way is near 0
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.margins(0.08, 0.12)
         _label_steps(axes, held_out, at[-1:, 0])
         legend(axes)
 
     return svg(draw, "Mean reward against KL to the reference, a point for each step", SIZE)
+
+
+def _root(kl: Floats) -> Floats:
+    found: Floats = np.copysign(np.sqrt(np.abs(kl)), kl)
+    return found
+
+
+def _square(root: Floats) -> Floats:
+    found: Floats = np.copysign(np.square(root), root)
+    return found
 
 
 def _path(run: Run, across: str, up: str) -> Floats:
@@ -82,12 +95,12 @@ def _label_steps(axes: Axes, path: Floats, kept: Floats) -> None:
     """Steps beside the evaluations: of the kept, the last and the first, and of those that there is room for."""
     if not len(path):
         return
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    places = (path[:, 1:] - (left, low)) / (right - left, high - low)
+    axes.get_xlim(), axes.get_ylim()  # they are found when they are asked for
+    places = axes.transAxes.inverted().transform(axes.transData.transform(path[:, 1:]))
     order = [*np.flatnonzero(np.isin(path[:, 0], kept)), len(path) - 1, 0, *range(1, len(path) - 1)]
     taken: list[Floats] = []
     for index in order:
-        if all(np.abs(places[index] - other).max() > _APART for other in taken):
+        if all((np.abs(places[index] - other) > _APART).any() for other in taken):
             taken.append(places[index])
             step, x, y = path[index].tolist()
             above = step in kept or places[index][0] > 0.8
@@ -105,4 +118,4 @@ def frontier_caption(run: Run) -> str:
     if len(way) < 2:
         return said
     ends = [f"{number(reward, 2)} at {number(kl, 2)} nats" for _, kl, reward in (way[0].tolist(), way[-1].tolist())]
-    return f"Held-out: reward {' → '.join(ends)}. Rollouts: the darker the later. {said}"
+    return f"Held-out: reward {' → '.join(ends)}. Rollouts: the fainter the earlier. {said}"

@@ -79,7 +79,7 @@ def scored_by(run: Run) -> str:
 
 def _source(label: str, source: Any, *, weighed: bool) -> str:
     settings = source if isinstance(source, dict) else {"path": source}
-    weight = settings.get("weight", 1.0)
+    weight = f"{settings['weight']:g}" if is_number(settings, "weight") else settings.get("weight", 1)
     return f"{label} ({settings.get('path')}{f', weight {weight}' if weighed else ''})"
 
 

@@ -14,7 +14,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.report.runs import Run, read_events, read_run
 from orpo_ray.status.status import Status, again, age_of, driver_of, duration, figures, state_of
 from orpo_ray.storage.checkpoints import Checkpoints
-from orpo_ray.storage.rounds import Rounds, RoundWatch, newest_file
+from orpo_ray.storage.rounds import Rounds, RoundWatch, newest_file, whole_steps
 from orpo_ray.storage.run_folder import KeptModel, RunFolder, kept_model
 
 _RECENT = 20  # steps that speed is taken over
@@ -150,7 +150,7 @@ def _total_steps(run: Run) -> int | None:
     steps, values = run.series("epoch")
     known = np.isfinite(values) & (values > 0)
     if known.any() and isinstance(epochs, int):
-        return epochs * round(float(steps[known][-1] / values[known][-1]))
+        return whole_steps(run.config, epochs, float(steps[known][-1] / values[known][-1]))
     return None
 
 

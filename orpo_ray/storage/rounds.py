@@ -6,6 +6,7 @@ weights which write.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -62,6 +63,15 @@ class Rounds(NamedTuple):
             said = f"{drawn.responses} of {_counted(self.responses, 'response')}"
             return f"{name}: writing {said}" if goes_on else f"{name}: {said} written"
         return f"{name}: {_counted(self.responses, 'response')} written{', scoring' if goes_on else ''}"
+
+
+def whole_steps(config: Mapping[str, Any], epochs: int, steps_of_an_epoch: float) -> int:
+    """Steps of a run of so many epochs; of rollouts those of whole rounds, the last of which may go beyond. `config`:
+    the mapping of a `config.yaml`; `steps_of_an_epoch`: as lines tell it, so rounded."""
+    rounds = Rounds.of(config)
+    if rounds is None:
+        return epochs * round(steps_of_an_epoch)
+    return math.ceil(epochs * steps_of_an_epoch / rounds.steps - 1e-6) * rounds.steps
 
 
 class RoundWatch:

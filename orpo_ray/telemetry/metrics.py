@@ -53,7 +53,6 @@ _OF_ROLLOUTS = {
     "mismatch_k3": "The same as a KL (k3), of the last round.",
     "rollout_tokens_per_second": "Tokens written a second, in the last round.",
     "score_tokens_per_second": "Tokens of responses scored a second, in the last round.",
-    "update_tokens_per_second": "Tokens of responses a second that the last round's updates took.",
     "eval_reward": "Mean reward of responses to held-out prompts.",
     "eval_kl": "KL of these to the reference model, nats a response.",
     "eval_response_tokens": "Mean tokens of these.",

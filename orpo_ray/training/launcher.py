@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -67,7 +68,8 @@ def train(
         data = prepare_data(starting, console)
         require_metrics(config, [config.train.keep_by], data.eval)
         if starting.rollouts is not None:
-            require_rewards(starting, data)
+            said = require_rewards(starting, data)
+            data = replace(data, remarks=(*data.remarks, *said))
     with only_driver(folder.path, console, wait=wait):
         compared = validation if config.eval.win_rate is not None else None
         _train(config, starting, folder, data, console, compared, stop or StopRequest())

@@ -127,12 +127,28 @@ def run(
     with phase("peak of matrix products"):
         meter = Meter.of(engine, config)
     feed = source.micro_batches(state.step)
+    saved, line = state.step, Line()
+
+    def save() -> None:
+        nonlocal saved
+        sink.checkpoint(engine, state, line)
+        saved = state.step
+
+    def attend() -> bool:
+        """While a step is made ready: see to what is wanted now; returns whether that is the end of training."""
+        told = engine.gather(sink.signals())
+        wanted = sink.heard({name: sum(of_rank[name] for of_rank in told) for name in told[0]})
+        if wanted and state.step > saved:
+            save()
+        return wanted == Wanted.LAST_CHECKPOINT
 
     if state.step == 0:
         with phase("first evaluation"):
             sink.metrics({"step": 0, **source.evaluate(0)[0]})
     while state.step < total_steps:
-        said = source.before(state.step)
+        said = source.before(state.step, attend)
+        if said is None:
+            break
         line, signals = train_step(engine, config, source, feed, state.step, meter, sink.signals())
         line |= said
         state.step += 1
@@ -158,7 +174,7 @@ def run(
             sink.last_model(engine, evaluation, table)
         planned = state.step % checkpoint_every == 0 or state.step == total_steps
         if planned or wanted:
-            sink.checkpoint(engine, state, line)
+            save()
         if planned:
             sink.compare(engine, state, line)
         if wanted == Wanted.LAST_CHECKPOINT:
@@ -251,7 +267,7 @@ def train_step(
     seconds = time.perf_counter() - started
     line: Line = {
         "step": step + 1,
-        "epoch": (step + 1) / source.steps_per_epoch,
+        "epoch": source.epoch(step + 1),
         **{name: totals[name] for name in shares},
         "lr": lr,
         "grad_norm": grad_norm,

@@ -1,89 +1,100 @@
-"""Rollouts on disk, in a run's folder: samples as they are drawn, and a round as it is trained on (issue 19).
+"""Samples on disk as they are drawn, in a run's folder: what a killed run has drawn is not drawn again (issue 19).
 
-`rollouts/ROUND.jsonl` begins with a line that names the weights that write, then has a line for each sample; so what a
-killed run has drawn is not drawn again. `rollouts/ROUND.safetensors` is all that the steps of a round read, for a run
-that continues in the middle of one.
+`rollouts/ROUND.jsonl` begins with a line that names all that decides what is drawn, then has a line for each sample.
+What a round trains on is in the checkpoints that are in the middle of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
 from orpo_ray.atomic import new_file
-from orpo_ray.errors import UserError
 from orpo_ray.inference.live import Sample
-from orpo_ray.parsing import member, read_lines
-
-Arrays = dict[str, NDArray[np.generic]]
+from orpo_ray.parsing import NUMBER, member, object_from_json
 
 
 class RolloutFiles:
-    """Those of one run. Only rank 0 writes."""
+    """Those of one run. Only rank 0 writes. A disk that fails costs what would be drawn again, and stops no run."""
 
-    def __init__(self, run: Path) -> None:
-        self._folder = run / "rollouts"
+    def __init__(self, run: Path, note: Callable[[str], None]) -> None:
+        """`note` is told what could not be read or written."""
+        self._folder, self._note = run / "rollouts", note
+        self._failing = False
 
-    def samples(self, round: int, weights: str) -> list[Sample]:
-        """What has been drawn of a round by the policy whose weights have this digest; nothing of another's."""
-        path = self._path(round, "jsonl")
-        if not path.is_file():
-            return []
-        head, *rows = read_lines(path).values() or [{}]  # the last may have been cut short
-        if head.get("weights") != weights:
-            return []
+    def samples(self, round: int, drawn_by: str) -> list[Sample]:
+        """What has been drawn of a round, where its file says that it was drawn by the same; of damaged lines none."""
+        path = self._path(round)
         try:
-            return [_sample(row) for row in rows]
-        except ValueError as error:
-            raise UserError(f"{path}: {error}; remove the file, and its round is drawn anew") from None
-
-    def begin(self, round: int, weights: str, samples: Iterable[Sample]) -> None:
-        """A round's samples so far, written anew: a last line cut short is gone."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lines = [{"weights": weights}, *(sample._asdict() for sample in samples)]
-        with new_file(self._path(round, "jsonl")) as new:
-            new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-    def append(self, round: int, samples: Iterable[Sample]) -> None:
-        with self._path(round, "jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(sample._asdict()) + "\n" for sample in samples))
-
-    def write(self, round: int, arrays: Arrays) -> None:
-        """A round as it is trained on."""
-        with new_file(self._path(round, "safetensors")) as new:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, new)
-
-    def read(self, round: int) -> Arrays:
-        """Raises `UserError` where a round that a checkpoint is in the middle of is not there, or damaged."""
-        path = self._path(round, "safetensors")
-        try:
-            found: Arrays = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path}: the rollouts that the run was training on cannot be read ({error}); restore the file, or "
-                "remove the newest checkpoints to continue from an earlier round"
-            ) from None
+            head, *lines = path.read_bytes().split(b"\n")
+            if object_from_json(head).get("drawn_by") != drawn_by:
+                return []
+        except (FileNotFoundError, ValueError):
+            return []
+        except OSError as error:
+            self._note(f"{path}: cannot be read, and its responses are drawn again: {error}")
+            return []
+        found, damaged = [], 0
+        for line in lines[:-1]:  # the last may have been cut short
+            try:
+                found.append(_sample(object_from_json(line)))
+            except ValueError:
+                damaged += 1
+        if damaged:
+            self._note(f"{path}: {damaged} lines are damaged, and their responses are drawn again")
         return found
 
-    def forget_before(self, round: int) -> None:
-        """Remove the files of earlier rounds."""
-        for path in self._folder.glob("[0-9]*.*"):
-            if path.stem.isdigit() and int(path.stem) < round:
-                path.unlink(missing_ok=True)
+    def begin(self, round: int, drawn_by: str, samples: Iterable[Sample]) -> None:
+        """A round's samples so far, written anew: a last line cut short is gone."""
+        lines = [{"drawn_by": drawn_by}, *(sample._asdict() for sample in samples)]
+        self._failing = False
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with new_file(self._path(round)) as new:
+                new.write_bytes(_lines(lines))
+        except OSError as error:
+            self._fails(error)
 
-    def _path(self, round: int, kind: str) -> Path:
-        return self._folder / f"{round:06d}.{kind}"
+    def append(self, round: int, samples: Iterable[Sample]) -> None:
+        if self._failing:
+            return
+        try:
+            text = _lines(sample._asdict() for sample in samples)
+            with self._path(round).open("ab", buffering=0) as file:  # at once: a killed rank 0 may not be gone yet
+                if file.write(text) < len(text):
+                    raise OSError("No space left on device")
+        except OSError as error:
+            self._fails(error)
+
+    def forget_before(self, round: Callable[[], int]) -> None:
+        """Remove the files of earlier rounds than that which checkpoints may need. `round` may fail as storage does:
+        then they stay."""
+        try:
+            first = round()
+            for path in self._folder.glob("[0-9]*.jsonl"):
+                if path.stem.isdigit() and int(path.stem) < first:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            self._note(f"{self._folder}: files of earlier rounds are still there: {error}")
+
+    def _fails(self, error: OSError) -> None:
+        self._failing = True
+        self._note(f"{self._folder}: cannot be written, so a killed run would draw this round again: {error}")
+
+    def _path(self, round: int) -> Path:
+        return self._folder / f"{round:06d}.jsonl"
+
+
+def _lines(rows: Iterable[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _sample(row: dict[str, object]) -> Sample:
-    ids, logps = member(row, "ids", list), member(row, "logps", list)
-    if len(ids) != len(logps) or not all(type(token) is int for token in ids):
+    """Raises `ValueError` where it is none."""
+    ids, logps, ended = member(row, "ids", list), member(row, "logps", list), member(row, "ended", str)
+    whole = 0 < len(ids) == len(logps) and {type(token) for token in ids} == {int}
+    if not whole or not {type(logp) for logp in logps} <= {*NUMBER} or ended not in ("stop", "length"):
         raise ValueError("a line is no sample")
     prompt, sample, step = (member(row, key, int) for key in ("prompt", "sample", "step"))
-    return Sample(prompt, sample, ids, logps, member(row, "ended", str), step)
+    return Sample(prompt, sample, ids, logps, ended, step)

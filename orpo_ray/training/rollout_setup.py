@@ -28,6 +28,7 @@ from orpo_ray.training.reference import load_reference
 from orpo_ray.training.rollout_files import RolloutFiles
 from orpo_ray.training.rollouts import RolloutSource
 from orpo_ray.training.saving import REFERENCE
+from orpo_ray.training.source import Arrays
 from orpo_ray.training.writers import Writers
 
 
@@ -74,8 +75,9 @@ class Beside:
         ranks_here: int,
         checkpoints: Checkpoints,
         kept: dict[str, float],
+        carried: Arrays,
     ) -> RolloutSource:
-        """`kept`: what the checkpoint kept that the run continues from."""
+        """`kept` and `carried`: what the checkpoint kept that the run continues from."""
         writers = None
         if engine.rank == 0:
             engines, gpus = _places(config, engine.device)
@@ -84,10 +86,10 @@ class Beside:
                 config, self.policy.model, tokenizer, self.rewards, engine.device, threads, engines, gpus, folder.note
             )
         train, held_out = prompts_of(data.train), prompts_of(data.eval)
-        files = RolloutFiles(folder.path)
+        files = RolloutFiles(folder.path, folder.note)
         return RolloutSource(
             engine, config, train, held_out, self.reference, writers, files,
-            lambda: min(checkpoints.steps(), default=0), kept,
+            lambda: min(checkpoints.steps(), default=0), kept, carried,
         )  # fmt: skip
 
 

@@ -6,6 +6,9 @@ packed forward; what follows from them is the same numbers on each.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,14 +38,21 @@ from orpo_ray.objectives.registry import build_objective
 from orpo_ray.training.batches import MicroBatch, micro_batches, plan
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.measuring import planned
-from orpo_ray.training.rollout_files import Arrays, RolloutFiles
-from orpo_ray.training.source import schedule_of
+from orpo_ray.training.rollout_files import RolloutFiles
+from orpo_ray.training.source import Arrays, schedule_of
 from orpo_ray.training.writers import Writers
 
 _Result = TypeVar("_Result")
 
 _PATIENCE = 5.0  # seconds between looks of all ranks at whether rank 0 is done
+_APART = {"float32": ("mismatch_max", 1e-4), "bfloat16": ("mismatch_mean", 4 * 2.0**-7)}
+"""How far a token's log-probs by engine and trainer may be apart, in nats, before it is told: the largest of float32;
+of bfloat16, whose logits alone are rounded by so much, the mean."""
 _BEGUN = "kl_coefficient"
+
+
+class _Stopped(Exception):
+    """The run is to end before what rank 0 works on is there."""
 
 
 class Written(NamedTuple):
@@ -64,6 +74,8 @@ class Round:
     records: list[int]
     """Of the training prompts, that each row of `texts` is of."""
     steps: list[NDArray[np.int64]]
+    arrays: Arrays
+    """All that this was made of, which a checkpoint in the middle of it keeps."""
 
 
 class RolloutSource:
@@ -80,9 +92,10 @@ class RolloutSource:
         files: RolloutFiles,
         oldest: Callable[[], int],
         kept: dict[str, float],
+        carried: Arrays,
     ) -> None:
-        """`writers`, on rank 0 alone: engines and scorers; `oldest`: step of the oldest checkpoint; `kept`: what that
-        one kept that the run continues from."""
+        """`writers`, on rank 0 alone: engines and scorers; `oldest`: step of the oldest checkpoint; `kept` and
+        `carried`: what that one kept that the run continues from."""
         assert config.rollouts is not None
         schedule = schedule_of(config, train)
         assert isinstance(schedule, RoundSchedule)
@@ -94,6 +107,10 @@ class RolloutSource:
         self._coefficient = kept.get(_BEGUN, getattr(config.objective, "kl_coefficient", 0.0))
         """Of the next round."""
         self._round: Round | None = None
+        self._carried = carried
+        self._over = threading.Event()
+        """Set where what rank 0 works on is no longer wanted."""
+        self._told_apart = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-rollouts")
 
     @property
@@ -104,22 +121,34 @@ class RolloutSource:
     def steps_per_epoch(self) -> int:
         return self.schedule.steps_per_epoch
 
+    def epoch(self, step: int) -> float:
+        schedule = self.schedule
+        return step * schedule.per_round / (schedule.prompts * schedule.steps_per_round)
+
     def record(self, number: int) -> int | str:
         assert self._round is not None
         return self.train.record(self._round.records[number])
 
     def kept(self) -> dict[str, float]:
-        return {_BEGUN: self._coefficient}
+        return {_BEGUN: self._coefficient} if isinstance(self._config.objective, PolicyGradientSection) else {}
 
-    def before(self, step: int) -> dict[str, float]:
+    def carried(self, step: int) -> Arrays:
+        number, within = divmod(step, self.schedule.steps_per_round)
+        held = self._round
+        return held.arrays if within and held is not None and held.number == number else {}
+
+    def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float] | None:
         number, within = divmod(step, self.schedule.steps_per_round)
         if self._round is not None and self._round.number == number:
             return {}
         self._round = None  # its memory is the next one's
         if within:
-            self._round = self._read(number)
+            self._round = self._continued(number, step)
             return {}
-        self._round, said = self._begin(number, step)
+        try:
+            self._round, said = self._begin(number, step, attend)
+        except _Stopped:
+            return None
         return said
 
     def micro_batches(self, start: int) -> Iterator[MicroBatch]:
@@ -140,7 +169,7 @@ class RolloutSource:
         prompts = [self.held_out.pair(i)[0] for i in range(count)]
         requests = self._requests("held out", prompts, 1)
         writers = self._writers
-        written = self._written(step, self.held_out, np.arange(count), requests, None)
+        written = self._written(step, self.held_out, np.arange(count), requests, None, lambda: False)
         chosen = [i for i, scored in enumerate(written.scored) if scored.score is not None]
         line = self._told(written)
         texts = Rollouts([prompts[i] for i in chosen], [[_ids(written.samples[i])] for i in chosen], {})
@@ -154,13 +183,13 @@ class RolloutSource:
         wanted = {name: line[name] for name in line if name.partition("/")[0] in names}
         return {f"eval_{name}": value for name, value in wanted.items()}, None
 
-    def _begin(self, number: int, step: int) -> tuple[Round, dict[str, float]]:
-        """Draw, score and credit a round."""
+    def _begin(self, number: int, step: int, attend: Callable[[], bool]) -> tuple[Round, dict[str, float]]:
+        """Draw, score and credit a round. Raises `_Stopped` on all ranks where `attend` says so."""
         rollouts, objective = self._rollouts, self._config.objective
         places = self.schedule.indices(number)
         prompts = [self.train.pair(int(i))[0] for i in places]
         requests = self._requests(f"round {number}", prompts, rollouts.samples)
-        written = self._written(step, self.train, places, requests, number)
+        written = self._written(step, self.train, places, requests, number, attend)
         said = {"round": float(number), **self._told(written)}
         scores = learned_scores(
             [one.score for one in written.scored],
@@ -188,6 +217,7 @@ class RolloutSource:
             "reward": float(learned.mean()), "reward_sd": float(learned.std()), "kl": float(kl.mean()),
             "entropy": float(-old.mean()), **mismatch(old, engine),
         }  # fmt: skip
+        self._tell_apart(number, said)
         counts = np.array([len(group) for group in groups.values()])
         arrays: Arrays
         if isinstance(objective, PolicyGradientSection):
@@ -208,17 +238,34 @@ class RolloutSource:
             assert isinstance(objective, OnlineConfig)
             arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}
         arrays |= {
-            "records": places[records], "counts": counts, "lengths": lengths,
+            "begins": np.array([step]), "records": places[records], "counts": counts, "lengths": lengths,
             "ids": np.concatenate([_ids(written.samples[member]) for member in members]),
         }  # fmt: skip
         if self._writers is not None:
-            self._files.write(number, arrays)
-            self._files.forget_before(self.schedule.round_of(self._oldest()))
+            self._files.forget_before(lambda: self.schedule.round_of(self._oldest()))
         return self._of(number, arrays), said
 
-    def _read(self, number: int) -> Round:
-        """A round that a checkpoint is in the middle of."""
-        return self._of(number, self._by_rank_0(lambda: self._files.read(number)))
+    def _tell_apart(self, number: int, said: dict[str, float]) -> None:
+        """Where engine and trainer differ by more than their dtype explains, which is said once."""
+        name, bound = _APART[self._config.model.dtype]
+        if said[name] > bound and not self._told_apart and self._writers is not None:
+            self._told_apart = True
+            self._writers.note(
+                f"round {number}: the engine's log-probs are not the trainer's: {name} is {said[name]:.2g} nats, and "
+                f"{self._config.model.dtype} explains {bound:.2g}; ratios are off by as much (rollouts.importance_cap "
+                "weighs it)"
+            )
+
+    def _continued(self, number: int, step: int) -> Round:
+        """The round that the checkpoint of `step` is in the middle of."""
+        begins = number * self.schedule.steps_per_round
+        if "begins" not in self._carried or int(self._carried["begins"][0]) != begins:
+            raise UserError(
+                f"the checkpoint of step {step} is in the middle of a round that did not begin at step {begins}, where "
+                "one does with these settings (rollouts.prompts, rollouts.epochs, train.global_batch_size); they may "
+                "change between two rounds alone"
+            )
+        return self._of(number, self._carried)
 
     def _of(self, number: int, arrays: Arrays) -> Round:
         """The round that these arrays are of."""
@@ -243,7 +290,7 @@ class RolloutSource:
             names: tuple[TokenColumn, ...] = ("old_logps", "advantages", "importance", "old_values", "returns")
             columns = {name: arrays[name].astype(np.float32) for name in names if name in arrays}
             texts = Rollouts(prompts, groups, columns)
-        return Round(number, texts, records, self.schedule.steps(number, len(records)))
+        return Round(number, texts, records, self.schedule.steps(number, len(records)), arrays)
 
     def _requests(self, what: str, prompts: Sequence[Ids], samples: int) -> list[Request]:
         seed = self._config.seed
@@ -254,15 +301,21 @@ class RolloutSource:
         ]
 
     def _written(
-        self, step: int, data: Prompts, records: NDArray[np.int64], requests: list[Request], number: int | None
+        self,
+        step: int,
+        data: Prompts,
+        records: NDArray[np.int64],
+        requests: list[Request],
+        number: int | None,
+        attend: Callable[[], bool],
     ) -> Written:
         """What the policy of `step` answers to `requests`, and what that scores, on all ranks. `number`: of the round,
-        whose samples are kept on disk as they come."""
+        whose samples are kept on disk as they come. Raises `_Stopped` on all ranks where `attend` says so."""
         weights, writers = self._engine.weights(), self._writers
 
         def write() -> Written:
             assert writers is not None and weights is not None
-            digest = writers.load(weights, step)
+            digest = self._drawn_by(writers.load(weights, step), requests)
             held = [] if number is None else self._files.samples(number, digest)
             wanted = {(request.prompt, request.round): request for request in requests}
             found = {(one.prompt, one.sample): one for one in held if (one.prompt, one.sample) in wanted}
@@ -273,18 +326,29 @@ class RolloutSource:
                 if number is not None:
                     self._files.append(number, new)
                 found |= {(one.prompt, one.sample): one for one in new}
+                if self._over.is_set():
+                    raise _Stopped
             drawn = time.monotonic()
             samples = [found[place] for place in wanted]
             scored = writers.score(data, records, samples)
             return Written(samples, scored, drawn - started, time.monotonic() - drawn)
 
-        return self._by_rank_0(write)
+        return self._by_rank_0(write, attend)
 
-    def _by_rank_0(self, work: Callable[[], _Result]) -> _Result:
-        """What `work` returns on rank 0, on all ranks. They meet now and then while it lasts: nobody hangs."""
+    def _drawn_by(self, weights: str, requests: list[Request]) -> str:
+        """Digest of all that decides what is drawn: another run's responses under the same name are nothing to this."""
+        rollouts = self._rollouts
+        asked = [weights, rollouts.temperature, rollouts.max_tokens, self._config.data.chat_template, requests]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def _by_rank_0(self, work: Callable[[], _Result], attend: Callable[[], bool]) -> _Result:
+        """What `work` returns on rank 0, on all ranks. They meet now and then while it lasts, and `attend` to what else
+        there is: nobody hangs. Raises `_Stopped` where that says so; `work` then ends by itself."""
         running: Future[_Result] | None = self._thread.submit(work) if self._writers is not None else None
         while not self._engine.gather(_is_done(running))[0]:
-            pass
+            if attend():
+                self._over.set()
+                raise _Stopped
         found: tuple[_Result | None, str] = None, ""
         try:
             found = (running.result(), "") if running is not None else found

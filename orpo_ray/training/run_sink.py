@@ -60,6 +60,7 @@ class RunSink(Sink):
 
     def metrics(self, line: Line) -> None:
         at_step(line["step"])
+        self.listener.has_trained |= "loss" in line
         if self.recorder:
             self.recorder.write(line)
             if "loss" not in line:
@@ -121,7 +122,8 @@ class RunSink(Sink):
 
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
         reached = cost(self.config, line)
-        self.saver.begin(Manifest(state.step, asdict(state), engine.updates, **self.digests, cost=reached, files={}))
+        manifest = Manifest(state.step, asdict(state), engine.updates, **self.digests, cost=reached, files={})
+        self.saver.begin(manifest, self.source.carried(state.step))
         if self.alarm.urgent:
             self.saver.finish()
         self.alarm.reset()
@@ -149,7 +151,6 @@ class RunSink(Sink):
 
     def heard(self, signals: dict[str, float]) -> Wanted:
         self.saver.heard(signals)
-        self.listener.has_trained = True
         if not self.alarm.rings(signals, _seconds_left):
             return Wanted.NOTHING
         if self.alarm.stops:

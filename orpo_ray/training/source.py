@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.config import TrainConfig
@@ -16,6 +18,8 @@ from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.training.batches import MicroBatch, Work, micro_batches
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.measuring import evaluate_both, mismatched, planned
+
+Arrays = dict[str, NDArray[np.generic]]
 
 
 class Source(Protocol):
@@ -28,8 +32,15 @@ class Source(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def before(self, step: int) -> dict[str, float]:
-        """Make ready what global step `step` (from 0) trains on; returns what else is said in its line."""
+    def epoch(self, step: int) -> float:
+        """Passes over the data that are done with `step` steps."""
+
+    def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float] | None:
+        """Make ready what global step `step` (from 0) trains on; returns what else is said in its line.
+
+        Where that takes long, all ranks call `attend` together now and then; where it says that the run is to end,
+        returns None, and nothing is trained after it.
+        """
 
     def micro_batches(self, start: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the global steps from `start` on, each behind those of its reference point,
@@ -43,7 +54,10 @@ class Source(Protocol):
         """What a record is called in messages."""
 
     def kept(self) -> dict[str, float]:
-        """What a checkpoint has to keep of it."""
+        """Numbers that a checkpoint has to keep of it."""
+
+    def carried(self, step: int) -> Arrays:
+        """What else the checkpoint of `step` has to keep of it, alike on all ranks; empty: nothing."""
 
 
 def build_schedule(config: TrainConfig, data: Pairs) -> StepSchedule:
@@ -92,7 +106,10 @@ class PairSource:
     def steps_per_epoch(self) -> int:
         return self.schedule.steps_per_epoch
 
-    def before(self, step: int) -> dict[str, float]:
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+    def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float]:
         return {}
 
     def micro_batches(self, start: int) -> Iterator[MicroBatch]:
@@ -114,4 +131,7 @@ class PairSource:
         return self.train.record(number)
 
     def kept(self) -> dict[str, float]:
+        return {}
+
+    def carried(self, step: int) -> Arrays:
         return {}

@@ -43,8 +43,8 @@ from orpo_ray.training.reference import load_reference, with_reference
 from orpo_ray.training.rollout_setup import Beside
 from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_sink import RunSink
-from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
-from orpo_ray.training.source import PairSource, Source
+from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, load_carried, require_same_weights
+from orpo_ray.training.source import Arrays, PairSource, Source
 from orpo_ray.training.stopping import Listener, StopRequest
 from orpo_ray.training.watchdog import Watchdog
 
@@ -124,7 +124,7 @@ def _train(
     checkpoints = Checkpoints(config.checkpoints_location)
     digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}
     with phase("resume"):
-        state = _resume(config, engine, checkpoints, digests, folder)
+        state, carried = _resume(config, engine, checkpoints, digests, folder)
     at_step(state.step)
     log(
         "training begins",
@@ -138,7 +138,7 @@ def _train(
     source: Source = (
         PairSource(engine, config, train_pairs, held_out, unseen)
         if rollouts is None
-        else rollouts.source(engine, config, data, tokenizer, folder, ranks_here, checkpoints, state.source)
+        else rollouts.source(engine, config, data, tokenizer, folder, ranks_here, checkpoints, state.source, carried)
     )
 
     def committed(step: int) -> None:
@@ -213,8 +213,9 @@ def _with_reference(config: TrainConfig, device: torch.device, *parts: Pairs) ->
 
 def _resume(
     config: TrainConfig, engine: Engine, checkpoints: Checkpoints, digests: dict[str, Any], folder: RunFolder
-) -> State:
-    """Continue from the newest checkpoint that is whole. Raises `UserError` where that is one of another run."""
+) -> tuple[State, Arrays]:
+    """Continue from the newest checkpoint that is whole; returns what the source of steps carried, too. Raises
+    `UserError` where that is one of another run."""
     manifest = choose(checkpoints, engine, folder.note)
     if manifest is None:
         if lost := folder.last_checkpoint:
@@ -222,7 +223,7 @@ def _resume(
                 f"{checkpoints.location}: the run's checkpoints are gone, the last of which was that of step "
                 f"{lost['step']} in {lost['location']}; restore them, or remove {folder.path} to train from the start"
             )
-        return State(best_by=config.train.keep_by)
+        return State(best_by=config.train.keep_by), {}
     allowed = config.resume.allow_changes
     if manifest.config != digests["config"] and not allowed:  # the driver has compared config.yaml, key by key
         raise UserError(f"{checkpoints.folder(manifest.step)}: was saved by a run with other settings")
@@ -245,4 +246,4 @@ def _resume(
             )
         state.best_by, state.best_step, state.best_value = config.train.keep_by, None, None
     load(engine, checkpoints, manifest)
-    return state
+    return state, load_carried(engine, checkpoints, manifest)

@@ -38,6 +38,8 @@ _AT_WORK = 512
 """Requests that an engine has at a time."""
 _SCORED_AT_ONCE = 64
 """Prompts in one call of a scorer."""
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.GetTimeoutError)
+"""Errors of an actor that is gone, or does not answer."""
 _SHOWN = 8
 """Held-out prompts whose responses are kept as text, at each evaluation."""
 
@@ -63,7 +65,7 @@ class Writers:
         assert config.rollouts is not None
         self._config, self._rollouts = config, config.rollouts
         self._model, self._tokenizer, self._rewards = model, tokenizer, rewards
-        self._device, self._threads, self._gpus, self._note = device, threads, gpus, note
+        self._device, self._threads, self._gpus, self.note = device, threads, gpus, note
         self._renderer = Renderer(tokenizer, config.data.chat_template, date=config.data.date)
         self._engines: list[Any] = [None] * engines
         self._scorer: Any = None
@@ -91,8 +93,13 @@ class Writers:
             self._digest = network_digest(self._model, whole)
             self._weights = ray.put(pack_weights(whole))
             self._step = step
-            started = [engine for engine in self._engines if engine is not None]
-            ray.get([engine.load.remote(self._weights, step) for engine in started])
+            started = {number: engine for number, engine in enumerate(self._engines) if engine is not None}
+            loading = {number: engine.load.remote(self._weights, step) for number, engine in started.items()}
+            for number, call in loading.items():
+                try:
+                    self._answer_of(call)
+                except _LOST as error:
+                    self._forget(number, error)
         return self._digest
 
     def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
@@ -108,15 +115,11 @@ class Writers:
                     new = [todo.pop() for _ in range(min(share, len(todo)))]
                     held |= {(request.prompt, request.round): request for request in new}
                     calls[self._engine(number).advance.remote(new)] = number
-            [call], _ = ray.wait(list(calls), num_returns=1)
-            number = calls.pop(call)
+            ready, waiting = ray.wait(list(calls), num_returns=1, timeout=self._config.scaling.hang_timeout)
+            number = calls.pop(call := (ready or waiting)[0])
             try:
-                found = ray.get(call)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise UserError(str(error.cause)) from error
-                raise
-            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                found = self._answer_of(call, 0 if not ready else None)
+            except _LOST as error:
                 self._forget(number, error)
                 todo += reversed(taken[number].values())
                 taken[number] = {}
@@ -146,8 +149,15 @@ class Writers:
 
     def show(self, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
         """Add the responses to the first held-out prompts to `samples.jsonl`, in the place of those of this step or of
-        later ones, which a killed run has left."""
+        later ones, which a killed run has left. They are for people to read: where they cannot be written, the run
+        goes on."""
         path = self._config.run_dir / "samples.jsonl"
+        try:
+            self._show(path, step, data, samples, scored)
+        except (OSError, UserError) as error:
+            self.note(f"{path}: the responses of step {step} are not kept: {error}")
+
+    def _show(self, path: Path, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
         held = list(read_lines(path).values()) if path.is_file() else []
         lines = [line for line in held if isinstance(line.get("step"), int) and line["step"] < step]
         for sample, one in list(zip(samples, scored, strict=True))[:_SHOWN]:
@@ -160,15 +170,15 @@ class Writers:
 
     @property
     def _folder(self) -> Path:
-        """A model for engines to begin with."""
-        return self._config.run_dir / "rollouts" / "model"
+        """A model for engines to begin with. Its name keeps it out of a mirror: each try writes it anew."""
+        return self._config.run_dir / "rollouts" / ".model"
 
     def _answer(self, question: Prompt, asked: Sequence[int], sample: Sample) -> Answer:
         return answer_of(question, asked, sample.ids, sample.ended, self._renderer)
 
     def _engine(self, number: int) -> Any:
-        """The engine of this number, with the weights of now."""
-        if self._engines[number] is None:
+        """The engine of this number, with the weights of now. One that is lost as it begins is begun anew."""
+        while self._engines[number] is None:
             rollouts, on_gpu = self._rollouts, self._device.type == "cuda"
             threads = max(1, self._threads // len(self._engines))  # they draw at a time
             options = LiveOptions(
@@ -177,9 +187,11 @@ class Writers:
                 gpu_memory=rollouts.gpu_memory if on_gpu else None, threads=None if on_gpu else threads,
             )  # fmt: skip
             kind = LiveVllm if rollouts.engine == "vllm" else LivePlain
-            engine = ray.remote(kind).options(**self._place(threads)).remote(options)
-            ray.get(engine.load.remote(self._weights, self._step))
-            self._engines[number] = engine
+            self._engines[number] = engine = ray.remote(kind).options(**self._place(threads)).remote(options)
+            try:
+                self._answer_of(engine.load.remote(self._weights, self._step))
+            except _LOST as error:
+                self._forget(number, error)
         return self._engines[number]
 
     def _scores(self, block: list[tuple[Prompt, list[Answer]]]) -> list[list[Scored]]:
@@ -188,16 +200,23 @@ class Writers:
             if self._scorer is None:
                 self._scorer = ray.remote(Rewards).options(**self._place(self._threads)).remote(self._rewards)
             try:
-                found: list[list[Scored]] = ray.get(self._scorer.score.remote(block))
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise UserError(str(error.cause)) from error
-                raise
-            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                found: list[list[Scored]] = self._answer_of(self._scorer.score.remote(block))
+            except _LOST as error:
                 self._count_lost("a scorer", error)
+                ray.kill(self._scorer)
                 self._scorer = None
             else:
                 return found
+
+    def _answer_of(self, call: Any, patience: float | None = None) -> Any:
+        """What an actor answers within so many seconds, by default `scaling.hang_timeout`. Raises one of `_LOST`, and
+        `UserError` where the actor does so."""
+        try:
+            return ray.get(call, timeout=self._config.scaling.hang_timeout if patience is None else patience)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from error
+            raise
 
     def _place(self, threads: int) -> dict[str, Any]:
         """What an actor asks of the cluster: beside the trainer nothing, for they take turns."""
@@ -218,6 +237,8 @@ class Writers:
 
     def _count_lost(self, what: str, error: Exception) -> None:
         """Raises `UserError` where it cannot be begun, or too many were lost."""
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            error = TimeoutError(f"it has not answered for {self._config.scaling.hang_timeout:g} s")
         told = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
             ours = f"{UserError.__module__}.{UserError.__qualname__}: "
@@ -230,4 +251,4 @@ class Writers:
             raise UserError(
                 f"rollouts: {self._lost} actors were lost (scaling.max_failures={most}); the last, {what}: {told}"
             )
-        self._note(f"rollouts: {what} was lost and is begun anew: {told}")
+        self.note(f"rollouts: {what} was lost and is begun anew: {told}")

@@ -64,6 +64,9 @@ def more(live: LiveVllm, weights: list[dict[str, torch.Tensor]]) -> dict[str, An
     found["unknown"] = told(lambda: live.load(pack_weights(weights[1] | {"score": torch.ones(1)}), 9))
     found["too long"] = told(lambda: live.advance([Request(3, 0, [5] * 200, 1)]))
     found["unchanged"] = everything(live, asked(length=LONG))
+    spoilt = {name: torch.full_like(weight, torch.nan) for name, weight in weights[1].items()}
+    live.load(pack_weights(spoilt), 10)
+    found["no numbers"] = told(lambda: everything(live, asked()))
     return found
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from orpo_ray.config import LoraConfig, ModelConfig
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import ENVIRONMENT
-from orpo_ray.inference.live import Sample
+from orpo_ray.inference.live import PackedTensor, Sample, pack_weights
+from orpo_ray.inference.live_plain import LivePlain
 from orpo_ray.inference.live_vllm import LiveVllm
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters, merged_weights
@@ -157,12 +158,40 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(results: dict[str, dic
     assert found["unknown"] == "the weights of step 9 are not of this model: it has no score"
     assert found["too long"].startswith("prompt 3 has 200 tokens; the engine has room for 1 to 168")
     assert found["unchanged"] == found["after"]
+    assert found["no numbers"] == "the policy of step 10 gave a drawn token a log-prob that is no number"
 
 
 def test_bfloat16_is_computed_and_loaded_from_float32(results: dict[str, dict[str, Any]]) -> None:
     for step, drawn in enumerate(results["bfloat16"]["drawn"]):
         exact = network(SHAPES["opt tied"], seed=step)
         assert 1e-4 < worst(exact, drawn, 1.0, asked(length=LONG)) <= 0.2
+
+
+def test_weights_lie_in_the_object_store_once(folder: Path, ray_cluster: None) -> None:
+    """Each actor reads them where they are, and says in one line what does not fit."""
+    import ray
+
+    class Watched(LivePlain):
+        def places(self, packed: dict[str, PackedTensor]) -> list[tuple[int, bool]]:
+            return [(each.array.ctypes.data, each.array.flags.writeable) for each in packed.values()]
+
+    save(folder / "opt tied", SHAPES["opt tied"])
+    model = network(SHAPES["opt tied"], seed=1)
+    weights = ray.put(pack_weights(model.state_dict()))
+    asked_again = asked(length=LONG)
+    actor = ray.remote(Watched).options(num_cpus=1).remote(options(folder / "opt tied", max_length=LONG + 30))
+    try:
+        places = ray.get(actor.places.remote(weights))
+        assert not any(writeable for _, writeable in places)
+        assert len({place for place, _ in places}) == len(places) - 1  # the tied one
+        ray.get(actor.load.remote(weights, 1))
+        found = ray.get(actor.advance.remote(asked_again))
+        drawn = {(sample.prompt, sample.sample): sample for sample in found}
+        assert worst(model, drawn, 1.0, asked_again) <= 1e-4
+        with pytest.raises(UserError, match=r"the weights of step 2 are not whole"):
+            ray.get(actor.load.remote({}, 2))
+    finally:
+        ray.kill(actor)
 
 
 def test_a_temperature_that_vllm_would_raise_is_refused(folder: Path) -> None:

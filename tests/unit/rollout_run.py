@@ -49,8 +49,6 @@ def step_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
             "rollout_tokens_per_second": 900 + 30 * rng.normal(),
             "score_tokens_per_second": 6000.0, "rollout_seconds": 10.0, "scoring_seconds": 2.0,
         }  # fmt: skip
-    if within == STEPS - 1:
-        line["update_tokens_per_second"] = 2500.0
     return line
 
 

@@ -173,6 +173,16 @@ def test_nothing_is_drawn_by_weights_of_which_some_are_old(folder: Path, monkeyp
     assert worst(network(SHAPES["opt tied"], seed=3), everything(live, asked())) <= 1e-5
 
 
+def test_nothing_is_drawn_by_what_is_no_number(folder: Path) -> None:
+    live = LivePlain(options(folder))
+    weights = network(SHAPES["opt tied"], seed=3).state_dict()
+    for name in ("model.decoder.embed_tokens.weight", "lm_head.weight"):  # gathered apart, they are two
+        weights[name] = torch.full_like(weights[name], torch.nan)
+    live.load(pack_weights(weights), 1)
+    with pytest.raises(UserError, match="no numbers"):
+        live.advance(asked())
+
+
 def test_weights_wait_until_responses_have_ended_or_are_forgotten(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,8 @@ def test_a_sweep_may_weigh_sources_and_compare_by_one() -> None:
 
 
 ON_ROLLOUTS: dict[str, Any] = {
-    **TRAIN, "objective": {"name": "ppo"}, "rollouts": {"rewards": {"truth": "toy", "rule": "rules.py:short"}},
+    **TRAIN, "objective": {"name": "ppo"},
+    "rollouts": {"max_tokens": 48, "rewards": {"truth": "toy", "rule": "rules.py:short"}},
 }  # fmt: skip
 
 
@@ -119,8 +120,8 @@ def test_runs_on_rollouts_are_ranked_on_all_held_out_prompts(metric: str) -> Non
     [
         ({"metric": "eval_reward/other"}, "metric: eval_reward/other: rollouts.rewards has no other: there are truth"),
         ({"finalists": {"against": "x", "reward_model": "toy"}}, "finalists: answer prompts that rank no trial"),
-        ({"space": {"rollouts.temperature": "uniform(0.5, 1)"}}, "space.rollouts.temperature: decides what is asked"),
-        ({"space": {"rollouts.cut_penalty": "uniform(0, 1)"}}, "or how it is scored, so trials could not be compared"),
+        ({"space": {"rollouts.temperature": "uniform(0.5, 1)"}}, "space.rollouts.temperature: decides how held-out"),
+        ({"space": {"rollouts.max_tokens": "choice(32, 64)"}}, "are answered, so trials could not be compared"),
         ({"space": {"rollouts.epochs": "choice(1, 4)"}, "train": {**ON_ROLLOUTS, "train": {"max_steps": 9}}},
          "how many pairs they see"),
         ({"space": {"objective.name": "choice(ppo, orpo)"}}, "rollouts: orpo trains on the responses of data.train"),
