@@ -157,7 +157,7 @@ def test_in_bfloat16_the_bound_is_its_own(ray_cluster: None, tmp_path: Path) -> 
     )  # fmt: skip
     found = [line for line in lines(train(config).path) if "round" in line]
     assert len(found) == 3
-    assert all(1e-4 < line["mismatch_max"] < 0.2 and line["mismatch_k3"] < 1e-3 for line in found)
+    assert all(line["mismatch_max"] > 1e-4 and line["mismatch_mean"] < 4 * 2**-7 for line in found)
     assert found[0]["ratio"] == pytest.approx(1, abs=1e-6) and found[0]["kl"] == 0
 
 
