@@ -85,10 +85,12 @@ class Nodes:
         found = [process for node in self.workers for process in self.processes(node)]
         return [process for process in found if "RayTrainWorker" in title(process)]
 
-    def actors(self, kind: str) -> list[psutil.Process]:
-        """Of this class, on any node."""
-        found = [process for node in self._cluster.list_all_nodes() for process in self.processes(node)]
-        return [process for process in found if title(process).startswith(f"ray::{kind}")]
+    def engines(self) -> list[psutil.Process]:
+        """Of runs on rollouts, wherever they are: by what only processes of this cluster know."""
+        found = [process for process in psutil.process_iter() if title(process).startswith("ray::Live")]
+        return [
+            process for process in found if environment(process).get("RAY_AUTH_TOKEN") == os.environ["RAY_AUTH_TOKEN"]
+        ]
 
     def node_of(self, worker: psutil.Process) -> Any:
         return next(node for node in self.workers if worker in self.processes(node))
@@ -112,6 +114,13 @@ def title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except psutil.Error:
+        return {}
 
 
 def step_of(checkpoint: Path) -> int:

@@ -6,7 +6,8 @@ import random
 import signal
 from collections.abc import Callable
 
-from fault_harness import Nodes, Run, kill
+import psutil
+from fault_harness import Nodes, Run, kill, title
 
 PROMPTS, SAMPLES, ROUND = 16, 2, 4
 ROUNDS = 6
@@ -18,7 +19,6 @@ PPO = (
 )  # fmt: skip
 """Rounds of four steps, which three of four checkpoints are in the middle of."""
 BY_VLLM = (*PPO, "rollouts.engine=vllm")
-ENGINES = ("LivePlain", "LiveVllm")
 
 
 def in_rollout(run: Run, round: int, rng: random.Random) -> None:
@@ -64,8 +64,8 @@ def lose_driver(run: Run, nodes: Nodes, rng: random.Random) -> None:
 def lose_engine(run: Run, nodes: Nodes, rng: random.Random) -> None:
     """Training goes on, and events say what was begun anew."""
     starts, told, step = run.starts(), len(run.events()), run.step()
-    engines = [engine for kind in ENGINES for engine in nodes.actors(kind)]
-    assert engines, "none draws"
+    engines = nodes.engines()
+    assert engines, [title(process) for process in psutil.process_iter() if "ray::" in title(process)]
     for engine in engines:
         kill(engine)
     run.wait(
