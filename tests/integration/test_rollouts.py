@@ -50,11 +50,11 @@ ALONE: dict[str, tuple[str, tuple[str, ...]]] = {
     "rloo untied": ("llama untied", RLOO),
     "grpo lora": ("opt tied", (*GRPO, LORA)),
 }
-STAGES = (0, 2, 3)
+STAGES = {"ppo": (0, 2, 3), "ppo untied lora": (0, 2, 3), "rloo untied": (3,), "grpo lora": (2,)}
 TOGETHER = {
     f"{name} zero {stage}": (network, (*own, SMALL, f"train.zero_stage={stage}", *([WHOLE] if stage == 3 else [])))
     for name, (network, own) in ALONE.items()
-    for stage in STAGES
+    for stage in STAGES[name]
 }
 PHASES = {1: ALONE, 2: TOGETHER}
 """Runs by the number of ranks."""
