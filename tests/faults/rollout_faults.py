@@ -9,13 +9,13 @@ from collections.abc import Callable
 import psutil
 from fault_harness import Nodes, Run, kill, title
 
-PROMPTS, SAMPLES, ROUND = 16, 2, 4
+PROMPTS, SAMPLES, ROUND = 8, 2, 4
 ROUNDS = 6
 PPO = (
-    "objective={name: ppo, critic: toy}", f"train.max_steps={ROUNDS * ROUND}", "train.global_batch_size=8",
+    "objective={name: ppo, critic: toy}", f"train.max_steps={ROUNDS * ROUND}", "train.global_batch_size=4",
     "train.checkpoint_every_steps=3",
-    f"rollouts={{rewards: {{truth: toy}}, prompts: {PROMPTS}, samples: {SAMPLES}, epochs: 2, max_tokens: 48, "
-    "eval_prompts: 8, engine: transformers}",
+    f"rollouts={{rewards: {{truth: toy}}, prompts: {PROMPTS}, samples: {SAMPLES}, epochs: 2, max_tokens: 32, "
+    "eval_prompts: 4, engine: transformers}",
 )  # fmt: skip
 """Rounds of four steps, which three of four checkpoints are in the middle of."""
 BY_VLLM = (*PPO, "rollouts.engine=vllm")

@@ -35,8 +35,7 @@ def test_engine_and_worker_lost_on_rollouts(
     nodes: Nodes, base: Path, undisturbed: Callable[[tuple[str, ...]], Run], seed: int
 ) -> None:
     settings = (
-        *PPO, "train.max_steps=8", "train.global_batch_size=4", "rollouts.prompts=8", "rollouts.samples=1",
-        "rollouts.max_tokens=24", "rollouts.eval_prompts=2",
+        *PPO, "train.max_steps=8", "rollouts.samples=1", "rollouts.max_tokens=24", "rollouts.eval_prompts=2",
     )  # fmt: skip
     expected = undisturbed(settings)
     rng = random.Random(seed)
