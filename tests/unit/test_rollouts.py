@@ -239,6 +239,15 @@ def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
         Trained(config)
 
 
+@pytest.mark.parametrize("temperature", [0.005, 2.5])
+def test_a_temperature_that_vllm_does_not_draw_at_is_refused(temperature: float, tmp_path: Path) -> None:
+    """It raises at one above 2, in each worker that is begun anew; below 0.01 it draws at another."""
+    asked = f"rollouts.temperature={temperature}"
+    settings(tmp_path, asked)  # by transformers
+    with pytest.raises(UserError, match=rf"rollouts.*temperature \({temperature}\): vLLM draws at 0\.01 to 2"):
+        settings(tmp_path, asked, "rollouts.engine=vllm")
+
+
 @pytest.mark.parametrize("key", ["model.keep_dropout=true", "model.lora={dropout: 0.1}"])
 def test_dropout_that_would_set_old_and_new_apart_is_refused(key: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{key.partition('=')[0]}.*: ppo compares the policy with the one that wrote"):
