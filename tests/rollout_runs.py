@@ -62,6 +62,10 @@ def some(prompts, responses):
     return [float("nan") if len(response) % 2 else len(response) for response in responses]
 
 
+def lots(prompts, responses):
+    return [float(place) for place in range(len(responses))]
+
+
 def none(prompts, responses):
     return [float("nan") for _ in responses]
 """

@@ -8,6 +8,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, RunName, Section
 
+VLLM_TEMPERATURES = (0.01, 2.0)
+"""The lowest, instead of which vLLM draws at it and says so in its log alone, and the highest that it draws at."""
+
 
 class RewardSourceConfig(Section):
     """One of those that score responses. Where only its path is given, the text alone stands for it."""
@@ -59,3 +62,12 @@ class RolloutsConfig(Section):
     training."""
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.4
     """Share of a GPU's memory that an engine takes."""
+
+    @model_validator(mode="after")
+    def _the_engine_draws_at_the_temperature(self) -> RolloutsConfig:
+        least, most = VLLM_TEMPERATURES
+        if self.engine == "vllm" and not least <= self.temperature <= most:
+            raise ValueError(
+                f"temperature ({self.temperature:g}): vLLM draws at {least:g} to {most:g}; engine=transformers at any"
+            )
+        return self

@@ -1,4 +1,5 @@
-"""What the critic of `ppo` starts from: it reads the policy's tokens, so its vocabulary has to be the policy's."""
+"""What the critic of `ppo` starts from, and the reference: they read the policy's tokens, so their vocabulary has to be
+the policy's."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from orpo_ray.modeling.loading import load_config, load_tokenizer, model_folder
 from orpo_ray.modeling.weights import has_tokenizer
 
 _KEY = "objective.critic"
+_REFERENCE = "objective.reference"
 
 
 def critic_of(config: TrainConfig, tokenizer: Tokenizer) -> str:
@@ -43,22 +45,39 @@ def critic_of(config: TrainConfig, tokenizer: Tokenizer) -> str:
     )
 
 
-def _model(config: TrainConfig, key: str, name: str) -> ModelConfig:
+def require_reference_tokens(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raises `UserError`, naming the key, where `objective.reference` is set and its tokens are not the policy's, whose
+    are told by `tokenizer`. One without a tokenizer of its own is asked for its embeddings alone."""
+    key = _REFERENCE if not hasattr(config.objective, "pairs") else "objective.pairs.reference"
+    name = getattr(getattr(config.objective, "pairs", config.objective), "reference", None)
+    if name is None:
+        return
+    model = _model(config, key, name, has_words=False)
+    if other := _other_tokens(config.model, tokenizer, model):
+        raise UserError(f"{key}: {name} has other tokens than the policy: {other}")
+
+
+def _model(config: TrainConfig, key: str, name: str, *, has_words: bool = True) -> ModelConfig:
     if name == "toy":
         return ModelConfig(name_or_path=name)
     try:
         folder = model_folder(name)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-    if not has_tokenizer(Path(folder)):
+    if has_words and not has_tokenizer(Path(folder)):
         raise UserError(f"{key}: {folder} holds no tokenizer (no tokenizer.json)")
     return ModelConfig(name_or_path=str(folder), trust_remote_code=config.model.trust_remote_code)
 
 
 def _other_tokens(policy: ModelConfig, tokenizer: Tokenizer, critic: ModelConfig) -> str:
     """In what the critic's tokens are not the policy's, by id; empty: in nothing."""
-    others = load_tokenizer(critic).get_vocab()
-    for token, id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+    own = tokenizer.get_vocab()
+    others = (
+        load_tokenizer(critic).get_vocab()
+        if critic.name_or_path == TRUTH or has_tokenizer(Path(critic.name_or_path))
+        else own
+    )
+    for token, id in sorted(own.items(), key=lambda item: item[1]):
         if others.get(token) != id:
             return f"token {id} is {token!r}, and there {'none' if token not in others else f'token {others[token]}'}"
     # The policy may draw any token that it has an output for, whether its tokenizer has a name for it or not.

@@ -15,24 +15,21 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from orpo_ray.config.rollouts import VLLM_TEMPERATURES
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import AtWork, EngineOptions, Request, load_engine
 from orpo_ray.inference.live import Live, LiveOptions
 from orpo_ray.modeling.loading import load_config
-
-LEAST_TEMPERATURE = 0.01
-"""vLLM draws at this instead of at a lower one, and says so in its log alone."""
 
 
 class LiveVllm(Live):
     """A vLLM engine, which lives in this process: it must have been started with `generation.ENVIRONMENT`."""
 
     def __init__(self, options: LiveOptions, run: str = "") -> None:
-        """Raises `UserError` as `Live` does, and where `temperature` is below what vLLM draws at."""
-        if options.temperature < LEAST_TEMPERATURE:
-            raise UserError(
-                f"rollouts.temperature is {options.temperature:g}, and vLLM draws at {LEAST_TEMPERATURE:g} at least"
-            )
+        """Raises `UserError` as `Live` does, and where `temperature` is none that vLLM draws at."""
+        least, most = VLLM_TEMPERATURES
+        if not least <= options.temperature <= most:
+            raise UserError(f"rollouts.temperature is {options.temperature:g}, and vLLM draws at {least:g} to {most:g}")
         super().__init__(options, run)
 
     def _start(self) -> PreTrainedModel:

@@ -151,7 +151,17 @@ def _function(config: ObjectiveConfig) -> Callable[..., LossAndMetrics]:
         case GrpoConfig():
             return partial(grpo, clip=config.clip, token_mean=config.token_mean)
         case OnlineConfig():
-            return _function(config.pairs)
+            return _without_kl(_function(config.pairs))
+
+
+def _without_kl(function: Callable[..., LossAndMetrics]) -> Callable[..., LossAndMetrics]:
+    """Of rollouts `kl` is what all of a round's responses have, not the drift of chosen ones per token."""
+
+    def with_metrics(*given: Tensor, **columns: Tensor) -> LossAndMetrics:
+        loss, metrics = function(*given, **columns)
+        return loss, {name: metric for name, metric in metrics.items() if name != "kl"}
+
+    return with_metrics
 
 
 def _with_gradient_metrics(function: Callable[..., LossAndMetrics]) -> Callable[..., LossAndMetrics]:

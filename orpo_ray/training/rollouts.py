@@ -179,7 +179,7 @@ class RolloutSource:
             line |= {"kl": float(response_totals(old - reference, lengths).mean()), "entropy": float(-old.mean())}
         if writers is not None:
             writers.show(step, self.held_out, written.samples, written.scored)
-        names = ("reward", "kl", "response_tokens", "share_cut", "entropy")
+        names = ("reward", "kl", "response_tokens", "share_cut", "entropy", "not_finite", "too_long")
         wanted = {name: line[name] for name in line if name.partition("/")[0] in names}
         return {f"eval_{name}": value for name, value in wanted.items()}, None
 
@@ -204,6 +204,7 @@ class RolloutSource:
                 f"round {number}: {len(groups)} of {len(prompts)} prompts have responses whose scores can be trained "
                 f"on, and {self.schedule.steps_per_pass} steps need one each: {said['too_long']:.0f} responses are too "
                 f"long for a reward model, {said['not_finite']:.0f} scores are not finite"
+                + (", and of the other prompts best and worst are alike" if isinstance(objective, OnlineConfig) else "")
             )
         records, members = list(groups), [member for group in groups.values() for member in group]
         responses = [[_ids(written.samples[member]) for member in group] for group in groups.values()]
@@ -422,12 +423,20 @@ def _is_done(running: Future[_Result] | None) -> bool:
 
 
 def _groups(written: Written, scores: Floats, *, differing: bool) -> dict[int, list[int]]:
-    """By prompt of the round the places of its samples that have a score. `differing`: of prompts whose scores do."""
+    """By prompt of the round the places of its samples that have a score. `differing`: of prompts whose best and worst
+    are two; one response may be scored apart from itself by rounding."""
     groups: dict[int, list[int]] = {}
     for place, sample in enumerate(written.samples):
         if np.isfinite(scores[place]):
             groups.setdefault(sample.prompt, []).append(place)
-    return {prompt: places for prompt, places in groups.items() if not differing or np.ptp(scores[places]) > 0}
+    if not differing:
+        return groups
+
+    def differ(places: list[int]) -> bool:
+        best, worst = (places[find(scores[places])] for find in (np.argmax, np.argmin))
+        return bool(scores[best] > scores[worst]) and written.samples[best].ids != written.samples[worst].ids
+
+    return {prompt: places for prompt, places in groups.items() if differ(places)}
 
 
 def _ids(sample: Sample) -> Ids:

@@ -15,17 +15,18 @@ import torch
 from chat_tokenizers import FAMILIES, SLOW, family
 from test_evaluation_models import save_toy
 from test_foreign_judges import make_tokenizer, save_judge
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from orpo_ray.config import parse_config
 from orpo_ray.config.evaluation import PromptsConfig
+from orpo_ray.config.objectives import DpoConfig, OnlineConfig
 from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.data import toyworld
 from orpo_ray.data.formats import Message
 from orpo_ray.data.prompts import Prompt, Question, read_prompts
 from orpo_ray.data.templates import NAMED_TEMPLATES, Renderer
 from orpo_ray.errors import UserError
-from orpo_ray.inference.critic import critic_of
+from orpo_ray.inference.critic import critic_of, require_reference_tokens
 from orpo_ray.inference.drawn import answer_of
 from orpo_ray.inference.models import Answer, Speaker
 from orpo_ray.inference.reward_functions import RewardFunction
@@ -524,6 +525,32 @@ def test_the_critic_starts_from_the_first_reward_model_with_the_policys_tokens(
     policy = save_toy(tmp_path / "policy")
     assert critic_of(run_config(rewards, critic=str(policy)), tokenizer) == str(policy)
     assert critic_of(run_config(rewards, critic="toy"), tokenizer) == "toy"
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_reference_with_other_tokens_is_refused(pairs: bool, judge: Path, stranger: Path, tmp_path: Path) -> None:
+    """Log-probs of the policy's ids by other words are a KL to nothing; ids that it has no embedding for, a crash."""
+    tokenizer, key = toyworld.tokenizer(), f"objective.{'pairs.' * pairs}reference"
+
+    def refer(reference: Path | None) -> None:
+        asked = {"reference": None if reference is None else str(reference)}
+        config = run_config({"r": str(judge)}, **asked)
+        if pairs:
+            update = {"objective": OnlineConfig(pairs=DpoConfig(**asked))}  # type: ignore[arg-type]
+            config = config.model_copy(update=update)
+        require_reference_tokens(config, tokenizer)
+
+    with pytest.raises(UserError, match=rf"^{key}: .*stranger.* has other tokens than the policy: token 0 is '<s>'"):
+        refer(stranger)
+    model = AutoModelForCausalLM.from_pretrained(save_toy(tmp_path / "same"))
+    bare, fewer = tmp_path / "bare", tmp_path / "fewer"
+    model.save_pretrained(bare)
+    model.resize_token_embeddings(len(tokenizer) - 1)
+    model.save_pretrained(fewer)
+    for fitting in (None, tmp_path / "same", bare):
+        refer(fitting)
+    with pytest.raises(UserError, match=rf"^{key}: .* it has embeddings for {len(tokenizer) - 1} tokens, the policy"):
+        refer(fewer)
 
 
 def test_a_critic_with_other_tokens_is_refused(judge: Path, stranger: Path, tmp_path: Path) -> None:

@@ -213,6 +213,48 @@ def test_responses_without_a_score_are_counted_and_left_out(tmp_path: Path) -> N
     assert all(np.isfinite(line["loss"]) for line in trained.lines)
 
 
+def test_held_out_responses_without_a_score_are_told(tmp_path: Path) -> None:
+    """The mean that chooses the model is of the others."""
+    trained = Trained(settings(tmp_path, "train.max_steps=1", "rollouts.eval_prompts=16", rule="some"))
+    for line in trained.evaluations:
+        assert 0 < line["eval_not_finite"] < 16 and line["eval_too_long"] == 0
+
+
+@pytest.mark.parametrize("pairs", ["dpo", "ipo"])
+def test_kl_of_a_run_is_of_its_rounds_alone(pairs: str, tmp_path: Path) -> None:
+    """An objective of pairs with a reference has another `kl`, per token of chosen responses."""
+    trained = Trained(settings(
+        tmp_path, f"objective={{name: online, pairs: {{name: {pairs}}}}}", "rollouts.samples=2", "train.max_steps=4",
+    ))  # fmt: skip
+    assert ["kl" in line for line in trained.lines] == ["round" in line for line in trained.lines]
+
+
+def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
+    """Its scores may differ by rounding, or by a rule that draws lots."""
+    config = settings(
+        tmp_path, "objective={name: online, pairs: {name: orpo}}", "rollouts.samples=3", "rollouts.temperature=1e-3",
+        rule="lots",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"0 of 8 prompts .* and of the other prompts best and worst are alike$"):
+        Trained(config)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 2.5])
+def test_a_temperature_that_vllm_does_not_draw_at_is_refused(temperature: float, tmp_path: Path) -> None:
+    """It raises at one above 2, in each worker that is begun anew; below 0.01 it draws at another."""
+    asked = f"rollouts.temperature={temperature}"
+    settings(tmp_path, asked)  # by transformers
+    with pytest.raises(UserError, match=rf"rollouts.*temperature \({temperature}\): vLLM draws at 0\.01 to 2"):
+        settings(tmp_path, asked, "rollouts.engine=vllm")
+
+
+@pytest.mark.parametrize("key", ["model.keep_dropout=true", "model.lora={dropout: 0.1}"])
+def test_dropout_that_would_set_old_and_new_apart_is_refused(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{key.partition('=')[0]}.*: ppo compares the policy with the one that wrote"):
+        settings(tmp_path, key)
+    settings(tmp_path, key, "objective={name: online}", "rollouts.samples=2")
+
+
 def test_nothing_that_can_be_trained_on_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^round 0: 0 of 8 prompts .* 8 scores are not finite$"):
         Trained(settings(tmp_path, "train.max_steps=1", rule="none"))
