@@ -269,6 +269,13 @@ class TrainConfig(Section):
             )
         if rollouts.samples == 1 and objective.name in {"rloo", "grpo", "online"}:
             raise ValueError(f"rollouts.samples: {objective.name} compares responses to one prompt, so at least 2")
+        lora = self.model.lora
+        if objective.by_token and (self.model.keep_dropout or (lora is not None and lora.dropout)):
+            key = "model.keep_dropout" if self.model.keep_dropout else "model.lora.dropout"
+            raise ValueError(
+                f"{key}: {objective.name} weighs the policy's probabilities against those it wrote with, and dropout "
+                "alone would part them; leave it out"
+            )
         responses = rollouts.prompts * rollouts.samples
         if (
             isinstance(objective, PolicyGradientSection)

@@ -59,8 +59,9 @@ class Writers:
         gpus: float,
         note: Callable[[str], None],
     ) -> None:
-        """`threads`: that an engine or scorer on CPUs computes with; `engines`: how many there are, each on so many
-        `gpus`, 0: on the trainer's own device, which they take turns with. `note` is told what a person should know."""
+        """`threads`: that a scorer on CPUs computes with, and all engines together; `engines`: how many there are, each
+        on so many `gpus`, 0: on the trainer's own device, which they take turns with. `note` is told what a person
+        should know."""
         assert config.rollouts is not None
         self._config, self._rollouts = config, config.rollouts
         self._model, self._tokenizer, self._rewards = model, tokenizer, rewards
@@ -179,13 +180,14 @@ class Writers:
         """The engine of this number, with the weights of now. One that is lost as it begins is begun anew."""
         while self._engines[number] is None:
             rollouts, on_gpu = self._rollouts, self._device.type == "cuda"
+            threads = max(1, self._threads // len(self._engines))  # they draw at a time
             options = LiveOptions(
                 folder=str(self._folder), dtype=self._config.model.dtype, max_length=self._config.data.max_length,
                 max_tokens=rollouts.max_tokens, temperature=rollouts.temperature, stop_ids=self._renderer.end_ids,
-                gpu_memory=rollouts.gpu_memory if on_gpu else None, threads=None if on_gpu else self._threads,
+                gpu_memory=rollouts.gpu_memory if on_gpu else None, threads=None if on_gpu else threads,
             )  # fmt: skip
             kind = LiveVllm if rollouts.engine == "vllm" else LivePlain
-            self._engines[number] = engine = ray.remote(kind).options(**self._place()).remote(options)
+            self._engines[number] = engine = ray.remote(kind).options(**self._place(threads)).remote(options)
             try:
                 self._answer_of(engine.load.remote(self._weights, self._step))
             except _LOST as error:
@@ -196,7 +198,7 @@ class Writers:
         """By the scorer, which is begun anew where it was lost."""
         while True:
             if self._scorer is None:
-                self._scorer = ray.remote(Rewards).options(**self._place()).remote(self._rewards)
+                self._scorer = ray.remote(Rewards).options(**self._place(self._threads)).remote(self._rewards)
             try:
                 found: list[list[Scored]] = self._answer_of(self._scorer.score.remote(block))
             except _LOST as error:
@@ -216,11 +218,11 @@ class Writers:
                 raise UserError(str(error.cause)) from error
             raise
 
-    def _place(self) -> dict[str, Any]:
+    def _place(self, threads: int) -> dict[str, Any]:
         """What an actor asks of the cluster: beside the trainer nothing, for they take turns."""
         environment = dict(ENVIRONMENT)
         if self._device.type != "cuda":
-            environment["OMP_NUM_THREADS"] = str(self._threads)
+            environment["OMP_NUM_THREADS"] = str(threads)
         elif not self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         return {

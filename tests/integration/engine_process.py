@@ -168,7 +168,7 @@ def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
 
     def taking_step(lr: float) -> float:
         if not taken:
-            for name, parameter in engine.policy.model.named_parameters():
+            for name, parameter in engine.policy.named_parameters():
                 if not parameter.requires_grad:
                     continue
                 if isinstance(engine, DeepSpeedEngine):
@@ -179,7 +179,7 @@ def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
                     continue
                 else:
                     gradient = engine.all_sum(parameter.grad.clone())
-                taken[name] = gradient.detach().float().clone()
+                taken[name.removeprefix("model.")] = gradient.detach().float().clone()
         return step(lr)
 
     engine.step = taking_step  # type: ignore[method-assign]

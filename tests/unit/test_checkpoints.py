@@ -274,7 +274,7 @@ class TestSkippedSteps:
         settings = config("train.tokens_per_microbatch=1", "train.epochs=2", "train.max_skipped_steps=1")  # a pair each
         row, forward, poisoned = np.concatenate(pairs.pair(faulty)).tolist(), trained.forward, []
 
-        def overflowing(batch: Any, *, by_token: bool) -> torch.Tensor:
+        def overflowing(batch: Any, *, by_token: bool = False) -> torch.Tensor:
             sums = forward(batch, by_token=by_token)
             if trained.policy.training and not poisoned and batch.input_ids.flatten().tolist() == row:
                 poisoned.append(True)

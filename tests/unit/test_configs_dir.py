@@ -52,7 +52,16 @@ PAPER = {
         ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
 }  # fmt: skip
 LORA = "opt-1.3b-hh-orpo-lora"
-OTHERS = {LORA, "toy-winrate", "score-toy", "toy-pipeline", "toy-sweep", "toy-ppo-sweep", "opt-125m-hh-sweep"}
+OTHERS = {
+    LORA,
+    "toy-winrate",
+    "score-toy",
+    "toy-pipeline",
+    "toy-rlhf-pipeline",
+    "toy-sweep",
+    "toy-ppo-sweep",
+    "opt-125m-hh-sweep",
+}
 SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "toy-ppo", "hh-small-orpo"}
 # size, data, stage: what the paper says of it: objective, lr, epochs
 STAGES = {
@@ -215,12 +224,23 @@ def test_the_scores_of_the_toy_world_are_of_its_reward_model() -> None:
     assert scores.prompts.source == config("toy-reward").data.eval
 
 
-def test_the_pipeline_compares_the_runs_that_it_makes() -> None:
-    pipeline = load_pipeline(CONFIGS / "toy-pipeline.yaml")
-    assert pipeline.runs == {label: config(f"toy-{label}") for label in ("base", "sft", "orpo")}
-    assert {label: Path(model.path) for label, model in pipeline.evaluation.models.items()} == {
-        label: Path("runs") / run.name for label, run in pipeline.runs.items()
+@pytest.mark.parametrize(
+    ("name", "labels", "judge"),
+    [("toy-pipeline", ["base", "sft", "orpo"], None),
+     ("toy-rlhf-pipeline", ["base", "sft", "reward", "ppo", "dpo", "orpo"], "reward")],
+)  # fmt: skip
+def test_the_pipelines_compare_the_runs_that_they_make(name: str, labels: list[str], judge: str | None) -> None:
+    pipeline = load_pipeline(CONFIGS / f"{name}.yaml")
+    evaluation, runs = pipeline.evaluation, {label: config(f"toy-{label}") for label in labels}
+    assert (evaluation.name, list(pipeline.runs), pipeline.runs) == (name, labels, runs)
+    folders = {label: Path("runs") / run.name for label, run in runs.items()}
+    assert {label: Path(model.path) for label, model in evaluation.models.items()} == {
+        label: folder for label, folder in folders.items() if label != judge
     }
+    judges = {} if judge is None else {judge: folders[judge]}
+    assert {label: Path(path) for label, path in evaluation.reward_models.items()} == judges | {"truth": Path("toy")}
+    made = [str(Path(run.model.name_or_path)) for run in runs.values()]
+    assert all(start in {str(folders[each]) for each in labels[:place]} for place, start in enumerate(made) if place)
 
 
 def test_the_small_model_of_real_dialogues() -> None:

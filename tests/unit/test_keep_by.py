@@ -212,7 +212,7 @@ def test_a_run_whose_metric_changes_begins_to_look_for_the_best(by: str, best: i
     saver.begin(Manifest(3, asdict(State(3, 2, 0.5)), 3, "c", "d", 0.5, {}))
     saver.finish()
     settings = config(f"train.keep_by={by}", "resume.allow_changes=[train.keep_by]")
-    state = _resume(settings, engine, checkpoints, {"config": "c2", "data": "d", "weights": {}}, folder)
+    state, _ = _resume(settings, engine, checkpoints, {"config": "c2", "data": "d", "weights": {}}, folder)
     assert (state.step, state.best_step, state.best_by) == (3, best, by)
     assert folder.events.exists() == (best is None)
 

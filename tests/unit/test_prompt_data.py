@@ -37,7 +37,7 @@ from orpo_ray.data.summary import print_summary
 from orpo_ray.data.templates import NAMED_TEMPLATES
 from orpo_ray.data.tokenization import Tokenized
 from orpo_ray.errors import UserError
-from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.source import build_schedule
 
 ROLLOUTS: dict[str, Any] = {
     "objective": {"name": "rloo"}, "rollouts": {"rewards": {"truth": "toy"}, "samples": 2, "max_tokens": 8},

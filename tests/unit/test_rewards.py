@@ -228,9 +228,9 @@ def test_a_sum_past_what_a_number_holds_is_not_finite(tmp_path: Path) -> None:
     assert scores(opposed, TEXT, *said(" a"))[0].why == "not finite"
 
 
-def test_one_source_has_no_mean_beside_the_score() -> None:
+def test_the_mean_of_a_source_is_of_what_it_gave() -> None:
     assert reward_metrics([Scored(1.0, {"r": 1.0}), Scored(None, {"r": None}, "too long")]) == {
-        "not_finite": 0, "too_long": 1,
+        "not_finite": 0, "too_long": 1, "reward/r": 1,
     }  # fmt: skip
     assert reward_metrics([Scored(None, {"r": None, "s": 2.0}, "too long")]) == {
         "not_finite": 0, "too_long": 1, "reward/s": 2,
