@@ -7,7 +7,7 @@ those of experts, which it packs once and never again. Both are made anew here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,9 +61,7 @@ class LiveVllm(Live):
             if drawn.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended a response by {drawn.finish_reason!r}")
             ids = list(drawn.token_ids)
-            # The token's own entry: the first of a dict may be another's.
-            logps = [float(by_token[token].logprob) for token, by_token in zip(ids, drawn.logprobs, strict=True)]
-            found.append((request, ids, logps))
+            found.append((request, ids, logps_of(ids, drawn.logprobs)))
         return found
 
     def _forget(self) -> None:
@@ -80,6 +78,12 @@ class LiveVllm(Live):
             self._engine.apply_model(_pack_heads_anew)
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM did not let go of what it had computed with other weights")
+
+
+def logps_of(ids: Sequence[int], by_token: Sequence[Mapping[int, Any]]) -> list[float]:
+    """Of each token that was drawn its own, from vLLM's `Logprob` of several tokens in its place: the first of them may
+    be a likelier one's."""
+    return [float(of[token].logprob) for token, of in zip(ids, by_token, strict=True)]
 
 
 def _pack_experts_anew(model: nn.Module) -> None:

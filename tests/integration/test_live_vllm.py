@@ -8,20 +8,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from live_models import EOS, SHAPES, asked, network, options, save, worst
 from live_process import LONG
 from torch import Tensor
+from transformers import GenerationConfig
 
 from orpo_ray.config import LoraConfig, ModelConfig
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import ENVIRONMENT
 from orpo_ray.inference.live import PackedTensor, Sample, pack_weights
 from orpo_ray.inference.live_plain import LivePlain
-from orpo_ray.inference.live_vllm import LiveVllm
+from orpo_ray.inference.live_vllm import LiveVllm, logps_of
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.lora import add_adapters, merged_weights
 from orpo_ray.modeling.scorer import packed_scores
@@ -69,6 +70,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     jobs: dict[str, dict[str, Any]] = {}
     for name, own in JOBS.items():
         save(folder / name, SHAPES[name])
+        # trl#6789: were these heard, every log-prob would be off by the mass that is cut.
+        GenerationConfig(do_sample=True, top_k=2, top_p=0.5, temperature=0.3).save_pretrained(folder / name)
         jobs[name] = {
             "options": options(folder / name, max_length=LONG + 30, **own),
             "weights": [weights_of(name, step) for step in range(1, SYNCS + 1)],
@@ -197,3 +200,13 @@ def test_weights_lie_in_the_object_store_once(folder: Path, ray_cluster: None) -
 def test_a_temperature_that_vllm_would_raise_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^rollouts\.temperature is 0\.005, and vLLM draws at 0\.01 to 2$"):
         LiveVllm(options(folder / "opt tied", temperature=0.005))
+
+
+def test_bug_log_prob_of_the_first_entry_instead_of_the_drawn_token() -> None:
+    """NeMo-RL PR 3297: where the likeliest tokens are told too, the drawn one is not the first."""
+
+    class Told(NamedTuple):
+        logprob: float
+
+    places = [{7: Told(-0.1), 3: Told(-2.5)}, {9: Told(-1.0)}, {4: Told(-3.0), 5: Told(-0.2)}]
+    assert logps_of([3, 9, 4], places) == [-2.5, -1.0, -3.0]

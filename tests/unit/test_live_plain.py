@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from live_models import EOS, SHAPES, asked, everything, network, options, plain_logps, save, worst
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from orpo_ray.config import LoraConfig
 from orpo_ray.errors import UserError
@@ -83,6 +84,25 @@ def test_a_response_ends_with_its_end_or_is_cut_without_one(folder: Path) -> Non
     assert worst_of(live, many, found) <= 1e-5
     [last] = everything(LivePlain(options(folder, max_tokens=1, stop_ids=range(1, 300))), many[:1]).values()
     assert (len(last.ids), last.ended) == (1, "stop")
+
+
+def test_bug_end_searched_in_the_prompt_too(folder: Path) -> None:
+    """trl#6802, #6805: a prompt of several turns holds EOS at the end of each, and is not the response's."""
+    live = LivePlain(options(folder))
+    turns = [Request(i, 0, [5, EOS, 9, EOS], i) for i in range(40)]
+    found = everything(live, turns)
+    assert sum(len(sample.ids) > 1 for sample in found.values()) > 30
+    assert all((sample.ids[-1] == EOS) == (sample.ended == "stop") for sample in found.values())
+    assert worst_of(live, turns, found) <= 1e-5
+
+
+def test_bug_top_p_or_top_k_of_the_model_s_own_settings(tmp_path: Path) -> None:
+    """trl#6789: a ratio would be off by the mass that is cut. What is drawn is of all tokens."""
+    model = save(tmp_path, SHAPES["opt tied"])
+    GenerationConfig(do_sample=True, top_k=2, top_p=0.5, temperature=0.3).save_pretrained(tmp_path)
+    samples = everything(LivePlain(options(tmp_path)), asked())
+    assert worst(model, samples) <= 1e-5
+    assert min(min(sample.logps) for sample in samples.values()) < math.log(0.01), "beyond the likely ones"
 
 
 def worst_of(live: LivePlain, requests: list[Request], found: dict[tuple[int, int], Sample]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.batches import rows_of, totals_of
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import State
+from orpo_ray.training.rollouts import learned_scores
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ppo": (),
@@ -126,6 +128,73 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(kind: str, tmp_path: Path)
     whole, cut = found
     assert whole.keys() == cut.keys() and max(float(g.abs().max()) for g in whole.values()) > 1e-4
     assert max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 1e-6
+
+
+class Shifted(InProcess):
+    """An engine whose log-probs are half a nat too low."""
+
+    def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
+        for found in super().draw(requests):
+            yield [sample._replace(logps=[logp - 0.5 for logp in sample.logps]) for sample in found]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["objective.kl_coefficient=2", "rollouts.clip_scores=0.5", "rollouts.cut_penalty=3", "rollouts.importance_cap=1.1"],
+)
+def test_bug_coefficient_of_a_run_read_and_never_used(override: str, tmp_path: Path) -> None:
+    """slime#397: each is in what the second round, which the policy has moved in, is trained on."""
+    overrides = (*KINDS["grpo"], "rollouts.importance_cap=9", "train.max_steps=4")
+    plain, changed = (
+        Trained(settings(tmp_path / str(i), *overrides, *more), writers=Shifted).source._round
+        for i, more in enumerate(((), (override,)))
+    )
+    assert plain is not None and changed is not None and plain.number == changed.number == 1
+    column = "importance" if "cap" in override else "advantages"
+    assert not np.array_equal(plain.arrays[column], changed.arrays[column])
+
+
+def test_bug_penalty_of_a_cut_response_in_the_place_of_its_score(tmp_path: Path) -> None:
+    """trl#2012: it is subtracted, from what is left of a score that is clipped, and responses that were cut are
+    counted."""
+    config = settings(tmp_path, "rollouts.cut_penalty=2", "rollouts.clip_scores=5", "train.max_steps=1")
+    assert config.rollouts is not None
+    learned = learned_scores([3.0, 3.0, 9.0, None], [False, True, True, True], config.rollouts)
+    np.testing.assert_array_equal(learned, [3.0, 1.0, 3.0, np.nan])
+    trained = Trained(config)
+    cut = [line["ended"] == "length" for line in lines_of(tmp_path / "run" / "rollouts" / "000000.jsonl")]
+    assert trained.rounds[0]["share_cut"] == sum(cut) / len(cut) > 0
+
+
+class Odd(InProcess):
+    """An engine that draws what no text becomes: a special token first."""
+
+    def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
+        for found in super().draw(requests):
+            yield [sample._replace(ids=[self.tokenizer.eos_token_id, *sample.ids[1:]]) for sample in found]
+
+
+def test_bug_text_of_a_response_encoded_again(tmp_path: Path) -> None:
+    """SkyRL#123, trl#5224: trained on are the token ids that were drawn."""
+    trained = Trained(settings(tmp_path, "train.max_steps=1"), writers=Odd)
+    lines = sorted(lines_of(tmp_path / "run" / "rollouts" / "000000.jsonl"), key=lambda line: int(line["prompt"]))
+    held, tokenizer = trained.source._round, trained.writers.tokenizer
+    assert held is not None
+    assert held.arrays["ids"].tolist() == [id for line in lines for id in line["ids"]]
+    texts = [tokenizer.decode(line["ids"], skip_special_tokens=True) for line in lines]
+    assert all(tokenizer(text)["input_ids"] != line["ids"] for text, line in zip(texts, lines, strict=True))
+
+
+@pytest.mark.parametrize("key", ["top_p", "top_k", "min_p"])
+def test_bug_ratio_off_by_the_mass_that_is_cut(key: str, tmp_path: Path) -> None:
+    """trl#6789: nobody may ask for it."""
+    with pytest.raises(UserError, match=rf"rollouts\.{key}"):
+        settings(tmp_path, f"rollouts.{key}=1")
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """Of the samples of a round."""
+    return [json.loads(line) for line in file.read_text().splitlines()[1:]]
 
 
 class Stale(InProcess):
