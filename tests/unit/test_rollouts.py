@@ -239,6 +239,14 @@ def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
         Trained(config)
 
 
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_scores_past_float32_are_not_finite(kind: str, tmp_path: Path) -> None:
+    """Means of them overflow, and GRPO's advantages over their spread are 0."""
+    first = Trained(settings(tmp_path, *KINDS[kind], "train.max_steps=1", rule="huge")).rounds[0]
+    assert 0 < first["not_finite"] < 24 and abs(first["reward/rule"]) < 3.5e38 and first["reward"] == 1
+    assert np.isfinite(first["loss"])
+
+
 @pytest.mark.parametrize("temperature", [0.005, 2.5])
 def test_a_temperature_that_vllm_does_not_draw_at_is_refused(temperature: float, tmp_path: Path) -> None:
     """It raises at one above 2, in each worker that is begun anew; below 0.01 it draws at another."""
