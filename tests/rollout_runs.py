@@ -62,6 +62,10 @@ def some(prompts, responses):
     return [float("nan") if len(response) % 2 else len(response) for response in responses]
 
 
+def huge(prompts, responses):
+    return [1.0 if place % 3 else 1e308 for place in range(len(responses))]
+
+
 def lots(prompts, responses):
     return [float(place) for place in range(len(responses))]
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
+
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.data.prompts import Prompt
@@ -23,6 +25,8 @@ from orpo_ray.inference.scoring import NOT_FINITE, Judge, Judged, Scorer, requir
 
 SECTION = "rollouts.rewards"
 TOO_LONG = "too long"
+_LARGEST = torch.finfo(torch.float32).max
+"""A reward past it is not finite where it is trained on, and its square is not in any mean."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def _scored(weights: Mapping[str, float], given: Mapping[str, float | None]) -> 
     learned = [(weight, given[label]) for label, weight in weights.items() if weight]
     parts = [weight * reward for weight, reward in learned if reward is not None]
     score = sum(parts)
-    rewards = {label: reward if reward is None or math.isfinite(reward) else None for label, reward in given.items()}
-    if not math.isfinite(score):
+    rewards = {label: reward if reward is None or abs(reward) <= _LARGEST else None for label, reward in given.items()}
+    if not abs(score) <= _LARGEST:
         return Scored(None, rewards, "not finite")
     return Scored(score, rewards) if len(parts) == len(learned) else Scored(None, rewards, "too long")

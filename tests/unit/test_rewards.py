@@ -221,9 +221,9 @@ def test_too_long_and_not_finite_are_counted_and_not_guessed(judge: Path, tmp_pa
 
 
 def test_a_sum_past_what_a_number_holds_is_not_finite(tmp_path: Path) -> None:
-    path = function(tmp_path, "return [1e300] * len(responses)")
+    path = function(tmp_path, "return [1e30] * len(responses)")
     assert scores({"f": {"path": path, "weight": 1e300}}, TEXT, *said(" a")) == [
-        Scored(None, {"f": 1e300}, "not finite")
+        Scored(None, {"f": 1e30}, "not finite")
     ]
     opposed = {"a": {"path": path, "weight": 1e300}, "b": {"path": path, "weight": -1e300}}
     assert scores(opposed, TEXT, *said(" a"))[0].why == "not finite"

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from live_models import COMMON
 from rollout_runs import InProcess, Trained, settings
 from torch import Tensor
+from transformers import Gemma2Config
 
 from orpo_ray.data.comparisons import best
 from orpo_ray.data.rollouts import Rollouts, as_pairs
@@ -306,6 +308,24 @@ def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match=r"0 of 8 prompts .* and of the other prompts best and worst are alike$"):
         Trained(config)
+
+
+def test_an_engine_caps_attention_as_the_trainer_does(tmp_path: Path) -> None:
+    """Gemma 2's: transformers' sdpa, its default, leaves the cap out."""
+    shape = Gemma2Config(
+        **COMMON, num_key_value_heads=1, head_dim=32, intermediate_size=96, query_pre_attn_scalar=32,
+        attn_logit_softcapping=0.5,
+    )  # fmt: skip
+    trained = Trained(settings(tmp_path, *KINDS["grpo"], "train.max_steps=1", network=shape))
+    assert trained.rounds[0]["mismatch_max"] < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_scores_past_float32_are_not_finite(kind: str, tmp_path: Path) -> None:
+    """Means of them overflow, and GRPO's advantages over their spread are 0."""
+    first = Trained(settings(tmp_path, *KINDS[kind], "train.max_steps=1", rule="huge")).rounds[0]
+    assert 0 < first["not_finite"] < 24 and abs(first["reward/rule"]) < 3.5e38 and first["reward"] == 1
+    assert np.isfinite(first["loss"])
 
 
 @pytest.mark.parametrize("temperature", [0.005, 2.5])
