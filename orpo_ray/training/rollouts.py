@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,16 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.config import TrainConfig
-from orpo_ray.config.objectives import OnlineConfig, PolicyGradientSection, TokenColumn
-from orpo_ray.config.rollouts import RolloutsConfig
-from orpo_ray.data.dataset import Ids, PairDataset, Prompts
+from orpo_ray.config.objectives import OnlineConfig, PolicyGradientSection
+from orpo_ray.data.dataset import Ids, Prompts
 from orpo_ray.data.packing import PackedBatch
-from orpo_ray.data.rollouts import Rollouts, as_pairs
+from orpo_ray.data.rollouts import Rollouts
 from orpo_ray.data.schedule import RoundSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request, request_seed
-from orpo_ray.inference.live import Sample
-from orpo_ray.inference.rewards import Scored, reward_metrics
+from orpo_ray.inference.rewards import reward_metrics
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.objectives.advantages import Floats, adapted, explained_variance, mismatch, response_totals
 from orpo_ray.objectives.credit import token_columns
@@ -39,6 +36,7 @@ from orpo_ray.training.batches import MicroBatch, micro_batches, plan
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.measuring import planned
 from orpo_ray.training.rollout_files import RolloutFiles
+from orpo_ray.training.round import Round, Written, groups_of, ids_of, learned_scores
 from orpo_ray.training.source import Arrays, schedule_of
 from orpo_ray.training.writers import Writers
 
@@ -53,29 +51,6 @@ _BEGUN = "kl_coefficient"
 
 class _Stopped(Exception):
     """The run is to end before what rank 0 works on is there."""
-
-
-class Written(NamedTuple):
-    """Responses to some prompts by the policy of one step, with their scores, in the order of prompts and samples."""
-
-    samples: list[Sample]
-    scored: list[Scored]
-    seconds: float
-    """That drawing took."""
-    scoring_seconds: float
-
-
-@dataclass(frozen=True)
-class Round:
-    """What the steps of a round train on."""
-
-    number: int
-    texts: Rollouts | PairDataset
-    records: list[int]
-    """Of the training prompts, that each row of `texts` is of."""
-    steps: list[NDArray[np.int64]]
-    arrays: Arrays
-    """All that this was made of, which a checkpoint in the middle of it keeps."""
 
 
 class RolloutSource:
@@ -172,7 +147,7 @@ class RolloutSource:
         written = self._written(step, self.held_out, np.arange(count), requests, None, lambda: False)
         chosen = [i for i, scored in enumerate(written.scored) if scored.score is not None]
         line = self._told(written)
-        texts = Rollouts([prompts[i] for i in chosen], [[_ids(written.samples[i])] for i in chosen], {})
+        texts = Rollouts([prompts[i] for i in chosen], [[ids_of(written.samples[i])] for i in chosen], {})
         if chosen:
             old, reference, *_ = self._log_probs(texts)
             lengths = np.array([len(written.samples[i].ids) for i in chosen])
@@ -196,7 +171,7 @@ class RolloutSource:
             [sample.ended == "length" for sample in written.samples],
             rollouts,
         )
-        groups = _groups(written, scores, differing=isinstance(objective, OnlineConfig))
+        groups = groups_of(written, scores, differing=isinstance(objective, OnlineConfig))
         if objective.name != "ppo":
             groups = {prompt: members for prompt, members in groups.items() if len(members) > 1}
         if len(groups) < self.schedule.steps_per_pass:
@@ -207,7 +182,7 @@ class RolloutSource:
                 + (", and of the other prompts best and worst are alike" if isinstance(objective, OnlineConfig) else "")
             )
         records, members = list(groups), [member for group in groups.values() for member in group]
-        responses = [[_ids(written.samples[member]) for member in group] for group in groups.values()]
+        responses = [[ids_of(written.samples[member]) for member in group] for group in groups.values()]
         texts = Rollouts([prompts[place] for place in records], responses, {})
         old, reference, *critic = self._log_probs(texts)
         values = critic[0] if critic else None
@@ -240,11 +215,11 @@ class RolloutSource:
             arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}
         arrays |= {
             "begins": np.array([step]), "records": places[records], "counts": counts, "lengths": lengths,
-            "ids": np.concatenate([_ids(written.samples[member]) for member in members]),
+            "ids": np.concatenate([ids_of(written.samples[member]) for member in members]),
         }  # fmt: skip
         if self._writers is not None:
             self._files.forget_before(lambda: self.schedule.round_of(self._oldest()))
-        return self._of(number, arrays), said
+        return self._round_of(number, arrays), said
 
     def _tell_apart(self, number: int, said: dict[str, float]) -> None:
         """Where engine and trainer differ by more than their dtype explains, which is said once."""
@@ -266,32 +241,11 @@ class RolloutSource:
                 "one does with these settings (rollouts.prompts, rollouts.epochs, train.global_batch_size); they may "
                 "change between two rounds alone"
             )
-        return self._of(number, self._carried)
+        return self._round_of(number, self._carried)
 
-    def _of(self, number: int, arrays: Arrays) -> Round:
-        """The round that these arrays are of."""
-        records = [int(record) for record in arrays["records"]]
-        prompts = [self.train.pair(record)[0] for record in records]
-        counts, lengths = arrays["counts"].astype(np.int64), arrays["lengths"].astype(np.int64)
-        every = np.split(arrays["ids"].astype(np.int32), lengths.cumsum()[:-1])
-        ends = counts.cumsum()
-        groups = [every[end - count : end] for end, count in zip(ends, counts, strict=True)]
-        texts: Rollouts | PairDataset
-        if isinstance(self._config.objective, OnlineConfig):
-            sums = arrays["reference"].astype(np.float32)
-            best, worst = zip(
-                *((end - count + int(scores.argmax()), end - count + int(scores.argmin()))
-                  for end, count in zip(ends, counts, strict=True)
-                  for scores in [arrays["scores"][end - count : end].astype(np.float64)]),
-                strict=True,
-            )  # fmt: skip
-            reference = np.column_stack([sums[[*best]], sums[[*worst]]])
-            texts = as_pairs(prompts, [every[i] for i in best], [every[i] for i in worst], reference)
-        else:
-            names: tuple[TokenColumn, ...] = ("old_logps", "advantages", "importance", "old_values", "returns")
-            columns = {name: arrays[name].astype(np.float32) for name in names if name in arrays}
-            texts = Rollouts(prompts, groups, columns)
-        return Round(number, texts, records, self.schedule.steps(number, len(records)), arrays)
+    def _round_of(self, number: int, arrays: Arrays) -> Round:
+        pairs = isinstance(self._config.objective, OnlineConfig)
+        return Round.of(number, arrays, self.train, self.schedule, pairs=pairs)
 
     def _requests(self, what: str, prompts: Sequence[Ids], samples: int) -> list[Request]:
         seed = self._config.seed
@@ -402,15 +356,6 @@ class RolloutSource:
         return said | reward_metrics(written.scored)
 
 
-def learned_scores(scores: Sequence[float | None], cut: Sequence[bool], rollouts: RolloutsConfig) -> Floats:
-    """`(samples,)`: the scores that are learned from, held within `clip_scores`, less `cut_penalty` where a response
-    was cut; NaN where there is none."""
-    found = np.array([np.nan if score is None else score for score in scores], np.float64)
-    if rollouts.clip_scores is not None:
-        found = found.clip(-rollouts.clip_scores, rollouts.clip_scores)
-    return found - rollouts.cut_penalty * np.asarray(cut, np.float64)
-
-
 def _is_done(running: Future[_Result] | None) -> bool:
     """Whether it is, after a moment's waiting."""
     if running is None:
@@ -420,24 +365,3 @@ def _is_done(running: Future[_Result] | None) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _groups(written: Written, scores: Floats, *, differing: bool) -> dict[int, list[int]]:
-    """By prompt of the round the places of its samples that have a score. `differing`: of prompts whose best and worst
-    are two; one response may be scored apart from itself by rounding."""
-    groups: dict[int, list[int]] = {}
-    for place, sample in enumerate(written.samples):
-        if np.isfinite(scores[place]):
-            groups.setdefault(sample.prompt, []).append(place)
-    if not differing:
-        return groups
-
-    def differ(places: list[int]) -> bool:
-        best, worst = (places[find(scores[places])] for find in (np.argmax, np.argmin))
-        return bool(scores[best] > scores[worst]) and written.samples[best].ids != written.samples[worst].ids
-
-    return {prompt: places for prompt, places in groups.items() if differ(places)}
-
-
-def _ids(sample: Sample) -> Ids:
-    return np.asarray(sample.ids, np.int32)

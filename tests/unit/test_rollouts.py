@@ -25,7 +25,7 @@ from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.batches import rows_of, totals_of
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import State
-from orpo_ray.training.rollouts import learned_scores
+from orpo_ray.training.round import learned_scores
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ppo": (),
