@@ -80,8 +80,6 @@ def load_network(settings: ModelConfig, name: str) -> PreTrainedModel:
         keep_freed_memory()
     network, missing = build_network(AutoModelForCausalLM, load_config(settings), settings, seed=0)
     require_weights(name, missing)
-    if getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None:
-        network.set_attn_implementation("eager")  # transformers' sdpa leaves the cap out, and says nothing
     network.generation_config = GenerationConfig()  # what is asked for is drawn, whatever the folder says
     network.eval().to(device)
     return network

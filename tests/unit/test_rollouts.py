@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from live_models import COMMON
 from rollout_runs import InProcess, Trained, settings
 from torch import Tensor
-from transformers import Gemma2Config
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from orpo_ray.data.comparisons import best
 from orpo_ray.data.rollouts import Rollouts, as_pairs
@@ -20,6 +21,7 @@ from orpo_ray.data.schedule import RoundSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request
 from orpo_ray.inference.live import Sample
+from orpo_ray.inference.plain_generation import load_network
 from orpo_ray.modeling.digests import network_digest
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.batches import rows_of, totals_of
@@ -310,14 +312,20 @@ def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
         Trained(config)
 
 
-def test_an_engine_caps_attention_as_the_trainer_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["auto", "off"])
+def test_engine_and_trainer_cap_attention(packing: str, tmp_path: Path) -> None:
     """Gemma 2's: transformers' sdpa, its default, leaves the cap out."""
     shape = Gemma2Config(
         **COMMON, num_key_value_heads=1, head_dim=32, intermediate_size=96, query_pre_attn_scalar=32,
         attn_logit_softcapping=0.5,
     )  # fmt: skip
-    trained = Trained(settings(tmp_path, *KINDS["grpo"], "train.max_steps=1", network=shape))
+    config = settings(tmp_path, *KINDS["grpo"], "train.max_steps=1", f"model.packing={packing}", network=shape)
+    trained = Trained(config)
     assert trained.rounds[0]["mismatch_max"] < 1e-4
+    eager = AutoModelForCausalLM.from_pretrained(config.model.name_or_path, attn_implementation="eager")
+    ids = torch.arange(3, 43)[None]
+    given = load_network(config.model, config.model.name_or_path)(ids).logits
+    assert torch.allclose(given, eager(ids).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
