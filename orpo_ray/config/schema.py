@@ -286,12 +286,6 @@ class TrainConfig(Section):
                 f"objective.kl_horizon ({objective.kl_horizon:g}) should be above {KL_STEP * responses:g}: a round of "
                 f"{responses} responses could take the KL coefficient to 0 or below"
             )
-        dropout = "model.keep_dropout" if self.model.keep_dropout else "model.lora.dropout"
-        if objective.by_token and (self.model.keep_dropout or (self.model.lora and self.model.lora.dropout)):
-            raise ValueError(
-                f"{dropout}: {objective.name} compares the policy with the one that wrote, and dropout would set them "
-                "apart before any update"
-            )
         if self.data.comparisons != "every_pair":
             raise ValueError(
                 f"data.comparisons ({self.data.comparisons}): is for the responses of data.train, which "

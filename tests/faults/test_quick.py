@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from fault_harness import Nodes, Run, assert_same, moments
 from fault_table import Scene, interrupt_driver, kill_rank, lose_node
 from rollout_faults import LOSSES, MOMENTS, PPO
@@ -31,6 +32,7 @@ def test_worker_node_and_driver_lost(
     assert_same(run, expected)
 
 
+@pytest.mark.long
 def test_engine_and_worker_lost_on_rollouts(
     nodes: Nodes, base: Path, undisturbed: Callable[[tuple[str, ...]], Run], seed: int
 ) -> None:

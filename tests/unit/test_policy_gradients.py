@@ -393,7 +393,7 @@ class TestOnline:
         sums, lengths = -torch.rand(2, 3) * 5, torch.full((2, 3), 5)
         columns = {"reference": -torch.rand(2, 2) * 5}
         found, expected = (each.loss(sums, lengths, Totals(2, 20), columns) for each in (online, inner))
-        assert torch.equal(found[0], expected[0]) and found[1].keys() == expected[1].keys()
+        assert torch.equal(found[0], expected[0]) and found[1].keys() == expected[1].keys() - {"kl"}  # of the rounds
         for name in ("needs_reference", "score_prompts", "best_alone", "model", "judges_labels"):
             assert getattr(online, name) == getattr(inner, name)
 

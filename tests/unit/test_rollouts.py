@@ -347,7 +347,7 @@ def test_a_temperature_that_vllm_does_not_draw_at_is_refused(temperature: float,
 
 @pytest.mark.parametrize("key", ["model.keep_dropout=true", "model.lora={dropout: 0.1}"])
 def test_dropout_that_would_set_old_and_new_apart_is_refused(key: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{key.partition('=')[0]}.*: ppo compares the policy with the one that wrote"):
+    with pytest.raises(UserError, match=rf"{key.partition('=')[0]}.*: ppo weighs the policy's probabilities"):
         settings(tmp_path, key)
     settings(tmp_path, key, "objective={name: online}", "rollouts.samples=2")
 
