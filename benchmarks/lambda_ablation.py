@@ -27,6 +27,7 @@ from orpo_ray.evaluation.winrate import win_rate
 from orpo_ray.modeling.loading import load_policy, load_tokenizer
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.source import PairSource
 
 
 class Lines(Sink):
@@ -45,7 +46,7 @@ def trained(config: TrainConfig, folder: Path) -> Line:
     data = prepare(config, load_tokenizer(config.model))
     engine = TorchEngine(load_policy(config.model, seed=config.seed), config.optim)
     sink = Lines()
-    run(engine, config, data.train, data.eval, sink, State())
+    run(engine, config, PairSource(engine, config, data.train, data.eval), sink, State())
     engine.policy.model.save_pretrained(folder)
     toyworld.tokenizer().save_pretrained(folder)
     return sink.evaluations[-1]

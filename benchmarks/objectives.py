@@ -43,8 +43,9 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
     from orpo_ray.modeling.scorer import load_scorer
     from orpo_ray.objectives.registry import build_objective
     from orpo_ray.training.engine import TorchEngine
-    from orpo_ray.training.loop import Meter, build_schedule, train_step, training_batches
+    from orpo_ray.training.loop import Meter, train_step
     from orpo_ray.training.reference import reference_logps
+    from orpo_ray.training.source import PairSource
 
     config = parse_config(
         {
@@ -76,14 +77,14 @@ def measure(name: str, model: str, data: str, tokenizer: str, cache: str) -> dic
     known = np.zeros((len(pairs), 2), np.float32)  # a cached reference costs the same whatever its numbers
     pairs = replace(pairs, reference=known)
     reference = load_policy(config.model, seed=0).eval() if name == "dpo-on-the-fly" else None
-    schedule, seconds = build_schedule(config, pairs), []
-    feed = training_batches(engine, config, objective, schedule, pairs, start=0)
+    source, seconds = PairSource(engine, config, pairs, pairs), []
+    feed, schedule = source.micro_batches(0), source.schedule
     meter = Meter.of(engine, config)
     for step in range(STEPS):
         start = time.perf_counter()
         if reference is not None:
             known[schedule.indices(step)] = reference_logps(pairs, schedule.indices(step), reference, 8192)
-        train_step(engine, config, objective, schedule, feed, step, meter, signals={})
+        train_step(engine, config, source, feed, step, meter, signals={})
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": statistics.median(seconds[WARM_UP:]), "peak_bytes": peak - in_place}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.training.loop import Sink
+from orpo_ray.training.source import PairSource
 
 PAIR = (96, 80, 80)
 """Tokens of prompt, chosen and rejected in every pair."""
@@ -93,7 +94,7 @@ def run_steps(engine: Any, config: Any, vocabulary: int, look: Callable[[], Any]
     tokens = np.random.default_rng(0).integers(3, vocabulary, ends[-1, 2]).astype(np.int32)
     data = PairDataset(tokens, np.c_[np.r_[0, ends[:-1, 2]], ends], np.arange(pairs))
     lines = Lines(look)
-    run(engine, config, data, data.subset(np.arange(1)), lines, State())
+    run(engine, config, PairSource(engine, config, data, data.subset(np.arange(1))), lines, State())
     return lines
 
 

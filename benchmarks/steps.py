@@ -67,6 +67,7 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
     from orpo_ray.training.deepspeed_engine import engine_for
     from orpo_ray.training.loop import Sink, State, run
     from orpo_ray.training.recorder import Recorder
+    from orpo_ray.training.source import PairSource
     from orpo_ray.training.watchdog import Watchdog
 
     torch.set_num_threads(options.threads)
@@ -101,10 +102,10 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
         import cProfile
 
         profile = cProfile.Profile()
-        profile.runcall(run, engine, config, data.train, data.eval, Times(), State())
+        profile.runcall(run, engine, config, PairSource(engine, config, data.train, data.eval), Times(), State())
         profile.dump_stats(options.profile)
     else:
-        run(engine, config, data.train, data.eval, Times(), State())
+        run(engine, config, PairSource(engine, config, data.train, data.eval), Times(), State())
     watchdog.stop()
     weights = engine.weights()
     if weights is not None:

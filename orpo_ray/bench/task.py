@@ -17,7 +17,7 @@ from orpo_ray.data.prepare import prepare
 from orpo_ray.data.schedule import StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_tokenizer, require_embeddings
-from orpo_ray.training.loop import build_schedule
+from orpo_ray.training.source import build_schedule
 
 Pair = tuple[Ids, Ids, Ids]
 """Token ids of a prompt, its chosen and its rejected response."""

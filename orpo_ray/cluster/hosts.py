@@ -145,10 +145,10 @@ def require_on_nodes(paths: Mapping[str, str], cpus: float, gpus: float, marks: 
 def absent(paths: Mapping[str, str], owner: str) -> str:
     """Which of `paths`, by the key that names them, the host `owner` has and this one has not; empty: none.
 
-    A subset (FOLDER:SUBSET) is looked for by its folder.
+    A subset (FOLDER:SUBSET) is looked for by its folder, a function (FILE.py:FUNCTION) by its file.
     """
     for key, path in paths.items():
-        if not os.path.exists(path) and not os.path.isdir(path.rpartition(":")[0]):
+        if not os.path.exists(path) and not os.path.exists(path.rpartition(":")[0]):
             return (
                 f"{key}: {path} is there on {owner}, and not on {this_host()}; it has to be at the same place on every "
                 "host, best in a folder that they share"

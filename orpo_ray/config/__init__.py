@@ -13,6 +13,7 @@ from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config
 from orpo_ray.config.loop import LoopConfig, OptimConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
 from orpo_ray.config.pipeline import Pipeline, load_pipeline
+from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.config.schema import LoraConfig, ModelConfig, ScalingConfig, StorageConfig, TrainConfig
 from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.sweep import SweepConfig, load_any, load_sweep
@@ -29,6 +30,7 @@ __all__ = [
     "OptimConfig",
     "OrpoConfig",
     "Pipeline",
+    "RolloutsConfig",
     "ScalingConfig",
     "ScoreConfig",
     "SftConfig",

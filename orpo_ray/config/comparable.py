@@ -6,12 +6,16 @@ from orpo_ray.config.schema import TrainConfig
 
 _TRAINED_ON = ("train", "train_split", "limit")
 """Keys of `data` that, where `data.eval` is set, no held-out pair depends on."""
+_LEARNED_FROM = ("prompts", "samples", "epochs", "importance_cap", "clip_scores", "cut_penalty", "rewards")
+"""Keys of `rollouts` that no held-out reward depends on but by what was learned; of `rewards` each reward by itself."""
 
 
 def unlike_data(key: str, base: TrainConfig) -> str:
     """Why trials of `base` that differ in `key` could not be compared; empty where they can."""
     section, _, inner = key.partition(".")
     held_out_apart = base.data.eval is not None
+    if section == "rollouts" and inner.split(".")[0] not in _LEARNED_FROM:
+        return "decides how held-out prompts are answered, so trials could not be compared"
     if (section == "data" and not (_weighs(inner) or (held_out_apart and _trained_on(inner)))) or (
         key == "seed" and not held_out_apart
     ):
@@ -27,7 +31,7 @@ def unlike_length(key: str, base: TrainConfig) -> str:
     """
     section, _, inner = key.partition(".")
     hint = ""
-    if key == "train.global_batch_size" and base.train.max_steps is not None:
+    if key in ("train.global_batch_size", "rollouts.epochs") and base.train.max_steps is not None:
         hint = "leave out train.max_steps, or "
     elif section == "data" and _trained_on(inner) and not _weighs(inner) and base.train.max_steps is None:
         hint = "set train.max_steps, or "

@@ -16,8 +16,8 @@ DATE = "2024-07-26"
 SOURCES = {str: "(one source)", list: "(several sources)"}
 """What pydantic calls the two in a location."""
 Comparisons = Literal["every_pair", "best_against_each", "best_against_worst"]
-Reading = Comparisons | Literal["labels"]
-"""What an objective takes of a record's answers: comparisons; or `labels`, each answer by itself."""
+Reading = Comparisons | Literal["labels", "prompts"]
+"""What an objective takes of a record's answers: comparisons; `labels`: each answer by itself; `prompts`: nothing."""
 
 
 class SourceConfig(RecordsConfig):
@@ -70,7 +70,8 @@ class DataConfig(RecordsConfig):
     max_prompt_length: Count = 768
     """Tokens of prompt, its end, that are left at the least where prompt and longer response are over `max_length`: no
     more is cut than that takes, and nothing of a prompt that fits. TRL's trainers cut where we do, and to this length
-    in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none."""
+    in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none. Prompts of rollouts are never
+    cut."""
     drop_prompts_over: Count | None = None
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None

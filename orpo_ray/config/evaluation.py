@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
-    PlainValidator,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -18,16 +17,8 @@ from pydantic import (
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
-from orpo_ray.config.section import Count, Integer, Number, RunName, Section
+from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, RunName, Section
 
-
-def _count_or_auto(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**6):
-        return value
-    raise ValueError(f"should be a whole number of at least 1, or auto (got {value!r:.40})")
-
-
-CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
 Label = RunName
 
 DATA_LABELS = ("chosen", "rejected")

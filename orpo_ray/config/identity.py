@@ -10,6 +10,7 @@ from typing import Any
 _FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
     "data": ("max_record_characters", "date"),  # where they change the pairs, their digest tells
+    "rollouts": ("engine", "engines", "gpu_memory", "eval_prompts"),
     "train": (
         "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep", "keep_checkpoints",
         "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",
@@ -18,7 +19,7 @@ _FREE_KEYS = {
 _LATER_KEYS = {
     "model.revision": None, "data.temperature": None, "data.columns": None, "data.roles": None, "data.system": None,
     "data.prefer": None, "data.unread": None, "data.comparisons": "every_pair", "objective.loss": "bradley_terry",
-    "data.unseen_fraction": None, "train.keep_by": "eval_loss", "train.keep_mode": "auto",
+    "data.unseen_fraction": None, "train.keep_by": "eval_loss", "train.keep_mode": "auto", "rollouts": None,
 }  # fmt: skip
 """That came after there were runs: at their default they do not count, so that those runs are continued."""
 

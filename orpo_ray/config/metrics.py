@@ -11,13 +11,15 @@ Metric = Annotated[str, Field(pattern=r"^eval_[a-z_]+(/[A-Za-z0-9][A-Za-z0-9._-]
 Direction = Literal["min", "max"]
 WIN_RATE = "eval_win_rate"
 """Comes later than the evaluation of its step, from beside training."""
+REWARD = "eval_reward"
+"""Of what the policy in training writes; with `/LABEL` that of one of `rollouts.rewards`."""
 UNSEEN = "eval_unseen_"
 """Begins the keys of the pairs that choose nothing (`data.unseen_fraction`)."""
 
 _LOWER = {"loss", "nll", "calibration_error"}
 _HIGHER = {
     "reward_accuracy", "reward_margin", "rewards_chosen", "logps_chosen", "log_odds_ratio", "log_probability_ratio",
-    "win_rate",
+    "win_rate", "reward",
 }  # fmt: skip
 
 

@@ -9,9 +9,16 @@ from pydantic import Field
 from orpo_ray.config.section import Number, Section
 
 NllTokens = Literal["prompt_and_chosen", "chosen"]
-Column = Literal["reference", "choices", "desirable", "baseline"]
+TokenColumn = Literal["old_logps", "advantages", "old_values", "returns", "importance"]
+"""What a loss of tokens may read of each token of a response: the log-prob by the policy that wrote it, its advantage,
+the critic's value of that time and the return that it is to learn, and what the token weighs."""
+Column = Literal["reference", "choices", "desirable", "baseline"] | TokenColumn
 """What a loss may read beside scores and lengths: summed log-probs under a reference model, `(rows, K)`; of each better
-response in how many rows it is one; labels of the responses; a reference point of the whole step."""
+response in how many rows it is one; labels of the responses; a reference point of the whole step. Or what is known of
+each token, `(tokens,)`."""
+
+KL_STEP = 0.2
+"""As far as an adaptive KL coefficient takes the relative error of the KL to its target."""
 
 
 class ObjectiveSection(Section):
@@ -23,6 +30,14 @@ class ObjectiveSection(Section):
     """What it trains."""
     best_alone: ClassVar[bool] = False
     """Whether training packs the best (chosen) response of a prompt alone."""
+    rolls_out: ClassVar[bool] = False
+    """Whether it trains on what the policy itself writes (`rollouts`)."""
+    by_token: ClassVar[bool] = False
+    """Whether its loss reads each token's log-prob, or sums over responses."""
+    has_critic: ClassVar[bool] = False
+    """Whether a critic is trained beside the policy."""
+    epochs_of_rollouts: ClassVar[int] = 1
+    """Default of `rollouts.epochs`."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -173,6 +188,93 @@ class RewardConfig(ObjectiveSection):
         return ("choices",) if self.loss == "plackett_luce" else ()
 
 
+class PolicyGradientSection(ObjectiveSection):
+    """An objective on scored rollouts of the policy, held near a reference model by a penalty in the reward."""
+
+    rolls_out = True
+    by_token = True
+    clip: Annotated[Number, Field(gt=0)] = 0.2
+    """How far from 1 the probability ratio of policy and old policy moves the loss."""
+    kl_coefficient: Annotated[Number, Field(ge=0)] = 0.1
+    """Beta: what a nat of KL to the reference costs, taken from the reward of each token; where `kl_target` is set,
+    what it begins with."""
+    kl_target: Annotated[Number, Field(gt=0)] | None = None
+    """Nats per response that the coefficient is adapted to; null: it is fixed."""
+    kl_horizon: Annotated[Number, Field(gt=0)] = 2000
+    """Responses in which the coefficient adapts."""
+    reference: str | None = None
+    """Hub id or folder of the reference model; default: the model that training starts from."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return ("old_logps", "advantages", "importance")
+
+
+class PpoConfig(PolicyGradientSection):
+    """Proximal Policy Optimization (arXiv 1707.06347) with a critic, as in InstructGPT (arXiv 2203.02155)."""
+
+    title = "PPO"
+    has_critic = True
+    epochs_of_rollouts = 4
+    name: Literal["ppo"] = "ppo"
+    gamma: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Discount per token; the paper's trainer has 0.99."""
+    gae_lambda: Annotated[Number, Field(ge=0, le=1)] = 0.95
+    """Of generalised advantage estimation (arXiv 1506.02438)."""
+    value_clip: Annotated[Number, Field(gt=0)] | None = 0.2
+    """How far a value may move from that of the rollout before its loss is no longer less; null: as far as it will."""
+    value_weight: Annotated[Number, Field(ge=0)] = 0.1
+    """Of the critic's loss beside the policy's."""
+    whiten_advantages: bool = True
+    """Over all response tokens of a batch of rollouts."""
+    critic: str | None = None
+    """What the critic starts from: a reward model, or language model, with the policy's tokens; default: the first of
+    `rollouts.rewards` that is a model with these."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (*super().columns, "old_values", "returns")
+
+
+class RlooConfig(PolicyGradientSection):
+    """REINFORCE leave-one-out (arXiv 2402.14740): a response is one action, its baseline the mean of the others."""
+
+    title = "RLOO"
+    name: Literal["rloo"] = "rloo"
+
+
+class GrpoConfig(PolicyGradientSection):
+    """Group Relative Policy Optimization (arXiv 2402.03300), its KL in the reward."""
+
+    title = "GRPO"
+    name: Literal["grpo"] = "grpo"
+    scale_advantages: bool = True
+    """Divide by the standard deviation within the group; false: Dr. GRPO (arXiv 2503.20783)."""
+    token_mean: Literal["response", "batch"] = "response"
+    """Whether the loss is the mean over responses of their tokens' means, or over all tokens of the step (DAPO)."""
+
+
+class OnlineConfig(ObjectiveSection):
+    """Best and worst of K responses by the reward, as a pair for an objective of pairs (arXiv 2402.04792)."""
+
+    title = "online pairs"
+    rolls_out = True
+    name: Literal["online"] = "online"
+    pairs: Annotated[
+        OrpoConfig | ProbabilityRatioConfig | DpoConfig | IpoConfig | SimpoConfig | CpoConfig,
+        Field(discriminator="name"),
+    ] = DpoConfig()
+    """The objective of the pairs, with its settings."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.pairs.columns
+
+    @property
+    def score_prompts(self) -> bool:
+        return self.pairs.score_prompts
+
+
 ObjectiveConfig = Annotated[
     OrpoConfig
     | ProbabilityRatioConfig
@@ -184,7 +286,11 @@ ObjectiveConfig = Annotated[
     | SimpoConfig
     | CpoConfig
     | UnlikelihoodConfig
-    | RewardConfig,
+    | RewardConfig
+    | PpoConfig
+    | RlooConfig
+    | GrpoConfig
+    | OnlineConfig,
     Field(discriminator="name"),
 ]
 OBJECTIVES: tuple[type[ObjectiveSection], ...] = get_args(get_args(ObjectiveConfig)[0])

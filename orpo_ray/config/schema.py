@@ -11,8 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from orpo_ray.config.data import DataConfig, Reading
 from orpo_ray.config.identity import digest
 from orpo_ray.config.loop import LoopConfig, OptimConfig
-from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.metrics import REWARD
+from orpo_ray.config.objectives import KL_STEP, ObjectiveConfig, OrpoConfig, PolicyGradientSection
 from orpo_ray.config.paths import named_paths
+from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.config.section import Count, Fraction, Integer, Number, RunName, Section
 
 
@@ -200,10 +202,11 @@ def _home(name: str) -> Path:
 
 
 def _absolute(name: str) -> str:
-    """A path that exists, made absolute, a subset (FOLDER:SUBSET) kept; anything else (a Hub id, a URL) as it is."""
+    """A path that exists, made absolute, a subset (FOLDER:SUBSET) or function (FILE.py:FUNCTION) kept; anything else (a
+    Hub id, a URL) as it is."""
     path = _home(name)
     folder, colon, subset = name.rpartition(":")
-    if colon and os.path.isdir(_home(folder)) and not os.path.exists(path):
+    if colon and os.path.exists(_home(folder)) and not os.path.exists(path):
         return f"{_home(folder).resolve()}:{subset}"
     return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
@@ -216,6 +219,8 @@ class TrainConfig(Section):
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig = OrpoConfig()
+    rollouts: RolloutsConfig | None = None
+    """Of objectives that train on what the policy itself writes."""
     optim: OptimConfig = OptimConfig()
     train: LoopConfig = LoopConfig()
     eval: EvalConfig = EvalConfig()
@@ -232,6 +237,66 @@ class TrainConfig(Section):
             return {**mapping, "objective": {"name": "orpo", **mapping["objective"]}}
         return mapping
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rollouts_are_kept_by_their_reward(cls, mapping: Any) -> Any:
+        """They have no held-out loss."""
+        if not isinstance(mapping, dict) or mapping.get("rollouts") is None:
+            return mapping
+        train = mapping.get("train", {})
+        return {**mapping, "train": {"keep_by": "eval_reward", **train}} if isinstance(train, dict) else mapping
+
+    @model_validator(mode="after")
+    def _rollouts_suit_the_objective(self) -> TrainConfig:
+        objective, rollouts = self.objective, self.rollouts
+        if rollouts is None:
+            if objective.rolls_out:
+                raise ValueError(
+                    f"rollouts: {objective.name} trains on rollouts; say at least who scores them (rewards)"
+                )
+            return self
+        if not objective.rolls_out:
+            raise ValueError(f"rollouts: {objective.name} trains on the responses of data.train; leave rollouts out")
+        if rollouts.prompts % self.train.global_batch_size:
+            raise ValueError(
+                f"rollouts.prompts ({rollouts.prompts}) should be a multiple of train.global_batch_size "
+                f"({self.train.global_batch_size}), the prompts of one update"
+            )
+        if rollouts.max_tokens >= self.data.max_length:
+            raise ValueError(
+                f"rollouts.max_tokens ({rollouts.max_tokens}) must be below data.max_length ({self.data.max_length}), "
+                "or no prompt fits"
+            )
+        if rollouts.samples == 1 and objective.name in {"rloo", "grpo", "online"}:
+            raise ValueError(f"rollouts.samples: {objective.name} compares responses to one prompt, so at least 2")
+        lora = self.model.lora
+        if objective.by_token and (self.model.keep_dropout or (lora is not None and lora.dropout)):
+            key = "model.keep_dropout" if self.model.keep_dropout else "model.lora.dropout"
+            raise ValueError(
+                f"{key}: {objective.name} weighs the policy's probabilities against those it wrote with, and dropout "
+                "alone would part them; leave it out"
+            )
+        responses = rollouts.prompts * rollouts.samples
+        if (
+            isinstance(objective, PolicyGradientSection)
+            and objective.kl_target is not None
+            and KL_STEP * responses >= objective.kl_horizon
+        ):
+            raise ValueError(
+                f"objective.kl_horizon ({objective.kl_horizon:g}) should be above {KL_STEP * responses:g}: a round of "
+                f"{responses} responses could take the KL coefficient to 0 or below"
+            )
+        if self.data.comparisons != "every_pair":
+            raise ValueError(
+                f"data.comparisons ({self.data.comparisons}): is for the responses of data.train, which "
+                f"{objective.name} does not read"
+            )
+        if self.data.unseen_fraction is not None:
+            raise ValueError(
+                "data.unseen_fraction: is for pairs; rollouts are evaluated on the prompts of data.eval alone"
+            )
+        return self
+
     @model_validator(mode="after")
     def _win_rate_has_prompts(self) -> TrainConfig:
         if self.eval.win_rate is not None and self.data.eval is None:
@@ -245,7 +310,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _the_kept_metric_has_its_source(self) -> TrainConfig:
         try:
-            self.data.require_source_of(self.train.keep_by)
+            self.require_source_of(self.train.keep_by)
         except ValueError as error:
             raise ValueError(f"train.keep_by: {error}") from None
         return self
@@ -260,10 +325,29 @@ class TrainConfig(Section):
             raise ValueError("data.comparisons: best_against_worst leaves two answers, plackett_luce reads rankings")
         return self
 
+    def require_source_of(self, metric: str) -> None:
+        """Raises `ValueError` where `metric` is one of a source of data, or of rewards, that the run does not have."""
+        if self.rollouts is None:
+            return self.data.require_source_of(metric)
+        name, slash, label = metric.partition("/")
+        if slash and name != REWARD:
+            raise ValueError(f"{metric}: of rollouts only {REWARD} is told by its sources")
+        if slash and label not in self.rollouts.rewards:
+            raise ValueError(f"{metric}: rollouts.rewards has no {label}: there are {', '.join(self.rollouts.rewards)}")
+        return None
+
     @property
     def reading(self) -> Reading:
         """What the objective takes of a record's answers."""
+        if self.objective.rolls_out:
+            return "prompts"
         return "labels" if self.objective.judges_labels else self.data.comparisons
+
+    @property
+    def epochs_of_rollouts(self) -> int:
+        """Times that each batch of rollouts is trained on."""
+        asked = None if self.rollouts is None else self.rollouts.epochs
+        return self.objective.epochs_of_rollouts if asked is None else asked
 
     @property
     def run_dir(self) -> Path:

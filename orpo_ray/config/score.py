@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orpo_ray.config.evaluation import CountOrAuto, Label, PromptsConfig, ScoringConfig
+from orpo_ray.config.evaluation import Label, PromptsConfig, ScoringConfig
 from orpo_ray.config.schema import StorageConfig
-from orpo_ray.config.section import Integer, Section
+from orpo_ray.config.section import CountOrAuto, Integer, Section
 
 
 class ScorersScaling(Section):

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.comparable import unlike_data, unlike_length
-from orpo_ray.config.evaluation import CountOrAuto, EvaluationConfig, Label
+from orpo_ray.config.evaluation import EvaluationConfig, Label
 from orpo_ray.config.loading import load_as, parse_as, read_yaml
-from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, known_direction, require_choosing
+from orpo_ray.config.metrics import REWARD, WIN_RATE, Direction, Metric, known_direction, require_choosing
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.score import ScoreConfig
-from orpo_ray.config.section import Count, FreeForm, Integer, Number, Section
+from orpo_ray.config.section import Count, CountOrAuto, FreeForm, Integer, Number, Section
 from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
 
@@ -49,7 +49,8 @@ class SweepConfig(Section):
     mode: Direction = "max"
     unseen_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.5
     """Of the held-out pairs so many, whole prompts, rank no trial and choose no step. What the winner is worth is told
-    on them, and finalists answer their prompts: on the others it was chosen for what luck gave it."""
+    on them, and finalists answer their prompts: on the others it was chosen for what luck gave it. Runs on rollouts are
+    ranked on all that they are evaluated on."""
     trade_off: dict[Metric, Direction] = Field(default_factory=dict)
     """More metrics, and where each should go: {eval_nll: min}. Optuna seeks them together, and the report shows the
     trials that no other equals in all and beats in one; of those, the best by `metric` wins. With scheduler: none."""
@@ -109,18 +110,25 @@ class SweepConfig(Section):
                 "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
             )
+        weighed = any(key.startswith("rollouts.rewards.") for key in self.space)
+        for name, _, label in parts:
+            if name == REWARD and weighed and (not label or f"rollouts.rewards.{label}.path" in self.space):
+                raise ValueError(
+                    f"metric: {name}{'/' * bool(label)}{label} is of the rewards that the space varies; "
+                    f"use {REWARD}/LABEL of one whose path is the same in all trials"
+                )
         plain = self._checked(self.first_point, as_it_stands=True)
         for metric, direction in self.directions.items():
             require_choosing("metric", metric)
             try:
-                plain.data.require_source_of(metric)
+                plain.require_source_of(metric)
             except ValueError as error:
                 raise ValueError(f"metric: {error}") from None
             if (better := known_direction(metric)) not in (None, direction):
                 key = "mode" if metric == self.metric else f"trade_off.{metric}"
                 worst = "lowest" if better == "max" else "highest"
                 raise ValueError(f"{key}: the {worst} {metric} is the worst; set {better}")
-        if plain.train.keep_by not in ("eval_loss", self.metric):
+        if plain.train.keep_by not in ("eval_loss" if plain.rollouts is None else REWARD, self.metric):
             raise ValueError(f"train.keep_by: {plain.train.keep_by} is not the sweep's metric, which trials keep by")
         if plain.data.unseen_fraction not in (None, self.unseen_fraction):
             raise ValueError("train.data.unseen_fraction: is the sweep's unseen_fraction; set that")
@@ -130,6 +138,8 @@ class SweepConfig(Section):
                 self._checked({**self.first_point, key: value})
         self._require_alike(base)
         if self.finalists is not None:
+            if base.rollouts is not None:
+                raise ValueError("finalists: answer prompts that rank no trial, and of rollouts none are set apart")
             if base.data.eval is None:
                 raise ValueError("finalists: asks the prompts of the run's data.eval, which is not set")
             if not isinstance(base.data.eval, str):
@@ -167,13 +177,13 @@ class SweepConfig(Section):
 
     def training(self, settings: dict[str, Any], name: str, storage: StorageConfig) -> TrainConfig:
         """The run with these `settings` of dotted keys. Raises `UserError`, naming the key that does not fit."""
-        own: dict[str, Any] = {"data.unseen_fraction": self.unseen_fraction}
         # By what a trial is ranked it keeps its model, so that its number is of that.
-        if self.waits_for_win_rates:
-            own["train.keep"] = "last"
-        else:
-            own |= {"train.keep_by": self.metric, "train.keep_mode": self.mode}
-        return self._parsed(settings, name, storage, own)
+        own = {"train.keep_by": self.metric, "train.keep_mode": self.mode}
+        run = self._parsed(settings, name, storage, {"train.keep": "last"} if self.waits_for_win_rates else own)
+        if run.rollouts is not None:
+            return run  # none of the prompts that it is measured on are set apart
+        data = run.data.model_copy(update={"unseen_fraction": self.unseen_fraction})
+        return run.model_copy(update={"data": data})
 
     def _parsed(self, settings: dict[str, Any], name: str, storage: StorageConfig, own: dict[str, Any]) -> TrainConfig:
         mapping = {**self.train, "name": name, "storage": storage.model_dump()}

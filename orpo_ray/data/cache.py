@@ -24,6 +24,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from orpo_ray.atomic import new_folder
 from orpo_ray.data.dataset import PairDataset
+from orpo_ray.data.questions import PromptDataset
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.tokenization import Tokenized
 from orpo_ray.errors import UserError
@@ -41,6 +42,9 @@ ARRAYS: dict[str, DTypeLike] = {
     "prompt_hashes.bin": np.uint64,
     "question_hashes.bin": np.uint64,
 }
+LINES, LINE_STARTS = "questions.jsonl", "question_starts.bin"
+"""Of records that are prompts alone: the questions, and where each begins; entries of others have neither."""
+_AT_RANDOM = ("tokens.bin", LINES)
 
 
 class Kept(NamedTuple):
@@ -53,6 +57,8 @@ class Kept(NamedTuple):
     """Of its responses."""
     question: int
     """See `split.question_hash`."""
+    line: bytes | None = None
+    """Of a record that is a prompt alone (see `questions.as_line`); either all of an entry are, or none."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,14 @@ class CacheWriter:
         self._highest = (-1, -1)
         self._end = 0  # of the tokens written so far
         self._bounds = 0  # numbers written of them
+        self._line_end = 0
         self._only_pairs = True
         self._digest = hashlib.blake2b(digest_size=16)
         self._stack = ExitStack()
-        self._files = {name: self._stack.enter_context((folder / name).open("wb")) for name in [*ARRAYS, QUARANTINE]}
+        self._files = {
+            name: self._stack.enter_context((folder / name).open("wb"))
+            for name in [*ARRAYS, QUARANTINE, LINES, LINE_STARTS]
+        }
 
     def write(self, records: Sequence[Kept]) -> None:
         """Append records."""
@@ -100,9 +110,10 @@ class CacheWriter:
                 if (highest := max(part, default=-1)) > self._highest[0]:
                     self._highest = highest, kept.record
         self._append("tokens.bin", np.fromiter(itertools.chain.from_iterable(parts), np.int32))
+        self._append_lines([kept.line for kept in records if kept.line is not None])
         self._append("bounds.bin", bounds)
         self._append("record_ids.bin", [kept.record for kept in records])
-        self._append("prompt_hashes.bin", [_hash(kept.tokenized.prompt) for kept in records])
+        self._append("prompt_hashes.bin", [prompt_hash(kept.tokenized.prompt) for kept in records])
         # What a run is known by follows from tokens alone.
         self._append("question_hashes.bin", [kept.question for kept in records], counted=False)
         ranks = [kept.ranks for kept in records]
@@ -118,6 +129,15 @@ class CacheWriter:
         line = {"location": record.location, "reason": str(error), "raw": record.raw_text()}
         self._files[QUARANTINE].write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
+    def _append_lines(self, lines: list[bytes]) -> None:
+        """Rewards are of text, so a run is known by that too."""
+        starts = self._line_end + np.cumsum([0, *map(len, lines)])
+        self._files[LINE_STARTS].write(starts[:-1].astype(np.int64).tobytes())
+        self._line_end = int(starts[-1])
+        for line in lines:
+            self._digest.update(line)
+            self._files[LINES].write(line)
+
     def _append(self, name: str, values: Any, counted: bool = True) -> None:
         data = np.ascontiguousarray(values, dtype=ARRAYS[name]).tobytes()
         if counted:
@@ -127,6 +147,7 @@ class CacheWriter:
     def finish(self, account: Account) -> None:
         """Flush all to the disk, and write the manifest. Where all are pairs, nothing says so of each."""
         self._append("starts.bin", [self._bounds], counted=False)
+        self._files[LINE_STARTS].write(np.int64(self._line_end).tobytes())
         if self._only_pairs:
             for name in ("starts.bin", "ranks.bin"):
                 self._files[name].truncate(0)
@@ -134,6 +155,10 @@ class CacheWriter:
             file.flush()
             os.fsync(file.fileno())
         self._stack.close()
+        if not self._line_end:
+            for name in (LINES, LINE_STARTS):
+                self._files.pop(name)
+                (self.folder / name).unlink()
         sizes = {name: (self.folder / name).stat().st_size for name in self._files}
         with (self.folder / MANIFEST).open("w", encoding="utf-8") as manifest:
             written = {
@@ -192,7 +217,8 @@ def _read(entry: Path) -> TokenizedSource | None:
         sizes, digest = member(manifest, "sizes", dict), member(manifest, "digest", str)
         account = Account.from_json(member(manifest, "account", dict))
         highest, record = map(int, member(manifest, "highest", list))
-        whole = all((entry / name).stat().st_size == sizes[name] for name in [*ARRAYS, QUARANTINE])
+        names = [*ARRAYS, QUARANTINE, *((LINES, LINE_STARTS) if LINES in sizes else ())]
+        whole = all((entry / name).stat().st_size == sizes[name] for name in names)
     except (OSError, ValueError, LookupError):
         return None
     if not whole:
@@ -201,7 +227,13 @@ def _read(entry: Path) -> TokenizedSource | None:
         mapped(entry / name, dtype) for name, dtype in ARRAYS.items()
     )
     quarantine = entry / QUARANTINE if sizes[QUARANTINE] else None
-    if len(starts):
+    if LINES in sizes:
+        lines, line_starts = mapped(entry / LINES, np.uint8), mapped(entry / LINE_STARTS, np.int64)
+        pairs: PairDataset = PromptDataset(
+            tokens, bounds, record_ids, source_starts=starts, source_ranks=ranks,
+            lines=lines, line_starts=line_starts, file=entry / LINES,
+        )  # fmt: skip
+    elif len(starts):
         pairs = PairDataset(tokens, bounds, record_ids, source_starts=starts, source_ranks=ranks)
     else:
         pairs = PairDataset(tokens, bounds.reshape(-1, 4), record_ids)
@@ -214,13 +246,14 @@ def mapped(path: Path, dtype: DTypeLike) -> NDArray[Any]:
         return np.empty(0, dtype)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if path.name == "tokens.bin":
+    if path.name in _AT_RANDOM:
         # Pairs are read in random order. Read-ahead, megabytes on many disks, would fetch their neighbours for nothing;
         # bounds are small enough that it soon has all of them.
         mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, dtype)
 
 
-def _hash(prompt: list[int]) -> int:
+def prompt_hash(prompt: list[int]) -> int:
+    """A hash of a prompt's token ids."""
     digest = hashlib.blake2b(np.array(prompt, np.int32).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

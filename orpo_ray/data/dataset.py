@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from orpo_ray.data.comparisons import Compared, Rule, compared
 
 if TYPE_CHECKING:
     from orpo_ray.data.mismatch import Mismatched
+    from orpo_ray.data.prompts import Prompt
 
 Ids = NDArray[np.int32]
 
@@ -46,6 +47,12 @@ class Pairs(Texts, Protocol):
     def unit(self) -> str: ...
     def record(self, i: int) -> int | str: ...
     def amount(self) -> str: ...
+
+
+class Prompts(Pairs, Protocol):
+    """Records of a prompt alone, for a policy to answer; see `questions.PromptDataset`."""
+
+    def question(self, i: int) -> Prompt: ...
 
 
 @dataclass(frozen=True)
@@ -152,20 +159,17 @@ class PairDataset:
             return np.arange(len(self)) if self.rows is None else self.rows
         return indices.astype(np.int64, copy=False) if self.rows is None else self.rows[indices]
 
-    def subset(self, indices: NDArray[np.integer]) -> PairDataset:
+    def subset(self, indices: NDArray[np.integer]) -> Self:
         """The records at `indices`, in that order, over the same tokens; holds eight bytes a record."""
         reference = None if self.reference is None else self.reference[indices]
-        return PairDataset(
-            self.tokens, self.source_bounds, self.source_record_ids, reference, self._rows(indices),
-            self.source_starts, self.source_ranks, self.rule,
-        )  # fmt: skip
+        return replace(self, reference=reference, rows=self._rows(indices), mismatched=None)
 
     @property
     def unit(self) -> str:
         return unit_of(self)
 
     def amount(self) -> str:
-        """How much there is, for a reader: `12 pairs`, or `12 prompts with 40 responses`."""
+        """How much there is, for a reader: `12 pairs`, `12 prompts with 40 responses`, or `12 prompts`."""
         return amount_of(self)
 
     def identify(self, digest: hashlib.blake2b) -> None:
@@ -186,4 +190,5 @@ def unit_of(data: Texts) -> str:
 def amount_of(data: Texts) -> str:
     if data.are_pairs:
         return f"{len(data):,} pairs"
-    return f"{len(data):,} prompts with {int(data.counts().sum()):,} responses"
+    responses = int(data.counts().sum())
+    return f"{len(data):,} prompts" + (f" with {responses:,} responses" if responses else "")

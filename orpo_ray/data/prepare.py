@@ -1,10 +1,9 @@
-"""From the configuration to tokenised training and evaluation pairs, every record accounted for."""
+"""From the configuration to tokenised pairs, or prompts, to train on and to evaluate, every record accounted for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,22 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orpo_ray.config import DataConfig, TrainConfig
-from orpo_ray.config.data import Reading, SourceConfig
+from orpo_ray.config.data import SourceConfig
 from orpo_ray.config.records import RecordsConfig
-from orpo_ray.data.cache import CacheWriter, Kept, TokenizedSource, cache_key, read_or_build
-from orpo_ray.data.comparisons import dense_ranks
+from orpo_ray.data.cache import CacheWriter, TokenizedSource, cache_key, read_or_build
 from orpo_ray.data.dataset import PairDataset, Pairs
-from orpo_ray.data.formats import NoPreference, RecordReader, require_short
 from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.data.mixture import JoinedPairs
-from orpo_ray.data.records import Account, BadRecord, Record
-from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
-from orpo_ray.data.selection import select, without_repeats
+from orpo_ray.data.passes import PairPass, PromptPass, SourcePass
+from orpo_ray.data.questions import JoinedPrompts, PromptDataset
+from orpo_ray.data.records import Account
 from orpo_ray.data.sources import Source, open_source
-from orpo_ray.data.split import question_hash, set_apart, split_by_prompt
-from orpo_ray.data.templates import Rendered, Renderer
-from orpo_ray.data.tokenization import PairTokenizer, tokenizer_digest
-from orpo_ray.data.written import require_written
+from orpo_ray.data.split import set_apart, split_by_prompt
+from orpo_ray.data.templates import Renderer
+from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 
@@ -36,9 +32,8 @@ if TYPE_CHECKING:
 
 CODE_VERSION = 4
 """Raised by one whenever the same records would come out as other tokens: older caches are then not found."""
-RECORDS_PER_BATCH = 256
-CHARACTERS_AT_ONCE = 1 << 20
-"""Tokenising takes memory by the character; 256 records that are as long as they may be would take too much."""
+_ANSWERS = {"best_against_worst": "two", "labels": "labelled", "prompts": "none"}
+"""What the cache calls a reading; any other is `all`."""
 
 
 class Highest(NamedTuple):
@@ -51,7 +46,8 @@ class Highest(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokenised pairs, memory-mapped, and the account of the records they came from."""
+    """Tokenised pairs, memory-mapped, and the account of the records they came from. Of a run that reads prompts alone
+    both parts are `dataset.Prompts` (see `questions.prompts_of`)."""
 
     train: Pairs
     eval: Pairs
@@ -124,6 +120,9 @@ def prepare(
 
 def _read_as(config: TrainConfig, pairs: PairDataset, name: str, held_out: bool) -> PairDataset:
     """`pairs` of the source `name`, or those `held_out` of it, as the objective takes them."""
+    if config.reading == "prompts":
+        assert isinstance(pairs, PromptDataset)
+        return replace(pairs, source=masked(name))
     # SFT trains on the best response, and evaluates one other beside it.
     pairs = replace(pairs, rule="best_against_worst" if config.objective.best_alone else config.reading)
     if config.reading != "labels" or not len(pairs):
@@ -184,7 +183,10 @@ def _remarks(asked: Sequence[SourceConfig], sources: Sequence[TokenizedSource]) 
 
 def _together(sources: str | list[SourceConfig], parts: list[PairDataset]) -> Pairs:
     """The pairs of `parts` as one data set."""
-    return parts[0] if isinstance(sources, str) else JoinedPairs(tuple(one.name for one in sources), tuple(parts))
+    if isinstance(sources, str):
+        return parts[0]
+    joined = JoinedPrompts if all(isinstance(part, PromptDataset) for part in parts) else JoinedPairs
+    return joined(tuple(one.name for one in sources), tuple(parts))
 
 
 def _keys(data: DataConfig) -> list[str]:
@@ -209,6 +211,9 @@ def _tokenized(
 ) -> TokenizedSource:
     """One source, from the cache or tokenised into it."""
     data = config.data
+    # Of prompts alone nothing is cut, so one number says which fit.
+    longest = None if config.rollouts is None else data.max_length - config.rollouts.max_tokens
+    lengths = [data.max_length, data.max_prompt_length] if longest is None else [longest]
     renderer = Renderer(tokenizer, data.chat_template, date=data.date)
     key = cache_key(
         {
@@ -217,18 +222,20 @@ def _tokenized(
             "limit": asked.limit,
             "tokenizer": tokenizer_digest(tokenizer),
             "template": [renderer.template, renderer.overrides_text],
-            "answers": {"best_against_worst": "two", "labels": "labelled"}.get(config.reading, "all"),
+            "answers": _ANSWERS.get(config.reading, "all"),
             "records": [asked.format, *(getattr(asked, key) for key in RecordsConfig.model_fields)],
-            "lengths": [data.max_length, data.max_prompt_length, data.drop_prompts_over],
+            "lengths": [*lengths, data.drop_prompts_over],
             "max_record_characters": data.max_record_characters,
             "on_bad_record": data.on_bad_record,
         }
     )
 
     def build(writer: CacheWriter) -> Account:
-        return _Tokenization(data, asked, tokenizer, renderer, writer, config.reading).run(
-            source, asked.limit, progress
-        )
+        if longest is None:
+            of_source: SourcePass = PairPass(data, asked, tokenizer, renderer, writer, config.reading)
+        else:
+            of_source = PromptPass(data, asked, tokenizer, renderer, writer, longest)
+        return of_source.run(source, asked.limit, progress)
 
     tokenized = read_or_build(config.cache_dir / "tokens", key, build)
     if tokenized.account.read == 0:
@@ -236,165 +243,7 @@ def _tokenized(
     if tokenized.account.kept == 0:
         where = f"; see {tokenized.quarantine}" if tokenized.quarantine else ""
         why = "".join(f"; {remark}" for remark in tokenized.account.said)
-        raise UserError(f"{asked.source}: no pair is left: {tokenized.account.describe()}{where}{why}")
+        what = "pair" if longest is None else "prompt"
+        raise UserError(f"{asked.source}: no {what} is left: {tokenized.account.describe()}{where}{why}")
     tokenized.account.said[:0] = source.remarks()  # of the folder as it is now
     return tokenized
-
-
-class _Waiting(NamedTuple):
-    """A record to be tokenised."""
-
-    record: int
-    """Its index in the source."""
-    ranks: tuple[int, ...]
-    """Of its responses."""
-    question: int
-    """See `question_hash`."""
-    text: Rendered
-    location: str
-    """What messages call the record."""
-
-
-class _Tokenization:
-    """One pass over a source: each record is kept, dropped or quarantined, and counted."""
-
-    def __init__(
-        self,
-        data: DataConfig,
-        asked: SourceConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        renderer: Renderer,
-        writer: CacheWriter,
-        reading: Reading = "every_pair",
-    ) -> None:
-        self.data = data
-        self.reading = reading
-        self.renderer = renderer
-        self.tokenizer = tokenizer
-        self._looked_at = False
-        """At the first texts (see `_look_at`)."""
-        self.tokenize = PairTokenizer(tokenizer, data.max_length, data.max_prompt_length)
-        self.writer = writer
-        self.account = Account()
-        self.read = RecordReader(asked, asked.format or "auto", self.account, as_messages=renderer.overrides_text)
-        self._waiting: list[_Waiting] = []
-        """Records to tokenise together."""
-        self._characters = 0
-        """Of those."""
-        self._kept: list[Kept] = []
-
-    def run(self, source: Source, limit: int | None, progress: Callable[[int], None] | None) -> Account:
-        for record in islice(source.records(), limit):
-            self.account.read += 1
-            waiting = self._rendered(record)
-            if waiting is not None:
-                self._add(waiting)
-            if self.account.read % RECORDS_PER_BATCH == 0:
-                self._write(progress)
-        if self.account.read % RECORDS_PER_BATCH:
-            self._write(progress)
-        self.account.said += self.read.remarks()
-        return self.account
-
-    def _add(self, waiting: _Waiting) -> None:
-        size = waiting.text.characters
-        if self._characters + size > CHARACTERS_AT_ONCE:
-            self._tokenize()
-        self._waiting.append(waiting)
-        self._characters += size
-
-    def _write(self, progress: Callable[[int], None] | None) -> None:
-        """The digest of the pairs, which a run is known by, depends on how many are written at once."""
-        self._tokenize()
-        self.account.kept += len(self._kept)
-        self.writer.write(self._kept)
-        self._kept = []
-        if progress is not None:
-            progress(self.account.read)
-
-    def _tokenize(self) -> None:
-        waiting, self._waiting, self._characters = self._waiting, [], 0
-        if not self._looked_at:
-            self._look_at(waiting)
-        tokenized = self.tokenize([item.text for item in waiting])
-        for item, (cut, whole) in zip(waiting, tokenized, strict=True):
-            answers, left = without_repeats([*zip(cut.responses, cut.responses_cut, strict=True)], item.ranks)
-            ranks = tuple(left) if self.reading == "labels" else dense_ranks(left)
-            limit = self.data.drop_prompts_over
-            if limit is not None and len(whole.prompt) > limit:
-                self.account.dropped[f"prompt over {limit} tokens"] += 1
-            elif not cut.prompt:  # no BOS and no token: nothing for a response to follow
-                self.account.dropped["empty prompt"] += 1
-            elif len(set(ranks)) < 2 <= len(set(item.ranks)):
-                self.account.dropped["chosen = rejected once tokenised and cut"] += 1
-            else:
-                responses, cuts = zip(*answers, strict=True)
-                fitted = replace(cut, responses=responses, responses_cut=cuts)
-                self._kept.append(Kept(item.record, fitted, ranks, item.question))
-                self.account.straddled += whole.straddled
-                self.account.cut_prompts += cut.prompt_cut
-                best = ranks.count(0)
-                self.account.cut_chosen += any(cuts[:best])
-                self.account.cut_rejected += any(cuts[best:])
-
-    def _look_at(self, waiting: list[_Waiting]) -> None:
-        """Whether the tokenizer gives the first texts back, and what is to be said of it and of the template."""
-        self._looked_at = bool(waiting)
-        for item in waiting[:ROUND_TRIPS]:
-            for response in item.text.responses:
-                prompt, answer = (
-                    "".join(segment.text for segment in part) for part in (item.text.prompt, response.segments)
-                )
-                text = prompt[-CHARACTERS_COMPARED:] + answer[:CHARACTERS_COMPARED]
-                try:
-                    lost = lost_in_tokens(self.tokenizer, text)
-                except UserError as error:
-                    raise UserError(f"{item.location}: {error}") from None
-                if lost and lost not in self.account.said:
-                    self.account.said.append(lost)
-        if any(not item.text.verbatim for item in waiting):
-            self.account.said += self.renderer.remarks
-        elif waiting and self.renderer.template is not None:
-            self.account.said.append(
-                "records are text, taken as it stands: the tokenizer's chat template is for message lists, and for "
-                "text where data.chat_template is set"
-            )
-
-    def _rendered(self, record: Record) -> _Waiting | None:
-        """The text of a record that is sound and passes the paper's filters."""
-        try:
-            return self._render(record)
-        except BadRecord as error:
-            if self.data.on_bad_record == "error":
-                raise UserError(
-                    f"{record.location}: {error}; mend the record, or set data.on_bad_record=quarantine "
-                    "to set such records aside"
-                ) from None
-            self.account.quarantined[error.reason] += 1
-            self.writer.quarantine(record, error)
-            return None
-        except UserError as error:
-            raise UserError(f"{record.location}: {error}") from None
-
-    def _render(self, record: Record) -> _Waiting | None:
-        if record.value is None:
-            raise record.error or BadRecord("unreadable")
-        # An empty answer is sound text that teaches nothing: the paper drops it. One that is not text at all
-        # is a bad record.
-        try:
-            comparison = self.read.comparison(record.value)
-            prompt, tools = comparison.prompt, comparison.tools
-            answers = [answer.turns for answer in comparison.answers]
-            require_short(self.data.max_record_characters, prompt, *answers, tools)
-            answers, ranks = select(comparison, self.reading, self.account)
-        except NoPreference as none:
-            self.account.dropped[none.reason] += 1
-            return None
-        require_written(self.renderer, prompt, answers, tools, self.account)
-        return _Waiting(
-            record.index,
-            ranks,
-            question_hash(prompt),
-            self.renderer.rendered(prompt, answers, tools=tools),
-            record.location,
-        )

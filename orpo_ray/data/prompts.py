@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from orpo_ray.config.evaluation import PromptsConfig
+from orpo_ray.config.records import RecordsConfig
 from orpo_ray.data.formats import NoPreference, RecordReader, Tools, Turns, require_short
 from orpo_ray.data.formats.messages import readable
 from orpo_ray.data.records import Account, BadRecord, Record
@@ -15,7 +16,7 @@ from orpo_ray.data.sources import Source, open_source
 from orpo_ray.errors import UserError
 
 Read = TypeVar("Read")
-__all__ = ["Prompt", "Question", "read_each", "read_prompts", "readable"]
+__all__ = ["Prompt", "Question", "QuestionReader", "read_each", "read_prompts", "readable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,9 @@ def read_prompts(
     unless `config.on_bad_record` is `quarantine`, or no prompt at all.
     """
     account = Account()
-    as_found = _Questions(config, account, as_messages=False)
-    as_messages = _Questions(config, Account(), as_messages=True)  # counts the same records again
+    as_found = QuestionReader(config, config.format, account, as_messages=False)
+    # Counts the same records again.
+    as_messages = QuestionReader(config, config.format, Account(), as_messages=True)
 
     def read(record: Record, value: dict[str, Any]) -> Prompt:
         found = as_found(value)
@@ -129,22 +131,34 @@ def _asked(config: PromptsConfig, source: Source) -> Iterator[Record]:
         raise UserError(f"prompts.records: {config.source} has no record {min(left)}")
 
 
-class _Questions:
-    """Reads records as questions, all in one form."""
+class QuestionReader:
+    """Reads records as questions, all in one form.
 
-    def __init__(self, config: PromptsConfig, account: Account, *, as_messages: bool) -> None:
+    `alone`: completions are left out, which is noted in `account`; and what a record says of them, such as a tie, is
+    nothing to its prompt.
+    """
+
+    def __init__(
+        self, settings: RecordsConfig, format: str, account: Account, *, as_messages: bool, alone: bool = False
+    ) -> None:
         self._account = account
-        self._read = RecordReader(config, config.format, account, as_messages=as_messages, may_only_ask=True)
+        self._alone = alone
+        self._read = RecordReader(
+            settings, format, account, as_messages=as_messages, may_only_ask=True, prompts_alone=alone
+        )
 
     def remarks(self) -> list[str]:
         """As `RecordReader.remarks`."""
         return self._read.remarks()
 
     def __call__(self, value: dict[str, Any]) -> Question:
+        """Raises `BadRecord`, and `NoPreference` where of its completions none is the better one."""
         comparison = self._read.comparison(value)
         if not readable(comparison.prompt).strip():
             raise BadRecord("empty prompt")
-        if not comparison.answers:
+        if comparison.answers and self._alone:
+            self._account.noted["have answers of their own, which are left out"] += 1
+        if self._alone or not comparison.answers:
             return Question(comparison.prompt, (), comparison.tools)
         if comparison.labelled:
             self._account.noted["have one answer with a label, so their prompts alone are asked"] += 1

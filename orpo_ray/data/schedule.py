@@ -108,6 +108,63 @@ class StepSchedule:
         return np.concatenate([_drawn(share, *bound) for share, bound in zip(self.shares, bounds, strict=True)])
 
 
+@dataclass(frozen=True)
+class RoundSchedule:
+    """The global steps of a run on rollouts: in a *round* one policy answers `per_round` prompts, and is then trained
+    on them `passes` times, in steps of `per_step` prompts.
+
+    Rounds take the prompts epoch behind epoch, so that none is smaller; the last may go beyond `epochs`. `max_steps`
+    wins over `epochs`.
+    """
+
+    prompts: int
+    per_round: int
+    per_step: int
+    passes: int
+    epochs: int
+    max_steps: int | None
+    seed: int
+    shares: tuple[Share, ...] = ()
+
+    @property
+    def steps_per_pass(self) -> int:
+        return self.per_round // self.per_step
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.passes * self.steps_per_pass
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.prompts // self.per_round) * self.steps_per_round
+
+    @property
+    def total_steps(self) -> int:
+        rounds = -(-self.epochs * self.prompts // self.per_round)
+        return rounds * self.steps_per_round if self.max_steps is None else self.max_steps
+
+    def round_of(self, step: int) -> int:
+        return step // self.steps_per_round
+
+    def indices(self, round: int) -> Indices:
+        """`(per_round,)`: the prompts of round `round` (from 0)."""
+        start, end = round * self.per_round, (round + 1) * self.per_round
+        if not self.shares:
+            return _drawn(Share(0, self.prompts, 1, (self.seed,)), start, end)
+        weights = [share.weight for share in self.shares]
+        bounds = zip(apportioned(weights, start), apportioned(weights, end), strict=True)
+        return np.concatenate([_drawn(share, *bound) for share, bound in zip(self.shares, bounds, strict=True)])
+
+    def steps(self, round: int, records: int) -> list[Indices]:
+        """Which of a round's `records`, those of its prompts that are trained on, each of its steps holds: every pass
+        all of them, in an order of its own. There must be one for each step of a pass."""
+        found = []
+        for number in range(self.passes):
+            order = np.random.default_rng([self.seed, round, number]).permutation(records)
+            found += [np.sort(part) for part in np.array_split(order, self.steps_per_pass)]
+        return found
+
+
 def _drawn(share: Share, start: int, end: int) -> Indices:
     """The pairs at these places of a source's own order, which is another each time it begins anew."""
     epochs = range(start // share.pairs, (end - 1) // share.pairs + 1) if end > start else ()

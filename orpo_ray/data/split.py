@@ -99,8 +99,8 @@ def _write(hashes: NDArray[np.uint64], fraction: float, seed: int, name: str, fo
             os.fsync(file.fileno())
     if held == len(hashes):
         raise UserError(
-            f"{name}: {len(hashes)} pairs have {len(np.unique(hashes))} different prompts, too few to hold out "
-            f"{fraction:.0%} of the pairs; set data.eval to a source of its own, or lower data.eval_fraction"
+            f"{name}: {len(hashes)} records have {len(np.unique(hashes))} different prompts, too few to hold out "
+            f"{fraction:.0%} of the records; set data.eval to a source of its own, or lower data.eval_fraction"
         )
 
 

@@ -68,6 +68,8 @@ class Summary:
     """Each response with a prompt of its own, no padding."""
     padded_tokens: int
     """The same padded to the longest in batches of `PADDED_BATCH` records, drawn at random."""
+    room: str | None
+    """Of prompts alone: what they leave for the responses."""
     examples: tuple[Example, ...]
     quarantine: tuple[Path, ...]
 
@@ -97,8 +99,19 @@ def summarize(
         shared_tokens=int(lengths.sum()),
         unshared_tokens=int((counts * prompt).sum() + responses.sum()),
         padded_tokens=_padded_tokens(lengths, counts, config.seed),
+        room=_room(config),
         examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in _shown(prepared.train)),
         quarantine=prepared.quarantine,
+    )
+
+
+def _room(config: TrainConfig) -> str | None:
+    if config.rollouts is None:
+        return None
+    longest, response = config.data.max_length, config.rollouts.max_tokens
+    return (
+        f"prompts of up to {longest - response:,} tokens leave room for responses of {response:,} "
+        f"(rollouts.max_tokens) in the {longest:,} of data.max_length; longer ones are dropped, none is cut"
     )
 
 
@@ -133,7 +146,7 @@ def _percentiles(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 def _padded_tokens(lengths: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> int:
     """Tokens of all batches, the responses of each record side by side, each padded to its batch's longest."""
     order = np.random.default_rng(seed).permutation(len(lengths))
-    longest = (lengths[:, 0] + lengths[:, 1:].max(axis=1))[order]
+    longest = (lengths[:, 0] + lengths[:, 1:].max(axis=1, initial=0))[order]
     starts = np.arange(0, len(longest), PADDED_BATCH)
     rows = np.add.reduceat(counts[order], starts)
     return int((np.maximum.reduceat(longest, starts) * rows).sum())
@@ -186,7 +199,7 @@ def render(summary: Summary) -> RenderableType:
         for remark in account.remarks():
             about.setdefault(remark, []).append(name)
     for name, account in summary.accounts.items():
-        parts += [_title(name), _records_table(account)]
+        parts += [_title(name), _records_table(account, cut=summary.room is None)]
         parts += [Text(remark) for remark in account.remarks() if about[remark] == [name]]
     for remark, names in about.items():
         if len(names) > 1:  # what template and tokenizer do, as a rule
@@ -195,8 +208,11 @@ def render(summary: Summary) -> RenderableType:
     parts.append(f"{summary.train.amount()} to train on, {summary.eval.amount()} held out to evaluate")
     if summary.mixture:
         parts += [_title("Sources"), _mixture_table(summary)]
-    parts += [_title("Tokens of kept records, BOS and EOS included"), _lengths_table(summary.lengths)]
-    parts += [_title("Tokens of one epoch over them"), _savings_table(summary)]
+    if summary.room is not None:
+        parts += [_title("Tokens of kept prompts, BOS included"), _lengths_table(summary.lengths[:1]), summary.room]
+    else:
+        parts += [_title("Tokens of kept records, BOS and EOS included"), _lengths_table(summary.lengths)]
+        parts += [_title("Tokens of one epoch over them"), _savings_table(summary)]
     parts += [_example_panel(example) for example in summary.examples]
     parts += [Text(f"quarantined records: {path}") for path in summary.quarantine]
     return Group(*parts)
@@ -206,7 +222,8 @@ def _title(text: str) -> Text:
     return Text(f"\n{text}", "bold")
 
 
-def _records_table(account: Account) -> Table:
+def _records_table(account: Account, *, cut: bool) -> Table:
+    """`cut`: with what was cut to fit."""
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -219,6 +236,8 @@ def _records_table(account: Account) -> Table:
             table.add_row(Text(f"  {reason}"), f"{count:,}")
     accounted = account.kept + account.dropped.total() + account.quarantined.total()
     table.add_row("kept + dropped + quarantined", f"{accounted:,}")
+    if not cut:
+        return table
     table.add_section()
     table.add_row("prompts cut (they keep their end)", f"{account.cut_prompts:,}")
     table.add_row("chosen responses cut (no EOS)", f"{account.cut_chosen:,}")
@@ -240,7 +259,7 @@ def _lengths_table(lengths: NDArray[np.int64]) -> Table:
     table = Table("")
     for percentile in PERCENTILES:
         table.add_column("max" if percentile == 100 else f"p{percentile}", justify="right")
-    for name, row in zip(("prompt", "chosen", "rejected"), lengths.tolist(), strict=True):
+    for name, row in zip(("prompt", "chosen", "rejected"), lengths.tolist(), strict=False):
         table.add_row(name, *(f"{length:,}" for length in row))
     return table
 

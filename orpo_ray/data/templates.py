@@ -252,8 +252,8 @@ class Renderer:
         return surplus + text.removeprefix(frame.header).removeprefix(header)
 
     @cached_property
-    def remarks(self) -> list[str]:
-        """What the template does to messages that a person may not expect, each in a line."""
+    def prompt_remarks(self) -> list[str]:
+        """What the template does to prompts that a person may not expect, each in a line."""
         if self.template is None:
             return []
         said, frame = [], self.frame
@@ -264,15 +264,21 @@ class Renderer:
             said.append(
                 f"the chat template writes no {''.join(start)}, which the tokenizer puts before text: none is added"
             )
+        if frame is not None and not frame.always_prompts and not frame.prompts:
+            header = f": {frame.header!r} is part of each response" if frame.header.strip() else ""
+            said.append(f"the chat template has no generation prompt{header}")
+        return said
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """The same of prompts and responses."""
+        said, frame = [*self.prompt_remarks], self.frame
         if frame is None:
             return said
         if frame.always_prompts:
             said.append(
                 f"the chat template ends every conversation with {frame.rest!r}, which is left out of responses"
             )
-        elif not frame.prompts:
-            header = f": {frame.header!r} is part of each response" if frame.header.strip() else ""
-            said.append(f"the chat template has no generation prompt{header}")
         if frame.prompts and frame.header.strip():
             said.append(f"the chat template writes {frame.header!r} into each response")
         if frame.surplus:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from orpo_ray.config import EvaluationConfig
+from orpo_ray.config import EvaluationConfig, read_yaml
+from orpo_ray.config.identity import other_settings
 from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Nodes, Resources, share_out
@@ -55,6 +56,10 @@ def _evaluate(
 ) -> None:
     folder = plan.folder
     held_for("evaluation", folder.config)
+    if replaced := _replaced(config, folder):
+        console.say(
+            f"note: {folder.path} held the results of other settings ({', '.join(replaced)}); they are made anew"
+        )
     folder.winrates.unlink(missing_ok=True)  # of other settings than those that config.yaml is to say
     write_atomically(folder.config, config.to_yaml())
     write_table(folder.prompts, prompts_table(plan))
@@ -67,6 +72,16 @@ def _evaluate(
     found = winrates(tables, embed, key)
     found["notes"] += unavailable
     write_atomically(folder.winrates, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def _replaced(config: EvaluationConfig, folder: EvaluationFolder) -> list[str]:
+    """Dotted keys in which the settings of finished results differ from those of now; of unreadable ones none."""
+    if not folder.results.is_file():
+        return []
+    try:
+        return other_settings(read_yaml(folder.config), config.for_a_file())
+    except UserError:
+        return []
 
 
 def read_winrates(folder: EvaluationFolder) -> dict[str, Any]:

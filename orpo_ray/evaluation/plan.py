@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.config.evaluation import DATA_LABELS, SamplingConfig
-from orpo_ray.data import toyworld
 from orpo_ray.data.prompts import Prompt, read_prompts, readable
-from orpo_ray.data.records import Account, BadRecord
-from orpo_ray.data.written import require_written
+from orpo_ray.data.records import Account
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import (
     LOG_PROBS,
@@ -30,7 +28,16 @@ from orpo_ray.evaluation.store import (
 )
 from orpo_ray.inference.generation import Request, request_seed
 from orpo_ray.inference.listening import Listener, listener
-from orpo_ray.inference.models import TRUTH, EvaluatedModel, Speaker, find_policy, find_reward_model, require_forward
+from orpo_ray.inference.models import (
+    TRUTH,
+    EvaluatedModel,
+    Speaker,
+    find_policy,
+    find_reward_model,
+    prompt_ids,
+    require_forward,
+)
+from orpo_ray.inference.scoring import require_known
 
 ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 OWN = ""
@@ -153,18 +160,6 @@ def find_reward_models(config: EvaluationConfig | ScoreConfig) -> dict[str, Eval
     }
 
 
-def require_known(reward_models: Mapping[str, EvaluatedModel | None], prompts: Sequence[Prompt]) -> None:
-    """Raises `UserError`, naming the record, where the embedded world's truth is to judge what is not of that world."""
-    if None not in reward_models.values():
-        return
-    for prompt in prompts:
-        try:
-            toyworld.parse_prompt(readable(prompt.as_found.prompt))
-        except ValueError as error:
-            told = f"the reward model {TRUTH} knows the embedded world alone: {error}"
-            raise UserError(f"{prompt.location}: {told}") from None
-
-
 def cut_into_blocks(order: Sequence[Any]) -> list[list[int]]:
     """Indices of prompts in the order of what is given for each, `PROMPTS_IN_BLOCK` at a time."""
     ordered = sorted(range(len(order)), key=order.__getitem__)
@@ -201,20 +196,6 @@ def judge_works(
             label, config.reward_models[label], judge, speaker.template if speaker else "none", Parts(rewards)
         )
     return works
-
-
-def prompt_ids(speaker: Speaker, prompts: list[Prompt]) -> list[list[int]]:
-    """Of every prompt, as a model is asked it. Raises `UserError`, naming the record, where that cannot be."""
-    ids = []
-    speaker.look_at(prompts)
-    for prompt in prompts:
-        try:
-            question = speaker.question(prompt)
-            require_written(speaker.renderer, question.prompt, question.completions, question.tools)
-            ids.append(speaker.rows(question.prompt, tools=question.tools)[0])
-        except (BadRecord, UserError) as error:
-            raise UserError(f"{prompt.location}: {speaker.in_its_words(error)}") from None
-    return ids
 
 
 def _policy_work(

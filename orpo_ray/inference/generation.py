@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,8 +81,8 @@ def request_seed(seed: int, prompt: str, occurrence: int, round: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
-def load_engine(options: EngineOptions, sampling: SamplingConfig) -> Any:
-    """vLLM's `LLM` for one policy."""
+def load_engine(options: EngineOptions, seed: int = 0, **more: Any) -> Any:
+    """vLLM's `LLM` for one policy. `seed`: of what is drawn by requests without one. `more`: as `LLM` takes it."""
     from vllm import LLM
 
     on_gpu = options.gpu_memory is not None
@@ -94,12 +94,12 @@ def load_engine(options: EngineOptions, sampling: SamplingConfig) -> Any:
         else {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_seqs": options.cpu_batch}
         | {"max_num_batched_tokens": max(_TOKENS_IN_BATCH, options.max_length)}
     )
-    # The model folder's own sampling defaults are not read: `sampling` is what the evaluation says. Without
+    # The model folder's own sampling defaults are not read: each request says how it is drawn. Without
     # `load_format` vLLM would take pickled weights where there are no others.
     return LLM(
         model=options.model, dtype=options.dtype, max_model_len=options.max_length, generation_config="vllm",
-        tensor_parallel_size=options.tensor_parallel, enable_prefix_caching=True, seed=sampling.seed,
-        trust_remote_code=options.trust_remote_code, load_format="safetensors", **where,
+        tensor_parallel_size=options.tensor_parallel, enable_prefix_caching=True, seed=seed,
+        trust_remote_code=options.trust_remote_code, load_format="safetensors", **where, **more,
     )  # fmt: skip
 
 
@@ -115,8 +115,40 @@ def sampling_params(sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ..
     )  # fmt: skip
 
 
+class AtWork:
+    """The requests that a vLLM engine works on. New ones join those at work, so that no batch waits for another to
+    end."""
+
+    def __init__(self, engine: Any, params: Callable[[Request], Any]) -> None:
+        """`engine`: vLLM's `LLMEngine`; `params`: its `SamplingParams` for a request."""
+        self._engine, self._params = engine, params
+        self._waiting: dict[str, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def advance(self, requests: Iterable[Request]) -> list[tuple[Request, Any]]:
+        """Take in `requests` and work until some have ended; returns those, in that order, and vLLM's
+        `CompletionOutput` of each. Returns an empty list only where nothing is at work."""
+        for request in requests:
+            name = f"{request.prompt}-{request.round}"
+            self._waiting[name] = request
+            self._engine.add_request(name, {"prompt_token_ids": request.ids}, self._params(request))
+        finished: list[tuple[Request, Any]] = []
+        deadline = time.monotonic() + SECONDS_BETWEEN_ANSWERS
+        while self._waiting and (not finished or time.monotonic() < deadline):
+            outputs = [output for output in self._engine.step() if output.finished]
+            finished += [(self._waiting.pop(output.request_id), output.outputs[0]) for output in outputs]
+        return finished
+
+    def cancel(self) -> None:
+        """Forget what is at work."""
+        self._engine.abort_request(list(self._waiting))
+        self._waiting.clear()
+
+
 class Generator:
-    """A vLLM engine with one policy. New requests join those at work, so that no batch waits for another to end."""
+    """A vLLM engine with one policy."""
 
     def __init__(
         self, options: EngineOptions, sampling: SamplingConfig, run: str = "", policy: EvaluatedModel | None = None
@@ -129,31 +161,16 @@ class Generator:
             options = replace(options, model=str(on_this_node(policy).folder))
         started = time.monotonic()
         use_assigned_cpus()
-        self._sampling, self._stop_ids = sampling, options.stop_ids
-        self._engine: Any = load_engine(options, sampling).llm_engine
+        engine = load_engine(options, sampling.seed).llm_engine
+        self._at_work = AtWork(engine, lambda request: sampling_params(sampling, request.seed, options.stop_ids))
         log("engine started", seconds=round(time.monotonic() - started, 1))
-        self._waiting: dict[str, tuple[int, int]] = {}
 
     def advance(self, requests: Iterable[Request]) -> list[Response]:
         """Take in `requests` and work until some responses are there; returns those, in the order they ended.
 
         Returns an empty list only where nothing is at work.
         """
-        for request in requests:
-            self._add(request)
-        finished: list[Response] = []
-        deadline = time.monotonic() + SECONDS_BETWEEN_ANSWERS
-        while self._waiting and (not finished or time.monotonic() < deadline):
-            for output in self._engine.step():
-                if output.finished:
-                    prompt, round = self._waiting.pop(output.request_id)
-                    drawn = output.outputs[0]
-                    ended = str(drawn.finish_reason)
-                    finished.append(Response(prompt, round, drawn.text, len(drawn.token_ids), ended))
-        return finished
-
-    def _add(self, request: Request) -> None:
-        name = f"{request.prompt}-{request.round}"
-        self._waiting[name] = (request.prompt, request.round)
-        params = sampling_params(self._sampling, request.seed, self._stop_ids)
-        self._engine.add_request(name, {"prompt_token_ids": request.ids}, params)
+        return [
+            Response(request.prompt, request.round, drawn.text, len(drawn.token_ids), str(drawn.finish_reason))
+            for request, drawn in self._at_work.advance(requests)
+        ]

@@ -23,7 +23,7 @@ class Listener(Speaker):
     def __init__(self, model: EvaluatedModel, chat_template: str | None) -> None:
         super().__init__(model, chat_template)
         self.wants_messages = self.renderer.template is not None
-        self._label = model.label
+        self._key = model.key
         config = load_config(model.settings)
         self._pad = padding_of(config)
         self._embeddings: int = config.get_text_config().vocab_size
@@ -47,12 +47,10 @@ class Listener(Speaker):
         highest = max(map(max, filter(None, texts)), default=0)
         if highest >= self._embeddings:
             token = self.tokenizer.convert_ids_to_tokens(highest)
-            raise UserError(
-                f"reward_models.{self._label}: it has no embedding for {token!r}, token {highest} of its own"
-            )
+            raise UserError(f"{self._key}: it has no embedding for {token!r}, token {highest} of its own")
         scored = [ids[: scored_length(ids, self._pad)] for ids in texts]
         if min(map(len, scored)) < 2:
-            raise UserError(f"reward_models.{self._label}: a text of one token leaves nothing to compare")
+            raise UserError(f"{self._key}: a text of one token leaves nothing to compare")
         shared = _alike(scored)
         return [scored[0][:shared], *(ids[shared:] for ids in scored)]
 

@@ -22,6 +22,7 @@ from orpo_ray.data.records import BadRecord
 from orpo_ray.data.round_trip import CHARACTERS_COMPARED, ROUND_TRIPS, lost_in_tokens
 from orpo_ray.data.templates import TEXT_RULE, Renderer, read_text_rule, trained_as_served
 from orpo_ray.data.tokenization import tokenizer_digest
+from orpo_ray.data.written import require_written
 from orpo_ray.errors import UserError
 from orpo_ray.inference.node_files import FoundFile, glance
 from orpo_ray.modeling.adapters import merged_adapter
@@ -125,11 +126,16 @@ def find_policy(label: str, asked: AskedModel | str, cache: Path, *, trust_remot
 
 
 def find_reward_model(
-    label: str, name: str, dtype: Literal["auto", "float32", "bfloat16"], *, trust_remote_code: bool = False
+    label: str,
+    name: str,
+    dtype: Literal["auto", "float32", "bfloat16"],
+    *,
+    section: str = "reward_models",
+    trust_remote_code: bool = False,
 ) -> EvaluatedModel:
-    """The reward model that a label of `reward_models` names; raises `UserError` where it is none of one label, or
-    reads its score elsewhere than at the last token of a text."""
-    key = f"reward_models.{label}"
+    """The reward model that a label of `section` names; raises `UserError` where it is none of one label, or reads its
+    score elsewhere than at the last token of a text."""
+    key = f"{section}.{label}"
     folder = _folder(key, name)
     if (folder / ADAPTER).is_file():
         raise UserError(f"{key}: {name} is an adapter; name the merged model, which its run keeps in model/")
@@ -184,9 +190,12 @@ class Speaker:
     def __init__(self, model: EvaluatedModel, chat_template: str | None) -> None:
         """`chat_template`: `prompts.chat_template`, which overrides the model's own. Raises `UserError`, naming the
         key, for an unknown one."""
-        of_all = chat_template is not None or not model.key.startswith("models.")
-        self.key = "prompts.chat_template" if of_all and not model.chat_template else f"{model.key}.chat_template"
-        """Of the configuration, where its template is set, or can be."""
+        self.key = "prompts.chat_template"
+        """Of the configuration, where its template is set, or can be; in training a reward model has its own alone."""
+        if model.key.startswith("rollouts."):
+            self.key = f"the chat template of {model.key} in its tokenizer"
+        elif model.chat_template or (chat_template is None and model.key.startswith("models.")):
+            self.key = f"{model.key}.chat_template"
         chat_template = model.chat_template or chat_template
         self.tokenizer = load_tokenizer(model.settings)
         through_template = chat_template is not None or read_text_rule(model.folder)
@@ -291,6 +300,20 @@ class Speaker:
             return Completion([{"role": "assistant", "content": text.strip() if answer.is_text else text}], answer.cut)
         apart = answer.is_text or not text or text[0].isspace() or question[-1].isspace()
         return Completion(text if apart else f" {text}", answer.cut)
+
+
+def prompt_ids(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Of every prompt, as a model is asked it. Raises `UserError`, naming the record, where that cannot be."""
+    ids = []
+    speaker.look_at(prompts)
+    for prompt in prompts:
+        try:
+            question = speaker.question(prompt)
+            require_written(speaker.renderer, question.prompt, question.completions, question.tools)
+            ids.append(speaker.rows(question.prompt, tools=question.tools)[0])
+        except (BadRecord, UserError) as error:
+            raise UserError(f"{prompt.location}: {speaker.in_its_words(error)}") from None
+    return ids
 
 
 class Completion(NamedTuple):

@@ -20,9 +20,10 @@ from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
 from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.data.prompts import Prompt, readable
+from orpo_ray.data.records import BadRecord
 from orpo_ray.errors import UserError
 from orpo_ray.inference.listening import Listener, listener
-from orpo_ray.inference.models import Answer, Completion, EvaluatedModel, Speaker
+from orpo_ray.inference.models import TRUTH, Answer, Completion, EvaluatedModel, Speaker
 from orpo_ray.inference.node_files import on_this_node
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import (
@@ -74,19 +75,30 @@ class _NetworkJudge(ABC):
     def rewards(self, block: Sequence[Judged]) -> list[list[float | None]]:
         if not block:  # nobody has answered anything of it
             return []
-        fitting, rows = fitted([judged_rows(self.speaker, judged) for judged in block], self.model.context)
+        fitting, rows = fitted([self._rows(judged) for judged in block], self.model.context)
         rewards = _spread(fitting, self.scores(rows))
         if not self._checked:
             self._require_finite(rewards)
         self._checked = self._checked or self._check(block, rewards)
         return rewards
 
+    def _rows(self, judged: Judged) -> Rows:
+        """No prompt where there is nothing to judge. Raises `UserError`, naming the record, where the model cannot be
+        asked this."""
+        if not (judged.answers or judged.prompt.as_found.completions):
+            return [[]]
+        try:
+            return judged_rows(self.speaker, judged)
+        except (BadRecord, UserError) as error:
+            said = self.speaker.in_its_words(error)
+            raise UserError(f"{judged.prompt.location}: {said}") from None
+
     def _require_finite(self, rewards: Sequence[Sequence[float | None]]) -> None:
         """Some of the first rewards: all the others would be worth as little, after hours. Raises `UserError`."""
         given = [value for values in rewards for value in values if value is not None]
         if given and not np.isfinite(given).any():
             raise UserError(
-                f"reward_models.{self.model.label}: none of its first {len(given)} rewards is finite (they begin with "
+                f"{self.model.key}: none of its first {len(given)} rewards is finite (they begin with "
                 f"{given[0]}): its weights hold such numbers, or it cannot be computed in {self.model.dtype}"
             )
 
@@ -112,8 +124,9 @@ class PackedJudge(_NetworkJudge):
             self._network = load_foreign_reward_model(model.settings, device=device)
 
     def scores(self, rows: Sequence[Rows]) -> list[list[float]]:
-        """Where completions begin in nothing alike, each is computed by itself."""
-        parted = [[row] if row[0] else [[ids[:1], ids[1:]] for ids in row[1:]] for row in rows]
+        parted = [_parted(row) for row in rows]
+        if any(not ids for texts in parted for _, *endings in texts for ids in endings):
+            raise UserError(f"{self.model.key}: a text of one token leaves nothing to compare")
         given = iter(packed_scores(self._network, [one for row in parted for one in row], self._budget))
         return [[score for _ in row for score in next(given)] for row in parted]
 
@@ -138,7 +151,7 @@ class PackedJudge(_NetworkJudge):
             rounding = max(rounding, _MORE * _apart(plain, other))
         if not apart <= rounding:
             raise UserError(
-                f"reward_models.{self.model.label}: its rewards are up to {apart:.2g} away from those of Hugging "
+                f"{self.model.key}: its rewards are up to {apart:.2g} away from those of Hugging "
                 f"Face's own forward of the same texts, of which rounding explains {rounding:.2g}; it cannot be used"
             )
         return bool(compared)
@@ -179,7 +192,7 @@ class VllmJudge(_NetworkJudge):
         apart = _apart(*np.array(pairs).reshape(-1, 2).T)
         if not apart <= _PARITY[self.model.dtype]:
             raise UserError(
-                f"reward_models.{self.model.label}: vLLM's rewards are up to {apart:.2g} away from the packed "
+                f"{self.model.key}: vLLM's rewards are up to {apart:.2g} away from the packed "
                 "forward's, so it computes another model; set scoring.engine=packed"
             )
         return bool(pairs)
@@ -203,6 +216,18 @@ def _truth(prompt: Prompt, text: str) -> float:
         return float(toyworld.true_score(readable(prompt.as_found.prompt), text))
     except ValueError as error:
         raise UserError(f"{prompt.location}: the reward model toy knows the embedded world alone: {error}") from None
+
+
+def require_known(reward_models: Mapping[str, EvaluatedModel | None], prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError`, naming the record, where the embedded world's truth is to judge what is not of that world."""
+    if None not in reward_models.values():
+        return
+    for prompt in prompts:
+        try:
+            toyworld.parse_prompt(readable(prompt.as_found.prompt))
+        except ValueError as error:
+            told = f"the reward model {TRUTH} knows the embedded world alone: {error}"
+            raise UserError(f"{prompt.location}: {told}") from None
 
 
 class Scorer:
@@ -288,6 +313,18 @@ def _asked(speaker: Speaker, judged: Judged) -> tuple[Turns, list[Completion], T
     completions = [Completion(turns, cut=False) for turns in question.completions]
     completions += [speaker.completion(prompt, answer) for answer in answers]
     return question.prompt, completions, question.tools
+
+
+def _parted(row: Rows) -> list[Rows]:
+    """A row as packing takes it, whose prompt and completions are not empty, or a row for each of its completions.
+
+    A completion of no tokens, a cut answer without text, is scored where the prompt ends: each then has the prompt's
+    last token as its first. Where completions begin in nothing alike, each is computed by itself.
+    """
+    prompt, *endings = row
+    if not all(endings):
+        prompt, endings = prompt[:-1], [prompt[-1:] + ids for ids in endings]
+    return [[prompt, *endings]] if prompt else [[ids[:1], ids[1:]] for ids in endings]
 
 
 def fitted(rows: Sequence[Rows], context: int | None) -> tuple[list[list[bool]], list[Rows]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from orpo_ray.data.packing import PackedBatch
+from orpo_ray.modeling.critic import ActorCritic
 from orpo_ray.modeling.experts import shares, whole_shape
 from orpo_ray.modeling.linear import product
 from orpo_ray.modeling.policy import PackedPolicy
@@ -31,22 +33,29 @@ class StepFlops:
     def of(cls, scorer: Scorer) -> StepFlops:
         """Six per token and trained weight of the trunk's matrices (four where it is frozen; of experts those that a
         token goes to), the same per prediction and weight of a policy's head, twelve per layer and width of attention
-        for a visible pair.
+        for a visible pair; of a critic beside the policy too.
 
-        A reward model's head is one row, read once for a sequence: too little to count.
+        A reward model's head is one row, read once for a sequence, or a prediction: too little to count.
         """
-        embeddings = {id(m.weight) for m in scorer.modules() if isinstance(m, torch.nn.Embedding)}
-        if isinstance(scorer, PackedPolicy):
-            head = getattr(scorer.model.get_output_embeddings(), "weight", None)
+        found = [cls._of(scorer.model, isinstance(scorer, PackedPolicy))]
+        if isinstance(scorer, ActorCritic):
+            found.append(cls._of(scorer.critic.model, predicts=False))
+        return cls(*map(sum, zip(*map(astuple, found), strict=True)))
+
+    @classmethod
+    def _of(cls, network: PreTrainedModel, predicts: bool) -> StepFlops:
+        """`predicts`: whether its output layer is asked for each prediction."""
+        embeddings = {id(m.weight) for m in network.modules() if isinstance(m, torch.nn.Embedding)}
+        per_prediction = 0.0
+        if predicts:
+            head = getattr(network.get_output_embeddings(), "weight", None)
             embeddings.add(id(head))
             per_prediction = 0.0 if head is None else _operations(head)
-        else:
-            per_prediction = 0.0
-        config = scorer.model.config.get_text_config()
-        experts = shares(scorer, config)
+        config = network.config.get_text_config()
+        experts = shares(network, config)
         trunk = [
             experts.get(name, 1.0) * _operations(weight)
-            for name, weight in scorer.named_parameters()
+            for name, weight in network.named_parameters()
             if (len(whole_shape(weight)) == 2 or name in experts)
             and id(weight) not in embeddings
             and not name.endswith("bias")

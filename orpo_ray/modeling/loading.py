@@ -146,6 +146,8 @@ def build_network(
     """
     if not model.keep_dropout:
         _turn_dropout_off(config)
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        config._attn_implementation = "eager"  # transformers' sdpa leaves the cap out, and says nothing
     if model.has_weights:
         loaded: tuple[PreTrainedModel, set[str]] = _from_hub_or_folder(
             partial(load_weights, auto, warn=warn), model.name_or_path, "model", model, config=config,

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 
 from orpo_ray.data.packing import pack
+from orpo_ray.modeling.critic import ActorCritic
 from orpo_ray.modeling.experts import is_of_all_experts
 from orpo_ray.modeling.head import LogprobHead
 from orpo_ray.modeling.policy import PackedPolicy, hidden_states
@@ -39,6 +40,8 @@ _PROBE_TOKENS = 64
 
 def set_recomputation(scorer: Scorer, level: Recomputation) -> None:
     """Have `scorer` compute again in backward what `level` says, from now on."""
+    if isinstance(scorer, ActorCritic):
+        set_recomputation(scorer.critic, level)
     network: PreTrainedModel = scorer.model
     if level == "none":
         network.gradient_checkpointing_disable()
@@ -69,6 +72,13 @@ def activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
     Of a short probe, scaled up: what it keeps grows with its tokens, but for what adapters make of experts' weights, a
     copy of each. The log-prob head's logits come on top.
     """
+    if isinstance(scorer, ActorCritic):
+        critic = activation_bytes(scorer.critic, tokens)
+        return {level: critic[level] + held for level, held in _activation_bytes(scorer, tokens).items()}
+    return _activation_bytes(scorer, tokens)
+
+
+def _activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
     network = scorer.model
     device = next(network.parameters()).device
     ids = np.zeros(_PROBE_TOKENS // 2, dtype=np.int32)

@@ -62,23 +62,37 @@ def by_length(batch: PackedBatch) -> list[tuple[list[Text], Tensor]]:
     ]
 
 
-def text_logps(network: nn.Module, batch: PackedBatch) -> Tensor:
-    """Summed log-probs `(sequences,)`, in float32 at least, of prompts and continuations, as `PackedPolicy` gives them.
+def text_logps(network: nn.Module, batch: PackedBatch, temperature: float = 1.0) -> list[Tensor]:
+    """Log-probs `(predictions,)`, in float32 at least, of each prompt and continuation, in the order of the row.
 
-    A prompt's own are those within the first of its texts; 0 where they are not wanted.
+    A prompt's own are those within the first of its texts; none where they are not wanted.
     """
     of_continuations = sum(end - start for start, end, p0, p1 in batch.layout.segments if p0 != p1)
     scores_prompts = batch.targets.numel() > of_continuations
-    sums: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
     for group, ids in by_length(batch):
         logits = forward(network, ids)[:, :-1]
+        if temperature != 1:
+            logits = logits / temperature
         every = logprobs(logits, ids[:, 1:])
         for text, logps in zip(group, every, strict=True):
-            sums[text.continuation] = logps[text.tokens_of_prompt - 1 :].sum()
+            found[text.continuation] = logps[text.tokens_of_prompt - 1 :]
             if scores_prompts and text.continuation == text.prompt + 1:
-                sums[text.prompt] = logps[: text.tokens_of_prompt - 1].sum()
-    nothing = next(iter(sums.values())).new_zeros(())
-    return torch.stack([sums.get(number, nothing) for number in range(len(batch.layout.segments))])
+                found[text.prompt] = logps[: text.tokens_of_prompt - 1]
+    nothing = next(iter(found.values())).new_zeros(0)
+    return [found.get(number, nothing) for number in range(len(batch.layout.segments))]
+
+
+def text_values(network: nn.Module, batch: PackedBatch) -> Tensor:
+    """What a classifier's head gives where each token of a continuation is predicted from: `(predictions,)`, in the
+    order of the row, of a batch whose prompts are not scored."""
+    found: dict[int, Tensor] = {}
+    for group, ids in by_length(batch):
+        hidden = network.base_model(input_ids=ids).last_hidden_state  # type: ignore[operator, union-attr]
+        values = network.score(hidden)[..., 0]  # type: ignore[operator]
+        for text, of_text in zip(group, values, strict=True):
+            found[text.continuation] = of_text[text.tokens_of_prompt - 1 : -1]
+    return torch.cat([found[number] for number in sorted(found)])
 
 
 def text_rewards(network: nn.Module, batch: PackedBatch) -> Tensor:

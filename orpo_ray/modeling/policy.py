@@ -1,4 +1,4 @@
-"""The policy as training and scoring see it: a packed batch in, log-prob sums per sequence out."""
+"""The policy as training and scoring see it: a packed batch in, log-probs of tokens, or their sums, out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from orpo_ray.data.packing import PackedBatch
+from orpo_ray.errors import UserError
 from orpo_ray.modeling.head import LogprobHead
 from orpo_ray.modeling.linear import ROWS, by_onednn, quicken
 from orpo_ray.modeling.plain import longest, text_logps
@@ -70,17 +71,35 @@ class PackedPolicy(Packable):
     what it always did. Where it is to be `alone`, it is left as it is and asked a text at a time (`modeling.plain`).
     """
 
+    temperature = 1.0
+    """That logits are divided by, as a sampler does."""
+
     def __init__(self, model: PreTrainedModel, *, alone: str = "") -> None:
         super().__init__(model, alone)
         if not alone:
             model.set_output_embeddings(LogprobHead.of(model))
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`."""
+    def at_temperature(self, temperature: float) -> PackedPolicy:
+        """Itself, which from now on gives the log-probs of tokens drawn at `temperature`. Raises `UserError` where that
+        cannot be had: capped logits are divided behind the cap."""
+        head = self.model.get_output_embeddings()
+        if isinstance(head, LogprobHead):
+            if head.softcap is not None and temperature != 1:
+                raise UserError(f"rollouts.temperature: {type(self.model).__name__} caps its logits; leave it at 1")
+            head.scale *= self.temperature / temperature
+        self.temperature = temperature
+        return self
+
+    def forward(self, batch: PackedBatch, *, by_token: bool = False) -> Tensor:
+        """Summed log-probs `(sequences,)` in float32 of every prompt and continuation of `batch`; `by_token`: those of
+        every prediction, `(predictions,)`."""
         if self._one_by_one(batch):
-            return text_logps(self.model, batch)
+            logps_of = text_logps(self.model, batch, self.temperature)
+            return torch.cat(logps_of) if by_token else torch.stack([logps.sum() for logps in logps_of])
         hidden = hidden_states(self.model, batch)  # (tokens, width)
-        logps = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)
+        logps: Tensor = self.model.get_output_embeddings()(hidden[batch.source], batch.targets)  # (predictions,)
+        if by_token:
+            return logps
         # segment_reduce adds in order; index_add on CUDA would not give the same bits twice.
         # `unsafe` leaves out a check of the lengths, for which a device would have to be waited for.
         return torch.segment_reduce(logps, "sum", lengths=batch.lengths, unsafe=True)

@@ -29,7 +29,7 @@ from orpo_ray.modeling.loading import (
     require_weights,
 )
 from orpo_ray.modeling.lora import merged_weights, plain_name
-from orpo_ray.modeling.plain import forward, text_rewards
+from orpo_ray.modeling.plain import forward, text_rewards, text_values
 from orpo_ray.modeling.policy import Packable, hidden_states
 
 StateDict = dict[str, Tensor]
@@ -74,6 +74,15 @@ class PackedRewardModel(Packable):
             hidden = hidden_states(self.model, batch)  # (tokens, width)
             rewards = self.model.score(hidden[batch.ends[batch.continuations]])[:, 0]
         return rewards.new_zeros(len(batch.ends)).index_copy(0, batch.continuations, rewards - self.offset)
+
+    def values(self, batch: PackedBatch) -> Tensor:
+        """What its head gives where each prediction of `batch` is made, before the token is there: `(predictions,)` in
+        float32, of a batch whose prompts are not scored."""
+        if self._one_by_one(batch):
+            return text_values(self.model, batch) - self.offset
+        hidden = hidden_states(self.model, batch)  # (tokens, width)
+        values: Tensor = self.model.score(hidden[batch.source])[:, 0]
+        return values - self.offset
 
 
 def load_reward_model(

@@ -16,14 +16,18 @@ from orpo_ray.config.objectives import (
     Column,
     CpoConfig,
     DpoConfig,
+    GrpoConfig,
     IpoConfig,
     KtoConfig,
     KtoPairConfig,
     ObjectiveConfig,
     ObjectiveSection,
+    OnlineConfig,
     OrpoConfig,
+    PpoConfig,
     ProbabilityRatioConfig,
     RewardConfig,
+    RlooConfig,
     SftConfig,
     SimpoConfig,
     UnlikelihoodConfig,
@@ -31,12 +35,15 @@ from orpo_ray.config.objectives import (
 from orpo_ray.objectives.cpo import cpo
 from orpo_ray.objectives.dpo import dpo
 from orpo_ray.objectives.gradient_analysis import gradient_metrics
+from orpo_ray.objectives.grpo import grpo
 from orpo_ray.objectives.ipo import ipo
 from orpo_ray.objectives.kto import kto, kto_pair
 from orpo_ray.objectives.orpo import orpo
+from orpo_ray.objectives.ppo import ppo
 from orpo_ray.objectives.probability_ratio import probability_ratio
 from orpo_ray.objectives.reliability import diagnostics
 from orpo_ray.objectives.reward import plackett_luce, reward
+from orpo_ray.objectives.rloo import rloo
 from orpo_ray.objectives.sft import sft
 from orpo_ray.objectives.simpo import simpo
 from orpo_ray.objectives.terms import Metrics, Totals
@@ -87,7 +94,21 @@ class Objective:
         `scores`: summed log-probs of a policy, or rewards. `columns`: of the rows, or of the whole step; those that it
         reads (see `config.objectives.Column`) must be there.
         """
-        return self.function(scores, lengths, totals, **{name: columns[name] for name in self.settings.columns})
+        return self.function(scores, lengths, totals, **self._read(columns))
+
+    def loss_of_tokens(self, scored: Tensor, responses: Tensor, totals: Totals, columns: Columns) -> LossAndMetrics:
+        """As `loss`, of an objective that reads tokens (`settings.by_token`); see `objectives.surrogate`.
+
+        `scored (tokens,)`: log-probs of the response tokens of all samples; `(tokens, 2)` where there is a critic: its
+        values beside them. `responses (samples,)`: tokens of each, int64. `columns (tokens,)`.
+        """
+        if not self.settings.has_critic:
+            return self.function(scored, responses, totals, **self._read(columns))
+        logps, values = scored.unbind(dim=1)
+        return self.function(logps, responses, totals, values=values, **self._read(columns))
+
+    def _read(self, columns: Columns) -> dict[str, Tensor]:
+        return {name: columns[name] for name in self.settings.columns}
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
@@ -123,6 +144,24 @@ def _function(config: ObjectiveConfig) -> Callable[..., LossAndMetrics]:
             )  # fmt: skip
         case RewardConfig():
             return plackett_luce if config.loss == "plackett_luce" else reward
+        case PpoConfig():
+            return partial(ppo, clip=config.clip, value_clip=config.value_clip, value_weight=config.value_weight)
+        case RlooConfig():
+            return partial(rloo, clip=config.clip)
+        case GrpoConfig():
+            return partial(grpo, clip=config.clip, token_mean=config.token_mean)
+        case OnlineConfig():
+            return _without_kl(_function(config.pairs))
+
+
+def _without_kl(function: Callable[..., LossAndMetrics]) -> Callable[..., LossAndMetrics]:
+    """Of rollouts `kl` is what all of a round's responses have, not the drift of chosen ones per token."""
+
+    def with_metrics(*given: Tensor, **columns: Tensor) -> LossAndMetrics:
+        loss, metrics = function(*given, **columns)
+        return loss, {name: metric for name, metric in metrics.items() if name != "kl"}
+
+    return with_metrics
 
 
 def _with_gradient_metrics(function: Callable[..., LossAndMetrics]) -> Callable[..., LossAndMetrics]:

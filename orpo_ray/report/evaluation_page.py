@@ -16,7 +16,9 @@ from orpo_ray.report import evaluation_browser, evaluation_figures, evaluation_t
 from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, Pair, read_evaluation
 from orpo_ray.report.evaluation_tables import deviation
 from orpo_ray.report.evaluation_words import probability, rate, verdict
-from orpo_ray.report.page import describe_change, number, percent, render, write_page
+from orpo_ray.report.numbers import describe_change, number, percent
+from orpo_ray.report.page import render, write_page
+from orpo_ray.report.rollout_frontier import frontier, frontier_caption
 from orpo_ray.report.runs import Run, read_run
 
 SHOWN_WITHOUT_SCRIPT = 10
@@ -145,10 +147,13 @@ def _of(evaluation: Evaluation, label: str, values: Floats) -> Floats:
 
 
 def _curves(runs: Mapping[str, Run]) -> list[tuple[str, Markup | None, str]]:
-    """Label, log-prob curves and caption of each run, on one y axis."""
+    """Label, log-prob curves and caption of each run, on one y axis; of one on rollouts its reward against KL."""
     limits = figures.log_prob_limits(list(runs.values())) if runs else None
-    drawn = []
+    drawn: list[tuple[str, Markup | None, str]] = []
     for label, run in runs.items():
+        if run.rolls_out:
+            drawn.append((label, frontier(run), f"Reward against KL. {frontier_caption(run)}"))
+            continue
         changes = [(name, describe_change(run, f"eval_logps_{name}")) for name in DATA_LABELS]
         said = "; ".join(f"{name} {change}" for name, change in changes if change)
         drawn.append((label, figures.log_probs(run, limits), f"On held-out pairs: {said}." if said else ""))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from orpo_ray.report.evaluation_folder import Model, Numbers, Pair
 from orpo_ray.report.evaluation_words import length_controlled, probability
-from orpo_ray.report.page import number, percent
+from orpo_ray.report.numbers import number, percent
 from orpo_ray.report.runs import Run
 
 Row = dict[str, str]
@@ -141,8 +141,9 @@ def origins(numbers: Numbers) -> list[Row]:
 
 
 def training(runs: Mapping[str, Run]) -> list[Row]:
-    """The training runs behind the models, at the evaluation whose model is kept."""
+    """The training runs behind the models, at the evaluation whose model is kept. Reward and KL where one has them."""
     rows = []
+    on_rollouts = any(run.rolls_out for run in runs.values())
     for label, run in runs.items():
         weight = run.section("objective").get("lambda")
         rows.append(
@@ -152,9 +153,18 @@ def training(runs: Mapping[str, Run]) -> list[Row]:
                 "steps": number(run.last_step),
                 "eval loss": number(run.value_at("eval_loss", run.kept_step)),
                 "reward accuracy": percent(run.value_at("eval_reward_accuracy", run.kept_step), 1),
+                **(_of_rollouts(run) if on_rollouts else {}),
             }
         )
     return rows
+
+
+def _of_rollouts(run: Run) -> Row:
+    step = run.kept_step
+    return {
+        "eval reward": number(run.value_at("eval_reward", step)),
+        "KL, nats": number(run.value_at("eval_kl", step), 2),
+    }
 
 
 def deviation(pair: Pair) -> str:

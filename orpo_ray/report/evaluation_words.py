@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from orpo_ray.report.evaluation_folder import Numbers, Pair
-from orpo_ray.report.page import percent
+from orpo_ray.report.numbers import percent
 
 MOST_DISAGREEMENTS = 3
 

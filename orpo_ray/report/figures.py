@@ -30,6 +30,8 @@ VARIABLES = {
     NEUTRAL: "var(--neutral)",
 }  # fmt: skip
 
+Drawn = tuple[str, Markup | None, str]
+"""A figure: its title, the figure if there is any, its caption."""
 SIZE = (4.6, 3.0)
 """Inches. Small on purpose: a page scales a figure to its column, and a phone's is about this wide."""
 MAX_POINTS = 400
@@ -45,15 +47,15 @@ _STYLE: dict[str, Any] = {
 
 def loss(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
-        _curve(axes, run.series("loss"), NEUTRAL, "training")
-        _points(axes, run.series("eval_loss"), INK, "evaluation")
+        curve(axes, run.series("loss"), NEUTRAL, "training")
+        points(axes, run.series("eval_loss"), INK, "evaluation")
         step = run.best_step
         best = run.value_at("eval_loss", step)
         if step is not None and best is not None:
             axes.plot([step], [best], marker="*", markersize=11, color=INK, linestyle="", label=_best(run))
         axes.set_ylabel("loss")
 
-    return _over_steps(draw, run, ("loss", "eval_loss"), "Training and evaluation loss over steps")
+    return over_steps(draw, run, ("loss", "eval_loss"), "Training and evaluation loss over steps")
 
 
 def _best(run: Run) -> str:
@@ -69,13 +71,13 @@ def log_probs(run: Run, limits: tuple[float, float] | None = None) -> Markup | N
             axes.set_ylim(limits)
 
     keys = ("logps_chosen", "eval_logps_chosen", "logps_rejected", "eval_logps_rejected")
-    return _over_steps(draw, run, keys, "Mean log-prob of chosen and rejected responses over steps")
+    return over_steps(draw, run, keys, "Mean log-prob of chosen and rejected responses over steps")
 
 
 def draw_log_probs(axes: Axes, run: Run) -> None:
     for name, colour, marker in (("chosen", CHOSEN, "o"), ("rejected", REJECTED, "s")):
-        _curve(axes, run.series(f"logps_{name}"), colour, name)
-        _points(axes, run.series(f"eval_logps_{name}"), colour, f"{name}, evaluation", marker)
+        curve(axes, run.series(f"logps_{name}"), colour, name)
+        points(axes, run.series(f"eval_logps_{name}"), colour, f"{name}, evaluation", marker)
     axes.set_ylabel("mean log-prob per token")
 
 
@@ -94,43 +96,43 @@ def log_prob_limits(runs: Sequence[Run]) -> tuple[float, float] | None:
 def log_odds_ratio(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
         axes.axhline(0, color=NEUTRAL, linewidth=0.8)
-        _curve(axes, run.series("log_odds_ratio"), NEUTRAL, "training")
-        _points(axes, run.series("eval_log_odds_ratio"), INK, "evaluation")
+        curve(axes, run.series("log_odds_ratio"), NEUTRAL, "training")
+        points(axes, run.series("eval_log_odds_ratio"), INK, "evaluation")
         axes.set_ylabel("log odds ratio")
 
     keys = ("log_odds_ratio", "eval_log_odds_ratio")
-    return _over_steps(draw, run, keys, "Log odds ratio of chosen over rejected responses over steps")
+    return over_steps(draw, run, keys, "Log odds ratio of chosen over rejected responses over steps")
 
 
 def reward_accuracy(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
         axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
-        _curve(axes, run.series("reward_accuracy"), NEUTRAL, "training")
-        _points(axes, run.series("eval_reward_accuracy"), INK, "evaluation")
+        curve(axes, run.series("reward_accuracy"), NEUTRAL, "training")
+        points(axes, run.series("eval_reward_accuracy"), INK, "evaluation")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("reward accuracy")
 
     keys = ("reward_accuracy", "eval_reward_accuracy")
-    return _over_steps(draw, run, keys, "Share of pairs whose chosen response is the likelier, over steps")
+    return over_steps(draw, run, keys, "Share of pairs whose chosen response is the likelier, over steps")
 
 
 def learning_rate(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
-        axes.plot(*_binned(run.series("lr")), color=NEUTRAL)
+        axes.plot(*binned(run.series("lr")), color=NEUTRAL)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=False)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("learning rate")
 
-    return _over_steps(draw, run, ("lr",), "Learning rate over steps")
+    return over_steps(draw, run, ("lr",), "Learning rate over steps")
 
 
 def throughput(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
-        _curve(axes, run.series("pairs_per_second"), NEUTRAL, "")
+        curve(axes, run.series("pairs_per_second"), NEUTRAL, "")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("pairs per second")
 
-    return _over_steps(draw, run, ("pairs_per_second",), "Pairs per second over steps")
+    return over_steps(draw, run, ("pairs_per_second",), "Pairs per second over steps")
 
 
 def win_rate(run: Run) -> Markup | None:
@@ -146,7 +148,7 @@ def win_rate(run: Run) -> Markup | None:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("win-rate")
 
-    return _over_steps(draw, run, ("eval_win_rate",), "Win-rate of checkpoints over steps")
+    return over_steps(draw, run, ("eval_win_rate",), "Win-rate of checkpoints over steps")
 
 
 def panels(runs: dict[str, Run]) -> Figure:
@@ -172,7 +174,7 @@ def panels(runs: dict[str, Run]) -> Figure:
     return figure
 
 
-def _over_steps(draw: Callable[[Axes], None], run: Run, keys: Sequence[str], title: str) -> Markup | None:
+def over_steps(draw: Callable[[Axes], None], run: Run, keys: Sequence[str], title: str) -> Markup | None:
     """A figure over steps, or None where the run wrote none of the metrics in `keys`."""
     if not any(np.isfinite(run.series(key)[1]).any() for key in keys):
         return None
@@ -186,9 +188,9 @@ def _over_steps(draw: Callable[[Axes], None], run: Run, keys: Sequence[str], tit
     return svg(draw_all, title, SIZE)
 
 
-def _curve(axes: Axes, series: Series, colour: str, label: str) -> None:
+def curve(axes: Axes, series: Series, colour: str, label: str) -> None:
     """A noisy training metric: its values faint, a running mean over them."""
-    steps, values = _binned(series)
+    steps, values = binned(series)
     if not np.isfinite(values).any():
         return
     width = max(1, len(values) // 25)
@@ -197,7 +199,7 @@ def _curve(axes: Axes, series: Series, colour: str, label: str) -> None:
     axes.plot(steps, _running_mean(values, width), color=colour, label=label or None)
 
 
-def _points(axes: Axes, series: Series, colour: str, label: str, marker: str = "o") -> None:
+def points(axes: Axes, series: Series, colour: str, label: str, marker: str = "o") -> None:
     steps, values = series
     if np.isfinite(values).any():
         axes.plot(
@@ -207,12 +209,12 @@ def _points(axes: Axes, series: Series, colour: str, label: str, marker: str = "
 
 
 def _shown(series: Series) -> Series:
-    """What `_curve` draws strongly, which is what the y axis must hold."""
-    steps, values = _binned(series)
+    """What `curve` draws strongly, which is what the y axis must hold."""
+    steps, values = binned(series)
     return steps, _running_mean(values, max(1, len(values) // 25))
 
 
-def _binned(series: Series) -> Series:
+def binned(series: Series) -> Series:
     """At most `MAX_POINTS` points: means over equal runs of steps, so that a long run keeps a small page."""
     steps, values = series
     if len(steps) <= MAX_POINTS:

@@ -20,11 +20,14 @@ from orpo_ray.config.metrics import of_unseen, spoken, spoken_name
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures
+from orpo_ray.report.figures import Drawn
+from orpo_ray.report.numbers import describe_change, is_number, number, percent, time_taken
 from orpo_ray.report.reward_figures import reward_figures
+from orpo_ray.report.rollout_figures import rollout_figures
+from orpo_ray.report.rollout_samples import read_samples
+from orpo_ray.report.rollout_words import columns_of_rollouts, facts_of_rollouts
 from orpo_ray.report.runs import Run, read_run
 
-Drawn = tuple[str, Markup | None, str]
-"""A figure: its title, the figure if there is any, its caption."""
 EVALUATION_COLUMNS = {
     "eval_loss": "loss",
     "eval_nll": "NLL",
@@ -34,8 +37,7 @@ EVALUATION_COLUMNS = {
     "eval_reward_margin": "reward margin",
     "eval_reward_accuracy": "reward accuracy",
 }
-
-
+_WEIGHTS = (("λ", "lambda"), ("β", "kl_coefficient"))
 _TITLES = {objective.model_fields["name"].default: objective.title for objective in OBJECTIVES}
 
 
@@ -49,6 +51,8 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _figures(run: Run) -> list[Drawn]:
+    if run.rolls_out:
+        return rollout_figures(run, _kept_caption(run))
     drawn: list[Drawn] = [
         ("Loss", figures.loss(run), _kept_caption(run)),
         ("Log-probs of chosen and rejected", figures.log_probs(run), _log_prob_caption(run)),
@@ -80,9 +84,10 @@ def run_page(run: Run, drawn: list[Drawn]) -> str:
         status=_status(run),
         diverged=_diverged(run),
         figures=[(title, svg, caption) for title, svg, caption in drawn if svg is not None],
+        samples=read_samples(run) if run.rolls_out else None,
         columns=_present_columns(run),
         sources=_by_source(run),
-        evaluations=[line for line in run.lines if "eval_loss" in line],
+        evaluations=[line for line in run.lines if run.evaluated in line],
         configuration=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
 
@@ -100,61 +105,43 @@ def write_page(path: Path, html: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as new:
-            new.write_text(html, encoding="utf-8")
+            new.write_text(html, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     return path
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A metric for reading: `digits` decimals, a true minus sign, a dash where there is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        return "–"
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-    return text.replace("-", "−")
-
-
-def percent(value: Any, digits: int = 0) -> str:
-    """A fraction as a percentage."""
-    return "–" if not isinstance(value, (int, float)) else f"{100 * value:.{digits}f}%"
-
-
-def describe_change(run: Run, key: str) -> str:
-    """`−0.61 → −0.46 (rises)`, from the first evaluation to the last; empty where there are not two."""
-    _, values = run.series(key)
-    finite = [float(value) for value in values if value == value]
-    if len(finite) < 2:
-        return ""
-    first, last = finite[0], finite[-1]
-    direction = "rises" if last > first else "falls" if last < first else "stays"
-    return f"{number(first, 2)} → {number(last, 2)} ({direction})"
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:
     """The headline: what each number is, the number, and a word on it."""
     objective, model, data = run.section("objective"), run.section("model"), run.section("data")
     name = str(objective.get("name", "?"))
-    steps, best, kept = run.last_step, run.best_step, run.kept_step
-    margin = _margin(run, kept)
-    start = _margin(run, 0)
-    _, pace = run.series("pairs_per_second")
-    pace = pace[len(pace) // 2 :]
-    pace = pace[np.isfinite(pace) & (pace > 0)]
-    weight = f"λ = {objective['lambda']:g}" if _is_number(objective, "lambda") else ""
-    origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
+    best = run.best_step
+    weights = (f"{sign} = {objective[key]:g}" for sign, key in _WEIGHTS if is_number(objective, key))
     return [
-        ("Objective", _TITLES.get(name, name), weight),
+        ("Objective", _TITLES.get(name, name), next(weights, "")),
         ("Model", str(model.get("name_or_path", "?")), str(model.get("dtype", ""))),
         ("Data", _data(data.get("train", "?")), _pairs(run)),
-        ("Steps", number(steps), _planned(run)),
+        ("Steps", number(run.last_step), _planned(run)),
         (
             f"Best {spoken_name(run.keep_by)}",
             number(run.value_at(run.keep_by, best)),
             f"at step {number(best)}{_unseen(run)}",
         ),
+        *(facts_of_rollouts(run) if run.rolls_out else _facts_of_pairs(run)),
+    ]
+
+
+def _facts_of_pairs(run: Run) -> list[tuple[str, str, str]]:
+    kept = run.kept_step
+    margin, start = _margin(run, kept), _margin(run, 0)
+    _, pace = run.series("pairs_per_second")
+    pace = pace[len(pace) // 2 :]
+    pace = pace[np.isfinite(pace) & (pace > 0)]
+    origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
+    return [
         ("Eval log-prob margin", number(margin), origin),
         ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", kept), 1), "of evaluation pairs"),
-        ("Pairs per second", number(_harmonic_mean(pace), 1), _seconds(run)),
+        ("Pairs per second", number(_harmonic_mean(pace), 1), time_taken(run)),
     ]
 
 
@@ -184,10 +171,10 @@ def _status(run: Run) -> str:
 
 def _planned(run: Run) -> str:
     loop = run.section("train")
-    if _is_number(loop, "max_steps"):
+    if is_number(loop, "max_steps"):
         return f"of {number(loop['max_steps'])}"
     _, epochs = run.series("epoch")
-    if epochs.size and _is_number(loop, "epochs"):
+    if epochs.size and is_number(loop, "epochs"):
         return f"epoch {epochs[-1]:.1f} of {loop['epochs']}"
     return ""
 
@@ -229,16 +216,7 @@ def _win_rate_caption(run: Run) -> str:
 
 def _pairs(run: Run) -> str:
     pairs = (run.summary or {}).get("pairs")
-    return f"{number(pairs)} pairs" if isinstance(pairs, int) else ""
-
-
-def _seconds(run: Run) -> str:
-    summary = run.summary or {}
-    if not _is_number(summary, "seconds"):
-        return ""
-    minutes, rest = divmod(round(summary["seconds"]), 60)
-    hours, minutes = divmod(minutes, 60)
-    return "in all " + (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s")
+    return f"{number(pairs)} {'prompts' if run.rolls_out else 'pairs'}" if isinstance(pairs, int) else ""
 
 
 def _by_source(run: Run) -> dict[str, dict[str, float | None]]:
@@ -256,12 +234,8 @@ def _data(value: Any) -> str:
 
 
 def _present_columns(run: Run) -> dict[str, str]:
-    return {key: title for key, title in EVALUATION_COLUMNS.items() if any(key in line for line in run.lines)}
-
-
-def _is_number(section: dict[str, Any], key: str) -> bool:
-    value = section.get(key)
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    columns = columns_of_rollouts(run) if run.rolls_out else EVALUATION_COLUMNS
+    return {key: title for key, title in columns.items() if any(key in line for line in run.lines)}
 
 
 @cache

@@ -50,13 +50,23 @@ class Run:
         """The evaluation whose model is in `model/`, if any is so far."""
         if self.section("train").get("keep") != "last":
             return self.best_step
-        steps, _ = self.series("eval_loss")
+        steps, _ = self.series(self.evaluated)
         return int(steps[-1]) if steps.size else None
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether it trains on what the policy itself writes."""
+        return bool(self.section("rollouts"))
+
+    @property
+    def evaluated(self) -> str:
+        """The metric that the line of any evaluation has. Rollouts have no held-out loss."""
+        return "eval_reward" if self.rolls_out else "eval_loss"
 
     @property
     def keep_by(self) -> str:
         """The metric that the best evaluation is told by."""
-        return str(self.section("train").get("keep_by", "eval_loss"))
+        return str(self.section("train").get("keep_by", self.evaluated))
 
     @property
     def keep_direction(self) -> Direction:

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from orpo_ray.errors import UserError
 from orpo_ray.report import sweep_figures as figures
-from orpo_ray.report.page import number, percent, render, write_page, write_report
+from orpo_ray.report.numbers import number, percent
+from orpo_ray.report.page import render, write_page, write_report
 from orpo_ray.report.sweep_folder import Finalist, Rate, Sweep, Trial, read_sweep
 
 

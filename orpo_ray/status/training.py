@@ -14,13 +14,19 @@ from orpo_ray.errors import UserError
 from orpo_ray.report.runs import Run, read_events, read_run
 from orpo_ray.status.status import Status, again, age_of, driver_of, duration, figures, state_of
 from orpo_ray.storage.checkpoints import Checkpoints
+from orpo_ray.storage.rounds import Rounds, RoundWatch, newest_file, whole_steps
 from orpo_ray.storage.run_folder import KeptModel, RunFolder, kept_model
 
 _RECENT = 20  # steps that speed is taken over
+_RECENT_ROUNDS = 5
 _EVENTS = 5
 _HELD_OUT = {
     "loss": "eval_loss", "log odds ratio": "eval_log_odds_ratio", "margin": "eval_reward_margin",
     "accuracy": "eval_reward_accuracy", "win-rate": "eval_win_rate",
+}  # fmt: skip
+_OF_ROLLOUTS = {
+    "reward": "eval_reward", "KL": "eval_kl", "tokens": "eval_response_tokens", "cut": "eval_share_cut",
+    "entropy": "eval_entropy", "win-rate": "eval_win_rate",
 }  # fmt: skip
 
 
@@ -29,7 +35,7 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     metrics, driver = folder / "metrics.jsonl", driver_of(folder, config)
     events, remarks = _events(folder)
     if not metrics.is_file() or not metrics.stat().st_size:
-        age = age_of([folder / "config.yaml"])
+        age = age_of([folder / "config.yaml", *_rollouts(folder)])
         state = state_of(False, age, driver)
         name = str(config.get("name", folder.name))
         known = {True: "starting workers", False: "stopped before its first step", None: "starting workers, or stopped"}
@@ -38,9 +44,10 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
         following = _next(state, folder, config, text)
         return Status("training run", name, str(folder), state, driver, age, {}, rows, following, brief, events)
     run = read_run(folder)
-    pace = _seconds_per_step(run)
-    age = age_of([metrics])
-    state = state_of(run.summary is not None, age, driver, pace or 0.0)
+    rounds = Rounds.of(config) if run.rolls_out else None
+    pace = _seconds_per_step(run, rounds)
+    age = age_of([metrics, *_rollouts(folder)])
+    state = state_of(run.summary is not None, age, driver, (pace or 0.0) * (1 if rounds is None else rounds.steps))
     total = _total_steps(run)
     left = None if pace is None or total is None else max(0, total - run.last_step) * pace
     evaluation = _evaluation(run)
@@ -52,13 +59,16 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     checkpoint, told = _checkpoint(run)
     models = _models(folder)
     step = f"{run.last_step} of {'an unknown number' if total is None else total}"
-    loss = evaluation.get("loss")
-    brief = f"step {step}" + ("" if loss is None else f", eval loss {loss:.4g}")
-    rows = [
-        ("step", f"{step}{_epoch(facts)}"),
+    found = {name: evaluation.get(name) for name in ("loss", "reward", "KL")}
+    brief = f"step {step}" + "".join(f", eval {name} {value:.4g}" for name, value in found.items() if value is not None)
+    rows = [("step", f"{step}{_epoch(facts)}")]
+    if run.rolls_out:
+        more, said = _of_rollouts(run, rounds, total, going_on=state == "running")
+        facts, rows = facts | more, rows + said
+    rows += [
         ("loss", _loss(run, facts)),
         ("held out", _held_out(run, evaluation)),
-        ("speed", _speed(facts, state)),
+        ("speed", _speed(facts, state, "responses" if run.rolls_out else "pairs")),
         ("checkpoint", told),
         ("model", "; ".join(f"{name}/: step {kept.step}, {kept.why}" for name, kept in models.items()) or "none yet"),
         *remarks,
@@ -68,6 +78,32 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
         {**facts, "checkpoint_step": checkpoint, "models": {name: kept.step for name, kept in models.items()}}, rows,
         _next(state, folder, config, text), brief, events,
     )  # fmt: skip
+
+
+def _of_rollouts(
+    run: Run, rounds: Rounds | None, total: int | None, *, going_on: bool
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Facts and rows that runs of pairs do not have."""
+    last = {name: _last(run, name) for name in ("reward", "kl", "kl_coefficient")}
+    drawn = RoundWatch(run.folder).drawn()
+    facts: dict[str, Any] = {**last, "round": None, "rounds": None, "responses_drawn": None, "responses": None}
+    rows = []
+    if rounds is not None:
+        at = min(run.last_step, (total or run.last_step + 1) - 1) // rounds.steps if drawn is None else drawn.round
+        facts |= {
+            "round": at + 1, "rounds": None if total is None else -(-total // rounds.steps),
+            "responses_drawn": None if drawn is None else drawn.responses, "responses": rounds.responses,
+        }  # fmt: skip
+        rows.append(("rollouts", rounds.told(drawn, run.last_step, total, goes_on=going_on)))
+    labels = {"reward": last["reward"], "KL": last["kl"], "coefficient": last["kl_coefficient"]}
+    rows.append(("reward", figures(labels) or "none yet"))
+    return facts, rows
+
+
+def _rollouts(folder: Path) -> list[Path]:
+    """What shows that a run with rollouts is at work between two steps."""
+    file = newest_file(folder)
+    return [] if file is None else [file]
 
 
 def _next(state: str, folder: Path, config: dict[str, Any], text: str) -> str:
@@ -114,7 +150,7 @@ def _total_steps(run: Run) -> int | None:
     steps, values = run.series("epoch")
     known = np.isfinite(values) & (values > 0)
     if known.any() and isinstance(epochs, int):
-        return epochs * round(float(steps[known][-1] / values[known][-1]))
+        return whole_steps(run.config, epochs, float(steps[known][-1] / values[known][-1]))
     return None
 
 
@@ -126,18 +162,27 @@ def _rate(run: Run) -> float | None:
     return float(recent.size / (1 / recent).sum()) if recent.size else None
 
 
-def _seconds_per_step(run: Run) -> float | None:
+def _seconds_per_step(run: Run, rounds: Rounds | None) -> float | None:
+    """Of `rounds` with a step's part of what comes before the updates: writing, scoring and all that is timed."""
     rate, pairs = _rate(run), run.section("train").get("global_batch_size", 64)
-    return pairs / rate if rate is not None and isinstance(pairs, int) else None
+    if rate is None or not isinstance(pairs, int):
+        return None
+    if rounds is None:
+        return pairs / rate
+    begun = [line for line in run.lines if "round" in line][-_RECENT_ROUNDS:]
+    keys = {key for line in begun for key in line if key.endswith("_seconds")}
+    part = Run(run.folder, run.config, begun, None, [])
+    before = sum(float(values[values > 0].sum()) for key in keys for values in [part.series(key)[1]])
+    return pairs * rounds.samples / rate + before / max(1, len(begun)) / rounds.steps
 
 
 def _evaluation(run: Run) -> dict[str, float | None]:
     """The last one: its step, and what it found."""
-    steps = run.series("eval_loss")[0]
+    steps = run.series(run.evaluated)[0]
     if not steps.size:
         return {}
-    step = int(steps[-1])
-    return {"step": step, **{label: run.value_at(key, step) for label, key in _HELD_OUT.items()}}
+    step, keys = int(steps[-1]), _OF_ROLLOUTS if run.rolls_out else _HELD_OUT
+    return {"step": step, **{label: run.value_at(key, step) for label, key in keys.items()}}
 
 
 def _checkpoint(run: Run) -> tuple[int | None, str]:
@@ -168,14 +213,14 @@ def _loss(run: Run, facts: dict[str, Any]) -> str:
 def _held_out(run: Run, evaluation: dict[str, float | None]) -> str:
     if not evaluation:
         return "not evaluated yet"
-    step, by = evaluation["step"], "" if run.keep_by == "eval_loss" else f" by {run.keep_by}"
+    step, by = evaluation["step"], "" if run.keep_by == run.evaluated else f" by {run.keep_by}"
     kept = "" if run.best_step is None else f"; best{by} at step {run.best_step}"
     return f"step {step}: {figures({k: v for k, v in evaluation.items() if k != 'step'})}{kept}"
 
 
-def _speed(facts: dict[str, Any], state: str) -> str:
+def _speed(facts: dict[str, Any], state: str, unit: str) -> str:
     if facts["pairs_per_second"] is None:
         return "no step yet"
-    told = f"{facts['pairs_per_second']:.1f} pairs/s"
+    told = f"{facts['pairs_per_second']:.1f} {unit}/s{' in updates' if unit == 'responses' else ''}"
     left = facts["seconds_left"]
     return told if state == "finished" or left is None or not math.isfinite(left) else f"{told}, {duration(left)} left"

@@ -53,6 +53,12 @@ def write_vectors(file: Any, vectors: Mapping[str, Tensor]) -> FileSum:
     return FileSum(8 + len(text) + end, digest.hexdigest())
 
 
+def write_bytes(file: Any, content: bytes) -> FileSum:
+    """Write what is no vector."""
+    file.write(content)
+    return FileSum(len(content), hashlib.sha256(content).hexdigest())
+
+
 def _blocks(header: bytes, vectors: Mapping[str, Tensor]) -> Iterator[Any]:
     yield struct.pack("<Q", len(header)) + header
     for vector in vectors.values():

@@ -63,6 +63,8 @@ class RunFolder:
         self._last_checkpoint = path / "last_checkpoint.json"
         self.quarantine = path / "quarantine.jsonl"
         self.win_rate = path / "win_rate"
+        self.rollouts = path / "rollouts"
+        self.samples = path / "samples.jsonl"
 
     @property
     def finished(self) -> bool:
@@ -84,10 +86,10 @@ class RunFolder:
         held, wanted = held_for("training run", self.config), config.for_a_file()
         differing = [] if held is None else differences(held, wanted)
         if differing and not self.begun:
-            for file in (self.metrics, self.events, self.quarantine):  # of the command that was corrected
+            for file in (self.metrics, self.events, self.quarantine, self.samples):  # of the command that was corrected
                 file.unlink(missing_ok=True)
-            for trackers in (self.tensorboard, self.wandb):
-                shutil.rmtree(trackers, ignore_errors=True)
+            for folder in (self.tensorboard, self.wandb, self.rollouts):
+                shutil.rmtree(folder, ignore_errors=True)
             differing = []
         may_differ = LENGTH if self.finished else config.resume.allow_changes
         if refused := ", ".join(key for key in differing if key not in may_differ):

@@ -26,7 +26,7 @@ _OF_A_STEP = {
     "reward_accuracy": "Share of the last step's pairs whose chosen response is preferred.",
     "lr": "Learning rate.",
     "grad_norm": "Norm of the last step's gradient, before clipping.",
-    "pairs_per_second": "Pairs computed a second, by all workers.",
+    "pairs_per_second": "Pairs computed a second, by all workers; of rollouts responses.",
     "tokens_per_second": "Tokens computed a second, by all workers.",
     "mfu": "Share of the hardware's measured peak FLOP/s that is used.",
     "peak_memory_bytes": "Highest memory use of the first worker.",
@@ -37,7 +37,30 @@ _OF_AN_EVALUATION = {
     "eval_reward_accuracy": "Share of held-out pairs whose chosen response is preferred.",
     "eval_win_rate": "Win-rate of the last checkpoint that was compared.",
 }
-_TRAINING = _OF_A_STEP | _OF_AN_EVALUATION
+_OF_ROLLOUTS = {
+    "value_loss": "Loss of the critic, of the last step.",
+    "clip_fraction": "Share of the last step's tokens whose probability ratio was clipped.",
+    "approx_kl": "KL of the last step's policy to the one that wrote the responses, nats a token (k3).",
+    "reward": "Mean reward of the last round's responses, as it is learned from.",
+    "kl": "KL of the last round's responses to the reference model, nats a response.",
+    "kl_coefficient": "What a nat of KL to the reference costs in reward.",
+    "entropy": "Entropy of the last round's policy, nats a token.",
+    "response_tokens": "Mean tokens of the last round's responses.",
+    "share_cut": "Share of the last round's responses that were cut at the limit.",
+    "explained_variance": "Share of the variance of the last round's returns that the critic explains.",
+    "mismatch_mean": "Mean difference of a drawn token's log-prob by engine and trainer, of the last round.",
+    "mismatch_max": "Largest difference of a drawn token's log-prob by engine and trainer, of the last round.",
+    "mismatch_k3": "The same as a KL (k3), of the last round.",
+    "rollout_tokens_per_second": "Tokens written a second, in the last round.",
+    "score_tokens_per_second": "Tokens of responses scored a second, in the last round.",
+    "eval_reward": "Mean reward of responses to held-out prompts.",
+    "eval_kl": "KL of these to the reference model, nats a response.",
+    "eval_response_tokens": "Mean tokens of these.",
+    "eval_share_cut": "Share of these that were cut at the limit.",
+    "eval_entropy": "Entropy of the policy on these, nats a token.",
+}
+"""But for the rewards of single sources (`reward/LABEL`), since Prometheus wants all names beforehand."""
+_TRAINING = _OF_A_STEP | _OF_AN_EVALUATION | _OF_ROLLOUTS
 _SKIPPED = "training_skipped_steps"
 _CHECKPOINT = "training_checkpoint_step"
 _RESPONSES, _RESPONSE_TOKENS = "generation_responses", "generation_tokens"

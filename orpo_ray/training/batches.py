@@ -16,6 +16,7 @@ from orpo_ray.config.objectives import Column
 from orpo_ray.data.comparisons import Compared, best
 from orpo_ray.data.dataset import Texts
 from orpo_ray.data.packing import PackedBatch, pack
+from orpo_ray.data.rollouts import Rollouts
 from orpo_ray.data.schedule import Indices, deal
 from orpo_ray.objectives.terms import Totals
 
@@ -142,7 +143,9 @@ def rows_of(data: Texts, indices: Indices, *, best_alone: bool) -> Rows:
         of_records = data.reference[indices]  # (records, K)
         columns["reference"] = torch.from_numpy(of_records[rows.records[:, None], rows.responses])
     desirable = _desirable(data, indices, rows)
-    if desirable is not None:
+    if isinstance(data, Rollouts):
+        columns |= {name: torch.from_numpy(column) for name, column in data.token_columns(indices).items()}
+    elif desirable is not None:
         columns["desirable"] = torch.from_numpy(desirable)
     positions = None if uniform else torch.from_numpy(rows.positions(data.counts(indices)))
     return Rows(indices[rows.records], positions, columns)

@@ -16,7 +16,16 @@ from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.modeling.scorer import Scorer
 from orpo_ray.training.build_locks import wait_for_builds
-from orpo_ray.training.engine import Engine, Piece, TorchEngine, adam_state, adam_updates, gather, parameter_groups
+from orpo_ray.training.engine import (
+    Engine,
+    Piece,
+    TorchEngine,
+    adam_state,
+    adam_updates,
+    gather,
+    parameter_groups,
+    scored,
+)
 
 
 class _Run(NamedTuple):
@@ -55,9 +64,8 @@ class DeepSpeedEngine:
         self.device = device
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        sums: Tensor = self._engine(batch.to(self.device))
-        return sums
+    def forward(self, batch: PackedBatch, *, by_token: bool = False) -> Tensor:
+        return scored(self._engine, batch.to(self.device), by_token)
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -81,7 +89,9 @@ class DeepSpeedEngine:
     def weights(self) -> StateDict | None:
         if self._stage == 3:
             gathered: StateDict | None = self._engine._zero3_consolidated_16bit_state_dict()
-            return None if self.rank else {k.removeprefix("model."): v for k, v in (gathered or {}).items()}
+            named = (gathered or {}).items()
+            # A critic's, beside the model's, do not begin with it.
+            return None if self.rank else {k.removeprefix("model."): v for k, v in named if k.startswith("model.")}
         return None if self.rank else dict(self.policy.model.state_dict())
 
     def pieces(self) -> list[Piece]:

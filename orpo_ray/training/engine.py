@@ -7,7 +7,7 @@ loop cannot tell them apart, and either continues from the other's checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -45,8 +45,9 @@ class Engine(Protocol):
     replicated: bool
     """Whether every rank holds all pieces, or each its own."""
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Log-prob sums, or rewards, `(sequences,)` of `batch`."""
+    def forward(self, batch: PackedBatch, *, by_token: bool = False) -> Tensor:
+        """Log-prob sums, or rewards, `(sequences,)` of `batch`; `by_token`: what a policy gives every prediction,
+        `(predictions,)` log-probs, or `(predictions, 2)` where a critic's values stand beside them."""
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of this micro-batch's share of the loss; `last` of the step on this rank."""
@@ -99,6 +100,12 @@ def evaluating(policy: nn.Module) -> Iterator[None]:
         policy.train()
 
 
+def scored(model: Callable[..., Any], batch: PackedBatch, by_token: bool) -> Tensor:
+    """What a policy, or what wraps it, gives `batch`; a reward model knows of no tokens."""
+    found: Tensor = model(batch, by_token=True) if by_token else model(batch)
+    return found
+
+
 def adam_state(optimizer: torch.optim.AdamW, parameter: Tensor) -> dict[str, Tensor]:
     """AdamW's state of one parameter, made as its first update would make it."""
     state: dict[str, Tensor] = optimizer.state[parameter]
@@ -141,9 +148,8 @@ class TorchEngine:
         self._names = [names[id(parameter)] for parameter in trained]
         self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        sums: Tensor = self.policy(batch.to(self.device))
-        return sums
+    def forward(self, batch: PackedBatch, *, by_token: bool = False) -> Tensor:
+        return scored(self.policy, batch.to(self.device), by_token)
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         share.backward()  # type: ignore[no-untyped-call]

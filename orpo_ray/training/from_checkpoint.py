@@ -25,6 +25,7 @@ from orpo_ray.modeling.scorer import Scorer, load_scorer, packed_scores
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.storage.metrics_file import read_metrics
+from orpo_ray.storage.rounds import whole_steps
 from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.training.export import export_model
 from orpo_ray.training.loop import Line
@@ -129,7 +130,7 @@ def _metrics(run: Path) -> list[Line]:
 
 def _evaluation(metrics: list[Line], step: int) -> Line:
     """The evaluation line of a step; where there is none, the step alone."""
-    evaluated = [line for line in metrics if line["step"] == step and "eval_loss" in line]
+    evaluated = [line for line in metrics if line["step"] == step and "loss" not in line]
     numbers = evaluated[-1] if evaluated else {}
     return {"step": step, **{name: value for name, value in numbers.items() if isinstance(value, float)}}
 
@@ -141,5 +142,5 @@ def _total_steps(config: TrainConfig, metrics: list[Line]) -> int | None:
     for line in metrics:
         epoch = line.get("epoch")
         if isinstance(epoch, float) and epoch > 0 and math.isfinite(steps := float(line["step"]) / epoch):
-            return config.train.epochs * round(steps)
+            return whole_steps(config.for_a_file(), config.train.epochs, steps)
     return None

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -26,12 +27,13 @@ from orpo_ray.storage.run_folder import RunFolder, join_files, require_kept, wri
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
-from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.reopening import reopened
+from orpo_ray.training.rollout_checks import require_rewards
+from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 
@@ -65,6 +67,9 @@ def train(
         require_metrics(config, [config.train.keep_by])
         data = prepare_data(starting, console)
         require_metrics(config, [config.train.keep_by], data.eval)
+        if starting.rollouts is not None:
+            said = require_rewards(starting, data)
+            data = replace(data, remarks=(*data.remarks, *said))
     with only_driver(folder.path, console, wait=wait):
         compared = validation if config.eval.win_rate is not None else None
         _train(config, starting, folder, data, console, compared, stop or StopRequest())
@@ -80,7 +85,7 @@ def _train(
     validation: Validation | None,
     stop: StopRequest,
 ) -> None:
-    schedule = build_schedule(config, data.train)
+    schedule = schedule_of(config, data.train)
     folder.open_for(config)
     if folder.finished and not reopened(folder, config, schedule.total_steps, data.digest, console):
         return

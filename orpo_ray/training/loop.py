@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -16,20 +16,18 @@ from torch import Tensor
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import Column
-from orpo_ray.data.dataset import Pairs
-from orpo_ray.data.mixture import JoinedPairs
-from orpo_ray.data.schedule import Indices, Share, StepSchedule
+from orpo_ray.data.schedule import Indices
 from orpo_ray.errors import Diverged
 from orpo_ray.modeling.flops import StepFlops, measured_peak
 from orpo_ray.modeling.loading import DTYPES
-from orpo_ray.objectives.registry import Objective, build_objective
 from orpo_ray.objectives.terms import Metrics
 from orpo_ray.parsing import NUMBER, member
 from orpo_ray.telemetry.phases import phase
-from orpo_ray.training.batches import MicroBatch, Work, micro_batches
+from orpo_ray.training.batches import MicroBatch
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.lr import learning_rate
-from orpo_ray.training.measuring import evaluate_both, mismatched, planned, reference_point
+from orpo_ray.training.measuring import reference_point
+from orpo_ray.training.source import Source
 
 Line = dict[str, Any]
 
@@ -47,6 +45,8 @@ class State:
     """Steps in a row, up to this one, whose loss or gradient was not finite."""
     best_by: str = "eval_loss"
     """`train.keep_by`."""
+    source: dict[str, float] = field(default_factory=dict)
+    """What the source of steps carries (see `Source.kept`)."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> State:
@@ -55,6 +55,7 @@ class State:
         value: tuple[type, ...] = (*NUMBER, none)
         kinds = {
             "step": (int,), "best_step": (int, none), "best_value": value, "best_by": (str,), "skipped": (int,),
+            "source": (dict,),
             "best_eval_loss": value,  # what an earlier version called it, when there was no other
         }  # fmt: skip
         if unknown := found.keys() - kinds.keys():
@@ -80,15 +81,15 @@ class Sink:
     def metrics(self, line: Line) -> None:
         """A training line or an evaluation line."""
 
-    def best_model(self, engine: Engine, evaluation: Line, table: Tensor) -> bool:
+    def best_model(self, engine: Engine, evaluation: Line, table: Tensor | None) -> bool:
         """`evaluation` is the best so far by `train.keep_by`: keep these weights; returns whether they were, alike on
         all ranks.
 
-        `table (records, 1 + K)`: what the model gave each held-out record (see `scores`).
+        `table (records, 1 + K)`: what the model gave each held-out record (see `scores`), where there are such.
         """
         return True
 
-    def last_model(self, engine: Engine, evaluation: Line, table: Tensor) -> None:
+    def last_model(self, engine: Engine, evaluation: Line, table: Tensor | None) -> None:
         """After every evaluation: keep these weights, where the last are wanted."""
 
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
@@ -106,49 +107,55 @@ class Sink:
         return Wanted.NOTHING
 
 
-def build_schedule(config: TrainConfig, data: Pairs) -> StepSchedule:
-    """The global steps of a run on these pairs."""
-    train = config.train
-    shares: tuple[Share, ...] = ()
-    if isinstance(data, JoinedPairs):
-        shares = data.shares(config.data.train_sources, config.data.temperature, config.seed)
-    return StepSchedule(len(data), train.global_batch_size, train.epochs, train.max_steps, config.seed, shares)
-
-
 def run(
     engine: Engine,
     config: TrainConfig,
-    train: Pairs,
-    held_out: Pairs,
+    source: Source,
     sink: Sink,
     state: State,
-    unseen: Pairs | None = None,
 ) -> State:
-    """Train from `state` to the last step, or to one after which `sink` wants no more; returns the final state.
-    `unseen`: held-out pairs that choose nothing.
+    """Train from `state` to the last step of `source`, or to one after which `sink` wants no more; returns the final
+    state.
 
     The trajectory is a function of the configuration and the data: ranks and micro-batches change only the
     order of floating-point sums. A step whose loss or gradient is not finite updates nothing; raises `Diverged` after
     more than `train.max_skipped_steps` of them in a row.
     """
-    objective = build_objective(config.objective)
-    schedule = build_schedule(config, train)
-    total_steps = schedule.total_steps
-    eval_every = config.train.eval_every_steps or schedule.steps_per_epoch
-    checkpoint_every = config.train.checkpoint_every_steps or schedule.steps_per_epoch
+    total_steps = source.total_steps
+    eval_every = config.train.eval_every_steps or source.steps_per_epoch
+    checkpoint_every = config.train.checkpoint_every_steps or source.steps_per_epoch
     with phase("peak of matrix products"):
         meter = Meter.of(engine, config)
-    feed = training_batches(engine, config, objective, schedule, train, state.step)
+    feed = source.micro_batches(state.step)
+    saved, line = state.step, Line()
+
+    def save() -> None:
+        nonlocal saved
+        sink.checkpoint(engine, state, line)
+        saved = state.step
+
+    def attend() -> bool:
+        """While a step is made ready: see to what is wanted now; returns whether that is the end of training."""
+        told = engine.gather(sink.signals())
+        wanted = sink.heard({name: sum(of_rank[name] for of_rank in told) for name in told[0]})
+        if wanted and state.step > saved:
+            save()
+        return wanted == Wanted.LAST_CHECKPOINT
 
     if state.step == 0:
         with phase("first evaluation"):
-            sink.metrics({"step": 0, **evaluate_both(engine, config, objective, held_out, unseen)[0]})
+            sink.metrics({"step": 0, **source.evaluate(0)[0]})
     while state.step < total_steps:
-        line, signals = train_step(engine, config, objective, schedule, feed, state.step, meter, sink.signals())
+        said = source.before(state.step, attend)
+        if said is None:
+            break
+        line, signals = train_step(engine, config, source, feed, state.step, meter, sink.signals())
+        line |= said
         state.step += 1
+        state.source = source.kept()
         state.skipped = state.skipped + 1 if "skipped" in line else 0
         if state.skipped:
-            line["skipped"] = [train.record(pair) for pair in line["skipped"]]
+            line["skipped"] = [source.record(pair) for pair in line["skipped"]]
         sink.metrics(line)
         wanted = sink.heard(signals)
         if state.skipped > config.train.max_skipped_steps:
@@ -158,7 +165,7 @@ def run(
                 "metrics.jsonl names their records; the same command continues from the last checkpoint"
             )
         if state.step % eval_every == 0 or state.step == total_steps:
-            means, table = evaluate_both(engine, config, objective, held_out, unseen)
+            means, table = source.evaluate(state.step)
             evaluation = {"step": state.step, **means}
             sink.metrics(evaluation)
             line = {**line, **evaluation}
@@ -167,7 +174,7 @@ def run(
             sink.last_model(engine, evaluation, table)
         planned = state.step % checkpoint_every == 0 or state.step == total_steps
         if planned or wanted:
-            sink.checkpoint(engine, state, line)
+            save()
         if planned:
             sink.compare(engine, state, line)
         if wanted == Wanted.LAST_CHECKPOINT:
@@ -203,38 +210,22 @@ class Meter(NamedTuple):
         return cls(StepFlops.of(engine.policy), measured_peak(engine.device, DTYPES[config.model.dtype]) * engine.ranks)
 
 
-def training_batches(
-    engine: Engine, config: TrainConfig, objective: Objective, schedule: StepSchedule, train: Pairs, start: int
-) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of the global steps from `start` on, each behind those of its reference point, where
-    the objective has one."""
-
-    def works() -> Iterator[Work]:
-        for step in range(start, schedule.total_steps):
-            indices = schedule.indices(step)
-            if objective.judges_labels:
-                yield planned(engine, config, objective, mismatched(train), indices)
-            yield planned(engine, config, objective, train, indices, best_alone=objective.best_alone)
-
-    return micro_batches(works(), engine.device)
-
-
 def train_step(
     engine: Engine,
     config: TrainConfig,
-    objective: Objective,
-    schedule: StepSchedule,
+    source: Source,
     feed: Iterator[MicroBatch],
     step: int,
     meter: Meter,
     signals: dict[str, float],
 ) -> tuple[Line, dict[str, float]]:
-    """One optimizer step, on the next micro-batches of `feed` (see `training_batches`): a pass that trains, behind one
-    for its reference point where the objective has one.
+    """One optimizer step, on the next micro-batches of `feed` (see `Source`): a pass that trains, behind one for its
+    reference point where the objective has one.
 
     Returns its metrics line, and `signals` added up over ranks. Where the gradient's norm is not finite, which any
     loss that is not makes sure of, nothing is updated and `skipped` in the line holds the pairs at fault.
     """
+    objective = source.objective
     started = time.perf_counter()
     # Dropout, where a model trains with it, draws from the step and the rank alone, so that resuming repeats it.
     seed = int(np.random.SeedSequence([config.seed, step, engine.rank]).generate_state(1)[0])
@@ -250,10 +241,17 @@ def train_step(
         of_step["baseline"] = reference_point(engine, feed)
     for micro_batch in feed:
         work, _, batch, rows, last = micro_batch.to(engine.device)
-        scored = engine.forward(batch)
-        in_rows, lengths = (rows.lay_out(values, batch.prompts) for values in (scored, batch.lengths))
-        columns = {**rows.columns, **{name: value.to(in_rows.dtype) for name, value in of_step.items()}}
-        loss, metrics = objective.loss(in_rows, lengths, work.totals, columns)
+        scored = engine.forward(batch, by_token=objective.settings.by_token)
+        columns = {**rows.columns, **{name: value.to(scored.dtype) for name, value in of_step.items()}}
+        if objective.settings.by_token:
+            responses = batch.lengths[batch.continuations]
+            loss, metrics = objective.loss_of_tokens(scored, responses, work.totals, columns)
+            in_rows = torch.segment_reduce(scored.detach(), "sum", lengths=responses, unsafe=True).view(
+                len(responses), -1
+            )
+        else:
+            in_rows, lengths = (rows.lay_out(values, batch.prompts) for values in (scored, batch.lengths))
+            loss, metrics = objective.loss(in_rows, lengths, work.totals, columns)
         finite.append((rows.records, in_rows.detach().isfinite().all(1)))
         infect = torch.where(loss.detach().isfinite(), 1.0, math.nan)
         engine.backward(loss * batch.weight * infect, last=last)
@@ -262,14 +260,14 @@ def train_step(
         flops += meter.flops(batch) * batch.weight
         if last:
             break
-    lr = learning_rate(step, schedule.total_steps, config.optim)
+    lr = learning_rate(step, source.total_steps, config.optim)
     grad_norm = engine.step(lr)
     told = {"flops": flops, **signals}
     totals = _sum_over_ranks(engine, shares, told)
     seconds = time.perf_counter() - started
     line: Line = {
         "step": step + 1,
-        "epoch": (step + 1) / schedule.steps_per_epoch,
+        "epoch": source.epoch(step + 1),
         **{name: totals[name] for name in shares},
         "lr": lr,
         "grad_norm": grad_norm,

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from orpo_ray.config import TrainConfig
-from orpo_ray.config.metrics import WIN_RATE
+from orpo_ray.config.metrics import REWARD, WIN_RATE
 from orpo_ray.config.objectives import ObjectiveConfig
 from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.mixture import JoinedPairs
@@ -16,10 +16,16 @@ from orpo_ray.errors import UserError
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.objectives.terms import Totals
 
+OF_ROLLOUTS = (REWARD, "eval_kl", "eval_response_tokens", "eval_share_cut", "eval_entropy")
+"""What is measured of responses to held-out prompts; they have no loss."""
+
 
 @cache
 def evaluation_metrics(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """The keys `eval_*` that every evaluation with this objective has: those of its loss of one made-up comparison."""
+    """The keys `eval_*` that every evaluation with this objective has: those of its loss of one made-up comparison, or
+    what is measured of rollouts."""
+    if objective.rolls_out:
+        return OF_ROLLOUTS
     built = build_objective(objective)
     columns = 2 if built.judges_labels else 3
     sums, lengths = -torch.ones(1, columns, dtype=torch.float64), torch.ones(1, columns, dtype=torch.int64)
@@ -38,7 +44,7 @@ def require_metrics(config: TrainConfig, metrics: Iterable[str], held_out: Pairs
     """Raises `UserError`, naming those that there are, where an evaluation of `config` never gives one of `metrics`.
 
     `held_out`: the pairs, where they are known: a source may have none among them. Diagnostics of a reward model are of
-    all sources together.
+    all sources together. Of rollouts only the reward is told for each of several: by `rollouts.rewards`.
     """
     known = evaluation_metrics(config.objective)
     for metric in metrics:
@@ -50,5 +56,10 @@ def require_metrics(config: TrainConfig, metrics: Iterable[str], held_out: Pairs
                 f"{metric}: no evaluation with objective.name={config.objective.name} gives it; there are "
                 f"{', '.join(known)}"
             )
-        if slash and isinstance(held_out, JoinedPairs) and source not in held_out.spans:
+        if config.rollouts is not None:
+            try:
+                config.require_source_of(metric)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+        elif slash and isinstance(held_out, JoinedPairs) and source not in held_out.spans:
             raise UserError(f"{metric}: none of the held-out pairs is of {source}")

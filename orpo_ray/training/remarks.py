@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from orpo_ray.config import TrainConfig
-from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.data.schedule import RoundSchedule, StepSchedule
 from orpo_ray.training.lr import learning_rate, warmup_steps
 
+Schedule = StepSchedule | RoundSchedule
 
-def remarks(config: TrainConfig, schedule: StepSchedule) -> list[str]:
+
+def remarks(config: TrainConfig, schedule: Schedule) -> list[str]:
     """To be said before the run of `config` begins."""
     return [text for text in (_repeated_epochs(schedule), _endless_warmup(config, schedule)) if text]
 
 
-def _repeated_epochs(schedule: StepSchedule) -> str:
+def _repeated_epochs(schedule: Schedule) -> str:
     steps = schedule.epochs * schedule.steps_per_epoch
     if schedule.max_steps is None or schedule.max_steps <= steps:
         return ""
@@ -22,7 +24,7 @@ def _repeated_epochs(schedule: StepSchedule) -> str:
     )
 
 
-def _endless_warmup(config: TrainConfig, schedule: StepSchedule) -> str:
+def _endless_warmup(config: TrainConfig, schedule: Schedule) -> str:
     total, optim = schedule.total_steps, config.optim
     if warmup_steps(total, optim) < max(total, 2):  # a single step has no room to rise in
         return ""

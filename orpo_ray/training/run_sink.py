@@ -18,11 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import RewardConfig
-from orpo_ray.data.dataset import Pairs
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import PackedRewardModel, centre
 from orpo_ray.modeling.scorer import Scorer
-from orpo_ray.objectives.registry import Objective
 from orpo_ray.storage.checkpoints import Manifest
 from orpo_ray.storage.run_folder import LAST, MODEL_IN_CHECKPOINT, RunFolder, kept_model, write_eval_scores
 from orpo_ray.telemetry.logs import at_step, log
@@ -30,9 +28,10 @@ from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, Wanted, cost
-from orpo_ray.training.measuring import evaluate_both, mean_reward
+from orpo_ray.training.measuring import mean_reward
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.saving import Saver
+from orpo_ray.training.source import PairSource, Source
 from orpo_ray.training.stopping import Listener
 
 _NOTICE_SECONDS = 60.0  # where a notice does not say when
@@ -45,14 +44,9 @@ class RunSink(Sink):
     config: TrainConfig
     starting: TrainConfig
     """The same with whole models for adapters."""
-    objective: Objective
+    source: Source
     policy: Scorer
     tokenizer: PreTrainedTokenizerBase
-    train: Pairs
-    held_out: Pairs
-    unseen: Pairs | None
-    """Held-out pairs that choose nothing."""
-    total_steps: int
     leads: bool
     """On rank 0."""
     digests: dict[str, Any]
@@ -66,16 +60,17 @@ class RunSink(Sink):
 
     def metrics(self, line: Line) -> None:
         at_step(line["step"])
+        self.listener.has_trained |= "loss" in line
         if self.recorder:
             self.recorder.write(line)
             if "loss" not in line:
                 log("evaluation", **{key: value for key, value in line.items() if key != "step"})
 
-    def best_model(self, engine: Engine, evaluation: Line, table: Tensor) -> bool:
+    def best_model(self, engine: Engine, evaluation: Line, table: Tensor | None) -> bool:
         kept = self.config.train
         return kept.keep == "last" or self._keep(engine, evaluation, table, self.folder.model, kept.best)
 
-    def last_model(self, engine: Engine, evaluation: Line, table: Tensor) -> None:
+    def last_model(self, engine: Engine, evaluation: Line, table: Tensor | None) -> None:
         if self.config.train.keep != "best":
             self._keep(engine, evaluation, table, self._place_of_last, LAST)
 
@@ -83,10 +78,11 @@ class RunSink(Sink):
     def _place_of_last(self) -> Path:
         return self.folder.model if self.config.train.keep == "last" else self.folder.model_last
 
-    def _keep(self, engine: Engine, evaluation: Line, table: Tensor, target: Path, why: str) -> bool:
+    def _keep(self, engine: Engine, evaluation: Line, table: Tensor | None, target: Path, why: str) -> bool:
         config, folder, model = self.config, self.folder, self.policy.model
+        pairs = self.source if isinstance(self.source, PairSource) else None
         centred = isinstance(config.objective, RewardConfig) and config.objective.centre
-        mean = mean_reward(engine, config, self.objective, self.train) if centred else None
+        mean = mean_reward(engine, config, pairs.objective, pairs.train) if pairs and centred else None
         weights = engine.weights()
         kept = True
         if weights is not None:
@@ -94,9 +90,9 @@ class RunSink(Sink):
                 exported = merged_weights(model, weights)
                 if isinstance(self.policy, PackedRewardModel) and mean is not None:
                     centre(self.policy, mean, exported)
-                if target == folder.model:
-                    write_eval_scores(folder.eval_scores, self.held_out, table)
-                export_model(target, model, exported, self.tokenizer, config, evaluation, self.total_steps, why)
+                if target == folder.model and pairs and table is not None:
+                    write_eval_scores(folder.eval_scores, pairs.held_out, table)
+                export_model(target, model, exported, self.tokenizer, config, evaluation, self.source.total_steps, why)
                 if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it
                     adapter = folder.adapter if target == folder.model else folder.adapter_last
                     export_adapter(adapter, model, weights, exported, self.tokenizer, self.starting)
@@ -109,7 +105,7 @@ class RunSink(Sink):
         """A folder that came from a copy may lack the best model so far, or the last: those of now are they then."""
         train, best = self.config.train, self.config.train.best
         lacks_best = state.best_step is not None and not _is_there(self.folder.model, best, state.best_step)
-        lacks_last = state.step == self.total_steps and not _is_there(self._place_of_last, LAST, state.step)
+        lacks_last = state.step == self.source.total_steps and not _is_there(self._place_of_last, LAST, state.step)
         lost = (train.keep != "last" and lacks_best, train.keep != "best" and lacks_last)
         lost_best, lost_last = engine.gather(lost)[0]
         if not (lost_best or lost_last):
@@ -117,7 +113,7 @@ class RunSink(Sink):
         if self.leads and lost_best:
             instead = f"that of step {state.step} is kept in its place"
             self.folder.note(f"the model of step {state.best_step} is lost; {instead}")
-        line, table = evaluate_both(engine, self.config, self.objective, self.held_out, self.unseen)
+        line, table = self.source.evaluate(state.step)
         evaluation = {"step": state.step, **line}
         if lost_best and self.best_model(engine, evaluation, table):
             state.best_step, state.best_value = state.step, line[train.keep_by]
@@ -126,7 +122,8 @@ class RunSink(Sink):
 
     def checkpoint(self, engine: Engine, state: State, line: Line) -> None:
         reached = cost(self.config, line)
-        self.saver.begin(Manifest(state.step, asdict(state), engine.updates, **self.digests, cost=reached, files={}))
+        manifest = Manifest(state.step, asdict(state), engine.updates, **self.digests, cost=reached, files={})
+        self.saver.begin(manifest, self.source.carried(state.step))
         if self.alarm.urgent:
             self.saver.finish()
         self.alarm.reset()
@@ -142,7 +139,9 @@ class RunSink(Sink):
             if weights is not None:
                 exported, whole = merged_weights(model, weights), {"step": state.step, **line}
                 target = Path(handed) / MODEL_IN_CHECKPOINT
-                export_model(target, model, exported, self.tokenizer, config, whole, self.total_steps, "to compare")
+                export_model(
+                    target, model, exported, self.tokenizer, config, whole, self.source.total_steps, "to compare"
+                )
                 checkpoint = Checkpoint.from_directory(handed)
             validation = checkpoint is not None and ValidationTaskConfig(fn_kwargs={"step": state.step})
             ray.train.report({"step": state.step}, checkpoint=checkpoint, validation=validation)
@@ -152,7 +151,6 @@ class RunSink(Sink):
 
     def heard(self, signals: dict[str, float]) -> Wanted:
         self.saver.heard(signals)
-        self.listener.has_trained = True
         if not self.alarm.rings(signals, _seconds_left):
             return Wanted.NOTHING
         if self.alarm.stops:

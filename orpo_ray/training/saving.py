@@ -1,7 +1,7 @@
 """Checkpoints of a run: a copy of the state is taken between two steps, and written while training goes on.
 
 Each rank writes what it holds, as runs of parameters' elements; so any number of ranks, and any engine, continues from
-any checkpoint, reading the elements it needs.
+any checkpoint, reading the elements it needs. What the source of steps carries has a file of its own.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
 from orpo_ray.errors import UserError
-from orpo_ray.storage.checkpoint_files import FileSum, Vector, read_header, read_into, write_vectors
+from orpo_ray.storage.checkpoint_files import FileSum, Vector, read_header, read_into, write_bytes, write_vectors
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import Engine
+from orpo_ray.training.source import Arrays
 
 _PARTS = ("weight", "exp_avg", "exp_avg_sq")
 
@@ -48,15 +50,20 @@ def _live(engine: Engine) -> Iterator[tuple[str, Tensor]]:
             yield f"{piece.name}@{piece.start}/{part}", getattr(piece, part)
 
 
+_OF_RANK = "rank-"
+_OF_SOURCE = "source.safetensors"
+
+
 def file_of(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
+    return f"{_OF_RANK}{rank:05d}.safetensors"
 
 
 @dataclass
 class _Pending:
     manifest: Manifest
     """Without its files."""
-    written: Future[FileSum]
+    written: Future[dict[str, FileSum]]
+    """This rank's files."""
 
 
 class Saver:
@@ -82,20 +89,27 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orpo_ray-checkpoint")
         self._pending: _Pending | None = None
 
-    def begin(self, manifest: Manifest) -> None:
-        """Copy the state and begin to write it. Waits for the checkpoint before, where that is not written yet."""
+    def begin(self, manifest: Manifest, carried: Arrays | None = None) -> None:
+        """Copy the state and begin to write it. Waits for the checkpoint before, where that is not written yet.
+
+        `carried`: what the source of steps carries, which does not change.
+        """
         self.finish()
         problem = self._refused(lambda: self._checkpoints.open(manifest.step)) if self._engine.rank == 0 else None
         if self._engine.gather(problem)[0] is None:
             self._copy.update(self._engine)
-            self._pending = _Pending(manifest, self._thread.submit(self._write, manifest.step))
+            self._pending = _Pending(manifest, self._thread.submit(self._write, manifest.step, carried or {}))
         else:
             self._lose(manifest.step, problem)
 
-    def _write(self, step: int) -> FileSum:
-        path = f"{self._checkpoints.folder(step)}/{file_of(self._engine.rank)}"
-        with self._checkpoints.filesystem.open_output_stream(path) as file:
-            return write_vectors(file, self._copy.vectors)
+    def _write(self, step: int, carried: Arrays) -> dict[str, FileSum]:
+        folder, own = self._checkpoints.folder(step), file_of(self._engine.rank)
+        with self._checkpoints.filesystem.open_output_stream(f"{folder}/{own}") as file:
+            written = {own: write_vectors(file, self._copy.vectors)}
+        if carried and self._engine.rank == 0:
+            with self._checkpoints.filesystem.open_output_stream(f"{folder}/{_OF_SOURCE}") as file:
+                written[_OF_SOURCE] = write_bytes(file, safetensors.numpy.save(carried))
+        return written
 
     def signals(self) -> dict[str, float]:
         """What this rank has to say at the end of a step; for `heard`, added up over ranks."""
@@ -117,12 +131,12 @@ class Saver:
         manifest, written = self._pending.manifest, self._pending.written
         self._pending = None
         error = written.exception()
-        parts: list[FileSum | str] = self._engine.gather(repr(error) if error else written.result())
+        parts: list[dict[str, FileSum] | str] = self._engine.gather(repr(error) if error else written.result())
         if self._engine.rank > 0:
             return
         problem = next((f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, str)), None)
         if problem is None:
-            files = {file_of(rank): part for rank, part in enumerate(parts)}
+            files = {name: total for part in parts if not isinstance(part, str) for name, total in part.items()}
             whole = Manifest(**{**vars(manifest), "files": files})
             problem = self._refused(lambda: self._checkpoints.commit(whole))
         if problem is not None:
@@ -186,7 +200,7 @@ def _manifest(checkpoints: Checkpoints, step: int) -> tuple[Manifest | None, str
 
 
 BASE, REFERENCE = "model.name_or_path", "objective.reference"
-_RESTS_ON = {BASE: "the base's frozen weights", REFERENCE: "the reference's weights"}
+_RESTS_ON = {BASE: "the base's frozen weights are not those", REFERENCE: "the reference's weights are not those"}
 
 
 def require_same_weights(manifest: Manifest, weights: dict[str, str], allowed: Sequence[str]) -> None:
@@ -194,8 +208,9 @@ def require_same_weights(manifest: Manifest, weights: dict[str, str], allowed: S
     them; `allowed`: settings in which they may differ."""
     for key, held in manifest.weights.items():
         if weights.get(key, held) != held and key not in allowed:
+            what = _RESTS_ON.get(key, "what scores the rollouts is not what")
             raise UserError(
-                f"{key}: {_RESTS_ON[key]} are not those that the run began with (step {manifest.step} was saved with "
+                f"{key}: {what} that the run began with (step {manifest.step} was saved with "
                 f"others); restore them, choose another name=..., or continue with 'resume.allow_changes=[{key}]'"
             )
 
@@ -207,6 +222,17 @@ def load(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> None:
         for piece in engine.pieces():
             stored.fill(piece.name, piece.start, {part: getattr(piece, part) for part in _PARTS})
     engine.filled(manifest.updates)
+
+
+def load_carried(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> Arrays:
+    """What the source of steps carried, on all ranks; empty: nothing. The checkpoint is whole (see `choose`)."""
+    found: Arrays = {}
+    if engine.rank == 0 and _OF_SOURCE in manifest.files:
+        path = f"{checkpoints.folder(manifest.step)}/{_OF_SOURCE}"
+        with checkpoints.filesystem.open_input_stream(path) as file:
+            found = safetensors.numpy.load(file.read())
+    whole: Arrays = engine.gather(found)[0]
+    return whole
 
 
 def load_weights(module: nn.Module, checkpoints: Checkpoints, manifest: Manifest) -> None:
@@ -226,7 +252,7 @@ def load_weights(module: nn.Module, checkpoints: Checkpoints, manifest: Manifest
 def _opened(checkpoints: Checkpoints, manifest: Manifest) -> Iterator[_Stored]:
     folder = checkpoints.folder(manifest.step)
     with ExitStack() as stack:
-        paths = [f"{folder}/{name}" for name in manifest.files]
+        paths = [f"{folder}/{name}" for name in manifest.files if name.startswith(_OF_RANK)]
         yield _Stored(
             folder, {path: stack.enter_context(checkpoints.filesystem.open_input_file(path)) for path in paths}
         )

@@ -57,8 +57,8 @@ class WatchedEngine:
         self.policy, self.device, self.replicated = engine.policy, engine.device, engine.replicated
         self.rank, self.ranks = engine.rank, engine.ranks
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        return self._told(lambda: self._engine.forward(batch))
+    def forward(self, batch: PackedBatch, *, by_token: bool = False) -> Tensor:
+        return self._told(lambda: self._engine.forward(batch, by_token=by_token))
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         self._told(lambda: self._engine.backward(share, last=last))

@@ -35,14 +35,16 @@ from orpo_ray.training.agreement import on_all, require_same, sampled_digest
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine, gather
-from orpo_ray.training.loop import State, build_schedule, run
+from orpo_ray.training.loop import State, run
 from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.reference import load_reference, with_reference
+from orpo_ray.training.rollout_setup import Beside
 from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_sink import RunSink
-from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, require_same_weights
+from orpo_ray.training.saving import BASE, REFERENCE, Saver, choose, load, load_carried, require_same_weights
+from orpo_ray.training.source import Arrays, PairSource, Source
 from orpo_ray.training.stopping import Listener, StopRequest
 from orpo_ray.training.watchdog import Watchdog
 
@@ -89,7 +91,7 @@ def _train(
         ensure_pad_token(tokenizer)
     train_pairs, held_out, unseen = data.train, data.eval, data.unseen
     folder, weights = RunFolder(config.run_dir), {}
-    if objective.needs_reference:
+    if objective.needs_reference and not objective.settings.rolls_out:
         with phase("reference"):
             parts = (train_pairs, held_out, *([] if unseen is None else [unseen]))
             (train_pairs, held_out, *apart), weights[REFERENCE] = _with_reference(starting, device, *parts)
@@ -101,6 +103,10 @@ def _train(
         # Under ZeRO-3 the device need not hold all of it, and the engine takes it there.
         place = torch.device("cpu") if config.train.zero_stage == 3 else device
         policy = on_all(lambda: load_scorer(objective.model, starting.model, seed=config.seed, device=place, warn=warn))
+        rollouts = None
+        if starting.rollouts is not None:
+            rollouts = on_all(lambda: Beside.of(starting, policy, tokenizer, device, place, warn))
+            policy, weights = rollouts.policy, weights | rollouts.digests
         if starting.model.has_weights:
             require_same(f"model.name_or_path: {starting.model.name_or_path}", sampled_digest(policy.model))
         if leads and (frozen := frozen_digest(policy.model)) is not None:
@@ -118,7 +124,7 @@ def _train(
     checkpoints = Checkpoints(config.checkpoints_location)
     digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}
     with phase("resume"):
-        state = _resume(config, engine, checkpoints, digests, folder)
+        state, carried = _resume(config, engine, checkpoints, digests, folder)
     at_step(state.step)
     log(
         "training begins",
@@ -129,7 +135,11 @@ def _train(
     )
     with phase("trackers"):
         recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
-    total_steps = build_schedule(config, train_pairs).total_steps
+    source: Source = (
+        PairSource(engine, config, train_pairs, held_out, unseen)
+        if rollouts is None
+        else rollouts.source(engine, config, data, tokenizer, folder, ranks_here, checkpoints, state.source, carried)
+    )
 
     def committed(step: int) -> None:
         log("checkpoint saved", checkpoint_step=step)
@@ -143,15 +153,14 @@ def _train(
     alarm = Alarm(config.train.checkpoint_every_minutes, asked_to_stop=lambda: listener.heard)
 
     sink = RunSink(
-        config, starting, objective, policy, tokenizer, train_pairs, held_out, unseen, total_steps, leads, digests,
-        folder, recorder, saver, alarm, listener,
+        config, starting, source, policy, tokenizer, leads, digests, folder, recorder, saver, alarm, listener,
     )  # fmt: skip
     try:
         sink.make_good(engine, state)
         with listener.listening() if leads else nullcontext():
-            run(engine, config, train_pairs, held_out, sink, state, unseen)
+            run(engine, config, source, sink, state)
         saver.finish()
-        if state.step < total_steps:
+        if state.step < source.total_steps:
             if leads:
                 stop.note_saved()
             return Outcome(state.step, stopped=True)
@@ -204,8 +213,9 @@ def _with_reference(config: TrainConfig, device: torch.device, *parts: Pairs) ->
 
 def _resume(
     config: TrainConfig, engine: Engine, checkpoints: Checkpoints, digests: dict[str, Any], folder: RunFolder
-) -> State:
-    """Continue from the newest checkpoint that is whole. Raises `UserError` where that is one of another run."""
+) -> tuple[State, Arrays]:
+    """Continue from the newest checkpoint that is whole; returns what the source of steps carried, too. Raises
+    `UserError` where that is one of another run."""
     manifest = choose(checkpoints, engine, folder.note)
     if manifest is None:
         if lost := folder.last_checkpoint:
@@ -213,7 +223,7 @@ def _resume(
                 f"{checkpoints.location}: the run's checkpoints are gone, the last of which was that of step "
                 f"{lost['step']} in {lost['location']}; restore them, or remove {folder.path} to train from the start"
             )
-        return State(best_by=config.train.keep_by)
+        return State(best_by=config.train.keep_by), {}
     allowed = config.resume.allow_changes
     if manifest.config != digests["config"] and not allowed:  # the driver has compared config.yaml, key by key
         raise UserError(f"{checkpoints.folder(manifest.step)}: was saved by a run with other settings")
@@ -236,4 +246,4 @@ def _resume(
             )
         state.best_by, state.best_step, state.best_value = config.train.keep_by, None, None
     load(engine, checkpoints, manifest)
-    return state
+    return state, load_carried(engine, checkpoints, manifest)

@@ -12,8 +12,8 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_tokenizer
 from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import prepare_data
-from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.metric_names import require_metrics
+from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.points import Settings
@@ -57,6 +57,6 @@ def lengths(
         run = folder.training(0, settings)
         if of(settings) not in known:
             known[of(settings)] = prepare_data(with_merged_adapters(run), console)
-        return build_schedule(run, known[of(settings)].train).total_steps
+        return schedule_of(run, known[of(settings)].train).total_steps
 
     return steps

@@ -20,9 +20,9 @@ from orpo_ray.telemetry.metrics import sweep_changed
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import prepare_data
-from orpo_ray.training.loop import build_schedule
 from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.remarks import remarks
+from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.comparable import lengths, require_known
@@ -61,7 +61,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     require_known(config, folder)
     data = prepare_data(with_merged_adapters(first), console)
     require_metrics(first, config.directions, data.eval)
-    schedule = build_schedule(first, data.train)
+    schedule = schedule_of(first, data.train)
     total_steps = schedule.total_steps
     records = [] if config.finalists is None else unseen_records(config, data)
     connect(config.cpus)

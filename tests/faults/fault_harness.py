@@ -29,7 +29,12 @@ from orpo_ray.data.sources import ToySource
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds that anything may take; only a run that does not recover at all takes so long
 MOMENTS = 3  # in each disturbed run
-TIMING = {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes"}
+TIMING = {
+    "pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes", "rollout_seconds", "scoring_seconds",
+    "rollout_tokens_per_second", "score_tokens_per_second", "update_tokens_per_second",
+}  # fmt: skip
+OF_ENGINE = {"mismatch_mean", "mismatch_max", "mismatch_k3"}
+"""An engine rounds by what else it draws at a time, which a kill changes; nothing is learned from that."""
 NODE_CPUS = 1
 SECRETS = ("HF_TOKEN", "RAY_AUTH_TOKEN")  # in the environment of everything here; they belong in no run folder
 
@@ -80,6 +85,13 @@ class Nodes:
         found = [process for node in self.workers for process in self.processes(node)]
         return [process for process in found if "RayTrainWorker" in title(process)]
 
+    def engines(self) -> list[psutil.Process]:
+        """Of runs on rollouts, wherever they are: by what only processes of this cluster know."""
+        found = [process for process in psutil.process_iter() if title(process).startswith("ray::Live")]
+        return [
+            process for process in found if environment(process).get("RAY_AUTH_TOKEN") == os.environ["RAY_AUTH_TOKEN"]
+        ]
+
     def node_of(self, worker: psutil.Process) -> Any:
         return next(node for node in self.workers if worker in self.processes(node))
 
@@ -102,6 +114,13 @@ def title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except psutil.Error:
+        return {}
 
 
 def step_of(checkpoint: Path) -> int:
@@ -173,6 +192,14 @@ class Run:
     def step(self) -> int:
         return max((line["step"] for line in self.lines() if "loss" in line), default=0)
 
+    def responses(self, round: int) -> int:
+        """Drawn so far in a round of rollouts."""
+        path = self.path / "rollouts" / f"{round:06d}.jsonl"
+        try:
+            return max(0, path.read_bytes().count(b"\n") - 1)
+        except FileNotFoundError:
+            return 0
+
     def events(self) -> list[str]:
         path = self.path / "events.jsonl"
         return [json.loads(line)["event"] for line in path.read_text().splitlines()] if path.is_file() else []
@@ -242,7 +269,8 @@ def assert_same(run: Run, undisturbed: Run, *, tolerance: float = 0.0) -> None:
     """The verdict. `tolerance` of weights, where the number of workers was another for a while."""
     assert leaks(run.path, {name: os.environ[name] for name in SECRETS}) == []
     ours, theirs = (
-        [{k: v for k, v in line.items() if k not in TIMING} for line in one.lines()] for one in (run, undisturbed)
+        [{k: v for k, v in line.items() if k not in TIMING | OF_ENGINE} for line in one.lines()]
+        for one in (run, undisturbed)
     )
     assert [line["step"] for line in ours] == [line["step"] for line in theirs], "a step is missing or there twice"
     assert [line.get("tokens") for line in ours] == [line.get("tokens") for line in theirs], "other pairs"

@@ -29,6 +29,7 @@ from orpo_ray.training.engine import Engine, TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, Wanted, run
 from orpo_ray.training.reference import reference_logps
 from orpo_ray.training.saving import Saver, load
+from orpo_ray.training.source import PairSource
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "pairs": {"lambda": 0.5}, "rankings": {"lambda": 0.5}, "labels": {"name": "kto", "beta": 0.5},
@@ -167,7 +168,7 @@ def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
 
     def taking_step(lr: float) -> float:
         if not taken:
-            for name, parameter in engine.policy.model.named_parameters():
+            for name, parameter in engine.policy.named_parameters():
                 if not parameter.requires_grad:
                     continue
                 if isinstance(engine, DeepSpeedEngine):
@@ -178,7 +179,7 @@ def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
                     continue
                 else:
                     gradient = engine.all_sum(parameter.grad.clone())
-                taken[name] = gradient.detach().float().clone()
+                taken[name.removeprefix("model.")] = gradient.detach().float().clone()
         return step(lr)
 
     engine.step = taking_step  # type: ignore[method-assign]
@@ -211,7 +212,7 @@ def trained(
     train, held_out = data, data.subset(np.arange(7))
     if records == "labels":
         train, held_out = (with_references(part, policy("float32", False, None, seed=5)) for part in (train, held_out))
-    run(engine, config, train, held_out, watch, state)
+    run(engine, config, PairSource(engine, config, train, held_out), watch, state)
     if watch.saver:
         watch.saver.finish()
     return {"lines": watch.lines, "gradients": gradients, "weights": engine.weights()}

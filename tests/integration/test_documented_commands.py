@@ -18,10 +18,15 @@ from documented import FEW, ROOT, SHORT_PIPELINE, TINY, lines
 DIALOGUES = ["data.max_length=96", "data.max_prompt_length=64"]
 ONE_MODEL, MODELS = "models={orpo: ./runs/toy-orpo}", "models={base: ./runs/toy-base, orpo: ./runs/toy-orpo}"
 TRUTH = "reward_models={truth: toy}"
+FEW_ROLLOUTS = [
+    "rollouts.prompts=8", "rollouts.max_tokens=4", "rollouts.eval_prompts=2", "rollouts.rewards={truth: toy}",
+    "objective.critic=./runs/toy-sft",
+]  # fmt: skip
 
 RUN_HERE: dict[str, list[str]] = {
     "orpo-ray pipeline configs/toy-pipeline.yaml": [*SHORT_PIPELINE, f"evaluate.{ONE_MODEL}"],
     "orpo-ray train configs/toy-orpo.yaml name=toy-lora": TINY,
+    "orpo-ray train configs/toy-ppo.yaml  ": [*TINY, *FEW_ROLLOUTS],
     "orpo-ray train configs/hh-small-orpo.yaml": [*TINY, *DIALOGUES],
     "orpo-ray data configs/hh-small-orpo.yaml": DIALOGUES,
     "orpo-ray evaluate configs/toy-winrate.yaml": [*FEW, ONE_MODEL, TRUTH],
@@ -45,6 +50,9 @@ LONGER = {
 
 ELSEWHERE = {
     r"make (demo|test)": "by CI: the first from time to time, the second always",
+    r"orpo-ray train configs/toy-ppo.yaml name=toy-rloo": "as toy-ppo is",
+    r"orpo-ray sweep configs/toy-ppo-sweep": "by unit/test_rollout_sweeps.py",
+    r"orpo-ray pipeline configs/toy-rlhf-pipeline": "as its stages and the other pipeline are",
     r"orpo-ray \w+ configs/(opt-|mistral-|paper/)": "needs GPUs and the Hub",
     r"RAY_A\w+=.* orpo-ray train configs/opt-": "needs GPUs and the Hub",
     r"RAY_ADDRESS=auto orpo-ray doctor": "by test_doctor_cluster.py",

@@ -31,6 +31,7 @@ from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, Wanted, run
 from orpo_ray.training.saving import Copy, Saver, choose, load
+from orpo_ray.training.source import PairSource
 from orpo_ray.training.watchdog import Pulse, diagnosis
 
 
@@ -249,7 +250,7 @@ class TestSaver:
         pairs, settings = random_pairs(14), config()
         whole, again = engine(), engine(seed=1)
         first = Saving(whole, tmp_path / "whole")
-        run(whole, settings, pairs, pairs, first, State())
+        run(whole, settings, PairSource(whole, settings, pairs, pairs), first, State())
         first.saver.finish()
         checkpoints = Checkpoints(str(tmp_path / "whole"))
         assert checkpoints.steps() == [12, 10, 8, 6, 4, 2]
@@ -257,7 +258,7 @@ class TestSaver:
         assert middle is not None
         load(again, checkpoints, middle)
         second = Saving(again, tmp_path / "again")
-        run(again, settings, pairs, pairs, second, State(**middle.state))
+        run(again, settings, PairSource(again, settings, pairs, pairs), second, State(**middle.state))
         second.saver.finish()
         assert [line["step"] for line in second.lines if "loss" in line] == list(range(7, 13))
         losses = [line["loss"] for line in first.lines if "loss" in line]
@@ -273,8 +274,8 @@ class TestSkippedSteps:
         settings = config("train.tokens_per_microbatch=1", "train.epochs=2", "train.max_skipped_steps=1")  # a pair each
         row, forward, poisoned = np.concatenate(pairs.pair(faulty)).tolist(), trained.forward, []
 
-        def overflowing(batch: Any) -> torch.Tensor:
-            sums = forward(batch)
+        def overflowing(batch: Any, *, by_token: bool = False) -> torch.Tensor:
+            sums = forward(batch, by_token=by_token)
             if trained.policy.training and not poisoned and batch.input_ids.flatten().tolist() == row:
                 poisoned.append(True)
                 return sums * float("inf")
@@ -292,7 +293,7 @@ class TestSkippedSteps:
                 weights.append(next(iter(trained.policy.parameters())).detach().clone())
 
         watch = Watch()
-        run(trained, settings, pairs, pairs, watch, State())
+        run(trained, settings, PairSource(trained, settings, pairs, pairs), watch, State())
         [(position, line)] = [(i, line) for i, line in enumerate(watch.lines) if "skipped" in line]
         assert line["skipped"] == [faulty]
         assert not np.isfinite(line["loss"]) and not np.isfinite(line["grad_norm"])
@@ -351,7 +352,8 @@ def test_nothing_is_trained_behind_the_last_checkpoint_that_is_wanted(evaluated:
             return Wanted.LAST_CHECKPOINT if self.lines[-1]["step"] == 3 else Wanted.NOTHING
 
     sink = Stopping()
-    state = run(engine(), settings, pairs, pairs, sink, State())
+    trained = engine()
+    state = run(trained, settings, PairSource(trained, settings, pairs, pairs), sink, State())
     assert (state.step, sink.saved[-1], sink.lines[-1]["step"]) == (3, 3, 3)
     assert ("eval_loss" in sink.lines[-1]) == evaluated
 

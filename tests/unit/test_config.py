@@ -88,9 +88,9 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, m
         ("objective.lambda=-1", "objective.lambda: should be greater than or equal to 0 (got -1)"),
         ("objective.lambda=.nan", "objective.lambda: should be a finite number (got nan)"),
         (
-            "objective.name=ppo",
+            "objective.name=reinforce",
             "objective.name: should be one of 'orpo', 'probability_ratio', 'sft', 'dpo', 'ipo', 'kto_pair', 'kto', "
-            "'simpo', 'cpo', 'unlikelihood', 'reward' (got 'ppo')",
+            "'simpo', 'cpo', 'unlikelihood', 'reward', 'ppo', 'rloo', 'grpo', 'online' (got 'reinforce')",
         ),
         ("objective=orpo", "objective: should be a mapping of keys (got 'orpo')"),
         ("train.zero_stage=4", "train.zero_stage: should be 0, 1, 2 or 3 (got 4)"),

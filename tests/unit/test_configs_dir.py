@@ -11,13 +11,16 @@ from orpo_ray.config import (
     EvaluationConfig,
     LoraConfig,
     OrpoConfig,
+    RolloutsConfig,
     ScoreConfig,
     SftConfig,
     TrainConfig,
     load_as,
     load_config,
     load_pipeline,
+    load_sweep,
 )
+from orpo_ray.config.objectives import PpoConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 HH = "Anthropic/hh-rlhf"
@@ -49,14 +52,23 @@ PAPER = {
         ("mistralai/Mistral-7B-v0.1", ARGILLA, 0.1, 5e-6, "inverse_sqrt", 200, 5, 32, 2048, 1791, 3, 4),
 }  # fmt: skip
 LORA = "opt-1.3b-hh-orpo-lora"
-OTHERS = {LORA, "toy-winrate", "score-toy", "toy-pipeline", "toy-sweep", "opt-125m-hh-sweep"}
-SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "hh-small-orpo"}
+OTHERS = {
+    LORA,
+    "toy-winrate",
+    "score-toy",
+    "toy-pipeline",
+    "toy-rlhf-pipeline",
+    "toy-sweep",
+    "toy-ppo-sweep",
+    "opt-125m-hh-sweep",
+}
+SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "toy-ppo", "hh-small-orpo"}
 # size, data, stage: what the paper says of it: objective, lr, epochs
 STAGES = {
     f"opt-{size}-{data}-{stage}": (stage, lr, epochs)
     for size in ("125m", "350m", "1.3b")
     for data in ("hh", "ultrafeedback")
-    for stage, lr, epochs in (("sft", 1e-5, 1), ("dpo", 5e-6, 3), ("reward", 1e-5, 1))
+    for stage, lr, epochs in (("sft", 1e-5, 1), ("dpo", 5e-6, 3), ("ppo", 1e-5, 1), ("reward", 1e-5, 1))
     if (size, stage) != ("125m", "reward")  # the paper's reward models are 350M and 1.3B
 }
 
@@ -103,8 +115,24 @@ def test_the_settings_of_the_papers_baselines(name: str) -> None:
     size, data, stage = name.removeprefix("opt-").split("-")
     orpo = config(f"opt-{size}-{data}-orpo")
     assert run.data == orpo.data
-    start = f"./runs/opt-{size}-{data}-sft" if stage == "dpo" else orpo.model.name_or_path
+    start = f"./runs/opt-{size}-{data}-sft" if stage in ("dpo", "ppo") else orpo.model.name_or_path
     assert run.model.name_or_path == start
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name.endswith("ppo")])
+def test_the_papers_ppo(name: str) -> None:
+    run = load_config(CONFIGS / "paper" / f"{name}.yaml")
+    _, size, data, _ = name.split("-")
+    assert run.objective == PpoConfig(kl_coefficient=0.1, kl_target=6, kl_horizon=2000, gamma=0.99)
+    rewards = {"opt-350m": f"./runs/opt-350m-{data}-reward"}
+    assert rewards["opt-350m"].removeprefix("./runs/") in STAGES
+    tokens = {"hh": 256, "ultrafeedback": 512}[data]
+    assert run.rollouts == RolloutsConfig.model_validate({"rewards": rewards, "epochs": 4, "max_tokens": tokens})
+    assert (run.rollouts.prompts, run.train.global_batch_size, run.optim.schedule) == (64, 8, "constant")
+    sft = load_config(CONFIGS / "paper" / f"opt-{size}-{data}-sft.yaml")
+    assert (run.model.name_or_path, run.model.dtype) == (f"./runs/{sft.name}", sft.model.dtype)
+    assert not run.model.keep_dropout  # the engine has none, so the first ratio would not be 1
+    assert run.scaling == sft.scaling
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -178,6 +206,17 @@ def test_sft_and_orpo_of_the_toy_world_differ_in_the_objective_alone() -> None:
     assert Path(sft.model.name_or_path) == Path("runs") / config("toy-base").name
 
 
+def test_ppo_of_the_toy_world_learns_from_the_reward_model_and_is_told_the_truth() -> None:
+    run = config("toy-ppo")
+    assert run.rollouts is not None
+    rewards = {label: (Path(one.path), one.weight) for label, one in run.rollouts.rewards.items()}
+    assert rewards == {"reward": (Path("runs") / config("toy-reward").name, 1), "truth": (Path("toy"), 0)}
+    assert (run.data, run.model) == (config("toy-dpo").data, config("toy-dpo").model)
+    sweep = load_sweep(CONFIGS / "toy-ppo-sweep.yaml")
+    trial = sweep.training({}, "trial", sweep.storage)
+    assert (trial.objective, trial.rollouts) == (run.objective, run.rollouts)
+
+
 def test_the_scores_of_the_toy_world_are_of_its_reward_model() -> None:
     scores = load_as(ScoreConfig, CONFIGS / "score-toy.yaml")
     assert scores.name == "score-toy"
@@ -185,12 +224,23 @@ def test_the_scores_of_the_toy_world_are_of_its_reward_model() -> None:
     assert scores.prompts.source == config("toy-reward").data.eval
 
 
-def test_the_pipeline_compares_the_runs_that_it_makes() -> None:
-    pipeline = load_pipeline(CONFIGS / "toy-pipeline.yaml")
-    assert pipeline.runs == {label: config(f"toy-{label}") for label in ("base", "sft", "orpo")}
-    assert {label: Path(model.path) for label, model in pipeline.evaluation.models.items()} == {
-        label: Path("runs") / run.name for label, run in pipeline.runs.items()
+@pytest.mark.parametrize(
+    ("name", "labels", "judge"),
+    [("toy-pipeline", ["base", "sft", "orpo"], None),
+     ("toy-rlhf-pipeline", ["base", "sft", "reward", "ppo", "dpo", "orpo"], "reward")],
+)  # fmt: skip
+def test_the_pipelines_compare_the_runs_that_they_make(name: str, labels: list[str], judge: str | None) -> None:
+    pipeline = load_pipeline(CONFIGS / f"{name}.yaml")
+    evaluation, runs = pipeline.evaluation, {label: config(f"toy-{label}") for label in labels}
+    assert (evaluation.name, list(pipeline.runs), pipeline.runs) == (name, labels, runs)
+    folders = {label: Path("runs") / run.name for label, run in runs.items()}
+    assert {label: Path(model.path) for label, model in evaluation.models.items()} == {
+        label: folder for label, folder in folders.items() if label != judge
     }
+    judges = {} if judge is None else {judge: folders[judge]}
+    assert {label: Path(path) for label, path in evaluation.reward_models.items()} == judges | {"truth": Path("toy")}
+    made = [str(Path(run.model.name_or_path)) for run in runs.values()]
+    assert all(start in {str(folders[each]) for each in labels[:place]} for place, start in enumerate(made) if place)
 
 
 def test_the_small_model_of_real_dialogues() -> None:

@@ -31,7 +31,7 @@ from test_training_pieces import config as run_config
 from orpo_ray.config import parse_config
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.evaluation import PromptsConfig, WinRateConfig, on_held_out
-from orpo_ray.data import prepare as module
+from orpo_ray.data import passes as module
 from orpo_ray.data import toyworld
 from orpo_ray.data.documents import elements
 from orpo_ray.data.prepare import prepare

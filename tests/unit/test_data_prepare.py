@@ -130,7 +130,7 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     ):
         prepare(config(tmp_path, foreign), TOY)
     one = write(tmp_path / "one.jsonl", [plain("one"), plain("one", "Ada")])
-    with pytest.raises(UserError, match=r"2 pairs have 1 different prompts.*set data\.eval"):
+    with pytest.raises(UserError, match=r"2 records have 1 different prompts.*set data\.eval"):
         prepare(config(tmp_path, one), TOY)
 
 

@@ -131,7 +131,7 @@ class TestResume:
 
         def resumed(now: dict[str, str], *overrides: str) -> int:
             known = {"config": "settings", "data": "pairs", "weights": now}
-            return _resume(self.settings(tmp_path, *overrides), engine, checkpoints, known, folder).step
+            return _resume(self.settings(tmp_path, *overrides), engine, checkpoints, known, folder)[0].step
 
         assert resumed({key: "then"}) == 1
         with pytest.raises(UserError) as caught:

@@ -28,10 +28,10 @@ from orpo_ray.data.templates import NAMED_TEMPLATES, resolve_template, write_tex
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import share_out
 from orpo_ray.evaluation.evaluate import _is_finished
-from orpo_ray.evaluation.plan import make_plan, prompt_ids
+from orpo_ray.evaluation.plan import make_plan
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
 from orpo_ray.inference.generation import request_seed
-from orpo_ray.inference.models import Answer, Speaker, find_policy, find_reward_model
+from orpo_ray.inference.models import Answer, Speaker, find_policy, find_reward_model, prompt_ids
 from orpo_ray.inference.scoring import Judged, Scorer, judged_rows
 
 

@@ -166,6 +166,17 @@ def test_numbers_of_an_earlier_version_are_made_anew_from_the_pieces(finished: P
     assert (finished / "winrates.json").read_bytes() == first
 
 
+def test_results_of_other_settings_are_not_replaced_without_a_word(models: dict[str, str], tmp_path: Path) -> None:
+    for temperature, said in ((1.0, ""), (0.5, "other settings (sampling.temperature); they are made anew")):
+        config = config_of(tmp_path, models)
+        config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"temperature": temperature})})
+        fill(make_plan(config), ODD)
+        told = io.StringIO()
+        evaluate(config, Console(file=told, width=400))
+        assert ("they are made anew" in told.getvalue()) == bool(said)
+        assert said in told.getvalue()
+
+
 def test_a_reward_model_without_a_finite_reward_is_refused_with_its_first_block(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.from_checkpoint import export_checkpoint
 from orpo_ray.training.loop import Line, Sink, State, run
 from orpo_ray.training.saving import Saver
+from orpo_ray.training.source import PairSource
 
 PAIRS = random_pairs(16)
 
@@ -70,7 +71,8 @@ def trained(tmp_path: Path, *overrides: str) -> tuple[TrainConfig, Saving]:
     policy = load_scorer(build_objective(config.objective).model, config.model, seed=config.seed)
     frozen = frozen_digest(policy.model)
     sink = Saving(folder, {} if frozen is None else {"model.name_or_path": frozen})
-    run(TorchEngine(policy, config.optim), config, PAIRS, PAIRS.subset(np.arange(3)), sink, State())
+    engine = TorchEngine(policy, config.optim)
+    run(engine, config, PairSource(engine, config, PAIRS, PAIRS.subset(np.arange(3))), sink, State())
     return config, sink
 
 

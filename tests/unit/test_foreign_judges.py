@@ -26,10 +26,9 @@ from orpo_ray.config.evaluation import PromptsConfig, ScoringConfig
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.plan import prompt_ids
 from orpo_ray.evaluation.winrate import TIE
 from orpo_ray.inference.listening import Listener, listener, scored_length
-from orpo_ray.inference.models import Answer, EvaluatedModel, Speaker, find_reward_model
+from orpo_ray.inference.models import Answer, EvaluatedModel, Speaker, find_reward_model, prompt_ids
 from orpo_ray.inference.scoring import Judged, PackedJudge, Scorer
 from orpo_ray.modeling.reward import ForeignRewardModel, load_foreign_reward_model
 from orpo_ray.modeling.scorer import packed_scores

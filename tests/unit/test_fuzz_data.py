@@ -27,7 +27,7 @@ from orpo_ray.data.cache import CacheWriter
 from orpo_ray.data.formats import PreferencePair
 from orpo_ray.data.formats.messages import readable
 from orpo_ray.data.formats.texts import ASSISTANT_TURN
-from orpo_ray.data.prepare import _Tokenization
+from orpo_ray.data.passes import PairPass
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.readers import read_file
 from orpo_ray.data.records import Account, BadRecord, Record
@@ -264,7 +264,7 @@ def tokenized(data: DataConfig, lines: list[bytes], folder: Path) -> tuple[Accou
     writer = CacheWriter(folder)
     try:
         asked, reading = data.train_sources[0], "best_against_worst"
-        account = _Tokenization(data, asked, TOKENIZER, Renderer(TOKENIZER, data.chat_template), writer, reading).run(
+        account = PairPass(data, asked, TOKENIZER, Renderer(TOKENIZER, data.chat_template), writer, reading).run(
             Given(lines), None, None
         )
     finally:

@@ -38,7 +38,7 @@ from orpo_ray.training.reference import reference_logps
 
 CPU = torch.device("cpu")
 RULES: list[Rule] = ["every_pair", "best_against_each", "best_against_worst"]
-PAIRWISE = [each for each in OBJECTIVES if each not in (KtoConfig, SftConfig)]
+PAIRWISE = [each for each in OBJECTIVES if each not in (KtoConfig, SftConfig) and not each.rolls_out]
 
 
 def network(objective: Objective, dtype: torch.dtype = torch.float64) -> PackedPolicy | PackedRewardModel:

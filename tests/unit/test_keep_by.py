@@ -16,6 +16,7 @@ from test_training_pieces import Collect, config
 
 from orpo_ray.config import TrainConfig, parse_config
 from orpo_ray.config.identity import digest
+from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.data import toyworld
 from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.prepare import prepare
@@ -34,20 +35,23 @@ from orpo_ray.training.loop import State, cost, is_best, run
 from orpo_ray.training.measuring import evaluate
 from orpo_ray.training.metric_names import evaluation_metrics, require_metrics
 from orpo_ray.training.saving import Saver
+from orpo_ray.training.source import PairSource
 
 SHORT = (
     "train.global_batch_size=6", "train.epochs=3", "train.eval_every_steps=1", "model.dtype=float32", "optim.lr=2e-2",
     "optim.warmup_steps=0", "optim.schedule=constant",
 )  # fmt: skip
-OBJECTIVES = ("orpo", "sft", "dpo", "ipo", "kto_pair", "kto", "simpo", "cpo", "probability_ratio", "reward")
+OF_DATA = tuple(each.model_fields["name"].default for each in OBJECTIVES if not each.rolls_out)
+OF_ROLLOUTS = tuple(each.model_fields["name"].default for each in OBJECTIVES if each.rolls_out)
 
 
 def trained(*overrides: str, apart: bool = False) -> tuple[State, list[dict[str, Any]]]:
     settings, sink = config(*SHORT, *overrides), Collect()
     engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
     held_out = random_pairs(24).subset(np.arange(12, 24))
-    state = run(engine, settings, random_pairs(12), held_out, sink, State(best_by=settings.train.keep_by),
-                random_pairs(24).subset(np.arange(3)) if apart else None)  # fmt: skip
+    unseen = random_pairs(24).subset(np.arange(3)) if apart else None
+    source = PairSource(engine, settings, random_pairs(12), held_out, unseen)
+    state = run(engine, settings, source, sink, State(best_by=settings.train.keep_by))
     return state, sink.lines
 
 
@@ -110,7 +114,7 @@ def test_a_metric_that_cannot_choose_is_refused(overrides: list[str], told: str)
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OF_DATA)
 def test_every_objective_says_what_its_evaluations_give(name: str) -> None:
     settings = config(f"objective={{name: {name}}}")
     known = evaluation_metrics(settings.objective)
@@ -118,6 +122,43 @@ def test_every_objective_says_what_its_evaluations_give(name: str) -> None:
     require_metrics(settings, known)
     with pytest.raises(UserError, match=rf"eval_acuracy: no evaluation with objective.name={name} gives it; there"):
         require_metrics(settings, ["eval_acuracy"])
+
+
+def on_rollouts(name: str, *overrides: str) -> TrainConfig:
+    rewards = "rollouts={rewards: {truth: toy, short: rules.py:short}, samples: 2, prompts: 128}"
+    return config(f"objective={{name: {name}}}", rewards, *overrides)
+
+
+@pytest.mark.parametrize("name", OF_ROLLOUTS)
+def test_rollouts_are_measured_alike_by_every_objective(name: str) -> None:
+    """By their reward, and each of several rewards by its label; there is no loss of held-out prompts."""
+    settings = on_rollouts(name)
+    known = evaluation_metrics(settings.objective)
+    assert known == ("eval_reward", "eval_kl", "eval_response_tokens", "eval_share_cut", "eval_entropy")
+    assert (settings.train.keep_by, settings.train.keep_direction) == ("eval_reward", "max")
+    require_metrics(settings, [*known, "eval_reward/truth", "eval_reward/short", "eval_win_rate"])
+    both = random_pairs(6)
+    require_metrics(settings, ["eval_reward/truth"], JoinedPairs(("a", "b"), (both, both)))
+    for metric, told in (
+        ("eval_loss", "no evaluation with objective.name"),
+        ("eval_nll", "no evaluation with objective.name"),
+        ("eval_reward/other", "rollouts.rewards has no other: there are truth, short"),
+        ("eval_kl/truth", "of rollouts only eval_reward is told by its sources"),
+    ):
+        with pytest.raises(UserError, match=f"{metric}: {told}"):
+            require_metrics(settings, [metric])
+
+
+def test_a_run_on_rollouts_keeps_by_one_of_its_rewards_or_says_that_it_has_it_not() -> None:
+    assert on_rollouts("ppo", "train.keep_by=eval_reward/short").train.keep_direction == "max"
+    for metric, told in (
+        ("eval_reward/other", "has no other: there are truth, short"),
+        ("eval_kl/truth", "only eval_r"),
+    ):
+        with pytest.raises(UserError, match=told):
+            on_rollouts("rloo", f"train.keep_by={metric}", "train.keep_mode=min")
+    with pytest.raises(UserError, match="eval_reward/truth: no held-out pairs are of truth"):
+        config("train.keep_by=eval_reward/truth")
 
 
 @pytest.mark.parametrize("name", ["orpo", "sft", "cpo", "reward"])
@@ -171,7 +212,7 @@ def test_a_run_whose_metric_changes_begins_to_look_for_the_best(by: str, best: i
     saver.begin(Manifest(3, asdict(State(3, 2, 0.5)), 3, "c", "d", 0.5, {}))
     saver.finish()
     settings = config(f"train.keep_by={by}", "resume.allow_changes=[train.keep_by]")
-    state = _resume(settings, engine, checkpoints, {"config": "c2", "data": "d", "weights": {}}, folder)
+    state, _ = _resume(settings, engine, checkpoints, {"config": "c2", "data": "d", "weights": {}}, folder)
     assert (state.step, state.best_step, state.best_by) == (3, best, by)
     assert folder.events.exists() == (best is None)
 

@@ -39,6 +39,7 @@ from orpo_ray.training import saving
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, run
+from orpo_ray.training.source import PairSource
 
 LORA = LoraConfig(rank=3, alpha=7)
 
@@ -219,7 +220,7 @@ def train(config: TrainConfig, folder: Path, resume: int | None = None) -> tuple
         saving.load(engine, checkpoints, manifest)
         state = State(**manifest.state)
     sink = Saving(checkpoints)
-    run(engine, config, random_pairs(40), random_pairs(4, seed=2), sink, state)
+    run(engine, config, PairSource(engine, config, random_pairs(40), random_pairs(4, seed=2)), sink, state)
     return policy, sink.losses
 
 

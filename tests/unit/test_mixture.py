@@ -34,8 +34,9 @@ from orpo_ray.report.page import write_report
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.storage.run_folder import write_eval_scores
 from orpo_ray.training.engine import TorchEngine
-from orpo_ray.training.loop import Line, Sink, State, build_schedule, run
+from orpo_ray.training.loop import Line, Sink, State, run
 from orpo_ray.training.saving import Saver, load
+from orpo_ray.training.source import PairSource, build_schedule
 
 TOY = toyworld.tokenizer()
 FEW = examples(max_examples=30)
@@ -239,7 +240,7 @@ def trained(config: TrainConfig, data: PreparedData, place: Path, resume: int | 
         load(engine, checkpoints, manifest)
         state = State.from_json(manifest.state)
     sink = Collect(Saver(checkpoints, engine, newest=9, best=0, warn=pytest.fail) if resume is None else None)
-    run(engine, config, data.train, data.eval, sink, state)
+    run(engine, config, PairSource(engine, config, data.train, data.eval), sink, state)
     return engine, sink
 
 
@@ -385,7 +386,7 @@ def test_nothing_held_out_is_told(tmp_path: Path) -> None:
     for fraction in ("1e-06", "1e-30"):
         with pytest.raises(UserError, match=rf"data\.eval_fraction={fraction} holds out none of so few prompts"):
             prepare(settings(tmp_path, f"data.eval_fraction={fraction}"), TOY)
-    with pytest.raises(UserError, match=r"a\.jsonl: 40 pairs have 40 different prompts, too few to hold out"):
+    with pytest.raises(UserError, match=r"a\.jsonl: 40 records have 40 different prompts, too few to hold out"):
         prepare(settings(tmp_path, "data.eval_fraction=0.999999"), TOY)
 
 

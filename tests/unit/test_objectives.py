@@ -112,8 +112,12 @@ def test_registry_follows_the_configuration() -> None:
     assert build_objective(SftConfig()).best_alone
 
 
-@pytest.mark.parametrize("config", OBJECTIVES, ids=lambda config: config.model_fields["name"].default)
-def test_every_objective_runs_through_the_registry(config: type) -> None:
+def named(config: type) -> str:
+    return str(config.model_fields["name"].default)
+
+
+@pytest.mark.parametrize("config", [each for each in OBJECTIVES if not each.by_token], ids=named)
+def test_every_objective_of_rows_runs_through_the_registry(config: type) -> None:
     objective = build_objective(config())
     columns = 2 if objective.judges_labels else 3
     sums, lengths = -torch.rand(2, columns) * 5, torch.full((2, columns), 5)
@@ -129,6 +133,21 @@ def test_every_objective_runs_through_the_registry(config: type) -> None:
     assert sums.grad[:, 1].abs().sum() > 0
     assert float(metrics["loss"]) == float(loss.detach())
     assert (objective.model == "reward") == (config.model_fields["name"].default == "reward")
+
+
+@pytest.mark.parametrize("config", [each for each in OBJECTIVES if each.by_token], ids=named)
+def test_every_objective_of_tokens_runs_through_the_registry(config: type) -> None:
+    objective = build_objective(config())
+    responses, columns = torch.tensor([3, 1, 4]), {name: -torch.rand(8) for name in objective.settings.columns}
+    scored = -torch.rand(8, 2) if objective.settings.has_critic else -torch.rand(8)
+    loss, metrics = objective.loss_of_tokens(scored.requires_grad_(), responses, Totals(3, 8, records=3), columns)
+    loss.backward()
+    assert scored.grad is not None
+    assert scored.grad.shape == scored.shape and scored.grad.abs().sum(dim=0).min() > 0
+    assert float(metrics["loss"]) == float(loss.detach())
+    known = {"loss", "policy_loss", "clip_fraction", "ratio", "approx_kl"}
+    critics = {"value_loss", "value_clip_fraction"} if objective.settings.has_critic else set()
+    assert {*metrics} == known | critics
 
 
 def test_gradient_factors_are_logged_on_demand() -> None:

@@ -13,7 +13,7 @@ import yaml
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.report import curves_png, write_report
-from orpo_ray.report.figures import MAX_POINTS, _binned, _running_mean
+from orpo_ray.report.figures import MAX_POINTS, _running_mean, binned
 from orpo_ray.report.page import _facts, _kept_caption
 from orpo_ray.report.runs import read_run
 from orpo_ray.storage.run_folder import write_eval_scores
@@ -248,7 +248,7 @@ def test_an_unreadable_run_is_the_users_to_mend(tmp_path, file, content, message
 
 def test_long_runs_are_binned_by_means_and_keep_their_average():
     steps, values = np.arange(1, 10_001), np.random.default_rng(0).normal(3, 1, 10_000)
-    fewer, means = _binned((steps, values))
+    fewer, means = binned((steps, values))
     assert len(fewer) == MAX_POINTS
     assert fewer[-1] == 10_000
     assert means.mean() == pytest.approx(values.mean())

@@ -95,6 +95,44 @@ def test_a_sweep_may_weigh_sources_and_compare_by_one() -> None:
     assert searcher_of(found).settings(0, []) == {"data.train.1.weight": 1}  # the run's own
 
 
+ON_ROLLOUTS: dict[str, Any] = {
+    **TRAIN, "objective": {"name": "ppo"},
+    "rollouts": {"max_tokens": 48, "rewards": {"truth": "toy", "rule": "rules.py:short"}},
+}  # fmt: skip
+
+
+def on_rollouts(*overrides: str, **keys: Any) -> SweepConfig:
+    space = {"objective.kl_coefficient": "uniform(0.01, 0.2)"}
+    return config(*overrides, **{"train": ON_ROLLOUTS, "space": space, "metric": "eval_reward", **keys})
+
+
+@pytest.mark.parametrize("metric", ["eval_reward", "eval_reward/rule"])
+def test_runs_on_rollouts_are_ranked_on_all_held_out_prompts(metric: str) -> None:
+    found = on_rollouts(metric=metric, space={"rollouts.samples": "choice(1, 2)", "rollouts.epochs": "choice(1, 4)"})
+    run = found.training({"rollouts.samples": 2}, "007", found.storage)
+    assert (run.data.unseen_fraction, run.train.keep_by, run.train.keep_mode) == (None, metric, "max")
+    assert run.rollouts is not None
+    assert run.rollouts.samples == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"metric": "eval_reward/other"}, "metric: eval_reward/other: rollouts.rewards has no other: there are truth"),
+        ({"finalists": {"against": "x", "reward_model": "toy"}}, "finalists: answer prompts that rank no trial"),
+        ({"space": {"rollouts.temperature": "uniform(0.5, 1)"}}, "space.rollouts.temperature: decides how held-out"),
+        ({"space": {"rollouts.max_tokens": "choice(32, 64)"}}, "are answered, so trials could not be compared"),
+        ({"space": {"rollouts.epochs": "choice(1, 4)"}, "train": {**ON_ROLLOUTS, "train": {"max_steps": 9}}},
+         "how many pairs they see"),
+        ({"space": {"objective.name": "choice(ppo, orpo)"}}, "rollouts: orpo trains on the responses of data.train"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_sweep_over_rollouts_is_one_line(keys: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        on_rollouts(**keys)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
 def test_the_run_is_a_file_or_a_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
     own = load_sweep("configs/toy-sweep.yaml", ["train.optim.weight_decay=0.25", "trials=3"])

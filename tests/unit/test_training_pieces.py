@@ -44,6 +44,7 @@ from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.remarks import remarks
 from orpo_ray.training.saving import Saver, load
+from orpo_ray.training.source import PairSource
 
 
 def config(*overrides: str) -> TrainConfig:
@@ -350,7 +351,7 @@ class TestLoop:
         sink = Collect()
         sink.wanted = {3, 8}
         engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
-        state = run(engine, settings, small_data(), small_data(), sink, State())
+        state = run(engine, settings, PairSource(engine, settings, small_data(), small_data()), sink, State())
         assert state.step == 12
         assert [line["step"] for line in sink.lines if "eval_loss" in line] == [0, 5, 10, 12]
         assert sink.checkpoints == [3, 4, 8, 12]
@@ -369,7 +370,7 @@ class TestLoop:
         held_out = small_data()
         other = PairDataset(held_out.tokens[::-1].copy(), held_out.bounds, held_out.record_ids)
         engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)).train(), settings.optim)
-        state = run(engine, settings, small_data(), other, sink, State())
+        state = run(engine, settings, PairSource(engine, settings, small_data(), other), sink, State())
         losses = {line["step"]: line["eval_loss"] for line in sink.lines if line["step"] and "eval_loss" in line}
         assert state.best_step == min(losses, key=lambda step: losses[step]) < 30
         assert sink.last == list(range(2, 31, 2))
@@ -391,12 +392,12 @@ class TestLoop:
                 saver.finish()
 
         whole, resumed, saved = engine(), engine(), Save()
-        run(whole, settings, small_data(), small_data(), saved, State())
+        run(whole, settings, PairSource(whole, settings, small_data(), small_data()), saved, State())
         torch.rand(7)  # whatever else was drawn since
         again, middle = Collect(), checkpoints.manifest(3)
         assert middle is not None
         load(resumed, checkpoints, middle)
-        run(resumed, settings, small_data(), small_data(), again, State(**middle.state))
+        run(resumed, settings, PairSource(resumed, settings, small_data(), small_data()), again, State(**middle.state))
         assert [line["step"] for line in again.lines if "loss" in line] == [4, 5, 6]
         for left, right in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
             assert torch.equal(left, right)
@@ -408,7 +409,7 @@ class TestLoop:
         with pytest.raises(
             UserError, match=r"step \d: the loss is (nan|inf).*3 such steps that were skipped.*optim\.lr"
         ):
-            run(engine, settings, small_data(), small_data(), sink, State())
+            run(engine, settings, PairSource(engine, settings, small_data(), small_data()), sink, State())
         skipped = [line["skipped"] for line in sink.lines if "skipped" in line]
         assert skipped == [list(range(12))] * 4, "each step is all 12 records"
 

@@ -31,7 +31,7 @@ class Bare:
     """vLLM as it is, with the options of our engine: everything in one call."""
 
     def __init__(self, options: EngineOptions, sampling: SamplingConfig) -> None:
-        self._engine, self._sampling = load_engine(options, sampling), sampling
+        self._engine, self._sampling = load_engine(options, sampling.seed), sampling
 
     def generate(self, requests: list[Request]) -> int:
         """Returns the number of tokens drawn."""

@@ -13,12 +13,12 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.modeling.flops import StepFlops
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.scorer import load_scorer
-from orpo_ray.objectives.registry import build_objective
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.training.engine import Engine, TorchEngine
-from orpo_ray.training.loop import Meter, State, train_step, training_batches
+from orpo_ray.training.loop import Meter, State, train_step
 from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.saving import Saver
+from orpo_ray.training.source import PairSource
 
 _PARTS = {"forward": "forward", "backward": "backward", "step": "optimizer"}
 
@@ -28,14 +28,14 @@ class Own:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.objective = build_objective(task.config.objective)
-        policy = load_scorer(self.objective.model, task.config.model, seed=task.config.seed, device=task.device)
+        policy = load_scorer(task.config.objective.model, task.config.model, seed=task.config.seed, device=task.device)
         set_recomputation(policy, choose_recomputation(policy, task.config, task.device))
         self.engine = TorchEngine(policy, task.config.optim, task.device)
 
     def run(self, turn: Turn) -> None:
-        config, schedule = self.task.config, self.task.schedule
-        feed = training_batches(self.engine, config, self.objective, schedule, self.task.data, start=0)
+        config, data = self.task.config, self.task.data
+        source = PairSource(self.engine, config, data, data)
+        feed = source.micro_batches(0)
         meter = Meter(StepFlops.of(self.engine.policy), peak=1.0)
         saving = Saving(self.engine, config) if config.train.checkpoint_every_steps else None
         parts: Parts | None = None
@@ -44,7 +44,7 @@ class Own:
             started = time.perf_counter()
             engine: Engine = cast(Engine, watched) if watched else self.engine
             told = saving.saver.signals() if saving else {}
-            _, signals = train_step(engine, config, self.objective, schedule, feed, step, meter, told)
+            _, signals = train_step(engine, config, source, feed, step, meter, told)
             if saving:
                 saving.after(step + 1, signals)
             parts = watched.parts(time.perf_counter() - started) if watched else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from orpo_ray.data.formats.comparison import Comparison, NoPreference, asked, parted, rated
+from orpo_ray.data.formats.comparison import Comparison, asked, parted, rated
 from orpo_ray.data.formats.messages import Message, readable, text_field, turn
 from orpo_ray.data.formats.reading import Reading, number, unknown_label
 from orpo_ray.data.formats.texts import CHOSEN_FIRST, note_equal_ratings
@@ -38,13 +38,14 @@ def sharegpt(value: dict[str, Any], reading: Reading) -> Comparison:
 
 def helpsteer3(value: dict[str, Any], reading: Reading) -> Comparison:
     texts = [text_field(value, name) for name in ("response1", "response2")]
-    return asked(reading.messages(value, "context"), texts, strength(value, "overall_preference"))
+    return asked(reading.messages(value, "context"), texts, strength(value, "overall_preference", reading))
 
 
-def strength(value: dict[str, Any], column: str) -> list[float]:
+def strength(value: dict[str, Any], column: str, reading: Reading) -> list[float]:
     """HelpSteer's scale, -3 (the first is much better) to 3 (the second is), as ratings of the two."""
     if value.get(column) in (None, ""):
-        raise NoPreference("no winner")
+        reading.none_wins("no winner")
+        return [0.0, 0.0]
     found = number(value, column)
     if abs(found) > 3:
         raise unknown_label(column, found)
@@ -58,13 +59,16 @@ _ARENA_TIES = ("tie", "tie (bothbad)", "tie (both bad)", "both_bad", "bothbad")
 def arena(value: dict[str, Any], reading: Reading) -> Comparison:
     conversations = [reading.messages(value, name) for name in ("conversation_a", "conversation_b")]
     winner = value.get("winner")
+    ratings = [0.0, 0.0]
     if winner in (None, ""):
-        raise NoPreference("no winner")
-    if isinstance(winner, str) and winner in _ARENA_TIES:
-        raise NoPreference("tie")
-    if not isinstance(winner, str) or winner not in _ARENA:
+        reading.none_wins("no winner")
+    elif isinstance(winner, str) and winner in _ARENA_TIES:
+        reading.none_wins("tie")
+    elif isinstance(winner, str) and winner in _ARENA:
+        ratings = _ARENA[winner]
+    else:
         raise unknown_label("winner", winner)
-    return parted([], conversations, _ARENA[winner])
+    return parted([], conversations, ratings)
 
 
 _PRINTED_LIST = re.compile(r"""(?s)\s*\[\s*['"].*['"]\s*\]\s*""")
@@ -75,11 +79,11 @@ def arena_55k(value: dict[str, Any], reading: Reading) -> Comparison:
     """A CSV file of Kaggle's: questions, and answers of two models, as JSON lists of texts."""
     said = [number(value, name) for name in _INDICATORS]
     if sorted(said) == [0, 0, 0]:
-        raise NoPreference("no winner")
-    if sorted(said) != [0, 0, 1]:
+        reading.none_wins("no winner")
+    elif sorted(said) != [0, 0, 1]:
         raise BadRecord("unknown label", f"not one of {', '.join(_INDICATORS)} is 1")
     if said[2]:
-        raise NoPreference("tie")
+        reading.none_wins("tie")
     questions, *answers = (_texts(value, name) for name in ("prompt", "response_a", "response_b"))
     if {len(questions)} != {len(each) for each in answers}:
         raise BadRecord("not a dialogue", "prompt, response_a and response_b are lists of different lengths")
@@ -140,7 +144,7 @@ def prism(value: dict[str, Any], reading: Reading) -> Comparison:
     if not prompt or len(answers) < 2:
         raise BadRecord("no answers to compare", "conversation_history has no first question with two answers")
     if chosen != 1:
-        raise NoPreference("no winner")
+        reading.none_wins("no winner")
     return rated(prompt, [*answers], ratings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orpo_ray.data.formats.comparison import Comparison, NoPreference, asked
+from orpo_ray.data.formats.comparison import Comparison, asked
 from orpo_ray.data.formats.conversations import strength
 from orpo_ray.data.formats.messages import Message, text_field, turn
 from orpo_ray.data.formats.reading import Reading, number, unknown_label
@@ -21,13 +21,13 @@ def webgpt(value: dict[str, Any], reading: Reading) -> Comparison:
 
 def shp(value: dict[str, Any], reading: Reading) -> Comparison:
     answers = [text_field(value, name) for name in ("human_ref_A", "human_ref_B")]
-    first = _one_of(value, "labels", (0, 1))
+    first = _one_of(value, "labels", (0, 1), reading)
     return asked(text_field(value, "history"), answers, [first, 1.0 - first])
 
 
 def helpsteer2(value: dict[str, Any], reading: Reading) -> Comparison:
     answers = [text_field(value, name) for name in ("response_1", "response_2")]
-    return asked(_turns(text_field(value, "prompt")), answers, strength(value, "preference_strength"))
+    return asked(_turns(text_field(value, "prompt")), answers, strength(value, "preference_strength", reading))
 
 
 _EXTRA = "<extra_id_1>"
@@ -53,23 +53,25 @@ def _turns(prompt: str) -> str | list[Message]:
 
 def pku_saferlhf(value: dict[str, Any], reading: Reading) -> Comparison:
     answers = [text_field(value, name) for name in ("response_0", "response_1")]
-    better, safer = (_one_of(value, name, (0, 1)) for name in ("better_response_id", "safer_response_id"))
-    if reading.prefer is None:
+    labels = ("better_response_id", "safer_response_id")
+    better, safer = (_one_of(value, name, (0, 1), reading) for name in labels)
+    if reading.prefer is None and not reading.prompts_alone:
         raise UserError(
             "has two labels, better_response_id and safer_response_id; set prefer, beside format, to better, safer "
             "or both"
         )
-    if better != safer:
+    if better != safer and not reading.prompts_alone:
         if reading.prefer == "both":
-            raise NoPreference("better and safer disagree")
+            reading.none_wins("better and safer disagree")
         reading.account.noted[f"have another better answer than safer one; {reading.prefer} counts"] += 1
     second = safer if reading.prefer == "safer" else better
     return asked(text_field(value, "prompt"), answers, [1.0 - second, second])
 
 
-def _one_of(value: dict[str, Any], column: str, labels: tuple[int, ...]) -> float:
+def _one_of(value: dict[str, Any], column: str, labels: tuple[int, ...], reading: Reading) -> float:
     if value.get(column) in (None, ""):
-        raise NoPreference("no winner")
+        reading.none_wins("no winner")
+        return 0.0
     found = number(value, column)
     if found not in labels:
         raise unknown_label(column, value[column])

@@ -20,15 +20,23 @@ class RecordReader:
     """Reads records one by one; the first that has a shape decides on that of all."""
 
     def __init__(
-        self, settings: RecordsConfig, format: str, account: Account, *, as_messages: bool, may_only_ask: bool = False
+        self,
+        settings: RecordsConfig,
+        format: str,
+        account: Account,
+        *,
+        as_messages: bool,
+        may_only_ask: bool = False,
+        prompts_alone: bool = False,
     ) -> None:
-        """`account`: counts what is not read. `may_only_ask`: records without answers are prompts (evaluations)."""
+        """`account`: counts what is not read. `may_only_ask`: records without answers are prompts (evaluations).
+        `prompts_alone`: answers are not wanted (rollouts), so none of them has to win."""
         self._settings = settings
         self._account = account
         self._may_only_ask = may_only_ask
         self._asks = format == "prompts"
         self._shape: Shape | None = None if format in ("auto", "prompts") else shape_named(format)
-        self._reading = Reading(account, as_messages, settings.roles or {}, settings.prefer)
+        self._reading = Reading(account, as_messages, settings.roles or {}, settings.prefer, prompts_alone)
         self._first = True
         self._spoken = [name for name in (*SYSTEM, "tools") if name not in (settings.unread or ())]
         """Columns that any shape may have beside its own."""

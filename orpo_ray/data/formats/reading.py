@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from orpo_ray.data.formats.comparison import NoPreference
 from orpo_ray.data.formats.messages import Message, message_list
 from orpo_ray.data.records import Account, BadRecord
 
@@ -24,12 +25,19 @@ class Reading:
     """`data.roles`."""
     prefer: str | None = None
     """`data.prefer`."""
+    prompts_alone: bool = False
+    """Answers are not wanted, so none of them has to win."""
     repeats_prompt: bool | None = None
     """Whether chosen and rejected begin with the prompt, as text; None before the first record."""
 
     def messages(self, value: dict[str, Any], column: str) -> list[Message]:
         """Raises `BadRecord` where the column holds no messages."""
         return message_list(value, column, self.roles, self.account)
+
+    def none_wins(self, reason: str) -> None:
+        """Raises `NoPreference`, unless prompts alone are wanted."""
+        if not self.prompts_alone:
+            raise NoPreference(reason)
 
 
 def number(value: dict[str, Any], column: str) -> float:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from orpo_ray.data.formats.columns import holds, missing
-from orpo_ray.data.formats.comparison import Comparison, NoPreference, asked, rated
+from orpo_ray.data.formats.comparison import Comparison, asked, rated
 from orpo_ray.data.formats.messages import Message, text_field, turn
 from orpo_ray.data.formats.reading import CHANCE, Reading, number
 from orpo_ray.data.records import BadRecord
@@ -94,6 +94,8 @@ _RATINGS = (
 
 def note_equal_ratings(value: dict[str, Any], reading: Reading) -> None:
     """Say where the ratings beside chosen and rejected do not say that chosen is better."""
+    if reading.prompts_alone:
+        return
     for better, worse in _RATINGS:
         if better in value and worse in value:
             try:
@@ -125,7 +127,7 @@ def orca(value: dict[str, Any], reading: Reading) -> Comparison:
         raise BadRecord("column not read", "both question and input hold something; the key columns says which to read")
     question = text_field(value, "question" if holds(value.get("question")) else "input")
     if value.get("status") == "tie":  # argilla's ratings of the two
-        raise NoPreference("tie")
+        reading.none_wins("tie")
     note_equal_ratings(value, reading)
     return asked(question, [text_field(value, name) for name in ("chosen", "rejected")], CHOSEN_FIRST)
 

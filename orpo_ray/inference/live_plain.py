@@ -1,0 +1,41 @@
+"""A live engine by transformers' own `generate`, for models that vLLM does not compute: see `plain_generation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orpo_ray.inference.generation import Request
+from orpo_ray.inference.live import Live
+from orpo_ray.inference.plain_generation import Row, Waiting, draw, load_network
+
+
+class LivePlain(Live):
+    """A network whose weights are replaced in place."""
+
+    def _start(self) -> PreTrainedModel:
+        self._waiting = Waiting(self._answer)
+        return load_network(self._options.model, self._options.folder)
+
+    def _drawn(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
+        return self._waiting.advance(requests)
+
+    def _forget(self) -> None:
+        self._waiting.cancel()
+
+    def _answer(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
+        rows = [Row(self._ends) for _ in requests]
+        logps = draw(self._network, requests, rows, self._options.max_tokens, self._options.temperature).tolist()
+        return [
+            (request, row.ids, of_row[: len(row.ids)])
+            for request, row, of_row in zip(requests, rows, logps, strict=True)
+        ]
+
+    def _replace(self, weights: dict[str, Tensor]) -> None:
+        held = self._network.state_dict()
+        with torch.no_grad():
+            for name, weight in weights.items():
+                held[name].copy_(weight)

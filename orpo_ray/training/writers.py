@@ -1,0 +1,254 @@
+"""Those who write and score for a policy in training: Ray actors that rank 0 starts, and speaks to (issue 19)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.exceptions
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orpo_ray.atomic import new_file
+from orpo_ray.config import TrainConfig
+from orpo_ray.data.dataset import Prompts
+from orpo_ray.data.prompts import Prompt, readable
+from orpo_ray.data.templates import Renderer
+from orpo_ray.errors import UserError
+from orpo_ray.inference.drawn import answer_of
+from orpo_ray.inference.generation import ENVIRONMENT, Request
+from orpo_ray.inference.live import LiveOptions, Sample, pack_weights
+from orpo_ray.inference.live_plain import LivePlain
+from orpo_ray.inference.live_vllm import LiveVllm
+from orpo_ray.inference.models import Answer
+from orpo_ray.inference.rewards import Rewards, RewardSource, Scored
+from orpo_ray.modeling.digests import network_digest
+from orpo_ray.modeling.lora import merged_weights
+from orpo_ray.modeling.reward import StateDict
+from orpo_ray.parsing import read_lines
+from orpo_ray.training.export import export_model
+
+_AT_WORK = 512
+"""Requests that an engine has at a time."""
+_SCORED_AT_ONCE = 64
+"""Prompts in one call of a scorer."""
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.GetTimeoutError)
+"""Errors of an actor that is gone, or does not answer."""
+_SHOWN = 8
+"""Held-out prompts whose responses are kept as text, at each evaluation."""
+
+
+class Writers:
+    """Engines and scorers of one run. They begin at the first use, and end with the process that began them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rewards: Sequence[RewardSource],
+        device: torch.device,
+        threads: int,
+        engines: int,
+        gpus: float,
+        note: Callable[[str], None],
+    ) -> None:
+        """`threads`: that a scorer on CPUs computes with, and all engines together; `engines`: how many there are, each
+        on so many `gpus`, 0: on the trainer's own device, which they take turns with. `note` is told what a person
+        should know."""
+        assert config.rollouts is not None
+        self._config, self._rollouts = config, config.rollouts
+        self._model, self._tokenizer, self._rewards = model, tokenizer, rewards
+        self._device, self._threads, self._gpus, self.note = device, threads, gpus, note
+        self._renderer = Renderer(tokenizer, config.data.chat_template, date=config.data.date)
+        self._engines: list[Any] = [None] * engines
+        self._scorer: Any = None
+        self._weights: Any = None
+        """In the object store."""
+        self._step = -1
+        self._digest = ""
+        self._lost = 0
+
+    def load(self, weights: StateDict, step: int) -> str:
+        """Have the engines draw by these weights, the policy's of `step`; returns their digest."""
+        if step != self._step:
+            whole = merged_weights(self._model, weights)
+            if self._step < 0:
+                export_model(
+                    self._folder,
+                    self._model,
+                    dict(whole),  # it is emptied while it is written
+                    self._tokenizer,
+                    self._config,
+                    {"step": step},
+                    None,
+                    "to draw from",
+                )
+            self._digest = network_digest(self._model, whole)
+            self._weights = ray.put(pack_weights(whole))
+            self._step = step
+            started = {number: engine for number, engine in enumerate(self._engines) if engine is not None}
+            loading = {number: engine.load.remote(self._weights, step) for number, engine in started.items()}
+            for number, call in loading.items():
+                try:
+                    self._answer_of(call)
+                except _LOST as error:
+                    self._forget(number, error)
+        return self._digest
+
+    def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
+        """Samples of all `requests` as they end. A lost engine is begun anew, and asked again for what it had: the same
+        seeds. Raises `UserError` after `scaling.max_failures` of them."""
+        todo = list(reversed(requests))
+        taken: list[dict[tuple[int, int], Request]] = [{} for _ in self._engines]
+        calls: dict[Any, int] = {}
+        while todo or any(taken):
+            for number, held in enumerate(taken):
+                if number not in calls.values() and (todo or held):
+                    share = min(_AT_WORK - len(held), -(-len(todo) // (2 * len(taken))) if len(taken) > 1 else _AT_WORK)
+                    new = [todo.pop() for _ in range(min(share, len(todo)))]
+                    held |= {(request.prompt, request.round): request for request in new}
+                    calls[self._engine(number).advance.remote(new)] = number
+            ready, waiting = ray.wait(list(calls), num_returns=1, timeout=self._config.scaling.hang_timeout)
+            number = calls.pop(call := (ready or waiting)[0])
+            try:
+                found = self._answer_of(call, 0 if not ready else None)
+            except _LOST as error:
+                self._forget(number, error)
+                todo += reversed(taken[number].values())
+                taken[number] = {}
+                continue
+            for sample in found:
+                del taken[number][sample.prompt, sample.sample]
+            yield found
+
+    def score(self, data: Prompts, records: NDArray[np.int64], samples: Sequence[Sample]) -> list[Scored]:
+        """Of each sample. `records`: of `data`, that the prompts of the samples are."""
+        by_prompt: dict[int, list[int]] = {}
+        for place, sample in enumerate(samples):
+            by_prompt.setdefault(sample.prompt, []).append(place)
+        found: dict[int, Scored] = {}
+        prompts = list(by_prompt)
+        for start in range(0, len(prompts), _SCORED_AT_ONCE):
+            block = []
+            for prompt in prompts[start : start + _SCORED_AT_ONCE]:
+                question = data.question(int(records[prompt]))
+                asked = data.pair(int(records[prompt]))[0].tolist()
+                answers = [self._answer(question, asked, samples[place]) for place in by_prompt[prompt]]
+                block.append((question, answers))
+            given = self._scores(block)
+            for prompt, of_prompt in zip(prompts[start : start + _SCORED_AT_ONCE], given, strict=True):
+                found |= dict(zip(by_prompt[prompt], of_prompt, strict=True))
+        return [found[place] for place in range(len(samples))]
+
+    def show(self, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
+        """Add the responses to the first held-out prompts to `samples.jsonl`, in the place of those of this step or of
+        later ones, which a killed run has left. They are for people to read: where they cannot be written, the run
+        goes on."""
+        path = self._config.run_dir / "samples.jsonl"
+        try:
+            self._show(path, step, data, samples, scored)
+        except (OSError, UserError) as error:
+            self.note(f"{path}: the responses of step {step} are not kept: {error}")
+
+    def _show(self, path: Path, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
+        held = list(read_lines(path).values()) if path.is_file() else []
+        lines = [line for line in held if isinstance(line.get("step"), int) and line["step"] < step]
+        for sample, one in list(zip(samples, scored, strict=True))[:_SHOWN]:
+            question = data.question(sample.prompt)
+            text = self._answer(question, data.pair(sample.prompt)[0].tolist(), sample).text
+            prompt = readable(question.as_found.prompt)
+            lines.append({"step": step, "prompt": prompt, "response": text, "reward": one.score, "ended": sample.ended})
+        with new_file(path) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    @property
+    def _folder(self) -> Path:
+        """A model for engines to begin with. Its name keeps it out of a mirror: each try writes it anew."""
+        return self._config.run_dir / "rollouts" / ".model"
+
+    def _answer(self, question: Prompt, asked: Sequence[int], sample: Sample) -> Answer:
+        return answer_of(question, asked, sample.ids, sample.ended, self._renderer)
+
+    def _engine(self, number: int) -> Any:
+        """The engine of this number, with the weights of now. One that is lost as it begins is begun anew."""
+        while self._engines[number] is None:
+            rollouts, on_gpu = self._rollouts, self._device.type == "cuda"
+            threads = max(1, self._threads // len(self._engines))  # they draw at a time
+            options = LiveOptions(
+                folder=str(self._folder), dtype=self._config.model.dtype, max_length=self._config.data.max_length,
+                max_tokens=rollouts.max_tokens, temperature=rollouts.temperature, stop_ids=self._renderer.end_ids,
+                gpu_memory=rollouts.gpu_memory if on_gpu else None, threads=None if on_gpu else threads,
+            )  # fmt: skip
+            kind = LiveVllm if rollouts.engine == "vllm" else LivePlain
+            self._engines[number] = engine = ray.remote(kind).options(**self._place(threads)).remote(options)
+            try:
+                self._answer_of(engine.load.remote(self._weights, self._step))
+            except _LOST as error:
+                self._forget(number, error)
+        return self._engines[number]
+
+    def _scores(self, block: list[tuple[Prompt, list[Answer]]]) -> list[list[Scored]]:
+        """By the scorer, which is begun anew where it was lost."""
+        while True:
+            if self._scorer is None:
+                self._scorer = ray.remote(Rewards).options(**self._place(self._threads)).remote(self._rewards)
+            try:
+                found: list[list[Scored]] = self._answer_of(self._scorer.score.remote(block))
+            except _LOST as error:
+                self._count_lost("a scorer", error)
+                ray.kill(self._scorer)
+                self._scorer = None
+            else:
+                return found
+
+    def _answer_of(self, call: Any, patience: float | None = None) -> Any:
+        """What an actor answers within so many seconds, by default `scaling.hang_timeout`. Raises one of `_LOST`, and
+        `UserError` where the actor does so."""
+        try:
+            return ray.get(call, timeout=self._config.scaling.hang_timeout if patience is None else patience)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from error
+            raise
+
+    def _place(self, threads: int) -> dict[str, Any]:
+        """What an actor asks of the cluster: beside the trainer nothing, for they take turns."""
+        environment = dict(ENVIRONMENT)
+        if self._device.type != "cuda":
+            environment["OMP_NUM_THREADS"] = str(threads)
+        elif not self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        return {
+            "num_cpus": 0, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment},
+            "scheduling_strategy": "DEFAULT",  # not within the resources of the workers
+        }  # fmt: skip
+
+    def _forget(self, number: int, error: Exception) -> None:
+        self._count_lost("an engine", error)
+        ray.kill(self._engines[number])  # one that does not answer may be there yet
+        self._engines[number] = None
+
+    def _count_lost(self, what: str, error: Exception) -> None:
+        """Raises `UserError` where it cannot be begun, or too many were lost."""
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            error = TimeoutError(f"it has not answered for {self._config.scaling.hang_timeout:g} s")
+        told = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+            ours = f"{UserError.__module__}.{UserError.__qualname__}: "
+            raise UserError(
+                told.removeprefix(ours) if told.startswith(ours) else f"rollouts: {what} cannot be started: {told}"
+            )
+        self._lost += 1
+        most = self._config.scaling.max_failures
+        if self._lost > most:
+            raise UserError(
+                f"rollouts: {self._lost} actors were lost (scaling.max_failures={most}); the last, {what}: {told}"
+            )
+        self.note(f"rollouts: {what} was lost and is begun anew: {told}")

@@ -1,0 +1,80 @@
+"""Engines and scorers of rollouts that are lost between what they are asked, on a real cluster (issue 19)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from orpo_ray.config import parse_config
+from orpo_ray.data.prepare import prepare
+from orpo_ray.data.questions import prompts_of
+from orpo_ray.errors import UserError
+from orpo_ray.inference.generation import Request
+from orpo_ray.inference.rewards import find_rewards
+from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.training.writers import Writers
+
+
+def pid_of(actor: Any) -> int:
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    return pid
+
+
+def kill(actor: Any) -> None:
+    os.kill(pid_of(actor), signal.SIGKILL)
+
+
+def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_path: Path) -> None:
+    config = parse_config(
+        {
+            "name": "run", "model": {"name_or_path": "toy", "dtype": "float32"}, "storage": {"path": str(tmp_path)},
+            "data": {"train": "toy", "eval": "toy-test", "max_length": 96, "max_prompt_length": 64, "limit": 50},
+            "objective": {"name": "rloo"}, "scaling": {"max_failures": 3},
+            "rollouts": {
+                "rewards": {"truth": "toy"}, "samples": 2, "max_tokens": 8, "engine": "transformers",
+            },
+        },
+        [], "test",
+    )  # fmt: skip
+    assert config.rollouts is not None
+    policy, tokenizer = load_policy(config.model, seed=0), load_tokenizer(config.model)
+    notes: list[str] = []
+    writers = Writers(
+        config, policy.model, tokenizer, find_rewards(config.rollouts), torch.device("cpu"), 1, 1, 0.0, notes.append
+    )
+    held_out = prompts_of(prepare(config, tokenizer).eval)
+    requests = [Request(i, 0, held_out.pair(i)[0].tolist(), 7 + i) for i in range(4)]
+    weights = dict(policy.model.state_dict())
+    moved = {name: weight * 1.5 for name, weight in weights.items()}
+
+    def drawn(step: int) -> list[Any]:
+        writers.load(weights if step == 0 else moved, step)
+        samples = sorted(sample for found in writers.draw(requests) for sample in found)
+        assert [sample.step for sample in samples] == [step] * 4
+        return samples
+
+    first, second = drawn(0), drawn(1)
+    assert first != second and not notes
+    scored = writers.score(held_out, np.arange(4), second)
+    kill(writers._engines[0])
+    assert drawn(0) == first, "lost before it was given weights"
+    kill(writers._engines[0])
+    assert [sample.ids for found in writers.draw(requests) for sample in sorted(found)] == [one.ids for one in first]
+    kill(writers._scorer)
+    assert writers.score(held_out, np.arange(4), second) == scored
+    assert [note.partition(" was lost and is begun anew")[0] for note in notes] == [
+        "rollouts: an engine", "rollouts: an engine", "rollouts: a scorer",
+    ]  # fmt: skip
+    kill(writers._engines[0])
+    with pytest.raises(UserError, match=r"^rollouts: 4 actors were lost \(scaling.max_failures=3\); the last, an en"):
+        list(writers.draw(requests))
+    (tmp_path / "run" / "samples.jsonl").mkdir()
+    writers.show(0, held_out, first, scored)
+    assert "samples.jsonl: the responses of step 0 are not kept" in notes[-1]
