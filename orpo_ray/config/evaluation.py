@@ -16,6 +16,7 @@ from pydantic import (
 
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.records import PairFormat, RecordsConfig
+from orpo_ray.config.rollouts import VLLM_TEMPERATURES
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, RunName, Section
 
@@ -144,6 +145,13 @@ class EvaluationConfig(Section):
             halves = [label for label, model in self.models.items() if model.dtype == "float16"]
             if halves:
                 raise ValueError(f"models.{halves[0]}.dtype: the engine transformers computes in float32 or bfloat16")
+            return self
+        (least, most), asked = VLLM_TEMPERATURES, self.sampling.temperature
+        if asked and not least <= asked <= most:
+            raise ValueError(
+                f"sampling.temperature ({asked:g}): vLLM draws at 0 and at {least:g} to {most:g}; "
+                "generation.engine=transformers at any"
+            )
         return self
 
     @field_validator("models")

@@ -94,7 +94,7 @@ class WinRateConfig(Section):
     """Run folder, folder or Hub id of the judge; `toy` is the embedded world's ground truth."""
     prompts: Count = 128
     """The first so many of `data.eval`."""
-    temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
+    temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
     max_tokens: Count = 256
     rounds: Annotated[Integer, Field(ge=1, le=1000)] = 1
 

@@ -80,7 +80,8 @@ def scored_by(run: Run) -> str:
 def _source(label: str, source: Any, *, weighed: bool) -> str:
     settings = source if isinstance(source, dict) else {"path": source}
     weight = f"{settings['weight']:g}" if is_number(settings, "weight") else settings.get("weight", 1)
-    return f"{label} ({settings.get('path')}{f', weight {weight}' if weighed else ''})"
+    told = ", told and not learned from" if weight == "0" else f", weight {weight}" if weighed else ""
+    return f"{label} ({settings.get('path')}{told})"
 
 
 def columns_of_rollouts(run: Run) -> dict[str, str]:

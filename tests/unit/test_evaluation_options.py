@@ -137,6 +137,12 @@ def test_the_other_engine_says_what_it_does_not_do() -> None:
     ):
         with pytest.raises(UserError, match=told):
             parse_as(EvaluationConfig, mapping, [override], "test")
+    parse_as(EvaluationConfig, mapping, ["sampling.temperature=3"], "test")
+    with_vllm = {**mapping, "generation": {"engine": "vllm"}}
+    parse_as(EvaluationConfig, with_vllm, ["sampling.temperature=0"], "test")
+    for temperature in ("3", "0.001"):
+        with pytest.raises(UserError, match=rf"^test: sampling\.temperature \({temperature}\): vLLM draws at 0 and at"):
+            parse_as(EvaluationConfig, with_vllm, [f"sampling.temperature={temperature}"], "test")
 
 
 # --- log-probs of the data -----------------------------------------------------------------------------------------
