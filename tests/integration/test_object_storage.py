@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -97,6 +98,15 @@ def test_a_checkpoint_removed_while_it_is_looked_at_is_none(server: Server) -> N
     assert checkpoints.finished() == []
 
 
+def read_again(filesystem: pafs.FileSystem, path: str) -> bytes:
+    """A file, asked for again where an answer ends in its middle."""
+    for _ in range(9):
+        with contextlib.suppress(OSError), filesystem.open_input_stream(path) as stream:
+            content: bytes = stream.read()
+            return content
+    raise AssertionError(f"{path} cannot be read")
+
+
 def test_a_run_goes_on_from_its_copy_where_requests_fail(server: Server, tmp_path: Path, ray_cluster: None) -> None:
     """Interrupted once, its folder and the copy's model lost: it goes on elsewhere, every checkpoint that it leaves is
     whole, it ends as one on a local disk does, and the copy is its folder."""
@@ -136,7 +146,8 @@ def test_a_run_goes_on_from_its_copy_where_requests_fail(server: Server, tmp_pat
     finished = checkpoints.finished()
     assert [manifest.step for manifest in finished] == [24, 20] and before[0] < 24
     for manifest in finished:
-        assert checkpoints.damage(manifest, manifest.files) is None
+        # Its own looks fail as any request may: in mid-answer, too.
+        assert any(checkpoints.damage(manifest, manifest.files) is None for _ in range(5))
     print(f"{len(server.failed)} requests failed")
     assert len(server.failed) >= 5
     assert {"GET", "PUT"} <= {line.split()[1] for line in server.failed}
@@ -145,7 +156,6 @@ def test_a_run_goes_on_from_its_copy_where_requests_fail(server: Server, tmp_pat
     ours, theirs = folder / "model/model.safetensors", local / "model/model.safetensors"
     assert ours.read_bytes() == theirs.read_bytes()
     for name in ("metrics.jsonl", "summary.json", "report.html", "model/model.safetensors", "model/training_step.json"):
-        with buckets.open_input_stream(f"runs/ours/on-s3/{name}") as stream:
-            assert stream.read() == (folder / name).read_bytes(), name
+        assert read_again(buckets, f"runs/ours/on-s3/{name}") == (folder / name).read_bytes(), name
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == list(range(1, 25))
