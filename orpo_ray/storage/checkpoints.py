@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pyarrow.fs as pafs
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, member, object_from_json
 from orpo_ray.storage.checkpoint_files import FileSum, sum_up
+from orpo_ray.storage.patience import patiently
 
 _FORMAT = 1
 _COST_ONCE = "eval_loss"  # as it was called when there was no other
@@ -185,15 +187,25 @@ class Checkpoints:
             if step not in kept:
                 self.discard(step)
 
+    def _sum(self, path: str) -> FileSum | None:
+        """None: there is no such file."""
+        try:
+            with self.filesystem.open_input_stream(path) as file:
+                return sum_up(file)
+        except FileNotFoundError:
+            return None
+
     def damage(self, manifest: Manifest, names: Iterable[str]) -> str | None:
         """The first of these files that is not as the manifest says, and why; None: all are."""
         for name in names:
             path = f"{self.folder(manifest.step)}/{name}"
             try:
-                with self.filesystem.open_input_stream(path) as file:
-                    found = sum_up(file)
+                # An answer that broke off must not cost a checkpoint; one that is not there is not waited for.
+                found = patiently(partial(self._sum, path))
             except OSError as error:
                 return f"{name} cannot be read ({error})"
+            if found is None:
+                return f"{name} cannot be read (it is not there)"
             if found != manifest.files[name]:
                 wrong = "size" if found.size != manifest.files[name].size else "content"
                 return f"{name} has another {wrong} than its manifest says"

@@ -14,14 +14,13 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orpo_ray.atomic import new_folder
@@ -32,6 +31,7 @@ from orpo_ray.masking import masked
 from orpo_ray.parsing import member, object_from_json, read_member
 from orpo_ray.storage.checkpoints import open_filesystem
 from orpo_ray.storage.driver_lock import LOCK
+from orpo_ray.storage.patience import STORAGE_ERRORS, patiently
 from orpo_ray.storage.run_folder import STEP_OF_MODEL, write_atomically
 from orpo_ray.terminal import Console
 
@@ -42,14 +42,11 @@ _KEPT = re.compile(r"(?:model|adapter)(|-last|-step-\d+)")
 """Folders of a model, or of its adapters."""
 _SECONDS_BETWEEN_LOOKS = 15.0
 _SHARE = 10  # of the time, in which it copies: at most one tenth
-_TRIES, _TRIES_AT_THE_END = 3, 5
-"""Of what storage is asked, where it fails: what is behind may be busy, or the network."""
-Answer = TypeVar("Answer")
+_TRIES_AT_THE_END = 5
 
 _Stamp = tuple[int, int]
 """Size and modification time (ns) of a file."""
 _NO_STAMP = (-1, -1)
-_Errors = (OSError, pa.ArrowException)
 
 
 @contextmanager
@@ -76,7 +73,7 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
             try:
                 mirror.update()
                 troubled.clear()
-            except _Errors as error:
+            except STORAGE_ERRORS as error:
                 if not troubled.is_set():
                     console.say(f"{mirror.name}: cannot be written, and is tried again: {_said(error)}")
                 troubled.set()
@@ -95,18 +92,6 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
     mirror.complete()
 
 
-def _patiently(ask: Callable[[], Answer], tries: int = _TRIES) -> Answer:
-    """What `ask` returns, asked again after a while where storage fails. Raises its last error."""
-    for left in reversed(range(tries)):
-        try:
-            return ask()
-        except _Errors:
-            if not left:
-                raise
-        time.sleep(2 ** (tries - left))
-    raise AssertionError("no try at all")
-
-
 class Mirror:
     """One folder and its copy. Storage errors of `update` are `OSError`, as pyarrow raises them."""
 
@@ -122,23 +107,23 @@ class Mirror:
         if self.folder.exists():
             return False
         try:
-            held = _patiently(self._held_session)
+            held = patiently(self._held_session)
             if held is None:
                 return False
             with new_folder(self.folder) as arriving:
                 self._fetch(arriving, held, console)
-        except _Errors as error:
+        except STORAGE_ERRORS as error:
             raise UserError(f"{self.name}: cannot be read: {_said(error)}") from None
         return True
 
     def _fetch(self, arriving: Path, held: str, console: Console) -> None:
         """Fill `arriving` with the copy, which the session `held` has last worked on."""
-        names = _patiently(self._there)
+        names = patiently(self._there)
         size = sum(size for size, _ in names.values()) / 2**20
         console.say(f"{self.folder}: fetching its copy from {self.name}: {len(names)} files, {size:,.0f} MiB")
         for name, (_, written) in names.items():
             (arriving / name).parent.mkdir(parents=True, exist_ok=True)
-            _patiently(partial(self._read, name, arriving / name))
+            patiently(partial(self._read, name, arriving / name))
             os.utime(arriving / name, ns=(written, written))
         (arriving / _SESSION).write_text(_session_text(held), encoding="utf-8")
         for name in names:
@@ -152,13 +137,13 @@ class Mirror:
     def begin(self) -> None:
         """Claim the copy for this command. Raises `UserError` where another machine's has gone on with it since."""
         try:
-            if _patiently(self._held_session) is not None:
-                _patiently(self._make_sure_of_the_copy)
+            if patiently(self._held_session) is not None:
+                patiently(self._make_sure_of_the_copy)
             self.folder.mkdir(parents=True, exist_ok=True)
-            _patiently(lambda: self._write(_SESSION, BytesIO(_session_text(self._session).encode())))
+            patiently(lambda: self._write(_SESSION, BytesIO(_session_text(self._session).encode())))
             write_atomically(self.folder / _SESSION, _session_text(self._session))
-            there, here = _patiently(self._there), self._here()
-        except _Errors as error:
+            there, here = patiently(self._there), self._here()
+        except STORAGE_ERRORS as error:
             raise UserError(f"{self.name}: cannot be used: {_said(error)}") from None
         for name, (size, written) in there.items():
             stamp = here.get(name, _NO_STAMP)
@@ -188,8 +173,8 @@ class Mirror:
     def complete(self) -> None:
         """Bring the copy up to date, trying again where storage fails. Raises `UserError` where it goes on failing."""
         try:
-            _patiently(self.update, _TRIES_AT_THE_END)
-        except _Errors as error:
+            patiently(self.update, _TRIES_AT_THE_END)
+        except STORAGE_ERRORS as error:
             raise UserError(
                 f"{self.name}: the copy of {self.folder} is not complete: {_said(error)}; the same command completes it"
             ) from None

@@ -24,6 +24,7 @@ from orpo_ray.config import OptimConfig, TrainConfig, parse_config
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.storage import patience
 from orpo_ray.storage.checkpoint_files import FileSum, read_header, read_into, sum_up, write_vectors
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest, open_filesystem
 from orpo_ray.storage.run_folder import RunFolder
@@ -265,6 +266,35 @@ class TestSaver:
         assert [line["loss"] for line in second.lines if "loss" in line] == losses[6:]
         for left, right in zip(Copy(whole).vectors.items(), Copy(again).vectors.items(), strict=True):
             assert left[0] == right[0] and torch.equal(left[1], right[1])
+
+
+def test_an_answer_that_breaks_off_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that fails now and then is asked again; a file that is not there is not waited for."""
+    slept: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", slept.append)
+    checkpoints = saved(tmp_path, engine(), [1])
+    manifest = checkpoints.manifest(1)
+    assert manifest is not None
+
+    class Breaking:
+        def __init__(self, filesystem: Any) -> None:
+            self._filesystem, self.failures = filesystem, 2
+
+        def open_input_stream(self, path: str) -> Any:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise OSError("failed to flush the response stream")
+            return self._filesystem.open_input_stream(path)
+
+    checkpoints.filesystem = Breaking(checkpoints.filesystem)
+    assert checkpoints.damage(manifest, manifest.files) is None
+    assert slept == [2, 4]
+    checkpoints.filesystem = Breaking(checkpoints.filesystem._filesystem)
+    checkpoints.filesystem.failures = 99
+    assert "cannot be read (failed to flush" in str(checkpoints.damage(manifest, manifest.files))
+    checkpoints.filesystem = checkpoints.filesystem._filesystem
+    slept.clear()
+    assert "is not there" in str(checkpoints.damage(manifest, ["rank-00009.safetensors"])) and not slept
 
 
 class TestSkippedSteps:

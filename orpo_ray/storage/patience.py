@@ -1,0 +1,25 @@
+"""Asking storage again where it fails: it may be busy, the network gone for a moment, an answer cut short."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+
+STORAGE_ERRORS = (OSError, pa.ArrowException)
+TRIES = 3
+_Answer = TypeVar("_Answer")
+
+
+def patiently(ask: Callable[[], _Answer], tries: int = TRIES) -> _Answer:
+    """What `ask` returns, asked again after a while where storage fails. Raises its last error."""
+    for left in reversed(range(tries)):
+        try:
+            return ask()
+        except STORAGE_ERRORS:
+            if not left:
+                raise
+        time.sleep(2 ** (tries - left))
+    raise AssertionError("no try at all")
