@@ -149,7 +149,9 @@ class InProcess:
             block.append((question, [answer_of(question, asked, sample.ids, sample.ended, renderer)]))
         return [one for [one] in self.rewards.score(block)]
 
-    def show(self, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
+    def show(
+        self, step: int, data: Prompts, records: NDArray[np.int64], samples: Sequence[Sample], scored: Sequence[Scored]
+    ) -> None:
         pass
 
 

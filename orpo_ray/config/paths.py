@@ -19,6 +19,7 @@ def named_paths(mapping: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], 
         *(("data", data, key) for key in ("train", "eval") if isinstance(data[key], str)),
         *((name, one, "source") for name, one in listed),
         *(("objective", mapping["objective"], key) for key in ("reference", "critic")),
+        ("objective.pairs", mapping["objective"].get("pairs") or {}, "reference"),
         *(("eval.win_rate", win_rate, key) for key in ("against", "reward_model")),
     ]
     for label, reward in rewards.items():

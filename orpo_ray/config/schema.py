@@ -14,7 +14,7 @@ from orpo_ray.config.loop import LoopConfig, OptimConfig
 from orpo_ray.config.metrics import REWARD
 from orpo_ray.config.objectives import KL_STEP, ObjectiveConfig, OrpoConfig, PolicyGradientSection
 from orpo_ray.config.paths import named_paths
-from orpo_ray.config.rollouts import RolloutsConfig
+from orpo_ray.config.rollouts import VLLM_TEMPERATURES, RolloutsConfig
 from orpo_ray.config.section import Count, Fraction, Integer, Number, RunName, Section
 
 
@@ -94,9 +94,17 @@ class WinRateConfig(Section):
     """Run folder, folder or Hub id of the judge; `toy` is the embedded world's ground truth."""
     prompts: Count = 128
     """The first so many of `data.eval`."""
-    temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
+    temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
     max_tokens: Count = 256
     rounds: Annotated[Integer, Field(ge=1, le=1000)] = 1
+
+    @field_validator("temperature")
+    @classmethod
+    def _vllm_draws_at_it(cls, temperature: float) -> float:
+        least, most = VLLM_TEMPERATURES
+        if temperature and not least <= temperature <= most:
+            raise ValueError(f"vLLM draws at 0 and at {least:g} to {most:g} (got {temperature:g})")
+        return temperature
 
 
 class EvalConfig(Section):
@@ -267,6 +275,8 @@ class TrainConfig(Section):
                 f"rollouts.max_tokens ({rollouts.max_tokens}) must be below data.max_length ({self.data.max_length}), "
                 "or no prompt fits"
             )
+        if rollouts.importance_cap is not None and not objective.by_token:
+            raise ValueError(f"rollouts.importance_cap: weighs tokens, and {objective.name} compares whole responses")
         if rollouts.samples == 1 and objective.name in {"rloo", "grpo", "online"}:
             raise ValueError(f"rollouts.samples: {objective.name} compares responses to one prompt, so at least 2")
         lora = self.model.lora

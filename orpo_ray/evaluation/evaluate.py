@@ -79,9 +79,11 @@ def _replaced(config: EvaluationConfig, folder: EvaluationFolder) -> list[str]:
     if not folder.results.is_file():
         return []
     try:
-        return other_settings(read_yaml(folder.config), config.for_a_file())
+        changed = other_settings(held := read_yaml(folder.config), config.for_a_file())
     except UserError:
         return []
+    # How many actors there are changes no number; nor does a key that came later.
+    return [key for key in changed if not key.startswith("scaling.") and key.partition(".")[0] in held]
 
 
 def read_winrates(folder: EvaluationFolder) -> dict[str, Any]:

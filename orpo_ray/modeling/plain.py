@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -87,8 +87,10 @@ def text_values(network: nn.Module, batch: PackedBatch) -> Tensor:
     """What a classifier's head gives where each token of a continuation is predicted from: `(predictions,)`, in the
     order of the row, of a batch whose prompts are not scored."""
     found: dict[int, Tensor] = {}
+    trunk: Any = network.base_model
+    options = _no_cache(trunk)
     for group, ids in by_length(batch):
-        hidden = network.base_model(input_ids=ids).last_hidden_state  # type: ignore[operator, union-attr]
+        hidden = trunk(input_ids=ids, **options).last_hidden_state
         values = network.score(hidden)[..., 0]  # type: ignore[operator]
         for text, of_text in zip(group, values, strict=True):
             found[text.continuation] = of_text[text.tokens_of_prompt - 1 : -1]
@@ -105,6 +107,10 @@ def text_rewards(network: nn.Module, batch: PackedBatch) -> Tensor:
 
 def forward(network: nn.Module, ids: Tensor) -> Tensor:
     """What the network itself makes of `ids (texts, tokens)`: logits `(texts, tokens, vocab)`, or `(texts, labels)`."""
-    options = {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}
-    logits: Tensor = network(input_ids=ids, **options).logits
+    logits: Tensor = network(input_ids=ids, **_no_cache(network)).logits
     return logits
+
+
+def _no_cache(network: nn.Module) -> dict[str, bool]:
+    """What has it keep nothing for tokens to come, where it would."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}

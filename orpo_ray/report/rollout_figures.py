@@ -59,7 +59,11 @@ def rollout_figures(run: Run, kept: str) -> list[Drawn]:
         ("Loss", _of_updates(run, loss, "loss"), ""),
         ("Value loss", _of_updates(run, {"value_loss": ("", NEUTRAL)}, "value loss"), "Of the critic."),
         ("Explained variance", _explained(run), "Of the returns, by the critic: 1 is all of it, 0 none."),
-        ("Clip fraction", _clip_fraction(run), "Tokens whose ratio, or value, was held. Strong: means of rounds."),
+        (
+            "Clip fraction",
+            _clip_fraction(run),
+            "Tokens (of RLOO responses) whose ratio, or value, was held. Strong: means of rounds.",
+        ),
         ("Probability ratio", _ratio(run), "To the policy that wrote the responses: 1 at a round's first update."),
         (
             "KL of the updates",
@@ -229,7 +233,7 @@ def _clip_fraction(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
         for key, label, colour in (("clip_fraction", "policy", CHOSEN), ("value_clip_fraction", "critic", REJECTED)):
             _updates(axes, run, key, colour, label)
-        _shares(axes, "share of tokens")
+        _shares(axes, "share")
 
     return over_steps(
         draw, run, ("clip_fraction", "value_clip_fraction"), "Share of tokens that are clipped over steps"

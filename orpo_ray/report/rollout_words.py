@@ -56,7 +56,7 @@ def sources_of_reward(run: Run) -> list[str]:
     """Labels of those that score, where there are several; the first few, if they are many."""
     begins = ("reward/", "eval_reward/")
     found = {key.partition("/")[2]: None for line in run.lines for key in line if key.startswith(begins)}
-    return list(found)[:_MOST_SOURCES]
+    return list(found)[:_MOST_SOURCES] if len(found) > 1 else []
 
 
 def short(label: str) -> str:

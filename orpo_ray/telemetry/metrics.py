@@ -39,7 +39,7 @@ _OF_AN_EVALUATION = {
 }
 _OF_ROLLOUTS = {
     "value_loss": "Loss of the critic, of the last step.",
-    "clip_fraction": "Share of the last step's tokens whose probability ratio was clipped.",
+    "clip_fraction": "Share of the last step's tokens, of RLOO responses, whose probability ratio was clipped.",
     "approx_kl": "KL of the last step's policy to the one that wrote the responses, nats a token (k3).",
     "reward": "Mean reward of the last round's responses, as it is learned from.",
     "kl": "KL of the last round's responses to the reference model, nats a response.",

@@ -144,7 +144,7 @@ def shared_folders(config: TrainConfig) -> dict[str, str]:
     folders, checkpoints = {"storage.path": str(config.run_dir)}, config.checkpoints_location
     if not checkpoints.startswith(folders["storage.path"]):
         folders["storage.checkpoints" if config.storage.checkpoints else "storage.mirror"] = checkpoints
-    if build_objective(config.objective).needs_reference:  # each rank computes a part of it
+    if build_objective(config.objective).needs_reference and config.rollouts is None:  # each rank computes a part of it
         folders["storage.cache"] = str(config.cache_dir)
     return folders
 

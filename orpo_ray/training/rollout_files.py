@@ -75,7 +75,7 @@ class RolloutFiles:
             for path in self._folder.glob("[0-9]*.jsonl"):
                 if path.stem.isdigit() and int(path.stem) < first:
                     path.unlink(missing_ok=True)
-        except OSError as error:
+        except Exception as error:  # whatever kind a filesystem raises
             self._note(f"{self._folder}: files of earlier rounds are still there: {error}")
 
     def _fails(self, error: OSError) -> None:

@@ -36,7 +36,7 @@ from orpo_ray.training.batches import MicroBatch, micro_batches, plan
 from orpo_ray.training.engine import Engine, evaluating
 from orpo_ray.training.measuring import planned
 from orpo_ray.training.rollout_files import RolloutFiles
-from orpo_ray.training.round import Round, Written, groups_of, ids_of, learned_scores
+from orpo_ray.training.round import Round, Written, first_of_each, groups_of, ids_of, learned_scores
 from orpo_ray.training.source import Arrays, schedule_of
 from orpo_ray.training.writers import Writers
 
@@ -139,12 +139,13 @@ class RolloutSource:
             start = end
 
     def evaluate(self, step: int) -> tuple[dict[str, float], None]:
-        """One response to each of the first held-out prompts, the same seeds each time."""
-        count = min(len(self.held_out), self._rollouts.eval_prompts)
-        prompts = [self.held_out.pair(i)[0] for i in range(count)]
+        """One response to each of the first held-out prompts, of several sources in their proportion; the same seeds
+        each time."""
+        asked = first_of_each(self.held_out, self._rollouts.eval_prompts)
+        prompts = [self.held_out.pair(int(i))[0] for i in asked]
         requests = self._requests("held out", prompts, 1)
         writers = self._writers
-        written = self._written(step, self.held_out, np.arange(count), requests, None, lambda: False)
+        written = self._written(step, self.held_out, asked, requests, None, lambda: False)
         chosen = [i for i, scored in enumerate(written.scored) if scored.score is not None]
         line = self._told(written)
         texts = Rollouts([prompts[i] for i in chosen], [[ids_of(written.samples[i])] for i in chosen], {})
@@ -153,7 +154,7 @@ class RolloutSource:
             lengths = np.array([len(written.samples[i].ids) for i in chosen])
             line |= {"kl": float(response_totals(old - reference, lengths).mean()), "entropy": float(-old.mean())}
         if writers is not None:
-            writers.show(step, self.held_out, written.samples, written.scored)
+            writers.show(step, self.held_out, asked, written.samples, written.scored)
         names = ("reward", "kl", "response_tokens", "share_cut", "entropy", "not_finite", "too_long")
         wanted = {name: line[name] for name in line if name.partition("/")[0] in names}
         return {f"eval_{name}": value for name, value in wanted.items()}, None
@@ -214,7 +215,8 @@ class RolloutSource:
             assert isinstance(objective, OnlineConfig)
             arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}
         arrays |= {
-            "begins": np.array([step]), "records": places[records], "counts": counts, "lengths": lengths,
+            "begins": np.array([step, self.schedule.steps_per_pass, self.schedule.passes]),
+            "records": places[records], "counts": counts, "lengths": lengths,
             "ids": np.concatenate([ids_of(written.samples[member]) for member in members]),
         }  # fmt: skip
         if self._writers is not None:
@@ -235,11 +237,12 @@ class RolloutSource:
     def _continued(self, number: int, step: int) -> Round:
         """The round that the checkpoint of `step` is in the middle of."""
         begins = number * self.schedule.steps_per_round
-        if "begins" not in self._carried or int(self._carried["begins"][0]) != begins:
+        cut = [begins, self.schedule.steps_per_pass, self.schedule.passes]
+        if "begins" not in self._carried or self._carried["begins"].tolist() != cut:
             raise UserError(
-                f"the checkpoint of step {step} is in the middle of a round that did not begin at step {begins}, where "
-                "one does with these settings (rollouts.prompts, rollouts.epochs, train.global_batch_size); they may "
-                "change between two rounds alone"
+                f"the checkpoint of step {step} is in the middle of a round, and with these settings "
+                "(rollouts.prompts, rollouts.epochs, train.global_batch_size) rounds begin elsewhere or are cut "
+                "otherwise; they may change between two rounds alone"
             )
         return self._round_of(number, self._carried)
 

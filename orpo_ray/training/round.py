@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from orpo_ray.config.objectives import TokenColumn
 from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.data.dataset import Ids, PairDataset, Prompts
+from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.rollouts import Rollouts, as_pairs
-from orpo_ray.data.schedule import RoundSchedule
+from orpo_ray.data.schedule import Indices, RoundSchedule, apportioned
 from orpo_ray.inference.live import Sample
 from orpo_ray.inference.rewards import Scored
 from orpo_ray.objectives.advantages import Floats
@@ -67,6 +68,15 @@ class Round:
             columns = {name: arrays[name].astype(np.float32) for name in names if name in arrays}
             texts = Rollouts(prompts, groups, columns)
         return cls(number, texts, records, schedule.steps(number, len(records)), arrays)
+
+
+def first_of_each(data: Prompts, most: int) -> Indices:
+    """The first `most` records of `data`; of several sources so many of each as it has of all."""
+    if len(data) <= most or not isinstance(data, JoinedPairs):
+        return np.arange(min(len(data), most))
+    spans = list(data.spans.values())
+    counts = apportioned([end - start for start, end in spans], most)
+    return np.concatenate([np.arange(start, start + count) for (start, _), count in zip(spans, counts, strict=True)])
 
 
 def learned_scores(scores: Sequence[float | None], cut: Sequence[bool], rollouts: RolloutsConfig) -> Floats:

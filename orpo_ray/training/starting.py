@@ -6,6 +6,7 @@ import os
 from typing import Literal
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.config.objectives import OnlineConfig
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.adapters import adapter_folder, merged_adapter
 from orpo_ray.modeling.loading import Warn, log_warning
@@ -20,13 +21,17 @@ def with_merged_adapters(config: TrainConfig, warn: Warn = log_warning) -> Train
     To be called before there are workers; `warn` is told what a person should know of. Raises `UserError`, naming the
     key, where an adapter cannot be merged.
     """
-    model, reference = config.model, getattr(config.objective, "reference", None)
+    model, objective = config.model, config.objective
+    pairs = objective.pairs if isinstance(objective, OnlineConfig) else None
+    reference = getattr(pairs or objective, "reference", None)
     changed: dict[str, object] = {}
     kind = build_objective(config.objective).model
     if (folder := _merged(BASE, model.name_or_path, model.revision, kind, config, warn)) is not None:
         changed["model"] = model.model_copy(update={"name_or_path": folder, "revision": None})
     if reference is not None and (folder := _merged(REFERENCE, reference, None, "policy", config, warn)) is not None:
-        changed["objective"] = config.objective.model_copy(update={"reference": folder})
+        inner = {"reference": folder}
+        update = inner if pairs is None else {"pairs": pairs.model_copy(update=inner)}
+        changed["objective"] = objective.model_copy(update=update)
     return config.model_copy(update=changed) if changed else config
 
 

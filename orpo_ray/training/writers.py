@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from orpo_ray.atomic import new_file
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import Prompts
 from orpo_ray.data.prompts import Prompt, readable
+from orpo_ray.data.schedule import Indices
 from orpo_ray.data.templates import Renderer
 from orpo_ray.errors import UserError
 from orpo_ray.inference.drawn import answer_of
@@ -31,7 +33,7 @@ from orpo_ray.inference.rewards import Rewards, RewardSource, Scored
 from orpo_ray.modeling.digests import network_digest
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import StateDict
-from orpo_ray.parsing import read_lines
+from orpo_ray.parsing import object_from_json
 from orpo_ray.training.export import export_model
 
 _AT_WORK = 512
@@ -91,6 +93,7 @@ class Writers:
                     "to draw from",
                 )
             self._digest = network_digest(self._model, whole)
+            self._weights = None  # the store need not hold two policies
             self._weights = ray.put(pack_weights(whole))
             self._step = step
             started = {number: engine for number, engine in enumerate(self._engines) if engine is not None}
@@ -147,22 +150,36 @@ class Writers:
                 found |= dict(zip(by_prompt[prompt], of_prompt, strict=True))
         return [found[place] for place in range(len(samples))]
 
-    def show(self, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
+    def show(
+        self, step: int, data: Prompts, records: Indices, samples: Sequence[Sample], scored: Sequence[Scored]
+    ) -> None:
         """Add the responses to the first held-out prompts to `samples.jsonl`, in the place of those of this step or of
         later ones, which a killed run has left. They are for people to read: where they cannot be written, the run
         goes on."""
         path = self._config.run_dir / "samples.jsonl"
         try:
-            self._show(path, step, data, samples, scored)
+            self._show(path, step, data, records, samples, scored)
         except (OSError, UserError) as error:
             self.note(f"{path}: the responses of step {step} are not kept: {error}")
 
-    def _show(self, path: Path, step: int, data: Prompts, samples: Sequence[Sample], scored: Sequence[Scored]) -> None:
-        held = list(read_lines(path).values()) if path.is_file() else []
-        lines = [line for line in held if isinstance(line.get("step"), int) and line["step"] < step]
+    def _show(
+        self,
+        path: Path,
+        step: int,
+        data: Prompts,
+        records: Indices,
+        samples: Sequence[Sample],
+        scored: Sequence[Scored],
+    ) -> None:
+        lines = []
+        for written in path.read_bytes().splitlines() if path.is_file() else []:
+            with suppress(ValueError):  # damaged lines are left out
+                held = object_from_json(written)
+                lines += [held] if isinstance(held.get("step"), int) and held["step"] < step else []
         for sample, one in list(zip(samples, scored, strict=True))[:_SHOWN]:
-            question = data.question(sample.prompt)
-            text = self._answer(question, data.pair(sample.prompt)[0].tolist(), sample).text
+            record = int(records[sample.prompt])
+            question = data.question(record)
+            text = self._answer(question, data.pair(record)[0].tolist(), sample).text
             prompt = readable(question.as_found.prompt)
             lines.append({"step": step, "prompt": prompt, "response": text, "reward": one.score, "ended": sample.ended})
         with new_file(path) as new:
@@ -222,7 +239,7 @@ class Writers:
         """What an actor asks of the cluster: beside the trainer nothing, for they take turns."""
         environment = dict(ENVIRONMENT)
         if self._device.type != "cuda":
-            environment["OMP_NUM_THREADS"] = str(threads)
+            environment |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         elif not self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         return {

@@ -37,7 +37,7 @@ from orpo_ray.data.summary import print_summary
 from orpo_ray.data.templates import NAMED_TEMPLATES
 from orpo_ray.data.tokenization import Tokenized
 from orpo_ray.errors import UserError
-from orpo_ray.training.source import build_schedule
+from orpo_ray.training.source import schedule_of
 
 ROLLOUTS: dict[str, Any] = {
     "objective": {"name": "rloo"}, "rollouts": {"rewards": {"truth": "toy"}, "samples": 2, "max_tokens": 8},
@@ -261,8 +261,8 @@ def test_two_sources_as_one(tmp_path: Path) -> None:
             assert isinstance(prompt.as_found.prompt, str) == (name == "a")
     words = [{str(prompt.form(True).prompt) for prompt in questions(part)} for part in (train, held_out)]
     assert not words[0] & words[1], "what is evaluated in one is trained on in none"
-    drawn = np.concatenate([build_schedule(settings, train).indices(step) for step in range(3)])
-    assert prepared.train.sources_of(drawn).count("a") == 18  # of 24, three in four
+    drawn = np.concatenate([schedule_of(settings, train).indices(number) for number in range(3)])
+    assert prepared.train.sources_of(drawn).count("a") == 144  # of 192, three in four
 
 
 # The cache ------------------------------------------------------------------------------------------------------------

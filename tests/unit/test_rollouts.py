@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import random_pairs
 from live_models import COMMON
 from rollout_runs import InProcess, Trained, settings
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from orpo_ray.data.comparisons import best
+from orpo_ray.data.mixture import JoinedPairs
 from orpo_ray.data.rollouts import Rollouts, as_pairs
 from orpo_ray.data.schedule import RoundSchedule
 from orpo_ray.errors import UserError
@@ -27,7 +29,7 @@ from orpo_ray.modeling.reward import StateDict
 from orpo_ray.training.batches import rows_of, totals_of
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import State
-from orpo_ray.training.round import learned_scores
+from orpo_ray.training.round import first_of_each, learned_scores
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ppo": (),
@@ -378,3 +380,27 @@ def test_a_worker_that_dies_in_mid_rollout_goes_on_where_it_was(tmp_path: Path) 
     again = Trained(config)
     assert len(again.writers.drawn) == 4 + 7 + 4
     assert again.weights() == Trained(settings(tmp_path / "b", "train.max_steps=3")).weights()
+
+
+def test_held_out_prompts_are_of_all_sources() -> None:
+    """A large first one would be all that an evaluation asks."""
+    none = random_pairs(1).subset(np.arange(0))
+    parts = JoinedPairs(("a", "b", "none", "c"), (random_pairs(12), random_pairs(6), none, random_pairs(6)))
+    assert first_of_each(parts, 8).tolist() == [0, 1, 2, 3, 12, 13, 18, 19]
+    assert first_of_each(parts, 99).tolist() == list(range(24))
+    assert first_of_each(random_pairs(5), 3).tolist() == [0, 1, 2]  # type: ignore[arg-type]
+
+
+def test_what_pairs_of_rollouts_name_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers stand in another folder, and other hosts may lack it."""
+    (tmp_path / "ref").mkdir()
+    monkeypatch.chdir(tmp_path)
+    objective = "objective={name: online, pairs: {name: dpo, reference: ./ref}}"
+    config = settings(tmp_path, objective, "rollouts.samples=2").with_absolute_paths()
+    assert config.objective.pairs.reference == str(tmp_path / "ref")  # type: ignore[union-attr]
+    assert config.local_paths()["objective.pairs.reference"] == str(tmp_path / "ref")
+
+
+def test_a_weight_of_tokens_is_no_setting_of_pairs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rollouts\.importance_cap: weighs tokens, and online compares whole"):
+        settings(tmp_path, "objective={name: online}", "rollouts.samples=2", "rollouts.importance_cap=2")

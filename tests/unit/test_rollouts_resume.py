@@ -253,9 +253,16 @@ def test_rounds_may_change_between_two_of_them_alone(other: str, tmp_path: Path)
     config = settings(tmp_path, *RUN)
     Trained(config, stop_after=10)
     changed = settings(tmp_path, *RUN, other)
-    with pytest.raises(UserError, match=r"^the checkpoint of step 10 is in the middle of a round that did not begin"):
+    with pytest.raises(UserError, match=r"^the checkpoint of step 10 is in the middle of a round, and with these"):
         Trained(changed, begin=10)
     assert Trained(changed, begin=0).state.step == STEPS
+
+
+def test_the_first_round_may_not_be_cut_otherwise_either(tmp_path: Path) -> None:
+    """It begins at step 0 with any settings."""
+    Trained(settings(tmp_path, *RUN), stop_after=2)
+    with pytest.raises(UserError, match=r"^the checkpoint of step 2 is in the middle of a round, and with these"):
+        Trained(settings(tmp_path, *RUN, "rollouts.prompts=16", "rollouts.epochs=2"), begin=2)
 
 
 @pytest.mark.parametrize(
