@@ -100,8 +100,8 @@ def _places(config: TrainConfig, device: torch.device) -> tuple[int, float]:
     asked = config.rollouts.engines
     free = 0
     if device.type == "cuda":
-        taken = config.scaling.most_workers * config.scaling.gpus_per_worker
-        free = int(ray.cluster_resources().get("GPU", 0) - taken)
+        beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
+        free = int(ray.available_resources().get("GPU", 0)) - beside
     if free < 1:
         return (1 if asked == "auto" else asked), 0.0
     if free == 1:

@@ -204,7 +204,7 @@ class Writers:
                 gpu_memory=rollouts.gpu_memory if on_gpu else None, threads=None if on_gpu else threads,
             )  # fmt: skip
             kind = LiveVllm if rollouts.engine == "vllm" else LivePlain
-            self._engines[number] = engine = ray.remote(kind).options(**self._place(threads)).remote(options)
+            self._engines[number] = engine = ray.remote(kind).options(**self._place(threads, number)).remote(options)
             try:
                 self._answer_of(engine.load.remote(self._weights, self._step))
             except _LOST as error:
@@ -235,16 +235,22 @@ class Writers:
                 raise UserError(str(error.cause)) from error
             raise
 
-    def _place(self, threads: int) -> dict[str, Any]:
-        """What an actor asks of the cluster: beside the trainer nothing, for they take turns."""
+    def _place(self, threads: int, number: int = 0) -> dict[str, Any]:
+        """What an actor asks of the cluster: beside the trainer, on its node, nothing, for they take turns. Several
+        engines there are on a GPU of its each."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         environment = dict(ENVIRONMENT)
         if self._device.type != "cuda":
             environment |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         elif not self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
+        here = ray.get_runtime_context().get_node_id()
         return {
             "num_cpus": 0, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment},
-            "scheduling_strategy": "DEFAULT",  # not within the resources of the workers
+            # Either way not within the resources of the workers.
+            "scheduling_strategy": "DEFAULT" if self._gpus else NodeAffinitySchedulingStrategy(here, soft=False),
         }  # fmt: skip
 
     def _forget(self, number: int, error: Exception) -> None:
