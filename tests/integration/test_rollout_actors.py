@@ -76,5 +76,5 @@ def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_
     with pytest.raises(UserError, match=r"^rollouts: 4 actors were lost \(scaling.max_failures=3\); the last, an en"):
         list(writers.draw(requests))
     (tmp_path / "run" / "samples.jsonl").mkdir()
-    writers.show(0, held_out, first, scored)
+    writers.show(0, held_out, np.arange(len(held_out)), first, scored)
     assert "samples.jsonl: the responses of step 0 are not kept" in notes[-1]
