@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -18,7 +16,7 @@ from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.rollouts import VLLM_TEMPERATURES
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
-from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, RunName, Section
+from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, PathSection, RunName, Section
 
 Label = RunName
 
@@ -26,7 +24,7 @@ DATA_LABELS = ("chosen", "rejected")
 """The data set's own responses stand beside the models' under these names."""
 
 
-class AskedModel(Section):
+class AskedModel(PathSection):
     """A model that answers. Where only its path is given, the text alone stands for it."""
 
     path: str
@@ -35,15 +33,6 @@ class AskedModel(Section):
     """Overrides the model's own and `prompts.chat_template`: a named template or a Jinja text."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What it generates in; `auto`: as it is stored."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_its_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-    @model_serializer(mode="wrap")
-    def _as_short_as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
-        return self.path if self == AskedModel(path=self.path) else handler(self)
 
 
 class PromptsConfig(RecordsConfig):

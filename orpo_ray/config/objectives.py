@@ -45,6 +45,12 @@ class ObjectiveSection(Section):
         return ()
 
     @property
+    def compares(self) -> ObjectiveSection:
+        """The objective whose loss it is, and whose key `reference` names a reference model: itself, or that of the
+        pairs of rollouts."""
+        return self
+
+    @property
     def score_prompts(self) -> bool:
         """Whether the NLL counts prompt tokens."""
         return getattr(self, "nll_tokens", None) == "prompt_and_chosen"
@@ -265,6 +271,10 @@ class OnlineConfig(ObjectiveSection):
         Field(discriminator="name"),
     ] = DpoConfig()
     """The objective of the pairs, with its settings."""
+
+    @property
+    def compares(self) -> ObjectiveSection:
+        return self.pairs
 
     @property
     def columns(self) -> tuple[Column, ...]:

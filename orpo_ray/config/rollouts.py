@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, RunName, Section
+from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, PathSection, RunName, Section
 
 VLLM_TEMPERATURES = (0.01, 2.0)
 """The lowest, instead of which vLLM draws at it and says so in its log alone, and the highest that it draws at."""
 
 
-class RewardSourceConfig(Section):
+class RewardSourceConfig(PathSection):
     """One of those that score responses. Where only its path is given, the text alone stands for it."""
 
     path: str
@@ -20,15 +20,6 @@ class RewardSourceConfig(Section):
     `FILE.py:FUNCTION`, which is called with lists of prompts and responses, as text, and returns a number for each."""
     weight: Number = 1.0
     """The score of a response is the weighted sum of all rewards."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_its_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-    @model_serializer(mode="wrap")
-    def _as_short_as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
-        return self.path if self == RewardSourceConfig(path=self.path) else handler(self)
 
 
 class RolloutsConfig(Section):

@@ -15,6 +15,9 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
 )
 
 from orpo_ray.masking import masked_tree
@@ -80,3 +83,18 @@ class Section(BaseModel):
     def for_a_file(self) -> dict[str, Any]:
         """Plain values, as `to_yaml` writes them."""
         return masked_tree(self.model_dump(mode="json", by_alias=True, context=_FOR_A_FILE))
+
+
+class PathSection(Section):
+    """Settings of what is found at a path. Where only its path is given, the text alone stands for it."""
+
+    path: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_its_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_short_as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return self.path if self == type(self)(path=self.path) else handler(self)

@@ -49,7 +49,7 @@ def require_reference_tokens(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Raises `UserError`, naming the key, where `objective.reference` is set and its tokens are not the policy's, whose
     are told by `tokenizer`. One without a tokenizer of its own is asked for its embeddings alone."""
     key = _REFERENCE if not hasattr(config.objective, "pairs") else "objective.pairs.reference"
-    name = getattr(getattr(config.objective, "pairs", config.objective), "reference", None)
+    name = getattr(config.objective.compares, "reference", None)
     if name is None:
         return
     model = _model(config, key, name, has_words=False)

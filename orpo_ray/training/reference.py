@@ -77,7 +77,7 @@ def _log_probs(
 
 def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:
     """The reference policy on `device`: `objective.reference`, or the model that training starts from."""
-    name = getattr(getattr(config.objective, "pairs", config.objective), "reference", None)  # of pairs of rollouts too
+    name = getattr(config.objective.compares, "reference", None)
     model = config.model
     if name is not None:
         model = model.model_copy(update={"name_or_path": name, "revision": None, "init": "pretrained"})

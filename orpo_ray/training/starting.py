@@ -23,7 +23,7 @@ def with_merged_adapters(config: TrainConfig, warn: Warn = log_warning) -> Train
     """
     model, objective = config.model, config.objective
     pairs = objective.pairs if isinstance(objective, OnlineConfig) else None
-    reference = getattr(pairs or objective, "reference", None)
+    reference = getattr(objective.compares, "reference", None)
     changed: dict[str, object] = {}
     kind = build_objective(config.objective).model
     if (folder := _merged(BASE, model.name_or_path, model.revision, kind, config, warn)) is not None:

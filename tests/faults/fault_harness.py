@@ -31,7 +31,7 @@ PATIENCE = 300.0  # seconds that anything may take; only a run that does not rec
 MOMENTS = 3  # in each disturbed run
 TIMING = {
     "pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes", "rollout_seconds", "scoring_seconds",
-    "rollout_tokens_per_second", "score_tokens_per_second", "update_tokens_per_second",
+    "rollout_tokens_per_second", "score_tokens_per_second",
 }  # fmt: skip
 OF_ENGINE = {"mismatch_mean", "mismatch_max", "mismatch_k3"}
 """An engine rounds by what else it draws at a time, which a kill changes; nothing is learned from that."""
