@@ -23,8 +23,8 @@ from orpo_ray.config import TrainConfig, parse_config
 from orpo_ray.data import toyworld
 from orpo_ray.data.prepare import prepare
 from orpo_ray.demo import demo_config
-from orpo_ray.evaluation.winrate import win_rate
 from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.statistics.winrate import win_rate
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import Line, Sink, State, run
 from orpo_ray.training.source import PairSource

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from orpo_ray.evaluation.winrate import LENGTH_PENALTY, length_control
+from orpo_ray.statistics.winrate import LENGTH_PENALTY, length_control
 
 Floats = NDArray[np.float64]
 

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.prompts import readable
-from orpo_ray.evaluation.agreement import agreement
-from orpo_ray.evaluation.diversity import diversity, lengths
 from orpo_ray.evaluation.plan import EvaluationPlan, JudgeWork, PolicyWork
-from orpo_ray.evaluation.ratings import bradley_terry
-from orpo_ray.evaluation.winrate import TIE, LengthControl, holm, length_control, outcomes, win_rate
 from orpo_ray.evaluation.work import TOO_LONG
 from orpo_ray.inference.scoring import NOT_FINITE
 from orpo_ray.objectives.reliability import accuracy
 from orpo_ray.objectives.terms import log_odds
+from orpo_ray.statistics.agreement import agreement
+from orpo_ray.statistics.diversity import diversity, lengths
+from orpo_ray.statistics.ratings import bradley_terry
+from orpo_ray.statistics.winrate import TIE, LengthControl, holm, length_control, outcomes, win_rate
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import PreparedData
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate, read_winrates
-from orpo_ray.evaluation.winrate import outcomes
+from orpo_ray.statistics.winrate import outcomes
 from orpo_ray.terminal import Console
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.selection import simultaneous_intervals

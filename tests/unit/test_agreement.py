@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from orpo_ray.evaluation.agreement import agreement, agreement_of_outcomes
+from orpo_ray.statistics.agreement import agreement, agreement_of_outcomes
 
 NAN = float("nan")
 

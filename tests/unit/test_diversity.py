@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation import embedding
-from orpo_ray.evaluation.diversity import (
+from orpo_ray.evaluation.embedding import DEFAULT, SentenceEmbedder, load_embedder
+from orpo_ray.statistics.diversity import (
     SELF_BLEU_PROMPTS,
     Diversity,
     Lengths,
@@ -25,7 +26,6 @@ from orpo_ray.evaluation.diversity import (
     lengths,
     mean_pairwise_cosine,
 )
-from orpo_ray.evaluation.embedding import DEFAULT, SentenceEmbedder, load_embedder
 
 
 class Angles:

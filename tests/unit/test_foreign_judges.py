@@ -26,12 +26,12 @@ from orpo_ray.config.evaluation import PromptsConfig, ScoringConfig
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.winrate import TIE
 from orpo_ray.inference.listening import Listener, listener, scored_length
 from orpo_ray.inference.models import Answer, EvaluatedModel, Speaker, find_reward_model, prompt_ids
 from orpo_ray.inference.scoring import Judged, PackedJudge, Scorer
 from orpo_ray.modeling.reward import ForeignRewardModel, load_foreign_reward_model
 from orpo_ray.modeling.scorer import packed_scores
+from orpo_ray.statistics.winrate import TIE
 
 _SMALL: dict[str, Any] = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,

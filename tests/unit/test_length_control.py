@@ -6,7 +6,7 @@ from scipy.special import expit
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 
-from orpo_ray.evaluation.winrate import LengthControl, length_control, length_controlled
+from orpo_ray.statistics.winrate import LengthControl, length_control, length_controlled
 
 NAN = float("nan")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from orpo_ray.evaluation.winrate import length_control, mean_outcome
+from orpo_ray.statistics.winrate import length_control, mean_outcome
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "length_control.json"
 

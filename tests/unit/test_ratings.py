@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from orpo_ray.evaluation.ratings import bradley_terry, ratings_of_outcomes
+from orpo_ray.statistics.ratings import bradley_terry, ratings_of_outcomes
 
 NAN = float("nan")
 

@@ -18,13 +18,13 @@ from orpo_ray.config.score import ScorersScaling
 from orpo_ray.data.prompts import readable
 from orpo_ray.data.responses import read_responses
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.accuracy import accuracy, margin
 from orpo_ray.evaluation.cluster import scorers_alone
-from orpo_ray.evaluation.reward_bench import SECTIONS, benchmark_of, first, second, ties
 from orpo_ray.evaluation.score import ScorePlan, make_score_plan, rewards_of
 from orpo_ray.evaluation.scores import print_scores, scores_table, summary
 from orpo_ray.evaluation.work import Judgements
 from orpo_ray.inference.scoring import Scorer
+from orpo_ray.statistics.accuracy import accuracy, margin
+from orpo_ray.statistics.reward_bench import SECTIONS, benchmark_of, first, second, ties
 from orpo_ray.terminal import Console
 
 

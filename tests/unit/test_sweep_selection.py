@@ -22,8 +22,8 @@ from orpo_ray.data import toyworld
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.winrate import prompt_interval
 from orpo_ray.report import write_sweep_report
+from orpo_ray.statistics.winrate import prompt_interval
 from orpo_ray.terminal import Console
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.comparable import lengths, require_known

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, kstest, permutation_test
 
-from orpo_ray.evaluation.sign_flip import sign_flip_test
-from orpo_ray.evaluation.winrate import (
+from orpo_ray.statistics.sign_flip import sign_flip_test
+from orpo_ray.statistics.winrate import (
     TIE,
     WinRate,
     holm,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orpo_ray.evaluation.winrate import TIE, prompt_interval
+from orpo_ray.statistics.winrate import TIE, prompt_interval
 
 Floats = NDArray[np.float64]
 

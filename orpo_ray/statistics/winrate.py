@@ -18,7 +18,7 @@ from scipy.stats import bootstrap, norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
-from orpo_ray.evaluation.sign_flip import sign_flip_test
+from orpo_ray.statistics.sign_flip import sign_flip_test
 
 Floats = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from orpo_ray.evaluation.winrate import TIE
+from orpo_ray.statistics.winrate import TIE
 
 SECTIONS = {
     "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),

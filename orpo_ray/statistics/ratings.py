@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 
-from orpo_ray.evaluation.winrate import CONFIDENCE, TIE, checked_outcomes, outcomes
+from orpo_ray.statistics.winrate import CONFIDENCE, TIE, checked_outcomes, outcomes
 
 Floats = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from orpo_ray.evaluation.winrate import TIE, checked_outcomes, outcomes
+from orpo_ray.statistics.winrate import TIE, checked_outcomes, outcomes
 
 Floats = NDArray[np.float64]
 Pair = tuple[str, str]
