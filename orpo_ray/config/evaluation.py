@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
+from orpo_ray.config.judges import JudgeConfig, JudgingConfig
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.rollouts import VLLM_TEMPERATURES
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
@@ -113,6 +114,9 @@ class EvaluationConfig(Section):
     scoring: ScoringConfig = ScoringConfig()
     log_probs: bool = True
     """Of the data set's own responses under each model, where it has any."""
+    judges: dict[Label, JudgeConfig] = {}
+    """Models that judge in words: local ones, or behind OpenAI-compatible servers."""
+    judging: JudgingConfig = JudgingConfig()
     embedder: str | None = "all-MiniLM-L6-v2"
     """Sentence-embedding model of the diversity metrics: this name, a folder or a Hub id; null: leave them out."""
     trust_remote_code: bool = False
