@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,14 @@ from numpy.typing import NDArray
 
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.prompts import readable
+from orpo_ray.evaluation import comparisons
 from orpo_ray.evaluation.plan import EvaluationPlan, JudgeWork, PolicyWork
 from orpo_ray.evaluation.work import TOO_LONG
 from orpo_ray.inference.scoring import NOT_FINITE
 from orpo_ray.objectives.reliability import accuracy
 from orpo_ray.objectives.terms import log_odds
-from orpo_ray.statistics.agreement import agreement
 from orpo_ray.statistics.diversity import diversity, lengths
-from orpo_ray.statistics.ratings import bradley_terry
-from orpo_ray.statistics.winrate import TIE, LengthControl, holm, length_control, outcomes, win_rate
+from orpo_ray.statistics.winrate import TIE
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
@@ -130,6 +128,8 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
     config = plan.config
     models = {label: _model(tables, work, embed) for label, work in plan.policies.items()}
     reward_models = {name: _reward_model(tables, judge) for name, judge in plan.judges.items()}
+    rewards = {name: _of_policies(tables, name) for name in plan.judges}
+    compared = comparisons.by_rewards(rewards, list(models))
     return {
         "name": config.name,
         "key": key,
@@ -140,15 +140,13 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
         "sampling": config.sampling.model_dump(mode="json"),
         "models": models,
         "reward_models": reward_models,
-        "pairs": _pairs(tables),
-        "ratings": {
-            name: [asdict(rating) for rating in bradley_terry(_of_policies(tables, name))] for name in plan.judges
-        } if len(models) > 1 else {},
+        "pairs": comparisons.pairs(compared, {label: tables.characters(label) for label in models}),
+        "ratings": comparisons.ratings(compared) if len(models) > 1 else {},
         "rewards": {
             name: {label: _summary(values) for label, values in by_label.items()}
             for name, by_label in tables.rewards.items()
         },
-        "agreement": _agreement(tables),
+        "agreement": comparisons.agreements(compared, rewards),
         "notes": [*plan.notes, *_notes(tables, models, reward_models)],
     }  # fmt: skip
 
@@ -232,42 +230,6 @@ def _reward_model(tables: Tables, judge: JudgeWork) -> Row:
     }
 
 
-def _pairs(tables: Tables) -> list[Row]:
-    """Every ordered pair of policies under every reward model, each two compared once.
-
-    Holm's correction counts all of these: a judge more is a chance more to find a difference that is none.
-    """
-    characters = {label: tables.characters(label) for label in tables.plan.policies}
-    labels = list(characters)
-    rows: dict[tuple[str, str, str], Row] = {}
-    for name in tables.plan.judges:
-        scores = _of_policies(tables, name)
-        for model, against in combinations(labels, 2):
-            won = outcomes(scores[model], scores[against])
-            if np.isnan(won).all():
-                continue
-            rate = win_rate(scores[model], scores[against])
-            even = length_control(won, characters[model], characters[against])
-            rows[name, model, against] = {**asdict(rate), **_even(even)}
-            rows[name, against, model] = {**asdict(rate.reverse()), **_even(even.reverse())}
-    once = [key for name in tables.plan.judges for pair in combinations(labels, 2) if (key := (name, *pair)) in rows]
-    for key, p in zip(once, holm([rows[key]["p_value"] for key in once]), strict=True):
-        name, model, against = key
-        rows[key]["p_holm"] = rows[name, against, model]["p_holm"] = p
-    return [
-        {"model": model, "against": against, "reward_model": name, **rows[name, model, against]}
-        for name in tables.plan.judges for model, against in permutations(labels, 2) if (name, model, against) in rows
-    ]  # fmt: skip
-
-
-def _even(found: LengthControl) -> Row:
-    return {
-        "length_controlled": found.win_rate,
-        "length_controlled_ci95": found.ci95,
-        "length_controlled_unknown": found.unknown,
-    }
-
-
 def _of_policies(tables: Tables, name: str) -> dict[str, Floats]:
     return {label: tables.rewards[name][label] for label in tables.plan.policies}
 
@@ -277,15 +239,6 @@ def _summary(values: Floats) -> Row:
     if not finite.size:
         return {"mean": None, "sd": None, "median": None}
     return {"mean": float(finite.mean()), "sd": float(finite.std()), "median": float(np.median(finite))}
-
-
-def _agreement(tables: Tables) -> list[Row]:
-    found = []
-    for a, b in combinations(tables.rewards, 2):
-        agreed = agreement(_of_policies(tables, a), _of_policies(tables, b))
-        if agreed is not None:
-            found.append({"reward_models": [a, b], **asdict(agreed)})
-    return found
 
 
 def _notes(tables: Tables, models: dict[str, Row], reward_models: dict[str, Row]) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from orpo_ray.errors import UserError
 
-TEXT, KEY, NUMBER = pa.large_binary(), pa.int64(), pa.float64()
+TEXT, KEY, NUMBER, FLAG = pa.large_binary(), pa.int64(), pa.float64(), pa.bool_()
 """What a column may be read as; a key is never missing."""
 
 

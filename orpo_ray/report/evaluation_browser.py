@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from orpo_ray.report.evaluation_folder import Evaluation, Prompt
+from orpo_ray.report.evaluation_folder import Evaluation, Floats, Prompt
 
 MAX_EMBEDDED = 8_000_000
 """Characters of prompts and responses, so that any evaluation gives a page that opens."""
@@ -19,11 +19,14 @@ def entries(evaluation: Evaluation, limit: int = MAX_EMBEDDED) -> list[dict[str,
     """Prompts with every response to them; evenly spaced ones where all would take more than `limit` characters.
 
     `responses` is a list for each model of a response for each round, None where there is none; `rewards` is in the
-    order of the reward models, None where not scored.
+    order of those who decide, None where not scored: of a judge that rates, the mean rating. `verdicts` are what judges
+    said, a row each: judge, round and model by their places, the other model's (None: it rated one answer), the
+    probability that the first is better or the rating, whether the first was shown first, words, turn.
     """
     responses = evaluation.responses
     models, rounds = list(evaluation.numbers.models), evaluation.numbers.rounds
-    rewards = list(responses.rewards.values())
+    said = _said(evaluation)
+    rewards = [*responses.rewards.values(), *(_mean_ratings(evaluation, judge) for judge in evaluation.numbers.judges)]
     keys = zip(responses.prompts.tolist(), responses.models.tolist(), responses.rounds.tolist(), strict=True)
     row_of = {key: row for row, key in enumerate(keys)}
 
@@ -43,6 +46,7 @@ def entries(evaluation: Evaluation, limit: int = MAX_EMBEDDED) -> list[dict[str,
             "prompt": prompt.number,
             "text": prompt.text,
             "responses": [[response(prompt, model, turn) for turn in range(rounds)] for model in models],
+            "verdicts": said.get(prompt.number, []),
             "data": [
                 {"rewards": [None] * len(rewards), **(response(prompt, name, 0) or {}), "label": name, "text": text}
                 for name, text in prompt.data.items()
@@ -56,6 +60,29 @@ def entries(evaluation: Evaluation, limit: int = MAX_EMBEDDED) -> list[dict[str,
         fewer = min(len(kept) - 1, int(len(kept) * limit / sizes[kept].sum()))
         kept = np.linspace(0, len(every) - 1, max(1, fewer)).round().astype(np.int64)
     return [every[i] for i in kept]
+
+
+def _said(evaluation: Evaluation) -> dict[int, list[list[Any]]]:
+    """Rows of `verdicts` by prompt."""
+    deciders, models = evaluation.numbers.deciders, list(evaluation.numbers.models)
+    found: dict[int, list[list[Any]]] = {}
+    for said in evaluation.verdicts:
+        other = None if said.against is None else models.index(said.against)
+        value = said.rating if other is None else said.probability
+        place = [deciders.index(said.judge), said.round, models.index(said.model), other]
+        found.setdefault(said.prompt, []).append([*place, value, said.shown_first, said.words, said.turn])
+    return found
+
+
+def _mean_ratings(evaluation: Evaluation, judge: str) -> Floats:
+    """Of every response; NaN where it has no rating."""
+    ratings: dict[tuple[int, str, int], list[float]] = {}
+    for said in evaluation.verdicts:
+        if said.judge == judge and said.rating is not None:
+            ratings.setdefault((said.prompt, said.model, said.round), []).append(said.rating)
+    responses = evaluation.responses
+    keys = zip(responses.prompts.tolist(), responses.models.tolist(), responses.rounds.tolist(), strict=True)
+    return np.array([np.mean(ratings[key]) if key in ratings else np.nan for key in keys], dtype=np.float64)
 
 
 def to_json(value: Any) -> Markup:

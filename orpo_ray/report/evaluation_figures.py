@@ -15,7 +15,7 @@ from orpo_ray.report.evaluation_folder import Floats, Pair, Rating
 from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, VARIABLES, legend, svg
 
 # Okabe and Ito's colours without the blue and vermilion of chosen and rejected, with two of Paul Tol's: any two differ
-# for readers with deuteranopia and protanopia too. `_svg` makes variables of them; a last digit is off by one where
+# for readers with deuteranopia and protanopia too. `drawn` makes variables of them; a last digit is off by one where
 # `figures.svg` would take the colour for a run's.
 MODELS = ("#009e74", "#e69f01", "#332288", "#882255", "#56b4e9", "#7a5c00", "#cc79a8", "#000001")
 CARD = "#fffffe"
@@ -43,7 +43,7 @@ def ratings(rated: Sequence[Rating], colour: Mapping[str, str], reward_model: st
         axes.set_xlabel("rating (Elo scale, mean 0), 95% interval")
         _rows(axes, len(rated))
 
-    return _svg(draw, f"Ratings of the models by {reward_model}", (SIZE[0], 0.9 + 0.42 * len(rated)))
+    return drawn(draw, f"Ratings of the models by {reward_model}", (SIZE[0], 0.9 + 0.42 * len(rated)))
 
 
 def forest(pairs: Sequence[Pair]) -> Markup:
@@ -69,7 +69,7 @@ def forest(pairs: Sequence[Pair]) -> Markup:
         legend(axes)
 
     reward_model = pairs[0].reward_model
-    return _svg(draw, f"Win-rates by {reward_model}", (SIZE[0], 1.2 + 0.42 * len(pairs)))
+    return drawn(draw, f"Win-rates by {reward_model}", (SIZE[0], 1.2 + 0.42 * len(pairs)))
 
 
 def rewards(models: Mapping[str, Floats], data: Mapping[str, Floats], reward_model: str) -> Markup | None:
@@ -94,7 +94,7 @@ def rewards(models: Mapping[str, Floats], data: Mapping[str, Floats], reward_mod
             _densities(axes, shown, own, every, colour)
         legend(axes)
 
-    return _svg(draw, f"Distribution of rewards by {reward_model}", SIZE)
+    return drawn(draw, f"Distribution of rewards by {reward_model}", SIZE)
 
 
 def lengths(models: Mapping[str, Floats], max_tokens: int) -> Markup | None:
@@ -111,7 +111,7 @@ def lengths(models: Mapping[str, Floats], max_tokens: int) -> Markup | None:
     def draw(axes: Axes) -> None:
         for label, values in shown.items():
             shares = np.histogram(values, edges)[0] / values.size
-            axes.plot(centres, shares, color=colour[label], label=_short(label))
+            axes.plot(centres, shares, color=colour[label], label=short(label))
             if len(shown) <= FILLED:
                 axes.fill_between(centres, shares, color=colour[label], alpha=0.14, linewidth=0)
         if longest >= max_tokens:
@@ -126,7 +126,7 @@ def lengths(models: Mapping[str, Floats], max_tokens: int) -> Markup | None:
         axes.set_ylim(bottom=0)
         legend(axes)
 
-    return _svg(draw, "Distribution of response lengths, a line for each model", SIZE)
+    return drawn(draw, "Distribution of response lengths, a line for each model", SIZE)
 
 
 def _bars(
@@ -138,7 +138,7 @@ def _bars(
     for i, (label, rewards) in enumerate(groups):
         shares = (rewards[:, None] == values).mean(axis=0)
         x = values + (i - (len(groups) - 1) / 2) * width
-        style: dict[str, Any] = {"color": colour.get(label), "label": _short(label)}
+        style: dict[str, Any] = {"color": colour.get(label), "label": short(label)}
         if i >= len(models):
             style = {"fill": False, "edgecolor": DATA_COLOURS[label], "linewidth": 1.4, "label": f"{label} (data)"}
         axes.bar(x, shares, width * 0.84, **style)
@@ -162,7 +162,7 @@ def _densities(
             axes.hist(values, edges, density=True, color=drawn, alpha=0.22)
         axes.plot(
             x, gaussian_kde(values)(x) if smooth else x * np.nan, color=drawn, linestyle=(0, (4, 2)) if own else "-",
-            label=f"{label} (data)" if own else _short(label),
+            label=f"{label} (data)" if own else short(label),
         )  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.set_ylabel("density")
@@ -182,7 +182,7 @@ def _estimate(
 
 def _name(axes: Axes, y: int, label: str, value: str) -> None:
     """What a row is, above it and inside the axes, so that a long name takes no width from the plot."""
-    for x, text, side in ((0.0, _short(label, 44), "left"), (1.0, value, "right")):
+    for x, text, side in ((0.0, short(label, 44), "left"), (1.0, value, "right")):
         axes.annotate(
             text, (x, y), (0, 8), xycoords=("axes fraction", "data"), textcoords="offset points", ha=side,
             fontsize=9, bbox={"facecolor": CARD, "edgecolor": "none", "pad": 0.8},
@@ -199,11 +199,11 @@ def _rows(axes: Axes, count: int) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _short(label: str, longest: int = 24) -> str:
+def short(label: str, longest: int = 24) -> str:
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
-def _svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
+def drawn(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
     """`figures.svg` with the further colours of models as variables too."""
     models = {colour: f"var(--model-{i})" for i, colour in enumerate(MODELS)}
     return svg(draw, title, size, {**VARIABLES, **models, CARD: "var(--card)"})

@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 from orpo_ray.config import read_yaml
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.errors import UserError
-from orpo_ray.report.columns import KEY, NUMBER, TEXT, read_columns
+from orpo_ray.report.columns import FLAG, KEY, NUMBER, TEXT, read_columns
+from orpo_ray.report.judge_numbers import Judge
 
 """The data set's own responses, which stand among the models' with these labels."""
 SIGNIFICANCE = 0.05
@@ -150,12 +151,19 @@ class Numbers(BaseModel):
     """The version of what is said of certainty and length: 1 is what had none."""
     sampling: Sampling
     models: Annotated[dict[str, Model], Field(min_length=1)]
-    reward_models: Annotated[dict[str, RewardModel], Field(min_length=1)]
+    reward_models: dict[str, RewardModel]
+    judges: dict[str, Judge] = {}
+    """Those that judge in words."""
     pairs: list[Pair]
     ratings: dict[str, list[Rating]]
     rewards: dict[str, dict[str, Rewards]]
     agreement: list[Agreement]
     notes: list[str]
+
+    @property
+    def deciders(self) -> list[str]:
+        """Whoever says which of two answers is better: reward models, then judges."""
+        return [*self.reward_models, *self.judges]
 
     def pair(self, model: str, against: str, reward_model: str) -> Pair | None:
         wanted = (model, against, reward_model)
@@ -184,11 +192,31 @@ class Responses:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A row of `verdicts.parquet`."""
+
+    judge: str
+    prompt: int
+    round: int
+    turn: int
+    model: str
+    against: str | None
+    """None: one answer was rated."""
+    shown_first: bool | None
+    """Whether `model`'s answer was; None: nobody was asked, since both answers are the same."""
+    probability: float | None
+    """That `model`'s is the better one; None where it was not readable."""
+    rating: float | None
+    words: str | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     config: dict[str, Any]
     numbers: Numbers
     prompts: list[Prompt]
     responses: Responses
+    verdicts: list[Said]
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -220,7 +248,17 @@ def read_evaluation(folder: Path) -> Evaluation:
         ended=columns["ended"],
         rewards={label: np.array(columns[name], dtype=np.float64) for label, name in labels.items()},
     )
-    return Evaluation(config, numbers, prompts, responses)
+    verdicts = _verdicts(folder / "verdicts.parquet") if numbers.judges else []
+    return Evaluation(config, numbers, prompts, responses, verdicts)
+
+
+def _verdicts(path: Path) -> list[Said]:
+    types = {
+        "judge": TEXT, "prompt": KEY, "round": KEY, "turn": KEY, "model": TEXT, "against": TEXT, "shown_first": FLAG,
+        "probability": NUMBER, "rating": NUMBER, "words": TEXT,
+    }  # fmt: skip
+    columns = read_columns(path, types)
+    return [Said(*row) for row in zip(*(columns[name] for name in types), strict=True)]
 
 
 def read_numbers(path: Path) -> Numbers:

@@ -12,7 +12,14 @@ import yaml
 from markupsafe import Markup
 
 from orpo_ray.config.evaluation import DATA_LABELS
-from orpo_ray.report import evaluation_browser, evaluation_figures, evaluation_tables, evaluation_words, figures
+from orpo_ray.report import (
+    evaluation_browser,
+    evaluation_figures,
+    evaluation_judges,
+    evaluation_tables,
+    evaluation_words,
+    figures,
+)
 from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, Pair, read_evaluation
 from orpo_ray.report.evaluation_tables import deviation
 from orpo_ray.report.evaluation_words import probability, rate, verdict
@@ -34,10 +41,10 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
     runs = {label: read_run(path) for label, path in (curves or {}).items()}
     numbers = evaluation.numbers
     entries = evaluation_browser.entries(evaluation)
-    ranked = _ranked(numbers, next(iter(numbers.reward_models)))
+    ranked = _ranked(numbers, numbers.deciders[0])
     best = ranked[:2]
     settings = numbers.model_dump(include={"rounds", "tie"}) | {
-        "models": list(numbers.models), "reward_models": list(numbers.reward_models), "best": best, "prompts": entries,
+        "models": list(numbers.models), "judges": numbers.deciders, "best": best, "prompts": entries,
     }  # fmt: skip
     html = render(
         "evaluation.html",
@@ -48,7 +55,8 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         disagreements=evaluation_words.disagreements(numbers, ranked),
         headlines=evaluation_words.headlines(numbers, ranked),
         facts=_facts(evaluation),
-        judges=[_judge(numbers, label) for label in numbers.reward_models],
+        judges=[_judge(numbers, label) for label in numbers.deciders],
+        in_words=evaluation_judges.sections(numbers.judges, list(numbers.models)),
         rewards=_reward_figures(evaluation),
         lengths=_length_figure(evaluation),
         model_tables=evaluation_tables.models(numbers),

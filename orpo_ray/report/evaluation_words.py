@@ -12,7 +12,7 @@ MOST_DISAGREEMENTS = 3
 
 def headlines(numbers: Numbers, ranked: list[str]) -> list[tuple[str, list[str]]]:
     """The first of `ranked` against each other one in a sentence, and what further reward models say of the two."""
-    first, *others = numbers.reward_models
+    first, *others = numbers.deciders
     best, *rest = ranked
     found = []
     for against in rest:
@@ -32,7 +32,7 @@ def disagreements(numbers: Numbers, ranked: list[str]) -> list[str]:
     """A sentence for each two models where a reward model tells apart who wins, and another finds for the other one."""
     found = []
     for model, against in combinations(ranked, 2):
-        pairs = [pair for label in numbers.reward_models if (pair := numbers.pair(model, against, label))]
+        pairs = [pair for label in numbers.deciders if (pair := numbers.pair(model, against, label))]
         sides = {pair.win_rate > 0.5 for pair in pairs if pair.told_apart}
         if any((pair.win_rate < 0.5 and True in sides) or (pair.win_rate > 0.5 and False in sides) for pair in pairs):
             said = ", ".join(
@@ -40,7 +40,8 @@ def disagreements(numbers: Numbers, ranked: list[str]) -> list[str]:
                 " from 50%)"
                 for pair in pairs
             )
-            found.append(f"The reward models disagree on who wins, {model} or {against}: {model} has {said}.")
+            who = "judges" if numbers.judges else "reward models"
+            found.append(f"The {who} disagree on who wins, {model} or {against}: {model} has {said}.")
     more = len(found) - MOST_DISAGREEMENTS
     if more > 0:
         found[MOST_DISAGREEMENTS:] = [f"So they do on {more} more pair{'' if more == 1 else 's'} of models."]

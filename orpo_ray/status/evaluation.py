@@ -64,7 +64,7 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
 def _winners(numbers: Numbers) -> dict[str, tuple[str, str]]:
     """By reward model the model that it rates best, and by how much that beats the next."""
     found = {}
-    for judge in numbers.reward_models:
+    for judge in numbers.deciders:
         best, *others = [rating.model for rating in numbers.ratings.get(judge, [])] or [""]
         pair = numbers.pair(best, others[0], judge) if others else None
         if pair is not None:

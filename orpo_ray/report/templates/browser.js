@@ -14,6 +14,7 @@
   const sides = data.models.length > 1 ? [a, b] : [a];
   let rows = []; // what the controls leave, in order: {entry, pair: [response or null, ...], margin}
   let first = 0;
+  let pairwise = false; // whether the chosen judge was shown two answers at a time
 
   function make(tag, className, content, ...children) {
     const element = document.createElement(tag);
@@ -32,17 +33,35 @@
   const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const reward = (response) => (response ? response.rewards[judge.value] ?? null : null);
   const shown = (value, digits = Number.isInteger(value) ? 0 : 2) => value.toFixed(digits).replace("-", "−");
+  // What the chosen judge said of a prompt in the chosen round: see evaluation_browser.entries.
+  const verdicts = (entry, model, other) =>
+    entry.verdicts
+      .filter((each) => each[0] === Number(judge.value) && each[1] === Number(round.value))
+      .filter((each) => (other === undefined ? each[2] === model && each[3] === null : each[3] !== null && [model, other].includes(each[2]) && [model, other].includes(each[3])));
+  const compares = () => data.prompts.some((entry) => entry.verdicts.some((each) => each[0] === Number(judge.value) && each[3] !== null));
+
+  function apart(entry, pair) {
+    if (sides.length > 1 && pairwise) {
+      const [model, other] = sides.map((side) => Number(side.value));
+      const read = verdicts(entry, model, other).filter((each) => each[4] !== null);
+      const mean = read.reduce((sum, each) => sum + (each[2] === model ? each[4] : 1 - each[4]), 0) / read.length;
+      return read.length ? mean - 0.5 : NaN;
+    }
+    const [ours, theirs = null] = pair.map(reward);
+    return ours === null || theirs === null ? NaN : ours - theirs;
+  }
+
   const sign = (margin) => (Math.abs(margin) <= data.tie ? 0 : Math.sign(margin)); // NaN where one has no reward
 
   function select() {
     const wanted = text.value.trim().toLowerCase();
+    pairwise = compares();
     rows = [];
     for (const entry of data.prompts) {
       const pair = sides.map((model) => entry.responses[model.value][round.value]);
       const texts = [entry.text, ...pair.map((response) => (response ? response.text : ""))];
       if (wanted && !texts.some((each) => each.toLowerCase().includes(wanted))) continue;
-      const [ours, theirs = null] = pair.map(reward);
-      rows.push({ entry, pair, margin: ours === null || theirs === null ? NaN : ours - theirs });
+      rows.push({ entry, pair, margin: apart(entry, pair) });
     }
     if (order.value !== "prompt") {
       const unscored = rows.filter((row) => Number.isNaN(row.margin));
@@ -58,7 +77,7 @@
     const count = (wanted) => signs.filter((each) => Object.is(each + 0, wanted)).length;
     const [nameA, nameB] = [a, b].map((model) => data.models[model.value]);
     const said = [`${nameA} wins ${count(1)}`, plural(count(0), "tie"), `${nameB} wins ${count(-1)}`];
-    if (count(NaN)) said.push(`${count(NaN)} without both rewards`);
+    if (count(NaN)) said.push(`${count(NaN)} ${pairwise ? "without a verdict" : "without both rewards"}`);
     const total = data.prompts.length;
     part("status").textContent =
       `${rows.length.toLocaleString("en")} of ${plural(total, "prompt")}` + (rows.length && sides.length > 1 ? `: ${said.join(", ")}.` : ".");
@@ -73,8 +92,8 @@
     const head = make("div", "margin", `Prompt ${entry.prompt}`);
     if (!Number.isNaN(margin)) {
       const names = [a, b].map((model) => data.models[model.value]);
-      const by = shown(Math.abs(margin));
-      head.textContent += winner === 0 ? " · a tie" : ` · ${names[winner > 0 ? 0 : 1]} by ${by}`;
+      const by = pairwise ? `with ${(50 + 100 * Math.abs(margin)).toFixed(0)}%` : `by ${shown(Math.abs(margin))}`;
+      head.textContent += winner === 0 ? " · a tie" : ` · ${names[winner > 0 ? 0 : 1]} ${by}`;
     }
     const answers = make("div", "answers", null);
     sides.forEach((model, side) => {
@@ -83,6 +102,8 @@
       answers.append(answer(data.models[index], pair[side], won, make("span", `swatch model-${index % 8}`, null)));
     });
     const element = make("li", "", null, head, prompt(entry.text), answers);
+    const words = said(entry);
+    if (words.length) element.append(make("details", "own", null, make("summary", "", "What the judge said"), ...words));
     if (entry.data.length) {
       const own = make("details", "own", null, make("summary", "", "The data's own responses"));
       // Built when first opened: most never are.
@@ -96,6 +117,21 @@
     return element;
   }
 
+  // A line for each verdict on what is shown, and the judge's own words.
+  function said(entry) {
+    const models = sides.map((side) => Number(side.value));
+    const found = pairwise && models.length > 1 ? verdicts(entry, ...models) : models.flatMap((model) => verdicts(entry, model));
+    return found.map(([, , model, other, value, shownFirst, words, at]) => {
+      const [name, against] = [model, other].map((each) => data.models[each]);
+      const first = shownFirst === null ? "nobody was asked: the answers are the same" : `${shownFirst ? name : against} shown first`;
+      const verdict = other === null ? (value === null ? "no rating could be read" : `rated ${shown(value)}`) : value === null ? "no verdict could be read" : `${(100 * value).toFixed(0)}% for ${name}`;
+      const line = [other === null ? name : first, verdict, entry.verdicts.some((each) => each[7] > 0) ? `turn ${at + 1}` : ""];
+      const body = make("p", "text", words ?? "");
+      body.dir = "auto";
+      return make("div", "", null, make("p", "margin", line.filter(Boolean).join(" · ")), body);
+    });
+  }
+
   function prompt(content) {
     const element = make("div", "prompt text", content);
     element.dir = "auto";
@@ -106,7 +142,7 @@
     const head = make("h4", "", null, mark, label);
     if (!response) return make("div", "", null, head, make("p", "soft", "not generated"));
     const value = reward(response);
-    head.append(make("span", "score", value === null ? "not scored" : shown(value)));
+    if (!pairwise) head.append(make("span", "score", value === null ? "not scored" : shown(value)));
     if (won) head.append(make("span", "badge won", "winner"));
     if (response.tokens !== null && response.tokens !== undefined) head.append(plural(response.tokens, "token"));
     if (response.ended === "length") head.append(make("span", "badge", "cut"));
@@ -134,7 +170,7 @@
   }
 
   for (const model of [a, b]) fill(model, data.models);
-  fill(judge, data.reward_models);
+  fill(judge, data.judges);
   fill(round, Array.from({ length: data.rounds }, (_, i) => String(i + 1)));
   [a, b].forEach((model, i) => {
     model.value = String(Math.max(0, data.models.indexOf(data.best[i] ?? data.best[0])));

@@ -1,0 +1,128 @@
+"""The part of an evaluation's page on judges that judge in words: how far to trust them, and what they rated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from orpo_ray.report.evaluation_figures import colours, drawn, short
+from orpo_ray.report.figures import INK, NEUTRAL, legend
+from orpo_ray.report.judge_numbers import Judge, JudgedPair, MeanRating, Noise, Rated
+from orpo_ray.report.numbers import number, percent
+
+Row = dict[str, str]
+
+LOWEST, HIGHEST = 1.0, 10.0
+"""Of a rating."""
+FEWEST_AXES = 3
+"""Categories of fewer make no radar."""
+
+
+def sections(judges: Mapping[str, Judge], models: list[str]) -> list[dict[str, Any]]:
+    """One for each judge."""
+    return [
+        {
+            "label": label,
+            "described": list(judge.described.items()),
+            "trust": [_trust(pair) for pair in judge.pairs],
+            "rated": [_rated(model, judge.rated[model]) for model in models if model in judge.rated],
+            "radar": radar(judge, models, label),
+        }
+        for label, judge in judges.items()
+    ]
+
+
+def _trust(pair: JudgedPair) -> Row:
+    """How a judge stands to the place of an answer and to itself."""
+    bias, consistency = pair.position_bias, pair.consistency
+    return {
+        "pair": f"{pair.model} and {pair.against}",
+        "what the first place is worth": _unknown(pair.unknown, "position_bias")
+        if bias is None
+        else f"{_signed(bias.bias)} ({_signed(bias.ci95[0])} to {_signed(bias.ci95[1])})",
+        "same verdict in both orders": "–"
+        if consistency is None
+        else f"{percent(consistency.consistent, 1)} of {number(consistency.comparisons)}",
+        "asked, first model shown first": number(pair.asked[0]),
+        "asked, shown second": number(pair.asked[1]),
+        "unreadable": _of(sum(pair.unreadable), sum(pair.asked)),
+        "judged again": _noise(pair.noise),
+    }
+
+
+def _rated(model: str, rated: Rated) -> Row:
+    turns = {f"turn {turn}": _mean(mean) for turn, mean in enumerate(rated.turns, 1)} if len(rated.turns) > 1 else {}
+    return {
+        "model": model,
+        "score": _unknown(rated.unknown, "score") if rated.score is None else _mean(rated.score),
+        **turns,
+        **{category: number(mean and mean.mean, 2) for category, mean in rated.categories.items()},
+        "unreadable": _of(sum(rated.unreadable), sum(rated.asked)),
+        "judged again": _noise(rated.noise),
+    }
+
+
+def radar(judge: Judge, models: list[str], label: str) -> Markup | None:
+    """The paper's Figure 10: mean ratings by category, an axis each. None for fewer than three categories."""
+    rated = {model: judge.rated[model].categories for model in models if model in judge.rated}
+    names = list(dict.fromkeys(name for found in rated.values() for name in found))
+    if len(names) < FEWEST_AXES:
+        return None
+    colour = colours(models)
+    angles = np.pi / 2 - 2 * np.pi * np.arange(len(names)) / len(names)
+    spokes = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (axes, 2)
+
+    def draw(axes: Axes) -> None:
+        axes.set_aspect("equal")
+        axes.axis("off")
+        for level in range(2, int(HIGHEST) + 1, 2):
+            ring = _closed(spokes * level)
+            axes.plot(*ring.T, color=NEUTRAL, linewidth=0.5, alpha=0.6)
+            axes.annotate(str(level), (0, level), (3, 1), textcoords="offset points", fontsize=7, color=NEUTRAL)
+        for name, (x, y) in zip(names, spokes, strict=True):
+            axes.plot([0, x * HIGHEST], [0, y * HIGHEST], color=NEUTRAL, linewidth=0.5, alpha=0.6)
+            side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
+            axes.annotate(
+                short(name, 16), (x * (HIGHEST + 0.6), y * (HIGHEST + 0.6)), ha=side, va="center", fontsize=8, color=INK
+            )
+        for model, found in rated.items():
+            means = [None if (mean := found.get(name)) is None else mean.mean for name in names]
+            values = np.array([np.nan if mean is None else mean for mean in means])
+            axes.plot(*_closed(spokes * values[:, None]).T, color=colour[model], marker="o", markersize=3,
+                      label=short(model))  # fmt: skip
+        axes.set_xlim(-HIGHEST - 6, HIGHEST + 6)
+        axes.set_ylim(-HIGHEST - 1.5, HIGHEST + 1.5)
+        legend(axes)
+
+    return drawn(draw, f"Mean ratings by category, by {label}, a line for each model", (5.6, 4.2))
+
+
+def _closed(points: Any) -> Any:
+    return np.concatenate([points, points[:1]])
+
+
+def _mean(found: MeanRating | None) -> str:
+    return "–" if found is None else f"{found.mean:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
+
+
+def _noise(noise: Noise | None) -> str:
+    if noise is None:
+        return "–"
+    means = " and ".join(f"{mean:.3g}" for mean in noise.means)
+    return f"{percent(noise.flips, 1)} flip; {means}"
+
+
+def _unknown(unknown: Mapping[str, str], name: str) -> str:
+    return f"cannot be told: {unknown[name]}" if name in unknown else "–"
+
+
+def _of(count: int, whole: int) -> str:
+    return f"{number(count)} of {number(whole)}"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−") + " points"
