@@ -108,9 +108,7 @@ def load_engine(options: EngineOptions, seed: int = 0, **more: Any) -> Any:
     )  # fmt: skip
 
 
-def sampling_params(
-    sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ...] = (), top_tokens: int = 0
-) -> Any:
+def sampling_params(sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ...] = (), top_tokens: int = 0) -> Any:
     """vLLM's `SamplingParams` for one response."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind

@@ -1,0 +1,148 @@
+"""What judges have said, in the places of the answers: as a table, and as arrays for statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from orpo_ray.judging.places import Answered, Place
+from orpo_ray.judging.verdict import Judgement, Verdict
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+_JUDGEMENTS = pa.schema(
+    [("judge", pa.string()), ("prompt", pa.int64()), ("round", pa.int64()), ("turn", pa.int64()),
+     ("model", pa.string()), ("against", pa.string()), ("shown_first", pa.bool_()), ("repeat", pa.int64()),
+     ("probability", pa.float64()), ("rating", pa.float64()), ("words", pa.string())]
+)  # fmt: skip
+_WORDS_TOLD = 60
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one judge."""
+
+    asked: int
+    """Judgements that were asked for, each in its place."""
+    same: int
+    """Pairs of answers that are the same: ties without asking."""
+    unreadable: int
+    """Of those asked for, such as say neither what is better nor how good it is."""
+    too_long: int
+    """Of those asked for, such as the judge's context had no room for, so that it said nothing."""
+    prompt_tokens: int
+    tokens: int
+    """Of prompts and of answers, of each verdict once, as far as the judge told."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All judgements, by judge, models, prompt, round, turn, order and repeat."""
+
+    judgements: list[Judgement]
+    counts: dict[str, Counts]
+    """By judge."""
+    shape: tuple[int, int, int, int]
+    """Prompts, rounds, turns, repeats."""
+
+    def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags]:
+        """That the answer shown FIRST is better, and whether the judge was asked: both `(prompts, rounds, 2, repeats)`.
+
+        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, or unreadable. Answers that are the
+        same are 0.5 in the place of the first, and not asked.
+        """
+        prompts, rounds, _, repeats = self.shape
+        first, asked = np.full((prompts, rounds, 2, repeats), np.nan), np.zeros((prompts, rounds, 2, repeats), bool)
+        for each in self.judgements:
+            if each.judge != judge or each.turn != turn or {each.model, each.against} != {model, against}:
+                continue
+            shown = each.shown_first is not False  # of its `model`
+            place = (each.prompt, each.round, int(shown != (each.model == model)), each.repeat)
+            if each.probability is not None:
+                first[place] = each.probability if shown else 1 - each.probability
+            asked[place] = each.shown_first is not None
+        return first, asked
+
+    def ratings(self, judge: str, model: str) -> tuple[Floats, Flags]:
+        """Ratings, and whether the judge was asked: both `(prompts, rounds, turns, repeats)`. NaN: none."""
+        ratings, asked = np.full(self.shape, np.nan), np.zeros(self.shape, bool)
+        for each in self.judgements:
+            if each.judge == judge and each.model == model and each.against is None:
+                place = (each.prompt, each.round, each.turn, each.repeat)
+                ratings[place] = np.nan if each.rating is None else each.rating
+                asked[place] = True
+        return ratings, asked
+
+    def table(self) -> pa.Table:
+        """A row for each judgement."""
+        return pa.Table.from_pylist([asdict(each) for each in self.judgements], _JUDGEMENTS)
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know."""
+        notes = []
+        for judge, counts in self.counts.items():
+            if counts.unreadable:
+                first = next(each for each in self.judgements if each.judge == judge and _unreadable(each))
+                said = " ".join((first.words or "").split())[:_WORDS_TOLD]
+                notes.append(
+                    f"{counts.unreadable} of {counts.asked} verdicts of the judge {judge} cannot be read (the first: "
+                    f"prompt {first.prompt}, {_of(first)}: {said!r}); they count in none of its numbers."
+                )
+            if counts.too_long:
+                notes.append(
+                    f"{counts.too_long} of {counts.asked} judgements are too long for the judge {judge}, and count in "
+                    "none of its numbers."
+                )
+        return notes
+
+
+def judged(
+    found: Sequence[tuple[Place, bool]],
+    verdicts: Mapping[str, Sequence[Verdict | None]],
+    answered: Answered,
+    repeats: int,
+) -> Judged:
+    """`found`: all places, and whether the answers there are the same; `verdicts`: of each judge one for each place,
+    None where it was not asked."""
+    judgements = [
+        _judgement(label, place, same, verdict)
+        for label, given in verdicts.items()
+        for (place, same), verdict in zip(found, given, strict=True)
+    ]
+    counts = {}
+    for label, given in verdicts.items():
+        asked = [verdict for (_, same), verdict in zip(found, given, strict=True) if not same]
+        once = {verdict.key: verdict for verdict in asked if verdict is not None}
+        counts[label] = Counts(
+            asked=len(asked),
+            same=len(found) - len(asked),
+            unreadable=sum(verdict is not None and not verdict.readable for verdict in asked),
+            too_long=sum(verdict is None for verdict in asked),
+            prompt_tokens=sum(verdict.prompt_tokens or 0 for verdict in once.values()),
+            tokens=sum(verdict.tokens or 0 for verdict in once.values()),
+        )
+    return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats))
+
+
+def _judgement(label: str, place: Place, same: bool, verdict: Verdict | None) -> Judgement:
+    probability = 0.5 if same else verdict and verdict.probability
+    if probability is not None and place.shown_first is False:
+        probability = 1 - probability
+    return Judgement(
+        judge=label, prompt=place.prompt, round=place.round, turn=place.turn, model=place.model, against=place.against,
+        shown_first=place.shown_first, repeat=place.repeat, probability=probability,
+        rating=verdict and verdict.rating, words=verdict and verdict.words,
+    )  # fmt: skip
+
+
+def _unreadable(judgement: Judgement) -> bool:
+    return judgement.words is not None and not judgement.readable
+
+
+def _of(judgement: Judgement) -> str:
+    return judgement.model if judgement.against is None else f"{judgement.model} against {judgement.against}"
