@@ -114,7 +114,7 @@ class EvaluationConfig(Section):
     scoring: ScoringConfig = ScoringConfig()
     log_probs: bool = True
     """Of the data set's own responses under each model, where it has any."""
-    judges: dict[Label, JudgeConfig] = {}
+    judges: dict[Label, JudgeConfig] = Field(default_factory=dict)
     """Models that judge in words: local ones, or behind OpenAI-compatible servers."""
     judging: JudgingConfig = JudgingConfig()
     embedder: str | None = "all-MiniLM-L6-v2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -51,7 +52,7 @@ class ServerJudge(_Judge):
     """Up to and with `/v1`, as the library `openai` takes it."""
     model: str
     """As the server calls it."""
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)] | None = None
+    api_key_env: str | None = None
     """The environment variable that holds the key; null: the server wants none. The key itself is written nowhere."""
     concurrency: Annotated[Integer, Field(ge=1, le=1024)] = 8
     """Calls at once."""
@@ -67,8 +68,16 @@ class ServerJudge(_Judge):
     """Tokens of one command, of prompts and answers."""
     tokenizer: str | None = None
     """Folder or Hub id of its tokenizer, by which the forecast counts; null: a token for every four characters."""
-    extra_body: FreeForm = {}
+    extra_body: FreeForm = Field(default_factory=dict)
     """More of each request's body, as the server takes it; it goes before what this project sends."""
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        """In capitals, as such names are: what is not may be the key itself, and so is not shown."""
+        if name is not None and not re.fullmatch("[A-Z_][A-Z0-9_]{0,99}", name):
+            raise ValueError("should be the name of an environment variable in capitals; the key stays out of the file")
+        return name
 
     @field_validator("base_url")
     @classmethod
@@ -128,9 +137,12 @@ class JudgingConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> JudgingConfig:
         if self.compares == "rates":
-            taken = {"against", "reads", "labels", "order"} & self.model_fields_set
+            fields = type(self).model_fields
+            taken = [
+                key for key in ("against", "reads", "labels", "order") if getattr(self, key) != fields[key].default
+            ]
             if taken:
-                raise ValueError(f"{min(taken)}: is of pairs, and compares=rates judges one answer at a time")
+                raise ValueError(f"{taken[0]}: is of pairs, and compares=rates judges one answer at a time")
         first, second = (label.strip() for label in self.labels)
         if not first or not second or first == second:
             raise ValueError("labels: should be two different texts")

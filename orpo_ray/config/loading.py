@@ -217,6 +217,8 @@ def _describe(error: ValidationError, schema: type[Section]) -> str:
     objective = None
     if location[:1] == ["objective"] and len(location) > 1:  # pydantic puts the objective's name in between
         objective = location.pop(1)
+    elif location[:1] == ["judges"] and len(location) > 2:  # and so it does with a judge's kind
+        location.pop(2)
     key = _printable(".".join(location))
     if kind == "extra_forbidden" and objective and key in _valid_keys(schema):
         message = f"{key} is no key of the objective {objective}"
@@ -225,9 +227,12 @@ def _describe(error: ValidationError, schema: type[Section]) -> str:
     elif kind == "missing":
         message = f"{key} is missing"
     elif kind == "union_tag_invalid":
-        message = f"{key}.name: should be one of {context['expected_tags']} (got {_shown(context['tag'])})"
+        tag = context["discriminator"].strip("'")
+        message = f"{key}.{tag}: should be one of {context['expected_tags']} (got {_shown(context['tag'])})"
     elif kind == "value_error":
         message = f"{key}: {context['error']}" if key else str(context["error"])
+    elif kind == "union_tag_not_found" and context["discriminator"] == "'kind'":
+        message = f"{key}.kind is missing" if isinstance(value, dict) else f"{key}: should be a mapping of keys"
     elif kind == "union_tag_not_found":
         message = f"{key}: should be a text, or a list (got {_shown(value)})"
     elif kind in {"model_type", "model_attributes_type"}:

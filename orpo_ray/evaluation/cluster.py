@@ -34,17 +34,18 @@ class Resources:
     """GPUs of an engine."""
 
 
-def share_out(scaling: EvaluationScaling, nodes: Nodes, most: int) -> Resources:
+def share_out(scaling: EvaluationScaling, nodes: Nodes, most: int, *, scoring: bool = True) -> Resources:
     """Deal the CPUs and GPUs of the cluster's nodes to engines and scorers, none of which can be parted among nodes.
 
-    `most`: engines that could have something to do. On GPUs an engine has `tensor_parallel` of them, and a cluster
-    with a single GPU shares it. Raises `UserError` where what is asked for is not there.
+    `most`: engines that could have something to do; `scoring`: whether scorers have. On GPUs an engine has
+    `tensor_parallel` of them, and a cluster with a single GPU shares it. Raises `UserError` where what is asked for is
+    not there.
     """
     if _on_gpus(scaling, nodes):
-        return _share_out_gpus(scaling, nodes, most)
+        return _share_out_gpus(scaling, nodes, most, scoring=scoring)
     if scaling.tensor_parallel > 1:
         raise UserError("scaling.tensor_parallel: splits a model over GPUs, and there are none")
-    scorers = _asked(scaling.scorers, 1)
+    scorers = _asked(scaling.scorers, 1) if scoring else 0
     places = sum(int(cpus // _CPUS_OF_AN_ACTOR) for cpus, _ in nodes)
     generators = _asked(scaling.generators, min(max(1, places - scorers), most))
     share = _cpus_of_each(generators + scorers, nodes)
@@ -56,15 +57,15 @@ def share_out(scaling: EvaluationScaling, nodes: Nodes, most: int) -> Resources:
     return Resources(generators, scorers, share, 0, 0, None)
 
 
-def _share_out_gpus(scaling: EvaluationScaling, nodes: Nodes, most: int) -> Resources:
+def _share_out_gpus(scaling: EvaluationScaling, nodes: Nodes, most: int, *, scoring: bool) -> Resources:
     parallel, gpus = scaling.tensor_parallel, _gpus(nodes)
     largest = max((int(gpus) for _, gpus in nodes), default=0)
     if largest < parallel:
         raise UserError(
             f"scaling.tensor_parallel: an engine needs {parallel} GPUs of one node, and the largest node has {largest}"
         )
-    shared = gpus == parallel == 1
-    scorers = _asked(scaling.scorers, 1 if shared else max(1, gpus // 8))
+    shared = scoring and gpus == parallel == 1
+    scorers = _asked(scaling.scorers, 1 if shared else max(1, gpus // 8)) if scoring else 0
     beside = _engines_beside(scorers, parallel, nodes)
     scorer_gpus = 1 - _SHARED_GPU if shared else 1 if beside > 0 else 0
     room = beside if scorer_gpus == 1 else _engines_beside(0, parallel, nodes)

@@ -1,155 +1,148 @@
-"""What judges said, as tables: every verdict, outcomes of every two models, and what is known of each judge."""
+"""What judges have said, in the places of the answers: as a table, and as arrays for statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import combinations
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orpo_ray.judging.verdict import Judgement
-from orpo_ray.statistics.judged_pairs import JudgedPair, Verdicts, judged_pair, outcomes_of_verdicts
-from orpo_ray.statistics.rated_answers import rated_answers
-from orpo_ray.statistics.winrate import outcomes
+from orpo_ray.judging.places import Answered, Place
+from orpo_ray.judging.verdict import Judgement, Verdict
 
 Floats = NDArray[np.float64]
-Row = dict[str, Any]
-Pair = tuple[str, str]
+Flags = NDArray[np.bool_]
 
-VERDICTS = pa.schema(
+_JUDGEMENTS = pa.schema(
     [("judge", pa.string()), ("prompt", pa.int64()), ("round", pa.int64()), ("turn", pa.int64()),
      ("model", pa.string()), ("against", pa.string()), ("shown_first", pa.bool_()), ("repeat", pa.int64()),
      ("probability", pa.float64()), ("rating", pa.float64()), ("words", pa.string())]
 )  # fmt: skip
+_WORDS_TOLD = 60
 
 
-def verdicts_table(judgements: Sequence[Judgement]) -> pa.Table:
-    """`verdicts.parquet`: a row for every verdict, in the order of its place. `probability` is that of `model`."""
-    return pa.Table.from_pylist([asdict(judgement) for judgement in sorted(judgements, key=_place)], VERDICTS)
+@dataclass(frozen=True)
+class Counts:
+    """Of one judge."""
+
+    asked: int
+    """Judgements that were asked for, each in its place."""
+    same: int
+    """Pairs of answers that are the same: ties without asking."""
+    unreadable: int
+    """Of those asked for, such as say neither what is better nor how good it is."""
+    too_long: int
+    """Of those asked for, such as the judge's context had no room for, so that it said nothing."""
+    prompt_tokens: int
+    tokens: int
+    """Of prompts and of answers, of each verdict once, as far as the judge told."""
 
 
-def _place(one: Judgement) -> tuple[Any, ...]:
-    return (one.judge, one.prompt, one.round, one.turn, one.model, one.against or "", not one.shown_first, one.repeat)
-
-
+@dataclass(frozen=True)
 class Judged:
-    """All that one judge said."""
+    """All judgements, by judge, models, prompt, round, turn, order and repeat."""
 
-    def __init__(self, judgements: Sequence[Judgement], models: Sequence[str], prompts: int, rounds: int) -> None:
-        """`models`: in the order of the configuration, in which each two are named."""
-        self._shape = prompts, rounds
-        self._turns = 1 + max((one.turn for one in judgements), default=0)
-        self._place = {model: place for place, model in enumerate(models)}
-        self.verdicts: dict[Pair, Verdicts] = {}
-        """Of each two models that were shown together; rounds and turns are one axis, a round's turns side by side."""
-        self.rated: dict[str, tuple[Floats, NDArray[np.bool_]]] = {}
-        """Ratings of each model `(prompts, rounds, turns, judgings)`, NaN: none; and whether it was asked for."""
-        self.same = sum(one.against is not None and one.words is None for one in judgements)
-        """Comparisons of answers that are the same, which nobody was asked about."""
-        of_pairs: dict[Pair, list[Judgement]] = {}
-        of_models: dict[str, list[Judgement]] = {}
-        for one in judgements:
-            if one.against is None:
-                of_models.setdefault(one.model, []).append(one)
-            else:
-                first, second = sorted((one.model, one.against), key=self._place.__getitem__)
-                of_pairs.setdefault((first, second), []).append(one)
-        for pair in combinations(models, 2):
-            if pair in of_pairs:
-                self.verdicts[pair] = self._of_pair(pair, of_pairs[pair])
-        for model in models:
-            if model in of_models:
-                self.rated[model] = self._of_model(of_models[model])
+    judgements: list[Judgement]
+    counts: dict[str, Counts]
+    """By judge."""
+    shape: tuple[int, int, int, int]
+    """Prompts, rounds, turns, repeats."""
 
-    def outcomes(self) -> dict[Pair, Floats]:
-        """`(prompts, rounds)` of each two: the mean of a round's turns. Ratings are compared as rewards are."""
-        if self.rated:
-            means = {model: _mean(np.where(asked, values, np.nan), (2, 3)) for model, (values, asked) in
-                     self.rated.items()}  # fmt: skip
-            return {(a, b): outcomes(means[a], means[b]) for a, b in combinations(means, 2)}
-        prompts, rounds = self._shape
-        return {
-            pair: _mean(outcomes_of_verdicts(verdicts).reshape(prompts, rounds, self._turns), (2,))
-            for pair, verdicts in self.verdicts.items()
-        }
+    def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags]:
+        """That the answer shown FIRST is better, and whether the judge was asked: both `(prompts, rounds, 2, repeats)`.
 
-    def numbers(self, categories: Sequence[str | None]) -> Row:
-        """What is known of this judge: its position bias, consistency, noise, and its ratings by model.
-
-        `categories` of the prompts, in which ratings are told apart.
+        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, or unreadable. Answers that are the
+        same are 0.5 in the place of the first, and not asked.
         """
-        return {
-            "same_answers": self.same,
-            "pairs": [
-                {"model": a, "against": b, **_without_rate(judged_pair(verdicts))}
-                for (a, b), verdicts in self.verdicts.items()
-            ],
-            "rated": {model: _ratings(values, asked, categories) for model, (values, asked) in self.rated.items()},
-        }
-
-    def _of_pair(self, pair: Pair, judgements: Sequence[Judgement]) -> Verdicts:
-        prompts, rounds = self._shape
-        judgings = 1 + max(one.repeat for one in judgements)
-        first = np.full((prompts, rounds * self._turns, 2, judgings), np.nan)
-        asked = np.zeros(first.shape, dtype=bool)
-        for one in judgements:
-            won = one.probability
-            if one.words is None:  # the same answers, of which nobody was asked
-                first[one.prompt, one.round * self._turns + one.turn] = 0.5
+        prompts, rounds, _, repeats = self.shape
+        first, asked = np.full((prompts, rounds, 2, repeats), np.nan), np.zeros((prompts, rounds, 2, repeats), bool)
+        for each in self.judgements:
+            if each.judge != judge or each.turn != turn or {each.model, each.against} != {model, against}:
                 continue
-            shown_first = bool(one.shown_first) == (one.model == pair[0])  # the first of the two
-            place = one.prompt, one.round * self._turns + one.turn, int(not shown_first), one.repeat
-            asked[place] = True
-            if won is not None:
-                first[place] = won if one.shown_first else 1 - won
-        return Verdicts(first, asked)
+            shown = each.shown_first is not False  # of its `model`
+            place = (each.prompt, each.round, int(shown != (each.model == model)), each.repeat)
+            if each.probability is not None:
+                first[place] = each.probability if shown else 1 - each.probability
+            asked[place] = each.shown_first is not None
+        return first, asked
 
-    def _of_model(self, judgements: Sequence[Judgement]) -> tuple[Floats, NDArray[np.bool_]]:
-        judgings = 1 + max(one.repeat for one in judgements)
-        ratings = np.full((*self._shape, self._turns, judgings), np.nan)
-        asked = np.zeros(ratings.shape, dtype=bool)
-        for one in judgements:
-            place = one.prompt, one.round, one.turn, one.repeat
-            asked[place] = True
-            if one.rating is not None:
-                ratings[place] = one.rating
+    def ratings(self, judge: str, model: str) -> tuple[Floats, Flags]:
+        """Ratings, and whether the judge was asked: both `(prompts, rounds, turns, repeats)`. NaN: none."""
+        ratings, asked = np.full(self.shape, np.nan), np.zeros(self.shape, bool)
+        for each in self.judgements:
+            if each.judge == judge and each.model == model and each.against is None:
+                place = (each.prompt, each.round, each.turn, each.repeat)
+                ratings[place] = np.nan if each.rating is None else each.rating
+                asked[place] = True
         return ratings, asked
+
+    def table(self) -> pa.Table:
+        """A row for each judgement."""
+        return pa.Table.from_pylist([asdict(each) for each in self.judgements], _JUDGEMENTS)
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know."""
+        notes = []
+        for judge, counts in self.counts.items():
+            if counts.unreadable:
+                first = next(each for each in self.judgements if each.judge == judge and _unreadable(each))
+                said = " ".join((first.words or "").split())[:_WORDS_TOLD]
+                notes.append(
+                    f"{counts.unreadable} of {counts.asked} verdicts of the judge {judge} cannot be read (the first: "
+                    f"prompt {first.prompt}, {_of(first)}: {said!r}); they count in none of its numbers."
+                )
+            if counts.too_long:
+                notes.append(
+                    f"{counts.too_long} of {counts.asked} judgements are too long for the judge {judge}, and count in "
+                    "none of its numbers."
+                )
+        return notes
 
 
 def judged(
-    judgements: Sequence[Judgement], judges: Sequence[str], models: Sequence[str], prompts: int, rounds: int
-) -> dict[str, Judged]:
-    """By judge."""
-    return {
-        judge: Judged([one for one in judgements if one.judge == judge], models, prompts, rounds) for judge in judges
-    }
+    found: Sequence[tuple[Place, bool]],
+    verdicts: Mapping[str, Sequence[Verdict | None]],
+    answered: Answered,
+    repeats: int,
+) -> Judged:
+    """`found`: all places, and whether the answers there are the same; `verdicts`: of each judge one for each place,
+    None where it was not asked."""
+    judgements = [
+        _judgement(label, place, same, verdict)
+        for label, given in verdicts.items()
+        for (place, same), verdict in zip(found, given, strict=True)
+    ]
+    counts = {}
+    for label, given in verdicts.items():
+        asked = [verdict for (_, same), verdict in zip(found, given, strict=True) if not same]
+        once = {verdict.key: verdict for verdict in asked if verdict is not None}
+        counts[label] = Counts(
+            asked=len(asked),
+            same=len(found) - len(asked),
+            unreadable=sum(verdict is not None and not verdict.readable for verdict in asked),
+            too_long=sum(verdict is None for verdict in asked),
+            prompt_tokens=sum(verdict.prompt_tokens or 0 for verdict in once.values()),
+            tokens=sum(verdict.tokens or 0 for verdict in once.values()),
+        )
+    return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats))
 
 
-def _mean(values: Floats, axes: tuple[int, ...]) -> Floats:
-    """Of what is no NaN; NaN where all is."""
-    there = ~np.isnan(values)
-    counts = there.sum(axis=axes)
-    return np.where(counts, np.where(there, values, 0.0).sum(axis=axes) / np.maximum(counts, 1), np.nan)
+def _judgement(label: str, place: Place, same: bool, verdict: Verdict | None) -> Judgement:
+    probability = 0.5 if same else verdict and verdict.probability
+    if probability is not None and place.shown_first is False:
+        probability = 1 - probability
+    return Judgement(
+        judge=label, prompt=place.prompt, round=place.round, turn=place.turn, model=place.model, against=place.against,
+        shown_first=place.shown_first, repeat=place.repeat, probability=probability,
+        rating=verdict and verdict.rating, words=verdict and verdict.words,
+    )  # fmt: skip
 
 
-def _without_rate(found: JudgedPair) -> Row:
-    """The win-rate stands among all others', under Holm's correction."""
-    row = asdict(found)
-    del row["win_rate"]
-    row["unknown"].pop("win_rate", None)
-    return row
+def _unreadable(judgement: Judgement) -> bool:
+    return judgement.words is not None and not judgement.readable
 
 
-def _ratings(values: Floats, asked: NDArray[np.bool_], categories: Sequence[str | None]) -> Row:
-    whole = rated_answers(values, asked)
-    rows_of = {
-        name: [prompt for prompt, category in enumerate(categories) if category == name]
-        for name in dict.fromkeys(categories)
-        if name is not None
-    }
-    scores = {name: rated_answers(values[rows], asked[rows]).score for name, rows in rows_of.items()}
-    return asdict(whole) | {"categories": {name: score and asdict(score) for name, score in scores.items()}}
+def _of(judgement: Judgement) -> str:
+    return judgement.model if judgement.against is None else f"{judgement.model} against {judgement.against}"

@@ -1,17 +1,238 @@
-"""The stage of an evaluation in which judges read the answers: who is shown with whom, and what comes of it."""
+"""The stage of an evaluation in which judges read the answers: every call that is missing is made, and kept at once.
+
+What comes of it is a function of the verdicts that are kept, in the order of the answers and not of arrival.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from orpo_ray.config import EvaluationConfig
+from orpo_ray.config.evaluation import SamplingConfig
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.cluster import Nodes, Resources, share_out
+from orpo_ray.evaluation.cpu_engine import lacks_on_cpu
+from orpo_ray.evaluation.judged import Judged, judged
+from orpo_ray.evaluation.progress import answer, counting
+from orpo_ray.evaluation.store import EvaluationFolder
+from orpo_ray.inference.generation import Request, Response
+from orpo_ray.inference.models import EvaluatedModel
+from orpo_ray.judging.asking import Asked
+from orpo_ray.judging.budget import estimated_tokens, forecast, require_within
+from orpo_ray.judging.judges import Judge, LocalJudge, ServedJudge, find_judges
+from orpo_ray.judging.places import Answered, places
+from orpo_ray.judging.prompts import JudgePrompt
+from orpo_ray.judging.reading import read
+from orpo_ray.judging.servers import Account, Call, Server, ask_all, key_of
+from orpo_ray.judging.store import VerdictStore
+from orpo_ray.judging.verdict import Verdict
+from orpo_ray.terminal import Console
+
+__all__ = ["Answered", "JudgingPlan", "judge", "plan_judging"]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What there is to judge."""
+class JudgingPlan:
+    """Who judges, and by which prompt; see `plan_judging`."""
 
-    questions: list[list[str]]
-    """By prompt: what each turn of the conversation asks."""
-    answers: dict[str, list[list[list[str] | None]]]
-    """By model, prompt and round: the answer of each turn; None: there is no response."""
-    references: list[list[str] | None]
-    """By prompt: the reference answer of each turn, where there are any."""
+    prompt: JudgePrompt
+    judges: dict[str, Judge]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that decide the verdicts on given answers, for a hash."""
+        return {"prompt": self.prompt.digest, "judges": {label: each.identity for label, each in self.judges.items()}}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What is named beside the numbers of each judge."""
+        prompt = {"prompt": self.prompt.name, "prompt_digest": self.prompt.digest}
+        return {label: {**each.describe(), **prompt} for label, each in self.judges.items()}
+
+    def require_keys(self) -> None:
+        """Raises `UserError` where the environment lacks the key of a server: better before hours of generation."""
+        for label, each in self.judges.items():
+            if isinstance(each, ServedJudge):
+                key_of(label, each.config)
+
+
+def plan_judging(config: EvaluationConfig) -> JudgingPlan | None:
+    """None: nobody judges in words. Raises `UserError` for judges and prompts that the user has to mend."""
+    return JudgingPlan(JudgePrompt(config.judging), find_judges(config)) if config.judges else None
+
+
+def judge(
+    config: EvaluationConfig,
+    plan: JudgingPlan,
+    answered: Answered,
+    folder: EvaluationFolder,
+    console: Console,
+    *,
+    resources: Resources | None = None,
+) -> Judged:
+    """Ask each judge for what it has not said yet. `resources`: of engines; default: what the cluster has.
+
+    A driver that is killed goes on where it was. Raises `UserError`, with nothing sent, where that would take more than
+    `max_calls` or `max_tokens_total` of a judge, and where calls of a server get no answer.
+    """
+    found = list(places(config.judging, plan.prompt, answered))
+    store = VerdictStore(folder.verdicts)
+    keys = {
+        label: [None if asked is None else asked.key(each.identity) for _, asked in found]
+        for label, each in plan.judges.items()
+    }
+    served: list[tuple[ServedJudge, list[Call]]] = []
+    local: list[tuple[LocalJudge, dict[str, Request], dict[str, Asked]]] = []
+    for label, each in plan.judges.items():
+        known = store.of(label)
+        missing = {
+            key: asked
+            for key, (_, asked) in zip(keys[label], found, strict=True)
+            if key is not None and asked is not None and key not in known
+        }
+        if isinstance(each, LocalJudge):
+            requests = {key: each.request(number, asked) for number, (key, asked) in enumerate(missing.items())}
+            fitting = {key: request for key, request in requests.items() if each.fits(request)}
+            local.append((each, fitting, missing))
+        else:
+            served.append((each, _calls(each, missing, console)))
+    _ask_servers(config, served, store, console)
+    _ask_engines(config, [each for each in local if each[1]], store, resources, console)
+    verdicts = {
+        label: [None if key is None else store.of(label).get(key) for key in keys[label]] for label in plan.judges
+    }
+    return judged([(place, asked is None) for place, asked in found], verdicts, answered, config.judging.repeats)
+
+
+def _calls(judge: ServedJudge, missing: Mapping[str, Asked], console: Console) -> list[Call]:
+    """With what they will cost said. Raises `UserError` where that is too much."""
+    if not missing:
+        return []
+    config = judge.config
+    expected = forecast(list(missing.values()), judge.answer_tokens, judge.count)
+    require_within(judge.label, config, expected)
+    minutes = expected.calls / config.calls_per_minute if config.calls_per_minute else None
+    pace = "" if minutes is None else f"; {math.ceil(minutes):,} minutes at {config.calls_per_minute:g} calls a minute"
+    console.say(f"judge {judge.label} ({config.model} at {config.base_url}): {expected}{pace}")
+    count = judge.count or estimated_tokens
+    return [Call(key, asked, count(asked) + judge.answer_tokens) for key, asked in missing.items()]
+
+
+def _ask_servers(
+    config: EvaluationConfig, served: list[tuple[ServedJudge, list[Call]]], store: VerdictStore, console: Console
+) -> None:
+    wanted = [(judge, calls) for judge, calls in served if calls]
+    if not wanted:
+        return
+    servers = [Server(judge.label, judge.config, judge.answer_tokens, console.say) for judge, _ in wanted]
+    bars = {judge.label: (f"verdicts of {judge.label}", len(calls)) for judge, calls in wanted}
+    with counting(config.name, bars, console) as count:
+
+        def keeper(label: str) -> Callable[[Verdict], None]:
+            def keep(verdict: Verdict) -> None:
+                store.keep(label, verdict)
+                count(label, 1)
+
+            return keep
+
+        try:
+            asyncio.run(ask_all([
+                (server, calls, keeper(judge.label)) for server, (judge, calls) in zip(servers, wanted, strict=True)
+            ]))  # fmt: skip
+        finally:
+            for server, (judge, _) in zip(servers, wanted, strict=True):
+                if told := _told(server.account):
+                    console.say(f"judge {judge.label}: {told}")
+
+
+def _told(account: Account) -> str:
+    """What did not go by itself; empty: all did."""
+    parts = [f"{count} of {why}" for why, count in sorted(account.again.items())]
+    again = f"{account.again.total()} calls were lost, and made again: {', '.join(parts)}" if parts else ""
+    refused = f"{account.refused} calls were refused by the server" if account.refused else ""
+    return "; ".join(filter(None, (again, refused)))
+
+
+def _ask_engines(
+    config: EvaluationConfig,
+    local: list[tuple[LocalJudge, dict[str, Request], dict[str, Asked]]],
+    store: VerdictStore,
+    resources: Resources | None,
+    console: Console,
+) -> None:
+    if not local:
+        return
+    questions = JudgeQuestions(local, store)
+    calls = sum(len(requests) for _, requests, _ in local)
+
+    def share(nodes: Nodes) -> Resources:
+        given = resources or share_out(config.scaling, nodes, most=math.ceil(calls / _LEAST), scoring=False)
+        for judge, _, _ in local:
+            if given.gpu_memory is None and (lack := lacks_on_cpu(judge.model)):
+                raise UserError(
+                    f"{judge.model.key}: vLLM has no {lack} on a CPU: {judge.model.name}; use GPUs, or a judge behind "
+                    "a server"
+                )
+        return given
+
+    def describe(given: Resources) -> str:
+        names = ", ".join(f"{judge.label} {len(requests):,}" for judge, requests, _ in local)
+        return f"{config.name}: calls of judges: {names}; {given.generators} vLLM engines"
+
+    with counting(config.name, {"responses": ("verdicts", calls)}, console) as count:
+
+        def progress(responses: int = 0, **_: Any) -> None:
+            count("responses", responses)
+
+        answer(config, questions, None, [judge.model for judge, _, _ in local], share, describe, progress, console)
+
+
+_LEAST = 32  # calls that an engine is worth starting for
+
+
+class JudgeQuestions:
+    """What engines are asked where judges are their models; see `pipeline.Questions`."""
+
+    def __init__(
+        self, local: list[tuple[LocalJudge, dict[str, Request], dict[str, Asked]]], store: VerdictStore
+    ) -> None:
+        """`local`: judges with their requests and what was asked, by key."""
+        self._store = store
+        self.models = {judge.label: _answering(judge, requests.values()) for judge, requests, _ in local}
+        self.todo = {judge.label: deque(requests.values()) for judge, requests, _ in local}
+        self._open = {
+            judge.label: {request.prompt: (key, asked[key], len(request.ids)) for key, request in requests.items()}
+            for judge, requests, asked in local
+        }
+
+    @property
+    def finished(self) -> bool:
+        return not any(self._open.values())
+
+    def receive(self, label: str, responses: list[Response]) -> None:
+        for response in responses:
+            key, asked, prompt_tokens = self._open[label].pop(response.prompt)
+            probability, rating = read(asked, response.text, response.likely)
+            self._store.keep(label, Verdict(key, probability, rating, response.text, prompt_tokens, response.tokens))
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """A judge, as its engine has to know it; see `pipeline.Answering`."""
+
+    model: EvaluatedModel
+    sampling: SamplingConfig
+    stop_ids: tuple[int, ...]
+    max_length: int
+    top_tokens: int
+    engine: str = "vllm"
+
+
+def _answering(judge: LocalJudge, requests: Iterable[Request]) -> _Answering:
+    longest = max(len(request.ids) for request in requests)
+    sampling = judge.sampling
+    return _Answering(judge.model, sampling, judge.stop_ids, longest + sampling.max_tokens, judge.top_tokens)

@@ -1,6 +1,6 @@
-"""The work of a plan on a Ray cluster: engines generate, scorers judge meanwhile, pieces reach the disk.
+"""Work on a Ray cluster: engines answer, scorers judge answers meanwhile, and what comes back reaches the disk.
 
-The driver hands out requests and writes every piece, so actors need not see the evaluation's folder. An engine
+The driver hands out requests and writes all that comes back, so actors need not see the evaluation's folder. An engine
 always has more requests than it can work on at once; those that a lost actor had are asked for again, with the same
 seeds.
 """
@@ -8,16 +8,20 @@ seeds.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orpo_ray.cluster.waiting import Waiting, waits_for_room
+from orpo_ray.config import EvaluationConfig, ScoreConfig
+from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
-from orpo_ray.evaluation.plan import ENGINES, Plan
-from orpo_ray.evaluation.work import Judgements, Responses, Task
-from orpo_ray.inference.generation import ENVIRONMENT, EngineOptions, Generator, Request
+from orpo_ray.evaluation.plan import ENGINES
+from orpo_ray.evaluation.work import Judgements, Task
+from orpo_ray.inference.generation import ENVIRONMENT, EngineOptions, Generator, Request, Response
+from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.plain_generation import PlainGenerator
 from orpo_ray.inference.scoring import Scorer, not_finite
 from orpo_ray.telemetry import metrics
@@ -36,6 +40,36 @@ class Progress(Protocol):
     def __call__(
         self, *, responses: int = 0, judged: int = 0, pairs: int = 0, not_finite: Mapping[str, int] | None = None
     ) -> None: ...
+
+
+class Answering(Protocol):
+    """A model that answers, as its engine has to know it."""
+
+    @property
+    def model(self) -> EvaluatedModel: ...
+    @property
+    def sampling(self) -> SamplingConfig: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def top_tokens(self) -> int: ...
+
+
+class Questions(Protocol):
+    """What engines are asked, by the label of the model that answers: policies prompts, or judges about answers."""
+
+    todo: dict[str, deque[Request]]
+
+    @property
+    def models(self) -> Mapping[str, Answering]: ...
+    @property
+    def finished(self) -> bool: ...
+    def receive(self, label: str, responses: list[Response]) -> None:
+        """Take in, and write, what a model has answered."""
 
 
 @dataclass
@@ -65,7 +99,7 @@ class _Slot:
 @dataclass
 class _EngineSlot(_Slot):
     label: str = ""
-    """The policy that it has now; empty: none."""
+    """The model that it has now; empty: none."""
     requests: dict[tuple[int, int], Request] = field(default_factory=dict)
     """Those it has taken, by prompt and round."""
 
@@ -76,14 +110,22 @@ class _ScorerSlot(_Slot):
 
 
 class Pipeline:
-    """Runs a plan to its end. Every piece that is there already is left as it is."""
+    """Has all questions answered and all answers judged. What is there already nobody asks for."""
 
-    def __init__(self, plan: Plan, resources: Resources, progress: Progress) -> None:
-        self._plan = plan
+    def __init__(
+        self,
+        config: EvaluationConfig | ScoreConfig,
+        questions: Questions,
+        judgements: Judgements | None,
+        resources: Resources,
+        progress: Progress,
+    ) -> None:
+        """`judgements`: of the answers, by reward models; None where nobody scores them."""
+        self._config = config
         self._resources = resources
         self._progress = progress
-        self._responses = Responses(plan)
-        self._judgements = Judgements(plan)
+        self._questions = questions
+        self._judgements = judgements
         self._engines = [_EngineSlot() for _ in range(resources.generators)]
         self._scorers = [_ScorerSlot() for _ in range(resources.scorers)]
         self._slots: list[_Slot] = [*self._engines, *self._scorers]
@@ -94,7 +136,7 @@ class Pipeline:
         import ray
 
         try:
-            while not (self._responses.finished and self._judgements.finished and not self._calls()):
+            while not (self._questions.finished and self._all_judged and not self._calls()):
                 for engine in self._engines:
                     self._feed(engine)
                 for scorer in self._scorers:
@@ -122,43 +164,48 @@ class Pipeline:
                 found.append(Waiting(f"{count} of {len(slots)} {name}{'s' * (len(slots) > 1)}", resources.cpus, gpus))
         return found
 
+    @property
+    def _all_judged(self) -> bool:
+        return self._judgements is None or self._judgements.finished
+
     def _calls(self) -> list[Any]:
         return [slot.call for slot in self._slots if slot.call is not None]
 
     def _feed(self, engine: _EngineSlot) -> None:
-        """Top up an idle engine's requests; where its policy has none left, give it another policy or end it."""
+        """Top up an idle engine's requests; where its model has none left, give it another model or end it."""
         if engine.call is not None:
             return
-        if engine.label and not engine.requests and not self._responses.todo[engine.label]:
+        if engine.label and not engine.requests and not self._questions.todo[engine.label]:
             self._end(engine)
         if not engine.label:
             engine.label = self._neediest()
         if engine.label:
             if engine.actor is None:
                 engine.actor = self._start_generator(engine.label)
-            new = self._responses.take(engine.label, self._room(engine))
+            todo = self._questions.todo[engine.label]
+            new = [todo.popleft() for _ in range(min(self._room(engine), len(todo)))]
             engine.requests |= {(request.prompt, request.round): request for request in new}
             engine.call = engine.actor.advance.remote(new)
 
     def _neediest(self) -> str:
-        """The policy with the most requests left for each engine that it would then have; empty: none has any."""
+        """The model with the most requests left for each engine that it would then have; empty: none has any."""
         have = [engine.label for engine in self._engines]
-        left = {label: len(todo) / (1 + have.count(label)) for label, todo in self._responses.todo.items() if todo}
+        left = {label: len(todo) / (1 + have.count(label)) for label, todo in self._questions.todo.items() if todo}
         return max(left, key=left.__getitem__, default="")
 
     def _room(self, engine: _EngineSlot) -> int:
         """How many requests to give an engine: enough to keep it full, and a fair part of those left."""
-        engines = max(len(self._engines) // len(self._plan.policies), 1)
-        fair = math.ceil(len(self._responses.todo[engine.label]) / (2 * engines)) if engines > 1 else AT_WORK
+        engines = max(len(self._engines) // len(self._questions.models), 1)
+        fair = math.ceil(len(self._questions.todo[engine.label]) / (2 * engines)) if engines > 1 else AT_WORK
         return min(max(fair, 1), AT_WORK - len(engine.requests))
 
     def _give_work(self, scorer: _ScorerSlot) -> None:
-        if scorer.call is not None or self._judgements.finished:
+        if scorer.call is not None or self._judgements is None or self._judgements.finished:
             return
         if scorer.actor is None:  # it loads its models while the first responses are on their way
-            scorer.actor = self._start_scorer()
+            scorer.actor = self._judgements.start(self._scorer_actor())
         shares_gpu = 0 < self._resources.scorer_gpus < 1  # with an engine, beside which no policy may have room
-        scorer.task = self._judgements.next(self._responses, log_probs=self._responses.finished or not shares_gpu)
+        scorer.task = self._judgements.next(log_probs=self._questions.finished or not shares_gpu)
         if scorer.task is not None:
             scorer.call = self._judgements.begin(scorer.actor, scorer.task)
 
@@ -183,7 +230,7 @@ class Pipeline:
                 said = f"{self._what(slot)} cannot be started: {told}"
                 raise UserError(told.removeprefix(_OURS) if told.startswith(_OURS) else said) from error
             self._lost += 1
-            most = self._plan.config.scaling.max_failures
+            most = self._config.scaling.max_failures
             if self._lost > most:
                 why = str(error).partition("\n")[0] if isinstance(error, OutOfMemoryError) else _last_line(error)
                 told = (
@@ -199,31 +246,31 @@ class Pipeline:
         if isinstance(slot, _EngineSlot):
             for response in result:
                 del slot.requests[response.prompt, response.round]
-            self._responses.receive(slot.label, result)
+            self._questions.receive(slot.label, result)
             self._progress(responses=len(result))
             tokens = [response.tokens for response in result]
-            metrics.responses_generated(self._plan.config.name, slot.label, tokens)
-        elif isinstance(slot, _ScorerSlot) and slot.task is not None:
-            self._judgements.receive(slot.task, result)
-            count = len(self._plan.blocks[slot.task.block])
+            metrics.responses_generated(self._config.name, slot.label, tokens)
+        elif isinstance(slot, _ScorerSlot) and slot.task is not None and self._judgements is not None:
+            count = self._judgements.receive(slot.task, result)
             if slot.task.log_probs:
                 self._progress(pairs=count)
             else:
                 self._progress(judged=count, not_finite=not_finite(result))
-                metrics.prompts_judged(self._plan.config.name, count)
+                metrics.prompts_judged(self._config.name, count)
             slot.task = None
 
     def _what(self, slot: _Slot) -> str:
         if isinstance(slot, _EngineSlot):
-            return f"models.{slot.label}: {ENGINES[self._plan.policies[slot.label].engine]}"
+            answering = self._questions.models[slot.label]
+            return f"{answering.model.key}: {ENGINES[answering.engine]}"
         return "reward_models: a scorer"
 
     def _forget(self, slot: _Slot) -> None:
         slot.drop()  # one that does not answer may be there yet
         if isinstance(slot, _EngineSlot):
-            self._responses.todo[slot.label].extendleft(reversed(slot.requests.values()))
+            self._questions.todo[slot.label].extendleft(reversed(slot.requests.values()))
             slot.requests, slot.label = {}, ""
-        elif isinstance(slot, _ScorerSlot) and slot.task is not None:
+        elif isinstance(slot, _ScorerSlot) and slot.task is not None and self._judgements is not None:
             self._judgements.give_back(slot.task)
             slot.task = None
 
@@ -234,8 +281,8 @@ class Pipeline:
     def _start_generator(self, label: str) -> Any:
         import ray
 
-        policy, resources = self._plan.policies[label], self._resources
-        plain = policy.engine == "transformers"
+        answering, resources = self._questions.models[label], self._resources
+        plain = answering.engine == "transformers"
         actor = ray.remote(PlainGenerator if plain else Generator).options(
             num_cpus=resources.cpus,
             num_gpus=resources.generator_gpus,
@@ -243,25 +290,24 @@ class Pipeline:
             scheduling_strategy=_ANYWHERE,
         )
         if plain:
-            return actor.remote(policy.model, policy.sampling, policy.stop_ids, self._plan.config.name)
+            return actor.remote(answering.model, answering.sampling, answering.stop_ids, self._config.name)
         options = EngineOptions(
-            str(policy.model.folder), policy.model.generation_dtype, policy.max_length,
-            resources.tensor_parallel, resources.gpu_memory, policy.model.trust_remote_code, stop_ids=policy.stop_ids,
+            str(answering.model.folder), answering.model.generation_dtype, answering.max_length,
+            resources.tensor_parallel, resources.gpu_memory, answering.model.trust_remote_code,
+            stop_ids=answering.stop_ids, top_tokens=answering.top_tokens,
         )  # fmt: skip
-        return actor.remote(options, policy.sampling, self._plan.config.name, policy.model)
+        return actor.remote(options, answering.sampling, self._config.name, answering.model)
 
-    def _start_scorer(self) -> Any:
+    def _scorer_actor(self) -> Any:
         import ray
 
-        plan, resources = self._plan, self._resources
-        actor = ray.remote(Scorer).options(
+        resources = self._resources
+        return ray.remote(Scorer).options(
             num_cpus=resources.cpus,
             num_gpus=resources.scorer_gpus,
             runtime_env={"env_vars": ENVIRONMENT},
             scheduling_strategy=_ANYWHERE,
         )
-        models = {label: judge.model for label, judge in plan.judges.items()}
-        return actor.remote(models, plan.config.prompts.chat_template, plan.config.scoring, plan.config.name)
 
 
 def _last_line(error: Exception) -> str:

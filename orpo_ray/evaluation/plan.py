@@ -62,6 +62,8 @@ class PolicyWork:
     responses: Pieces
     log_probs: Pieces | None
     """None where the data set has no responses of its own."""
+    top_tokens: int = 0
+    """Nobody asks how likely a policy's tokens were."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""A plan's work from here to its end, on the cluster, with its progress on the console."""
+"""Work from here to its end, on the cluster, with its progress on the console."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -13,11 +13,13 @@ from rich.progress import Progress as Bars
 from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.hosts import require_on_nodes
 from orpo_ray.cluster.waiting import node_places, saying_what_waits
+from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.evaluation.cluster import Nodes, Resources
-from orpo_ray.evaluation.pipeline import Pipeline, Progress
+from orpo_ray.evaluation.pipeline import Pipeline, Progress, Questions
 from orpo_ray.evaluation.plan import Plan
 from orpo_ray.evaluation.store import Parts, Pieces
-from orpo_ray.evaluation.work import Judgements
+from orpo_ray.evaluation.work import Judgements, Responses
+from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.terminal import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -32,21 +34,50 @@ def complete(
     """
     if _all_there(plan):
         return
-    connect(plan.config.cpus)
+    responses = Responses(plan)
+    judgements = Judgements(plan, responses)
+    models = [work.model for work in plan.policies.values()]
+    models += [judge.model for judge in plan.judges.values() if judge.model is not None]
+    told: set[str] = set()  # reward models of which it was said that some rewards are not finite
+
+    with counting(plan.config.name, _counted(plan, judgements), console) as count:
+
+        def progress(not_finite: Mapping[str, int] | None = None, **counts: int) -> None:
+            for label in (not_finite or {}).keys() - told:
+                told.add(label)
+                console.say(
+                    f"note: the reward model {label} gives rewards that are not finite; such responses count as not "
+                    "scored, and how many they are is said at the end"
+                )
+            for key, number in counts.items():
+                count(key, number)
+
+        answer(plan.config, responses, judgements, models, share, describe, progress, console)
+
+
+def answer(
+    config: EvaluationConfig | ScoreConfig,
+    questions: Questions,
+    judgements: Judgements | None,
+    models: Iterable[EvaluatedModel],
+    share: Callable[[Nodes], Resources],
+    describe: Callable[[Resources], str],
+    progress: Progress,
+    console: Console,
+) -> None:
+    """Have `questions` answered on the cluster, and judged; `models`: all that are loaded. See `complete`."""
+    connect(config.cpus)
     resources = share(node_places())
-    require_on_nodes(_local_folders(plan), resources.cpus, resources.generator_gpus)
+    require_on_nodes(_local_folders(models), resources.cpus, resources.generator_gpus)
     console.say(describe(resources))
-    with _progress(plan, console) as progress:
-        pipeline = Pipeline(plan, resources, progress)
-        with saying_what_waits(pipeline.waiting, lambda line: console.say(f"{plan.config.name}: {line}")):
-            pipeline.run()
+    pipeline = Pipeline(config, questions, judgements, resources, progress)
+    with saying_what_waits(pipeline.waiting, lambda line: console.say(f"{config.name}: {line}")):
+        pipeline.run()
 
 
-def _local_folders(plan: Plan) -> dict[str, str]:
+def _local_folders(models: Iterable[EvaluatedModel]) -> dict[str, str]:
     """Where actors read models, by the keys that name them, but for what the Hub's own cache holds."""
-    models = {f"models.{label}": work.model for label, work in plan.policies.items()}
-    models |= {f"reward_models.{label}": judge.model for label, judge in plan.judges.items() if judge.model is not None}
-    return {key: str(m.folder) for key, m in models.items() if not m.folder.is_relative_to(HF_HUB_CACHE)}
+    return {each.key: str(each.folder) for each in models if not each.folder.is_relative_to(HF_HUB_CACHE)}
 
 
 def _all_there(plan: Plan) -> bool:
@@ -57,44 +88,44 @@ def _all_there(plan: Plan) -> bool:
     return all(piece.has(block) for piece in pieces for block in blocks)
 
 
-@contextmanager
-def _progress(plan: Plan, console: Console) -> Iterator[Progress]:
-    """Bars of responses, judged prompts and log-probs with the time left; plain lines where there is no terminal."""
-    blocks = range(len(plan.blocks))
+def _counted(plan: Plan, judgements: Judgements) -> dict[str, tuple[str, int]]:
+    """Of what `Pipeline` counts, how it is called and how much there is to do."""
     totals = {"responses": 0, "judged": 0, "pairs": 0}
-    for block in blocks:
+    for block in range(len(plan.blocks)):
         size = len(plan.blocks[block])
         for label, work in plan.policies.items():
             totals["responses"] += 0 if work.responses.has(block) else len(plan.requests(label, block))
             totals["pairs"] += size if work.log_probs is not None and not work.log_probs.has(block) else 0
-    totals["judged"] = sum(len(plan.blocks[task.block]) for task in Judgements(plan).left)
+    totals["judged"] = sum(len(plan.blocks[task.block]) for task in judgements.left)
     judged = "prompts judged, model by model" if plan.policies else "prompts judged"
     names = {"responses": "responses", "judged": judged, "pairs": "log-probs of the data's pairs"}
+    return {key: (names[key], total) for key, total in totals.items() if total}
+
+
+@contextmanager
+def counting(
+    name: str, counted: Mapping[str, tuple[str, int]], console: Console
+) -> Iterator[Callable[[str, int], None]]:
+    """Bars with the time left, of `counted`: by key what is counted and how much there is; plain lines, which `name`
+    begins, where there is no terminal. Yields what is called with a key and how much of it was done."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    done = dict.fromkeys(totals, 0)
+    done = dict.fromkeys(counted, 0)
     said = time.monotonic()
-    told: set[str] = set()  # reward models of which it was said that some rewards are not finite
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks = {key: bars.add_task(names[key], total=total) for key, total in totals.items() if total}
+        tasks = {key: bars.add_task(what, total=total) for key, (what, total) in counted.items()}
 
-        def advance(not_finite: Mapping[str, int] | None = None, **counts: int) -> None:
+        def count(key: str, number: int) -> None:
             nonlocal said
-            for label in (not_finite or {}).keys() - told:
-                told.add(label)
-                console.say(
-                    f"note: the reward model {label} gives rewards that are not finite; such responses count as not "
-                    "scored, and how many they are is said at the end"
-                )
-            for key, count in counts.items():
-                done[key] += count
-                if key in tasks:
-                    bars.update(tasks[key], completed=done[key])
+            if key not in done:
+                return
+            done[key] += number
+            bars.update(tasks[key], completed=done[key])
             if not console.is_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
-                parts = [f"{done[key]} of {total} {names[key]}" for key, total in totals.items() if total]
-                console.say(f"{plan.config.name}: {', '.join(parts)}")
+                parts = [f"{done[key]} of {total} {what}" for key, (what, total) in counted.items()]
+                console.say(f"{name}: {', '.join(parts)}")
 
-        yield advance
+        yield count

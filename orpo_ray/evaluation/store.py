@@ -47,6 +47,7 @@ class EvaluationFolder:
         self.responses = path / "responses"
         self.rewards = path / "rewards"
         self.log_probs = path / "log_probs"
+        self.verdicts = path / "verdicts"
         self.results = path / "results.parquet"
         self.winrates = path / "winrates.json"
         self.report = path / "report.html"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from orpo_ray.config.evaluation import DATA_LABELS
-from orpo_ray.evaluation.plan import OWN, Plan
+from orpo_ray.evaluation.plan import OWN, Plan, PolicyWork
 from orpo_ray.inference.generation import Request, Response
 from orpo_ray.inference.models import Answer
 from orpo_ray.inference.scoring import Judged
@@ -38,16 +39,16 @@ class Responses:
                     self._write(label, block)
 
     @property
+    def models(self) -> Mapping[str, PolicyWork]:
+        return self._plan.policies
+
+    @property
     def finished(self) -> bool:
         return not self._open
 
     def whole(self, label: str, block: int) -> bool:
         """Whether a policy has answered all of a block."""
         return (label, block) not in self._open
-
-    def take(self, label: str, count: int) -> list[Request]:
-        todo = self.todo[label]
-        return [todo.popleft() for _ in range(min(count, len(todo)))]
 
     def receive(self, label: str, responses: list[Response]) -> None:
         for response in responses:
@@ -82,8 +83,9 @@ class Task(NamedTuple):
 class Judgements:
     """What is left to judge, each model's responses to a block by themselves; and log-probs of the data."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, responses: Responses) -> None:
         self._plan = plan
+        self._responses = responses
         self._rewards = {
             Task(who, block): None
             for block in range(len(plan.blocks))
@@ -107,12 +109,18 @@ class Judgements:
     def finished(self) -> bool:
         return not self._rewards and not self._pairs
 
-    def next(self, responses: Responses, *, log_probs: bool) -> Task | None:
+    def next(self, *, log_probs: bool) -> Task | None:
         """Something to judge that is there, or with `log_probs` a block of a policy's, or nothing yet."""
         for task in self._rewards:
-            if task.who == OWN or responses.whole(task.who, task.block):
+            if task.who == OWN or self._responses.whole(task.who, task.block):
                 return task
         return self._pairs[0] if self._pairs and log_probs else None
+
+    def start(self, actor: Any) -> Any:
+        """A scorer with all reward models. `actor`: the class of such actors."""
+        config = self._plan.config
+        models = {label: judge.model for label, judge in self._plan.judges.items()}
+        return actor.remote(models, config.prompts.chat_template, config.scoring, config.name)
 
     def begin(self, scorer: Any, task: Task) -> Any:
         """The call of `scorer` for a task that was `next`."""
@@ -134,10 +142,12 @@ class Judgements:
             del self._begun[task]
             self._rewards[task] = None
 
-    def receive(self, task: Task, result: Any) -> None:
+    def receive(self, task: Task, result: Any) -> int:
+        """Returns the number of prompts that it is of."""
+        count = len(self._plan.blocks[task.block])
         if task.log_probs:
             self._write_log_probs(task, result)
-            return
+            return count
         begun = self._begun.pop(task)
         for judge, rewards in result.items():
             rows = [
@@ -146,6 +156,7 @@ class Judgements:
                 for (label, round), value in zip(names, values, strict=True)
             ]
             self._plan.judges[judge].rewards.parts[task.who].write(task.block, rows)
+        return count
 
     def _unjudged(self, who: str, block: int) -> list[str]:
         return [label for label, judge in self._plan.judges.items() if not judge.rewards.parts[who].has(block)]

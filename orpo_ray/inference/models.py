@@ -102,14 +102,16 @@ class EvaluatedModel:
         return ModelConfig(name_or_path=str(self.folder), dtype=self.dtype, trust_remote_code=self.trust_remote_code)
 
 
-def find_policy(label: str, asked: AskedModel | str, cache: Path, *, trust_remote_code: bool = False) -> EvaluatedModel:
-    """The policy that a label of `models` names. `cache`: where a merged adapter goes.
+def find_policy(
+    label: str, asked: AskedModel | str, cache: Path, *, section: str = "models", trust_remote_code: bool = False
+) -> EvaluatedModel:
+    """The policy that a label of `section` names. `cache`: where a merged adapter goes.
 
     Raises `UserError`, naming label and folder, where it is not there, lacks weights or tokenizer, or is no
     causal language model.
     """
     asked = AskedModel(path=asked) if isinstance(asked, str) else asked
-    key, name = f"models.{label}", asked.path
+    key, name = f"{section}.{label}", asked.path
     folder = _folder(key, name)
     if (folder / ADAPTER).is_file():
         try:
@@ -194,7 +196,7 @@ class Speaker:
         """Of the configuration, where its template is set, or can be; in training a reward model has its own alone."""
         if model.key.startswith("rollouts."):
             self.key = f"the chat template of {model.key} in its tokenizer"
-        elif model.chat_template or (chat_template is None and model.key.startswith("models.")):
+        elif model.chat_template or (chat_template is None and model.key.startswith(("models.", "judges."))):
             self.key = f"{model.key}.chat_template"
         chat_template = model.chat_template or chat_template
         self.tokenizer = load_tokenizer(model.settings)
@@ -280,8 +282,11 @@ class Speaker:
     def stop_ids(self, prompts: Sequence[Prompt]) -> tuple[int, ...]:
         """Tokens, beside the tokenizer's EOS, that end an answer: what the template ends one with, and every EOS of
         `generation_config.json`."""
-        asked = any(not isinstance(self.question(prompt).prompt, str) for prompt in prompts)
-        ids = {*self._model.eos_ids, *(self.renderer.end_ids if asked else ())}
+        return self.ends(messages=any(not isinstance(self.question(prompt).prompt, str) for prompt in prompts))
+
+    def ends(self, *, messages: bool) -> tuple[int, ...]:
+        """See `stop_ids`. `messages`: whether it is asked in any."""
+        ids = {*self._model.eos_ids, *(self.renderer.end_ids if messages else ())}
         return tuple(sorted(ids - {self.tokenizer.eos_token_id}))
 
     def answer(self, prompt: Prompt, text: str, *, cut: bool) -> Answer:

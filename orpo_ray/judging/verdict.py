@@ -46,7 +46,7 @@ class Judgement:
     """That `model`'s answer is better than that of `against`."""
     rating: float | None
     words: str | None
-    """Of the judge; None: both answers are the same, which is a tie without asking."""
+    """Of the judge; None: it was not asked, since both answers are the same (a tie) or too long for its context."""
 
     @property
     def readable(self) -> bool:

@@ -15,6 +15,7 @@ from orpo_ray.config.evaluation_benchmark import PipelineBenchmarkConfig
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.pipeline import Pipeline
 from orpo_ray.evaluation.plan import EvaluationPlan
+from orpo_ray.evaluation.work import Judgements, Responses
 
 _A_CPU_EACH = Resources(generators=1, scorers=1, cpus=1, generator_gpus=0, scorer_gpus=0, gpu_memory=None)
 
@@ -49,5 +50,6 @@ def pipeline(config: PipelineBenchmarkConfig, folder: Path) -> Iterator[dict[str
 
 
 def _work(plan: EvaluationPlan) -> int:
-    Pipeline(plan, _A_CPU_EACH, lambda **_: None).run()
+    responses = Responses(plan)
+    Pipeline(plan.config, responses, Judgements(plan, responses), _A_CPU_EACH, lambda **_: None).run()
     return len(plan.prompts) * plan.config.sampling.rounds

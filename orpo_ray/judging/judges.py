@@ -1,0 +1,154 @@
+"""The judges of an evaluation: found and checked, with what is said of them beside their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orpo_ray.config import EvaluationConfig, ModelConfig
+from orpo_ray.config.evaluation import AskedModel, SamplingConfig
+from orpo_ray.config.judges import ServerJudge, VllmJudge
+from orpo_ray.data.records import BadRecord
+from orpo_ray.errors import UserError
+from orpo_ray.inference.generation import Request, request_seed
+from orpo_ray.inference.models import EvaluatedModel, Speaker, find_policy
+from orpo_ray.judging.asking import Asked
+from orpo_ray.judging.reading import TOP_TOKENS
+from orpo_ray.modeling.loading import load_tokenizer
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """A model on this project's own engines."""
+
+    label: str
+    config: VllmJudge
+    model: EvaluatedModel
+    speaker: Speaker
+    by_labels: bool
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(
+            temperature=self.config.temperature or 0, max_tokens=self.config.answer_tokens(labels=self.by_labels),
+            rounds=1, seed=self.config.seed,
+        )  # fmt: skip
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.speaker.ends(messages=True)
+
+    @property
+    def top_tokens(self) -> int:
+        return TOP_TOKENS if self.by_labels else 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides its answers, beside what it is asked."""
+        template = hashlib.blake2b(str(self.speaker.renderer.template).encode(), digest_size=16).hexdigest()
+        return {
+            "kind": "vllm", "model": self.model.digest, "dtype": self.model.generation_dtype, "template": template,
+            "stop": self.stop_ids, **_drawn(self.config, self.sampling.max_tokens),
+        }  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "vllm", "model": self.config.model, "digest": self.model.digest,
+            "dtype": self.model.generation_dtype, "template": self.speaker.template,
+            **_drawn(self.config, self.sampling.max_tokens),
+        }  # fmt: skip
+
+    def request(self, number: int, asked: Asked) -> Request:
+        """For an engine. Raises `UserError` where the judge's template does not take what it is asked."""
+        try:
+            ids = self.speaker.rows(asked.messages)[0]
+        except (BadRecord, UserError) as error:
+            raise UserError(f"judges.{self.label}: {self.speaker.in_its_words(error)}") from None
+        return Request(number, 0, ids, request_seed(self.config.seed, asked.user, 0, asked.repeat))
+
+    def fits(self, request: Request) -> bool:
+        """Whether its context has room for the prompt and an answer."""
+        context = self.model.context
+        return context is None or len(request.ids) + self.sampling.max_tokens <= context
+
+
+@dataclass(frozen=True)
+class ServedJudge:
+    """A model behind a server."""
+
+    label: str
+    config: ServerJudge
+    by_labels: bool
+    count: Callable[[Asked], int] | None
+    """Tokens of a prompt; None: nobody here knows the tokenizer."""
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.config.answer_tokens(labels=self.by_labels)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides its answers, as far as it can be known, beside what it is asked."""
+        return {
+            "kind": "openai", "base_url": self.config.base_url, "model": self.config.model,
+            "extra_body": self.config.extra_body, **_drawn(self.config, self.answer_tokens),
+        }  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.identity, "extra_body": self.config.for_a_file()["extra_body"]}
+
+
+Judge = LocalJudge | ServedJudge
+
+
+def find_judges(config: EvaluationConfig) -> dict[str, Judge]:
+    """By label. Raises `UserError`, naming the judge, where a model is not there, or a label is no token of it."""
+    judging = config.judging
+    by_labels = judging.compares == "pairs" and judging.reads == "labels"
+    found: dict[str, Judge] = {}
+    for label, asked in config.judges.items():
+        if isinstance(asked, VllmJudge):
+            policy = AskedModel(path=asked.model, dtype=asked.dtype, chat_template=asked.chat_template)
+            trust = config.trust_remote_code
+            model = find_policy(label, policy, config.storage.cache_dir, section="judges", trust_remote_code=trust)
+            judge = LocalJudge(label, asked, model, Speaker(model, None), by_labels)
+            tokenizer = judge.speaker.tokenizer
+            if judge.speaker.renderer.template is None:
+                raise UserError(f"judges.{label}: {asked.model} has no chat template; set judges.{label}.chat_template")
+            found[label] = judge
+        else:
+            tokenizer = asked.tokenizer and load_tokenizer(ModelConfig(name_or_path=asked.tokenizer))
+            found[label] = ServedJudge(label, asked, by_labels, _counter(tokenizer) if tokenizer else None)
+        if by_labels and tokenizer:
+            for text in judging.labels:
+                _require_one_token(label, tokenizer, text)
+    return found
+
+
+def _drawn(config: VllmJudge | ServerJudge, max_tokens: int) -> dict[str, Any]:
+    """At temperature 0 nothing is drawn, so that no seed counts."""
+    seed = {"seed": config.seed} if config.temperature else {}
+    return {"temperature": config.temperature, "max_tokens": max_tokens, **seed}
+
+
+def _counter(tokenizer: Any) -> Callable[[Asked], int]:
+    def count(asked: Asked) -> int:
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(asked.messages, tokenize=False, add_generation_prompt=True)
+        else:
+            text = f"{asked.system}\n{asked.user}"
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return count
+
+
+def _require_one_token(judge: str, tokenizer: Any, label: str) -> None:
+    """With a space before it or without: an answer may begin with either."""
+    written = [tokenizer.encode(text, add_special_tokens=False) for text in (label.strip(), f" {label.strip()}")]
+    if all(len(ids) != 1 for ids in written):
+        raise UserError(
+            f"judging.labels: {label.strip()!r:.40} is {len(written[0])} tokens of judges.{judge}, and a label has to "
+            "be one, since its probability is that of a first token; choose others, or set judging.reads=text"
+        )

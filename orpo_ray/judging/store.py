@@ -1,0 +1,75 @@
+"""Verdicts on disk: each is kept as soon as it is there, and found again by all that decided it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.errors import UserError
+from orpo_ray.judging.verdict import Verdict
+from orpo_ray.parsing import NUMBER, member, read_lines
+
+
+class VerdictStore:
+    """`folder/JUDGE.jsonl`, one file for each judge, in the order in which verdicts came. Only one process writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: dict[str, dict[str, Verdict]] = {}
+        self._mended: set[str] = set()
+
+    def path(self, judge: str) -> Path:
+        return self._folder / f"{judge}.jsonl"
+
+    def of(self, judge: str) -> dict[str, Verdict]:
+        """All verdicts of a judge, by key. Raises `UserError`, naming the line, where one cannot be read; one that a
+        killed process was writing is none."""
+        if judge not in self._found:
+            path = self.path(judge)
+            lines = read_lines(path) if path.is_file() else {}
+            verdicts = [_verdict(path, number, line) for number, line in lines.items()]
+            self._found[judge] = {verdict.key: verdict for verdict in verdicts}
+        return self._found[judge]
+
+    def keep(self, judge: str, verdict: Verdict) -> None:
+        """Write `verdict` down before anything else happens."""
+        known = self.of(judge)
+        path = self.path(judge)
+        if judge not in self._mended:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _without_torn_line(path)
+            self._mended.add(judge)
+        with path.open("a", encoding="ascii") as file:
+            file.write(json.dumps(asdict(verdict)) + "\n")
+        known[verdict.key] = verdict
+
+
+def _verdict(path: Path, number: int, line: dict[str, Any]) -> Verdict:
+    try:
+        found = Verdict(
+            key=member(line, "key", str),
+            probability=member(line, "probability", *NUMBER, type(None)),
+            rating=member(line, "rating", *NUMBER, type(None)),
+            words=member(line, "words", str),
+            prompt_tokens=member(line, "prompt_tokens", int, type(None)),
+            tokens=member(line, "tokens", int, type(None)),
+        )
+        if found.probability is not None and not 0 <= found.probability <= 1:
+            raise ValueError(f"probability should be from 0 to 1, and is {found.probability}")
+    except ValueError as error:
+        hint = "remove the line, and its verdict is asked for again"
+        raise UserError(f"{path}, line {number}: {error}; {hint}") from None
+    return found
+
+
+def _without_torn_line(path: Path) -> None:
+    """Cut off what a killed process began to write, so that the next verdict begins a line."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
