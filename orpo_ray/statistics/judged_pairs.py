@@ -56,21 +56,24 @@ class Verdicts:
             raise ValueError("expected probabilities from 0 to 1, or NaN where there is none, found another")
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, int, int, int, float | None]], prompts: int, rounds: int) -> Verdicts:
-        """From what was asked: prompt, round, order, judging, and the probability, None where it was unreadable.
+    def of(cls, rows: Iterable[tuple[int, int, bool | None, int, float | None]], prompts: int, rounds: int) -> Verdicts:
+        """From rows of prompt, round, whether A's answer was shown first (None: nobody was asked), judging, and the
+        probability that A's is the better one (None: unreadable).
 
         Raises `ValueError` where the same is there twice.
         """
-        found: dict[tuple[int, int, int, int], float] = {}
-        for *place, probability in rows:
-            key = (int(place[0]), int(place[1]), int(place[2]), int(place[3]))
-            if key in found:
-                raise ValueError(f"prompt {key[0]}, round {key[1]}, order {key[2]}, judging {key[3]} is there twice")
-            found[key] = np.nan if probability is None else probability
-        shape = (prompts, rounds, 2, 1 + max((key[3] for key in found), default=0))
+        found: dict[tuple[int, int, int, int], tuple[float, bool]] = {}
+        for prompt, round_, a_first, judging, probability in rows:
+            order = 1 if a_first is False else 0
+            place = (prompt, round_, order, judging)
+            if place in found:
+                raise ValueError(f"prompt {prompt}, round {round_}, order {order}, judging {judging} is there twice")
+            for_a = np.nan if probability is None else probability
+            found[place] = (1 - for_a if order else for_a, a_first is not None)
+        shape = (prompts, rounds, 2, 1 + max((place[3] for place in found), default=0))
         first, asked = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-        for key, probability in found.items():
-            first[key], asked[key] = probability, True
+        for place, (probability, was_asked) in found.items():
+            first[place], asked[place] = probability, was_asked
         return cls(first, asked)
 
 
