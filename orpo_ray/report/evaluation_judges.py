@@ -27,13 +27,26 @@ def sections(judges: Mapping[str, Judge], models: list[str]) -> list[dict[str, A
     return [
         {
             "label": label,
-            "described": list(judge.described.items()),
+            "described": [(name.replace("_", " "), _value(value)) for name, value in judge.described.items()],
+            "counts": _counts(judge),
             "trust": [_trust(pair) for pair in judge.pairs],
             "rated": [_rated(model, judge.rated[model]) for model in models if model in judge.rated],
             "radar": radar(judge, models, label),
         }
         for label, judge in judges.items()
     ]
+
+
+def _value(value: str | int | float | bool | None) -> str:
+    return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _counts(judge: Judge) -> str:
+    counts = judge.counts
+    sentence = f"{number(counts.asked)} verdicts asked for, {number(counts.unreadable)} of them unreadable"
+    sentence += f"; {number(counts.too_long)} had no room in its context" * bool(counts.too_long)
+    sentence += f"; {number(counts.same)} pairs of answers are the same, a tie without asking" * bool(counts.same)
+    return f"{sentence}; {number(counts.prompt_tokens)} tokens read and {number(counts.tokens)} written."
 
 
 def _trust(pair: JudgedPair) -> Row:

@@ -65,9 +65,18 @@ class Rated(BaseModel):
     categories: dict[str, MeanRating | None]
 
 
+class Counts(BaseModel):
+    asked: int
+    same: int
+    unreadable: int
+    too_long: int
+    prompt_tokens: int
+    tokens: int
+
+
 class Judge(BaseModel):
-    described: dict[str, str]
-    """What it is, how it is asked and drawn: a name and a text each, for reading."""
-    same_answers: int
+    described: dict[str, str | int | float | bool | None]
+    """What it is, how it is asked and drawn."""
+    counts: Counts
     pairs: list[JudgedPair]
     rated: dict[str, Rated]
