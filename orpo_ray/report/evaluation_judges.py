@@ -56,7 +56,7 @@ def _trust(pair: JudgedPair) -> Row:
         "pair": f"{pair.model} and {pair.against}",
         "what the first place is worth": _unknown(pair.unknown, "position_bias")
         if bias is None
-        else f"{_signed(bias.bias)} ({_signed(bias.ci95[0])} to {_signed(bias.ci95[1])})",
+        else f"{_signed(bias.bias)} points ({_signed(bias.ci95[0])} to {_signed(bias.ci95[1])})",
         "same verdict in both orders": "–"
         if consistency is None
         else f"{percent(consistency.consistent, 1)} of {number(consistency.comparisons)}",
@@ -95,7 +95,8 @@ def radar(judge: Judge, models: list[str], label: str) -> Markup | None:
         for level in range(2, int(HIGHEST) + 1, 2):
             ring = _closed(spokes * level)
             axes.plot(*ring.T, color=NEUTRAL, linewidth=0.5, alpha=0.6)
-            axes.annotate(str(level), (0, level), (3, 1), textcoords="offset points", fontsize=7, color=NEUTRAL)
+            if level < HIGHEST:
+                axes.annotate(str(level), (0, level), (3, 1), textcoords="offset points", fontsize=7, color=NEUTRAL)
         for name, (x, y) in zip(names, spokes, strict=True):
             axes.plot([0, x * HIGHEST], [0, y * HIGHEST], color=NEUTRAL, linewidth=0.5, alpha=0.6)
             side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
@@ -138,4 +139,4 @@ def _of(count: int, whole: int) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−") + " points"
+    return f"{100 * value:+.1f}".replace("-", "−")

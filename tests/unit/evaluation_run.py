@@ -1,12 +1,20 @@
 """The folder of an evaluation as a real one leaves it, made up: what the tests of its report read."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+
+from orpo_ray.evaluation.comparisons import pairs as pairs_of
+from orpo_ray.evaluation.comparisons import ratings as ratings_of
+from orpo_ray.evaluation.judge_results import judge_numbers, judged_outcomes
+from orpo_ray.evaluation.judged import Judged, judged
+from orpo_ray.judging.places import Answered, Place
+from orpo_ray.judging.verdict import Verdict
 
 QUALITY = {"sft": 0.0, "orpo": 0.8, "dpo": 0.35, "chosen": 0.9, "rejected": -0.9}
 NASTY = [
@@ -60,6 +68,61 @@ def make_evaluation(
     config = {"name": folder.name, "models": {m: f"runs/toy-{m}" for m in models}, "prompts": {"source": NASTY[0]}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
+
+
+def add_judges(folder: Path) -> Path:
+    """Two judges in words beside the reward models: one that compares in both orders, by labels and with a liking for
+    the first place, and one that rates, twice."""
+    content, rows = numbers(folder), pq.read_table(folder / "results.parquet").to_pylist()
+    models, prompts, rounds = list(content["models"]), content["prompts"], content["rounds"]
+    characters = {
+        model: np.array([len(row["text"]) for row in rows if row["model"] == model], dtype=float).reshape(prompts, -1)
+        for model in models
+    }
+    every = [made_up(models, prompts, rounds, compares=True), made_up(models, prompts, rounds, compares=False)]
+    said = Judged([one for each in every for one in each.judgements], every[0].counts | every[1].counts, every[1].shape)
+    described = {
+        "labels": {"kind": "vllm", "model": NASTY[0], "dtype": "float32", "temperature": 0.0, "prompt": "own"},
+        "rater": {"kind": "openai", "model": "big", "base_url": "https://api.example/v1", "seed": None},
+    }
+    categories = [["math", "coding", "roleplay"][i % 3] for i in range(prompts)]
+    compared = judged_outcomes(said, models)
+    content["judges"] = judge_numbers(
+        said, described, models, [["math", "coding", "roleplay"][i % 3] for i in range(prompts)]
+    )
+    content["pairs"] += pairs_of(compared, characters)
+    content["ratings"] |= ratings_of(compared)
+    (folder / "winrates.json").write_text(json.dumps(content))
+    pq.write_table(said.table(), folder / "verdicts.parquet")
+    return folder
+
+
+def made_up(models, prompts: int, rounds: int, *, compares: bool) -> Judged:
+    """What `labels` or `rater` would say of responses of the models' qualities; some of it is not readable."""
+    rng = np.random.default_rng(compares)
+    answered = Answered([["Why?"]] * prompts, {m: [[[m]] * rounds] * prompts for m in models}, [None] * prompts)
+    compared = (
+        [(a, b) for i, a in enumerate(models) for b in models[i + 1 :]] if compares else [(m, None) for m in models]
+    )
+    orders = (True, False) if compares else (None,)
+    found, verdicts = [], []
+    for model, against in compared:
+        for prompt in range(prompts):
+            for round in range(rounds):
+                for first in orders:
+                    for repeat in range(1 if compares else 2):
+                        place = Place(model, against, prompt, round, 0, first, repeat)
+                        quality = QUALITY.get(model, 0) - QUALITY.get(against, 0)
+                        won = 1 / (1 + np.exp(-(quality if first else -quality) - 0.4 - rng.normal()))
+                        rating = float(np.clip(np.round(6 + 2 * quality + rng.normal()), 1, 10))
+                        odd = rng.random() < 0.02
+                        words = NASTY[prompt % len(NASTY)] or "Rating: [[5]]"
+                        found.append((place, compares and prompt == 3))
+                        read = (None, None) if odd else (float(won), None) if compares else (None, rating)
+                        verdicts.append(Verdict(f"{place}", *read, words, 100, 5))
+    verdicts = [None if same else verdict for (_, same), verdict in zip(found, verdicts, strict=True)]
+    found = [(place._replace(shown_first=None) if same else place, same) for place, same in found]
+    return judged(found, {"labels" if compares else "rater": verdicts}, answered, 1 if compares else 2)
 
 
 def _numbers(name, rows, models, own, prompts, rounds):

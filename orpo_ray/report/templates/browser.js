@@ -144,7 +144,7 @@
     const value = reward(response);
     if (!pairwise) head.append(make("span", "score", value === null ? "not scored" : shown(value)));
     if (won) head.append(make("span", "badge won", "winner"));
-    if (response.tokens !== null && response.tokens !== undefined) head.append(plural(response.tokens, "token"));
+    if (response.tokens !== null && response.tokens !== undefined) head.append(make("span", "", plural(response.tokens, "token")));
     if (response.ended === "length") head.append(make("span", "badge", "cut"));
     const content = response.text.trim();
     const body = content ? make("p", "text", content) : make("p", "soft", "(empty)");
