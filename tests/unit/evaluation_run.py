@@ -87,9 +87,7 @@ def add_judges(folder: Path) -> Path:
     }
     categories = [["math", "coding", "roleplay"][i % 3] for i in range(prompts)]
     compared = judged_outcomes(said, models)
-    content["judges"] = judge_numbers(
-        said, described, models, [["math", "coding", "roleplay"][i % 3] for i in range(prompts)]
-    )
+    content["judges"] = judge_numbers(said, described, models, categories)
     content["pairs"] += pairs_of(compared, characters)
     content["ratings"] |= ratings_of(compared)
     (folder / "winrates.json").write_text(json.dumps(content))
@@ -101,9 +99,7 @@ def made_up(models, prompts: int, rounds: int, *, compares: bool) -> Judged:
     """What `labels` or `rater` would say of responses of the models' qualities; some of it is not readable."""
     rng = np.random.default_rng(compares)
     answered = Answered([["Why?"]] * prompts, {m: [[[m]] * rounds] * prompts for m in models}, [None] * prompts)
-    compared = (
-        [(a, b) for i, a in enumerate(models) for b in models[i + 1 :]] if compares else [(m, None) for m in models]
-    )
+    compared = list(combinations(models, 2)) if compares else [(model, None) for model in models]
     orders = (True, False) if compares else (None,)
     found, verdicts = [], []
     for model, against in compared:
