@@ -38,6 +38,8 @@ class Request(NamedTuple):
     ids: list[int]
     """Token ids of the prompt, as in training."""
     seed: int
+    category: str = ""
+    """That sampling may have settings of its own for."""
 
 
 class Response(NamedTuple):
@@ -162,7 +164,9 @@ class Generator:
         started = time.monotonic()
         use_assigned_cpus()
         engine = load_engine(options, sampling.seed).llm_engine
-        self._at_work = AtWork(engine, lambda request: sampling_params(sampling, request.seed, options.stop_ids))
+        self._at_work = AtWork(
+            engine, lambda request: sampling_params(sampling.of(request.category), request.seed, options.stop_ids)
+        )
         log("engine started", seconds=round(time.monotonic() - started, 1))
 
     def advance(self, requests: Iterable[Request]) -> list[Response]:

@@ -34,7 +34,7 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
     runs = {label: read_run(path) for label, path in (curves or {}).items()}
     numbers = evaluation.numbers
     entries = evaluation_browser.entries(evaluation)
-    ranked = _ranked(numbers, next(iter(numbers.reward_models)))
+    ranked = _ranked(numbers, next(iter(numbers.reward_models), ""))
     best = ranked[:2]
     settings = numbers.model_dump(include={"rounds", "tie"}) | {
         "models": list(numbers.models), "reward_models": list(numbers.reward_models), "best": best, "prompts": entries,
