@@ -130,7 +130,7 @@ def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
 
 def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
     for work in plan.given.values():
-        work.keep(plan.blocks, plan.config.sampling.rounds)
+        work.keep(plan.blocks)
     scaling, blocks = plan.config.scaling, len(plan.blocks)
 
     def share(nodes: Nodes) -> Resources:

@@ -30,6 +30,8 @@ class GivenWork:
     """Of its answers to what is asked, in each round and turn."""
     answers: list[list[tuple[str, ...]]]
     """Of each prompt and round that there is, those to each turn."""
+    rounds: int
+    """As many as are asked for; 1 where no prompt has more answers, which then stands in every round."""
     responses: Pieces
     remarks: list[str]
     """What prompts and file have that the other lacks, each in a sentence."""
@@ -64,11 +66,11 @@ class GivenWork:
         text, thought = without_thinking(row["text"])
         return Answer(text, cut=False, is_text=False), thought
 
-    def keep(self, blocks: Sequence[Sequence[int]], rounds: int) -> None:
+    def keep(self, blocks: Sequence[Sequence[int]]) -> None:
         """Write the pieces that are missing."""
         for block, prompts in enumerate(blocks):
             if not self.responses.has(block):
-                rows = [self._row(prompt, round) for prompt in sorted(prompts) for round in range(rounds)]
+                rows = [self._row(prompt, round) for prompt in sorted(prompts) for round in range(self.rounds)]
                 self.responses.write(block, rows)
 
     def _row(self, prompt: int, round: int) -> dict[str, Any]:
@@ -105,12 +107,16 @@ def _work(
     prompts: Sequence[Prompt], blocks: Sequence[Sequence[int]],
 ) -> GivenWork:  # fmt: skip
     rounds, turns = config.sampling.rounds, config.prompts.turns
+    if all(len(of_prompt) <= 1 for of_prompt in outputs.answers):
+        rounds = 1
     answers = [[texts[:turns] for texts in of_prompt[:rounds]] for of_prompt in outputs.answers]
     digest = content_key(outputs=answers)
     asked = [prompt.as_found.content for prompt in prompts]
     key = content_key(outputs=digest, prompts=asked, blocks=blocks, rounds=rounds)
     remarks = [*missing(outputs, prompts, rounds, turns), *outputs.remarks]
+    if rounds < config.sampling.rounds:
+        remarks.append(f"has one answer to a prompt, which stands in each of the {config.sampling.rounds} rounds")
     return GivenWork(
-        label, name, digest, answers, Pieces(folder.responses, label, key, RESPONSES),
+        label, name, digest, answers, rounds, Pieces(folder.responses, label, key, RESPONSES),
         [f"The file of {label} {remark}." for remark in remarks], config.answers.strip_thinking,
     )  # fmt: skip

@@ -82,6 +82,10 @@ class PolicyWork:
         return self.model.label
 
     @property
+    def rounds(self) -> int:
+        return self.sampling.rounds
+
+    @property
     def origin(self) -> dict[str, Any]:
         """What is said of it in results."""
         return {

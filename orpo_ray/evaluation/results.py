@@ -45,7 +45,7 @@ class Tables:
         blocks = range(len(plan.blocks))
         self.thoughts: dict[str, Counter[Thought]] = {label: Counter() for label in plan.answering}
         """By policy, of how many answers thoughts were cut (`answers.strip_thinking`)."""
-        self.turns: list[dict[str, list[list[Row]]]] = [self._rows(each, shape) for each in (*plan.earlier, plan)]
+        self.turns: list[dict[str, list[list[Row]]]] = [self._rows(each) for each in (*plan.earlier, plan)]
         """Of each turn by policy, prompt and round."""
         self.responses = self.turns[-1]
         """Of the last turn, which is the one that is judged."""
@@ -68,14 +68,14 @@ class Tables:
             self.rewards[name] = tables
             self.not_finite[name] = odd
 
-    def _rows(self, plan: EvaluationPlan, shape: tuple[int, int]) -> dict[str, list[list[Row]]]:
+    def _rows(self, plan: EvaluationPlan) -> dict[str, list[list[Row]]]:
         found = {}
         for label, work in plan.answering.items():
             blocks = range(len(plan.blocks))
             rows = sorted((row for block in blocks for row in work.responses.read(block)), key=_position)
             if plan.config.answers.strip_thinking:
                 rows = [self._answered(plan, work, row) for row in rows]
-            found[label] = [rows[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
+            found[label] = [rows[i * work.rounds : (i + 1) * work.rounds] for i in range(len(plan.prompts))]
         return found
 
     def _answered(self, plan: EvaluationPlan, work: PolicyWork | GivenWork, row: Row) -> Row:
@@ -90,11 +90,29 @@ class Tables:
         """Those to each prompt in each turn, by round."""
         return [rows for of_turn in self.turns for rows in of_turn[label]]
 
+    def answers(self, label: str) -> list[list[list[str] | None]]:
+        """By prompt and round, in the order of turns; None where one of them is missing."""
+        found: list[list[list[str] | None]] = []
+        for rows in zip(*(of_turn[label] for of_turn in self.turns), strict=True):
+            texts = [[row["text"] for row in of_round] for of_round in zip(*rows, strict=True)]
+            found.append([None if None in of_round else of_round for of_round in texts])
+        return found
+
     def characters(self, label: str) -> Floats:
         """`(prompts, rounds)`, NaN where there is no response: a length that no tokenizer decides."""
         texts = [[row["text"] for row in rows] for rows in self.responses[label]]
         counts = [[np.nan if text is None else len(text) for text in given] for given in texts]
-        return np.array(counts, dtype=np.float64)
+        return self._in_every_round(label, np.array(counts, dtype=np.float64))
+
+    def scores(self, reward_model: str) -> dict[str, Floats]:
+        """By policy its rewards as they are compared, `(prompts, rounds)`."""
+        return {label: self._in_every_round(label, self.rewards[reward_model][label]) for label in self.plan.answering}
+
+    def _in_every_round(self, label: str, values: Floats) -> Floats:
+        """The values of answers from elsewhere, of which there is one to a prompt, against each round of the others."""
+        if self.plan.answering[label].rounds == (rounds := self.plan.config.sampling.rounds):
+            return values
+        return np.repeat(values[:, :1], rounds, axis=1)
 
 
 def prompts_table(plan: EvaluationPlan) -> pa.Table:
@@ -176,7 +194,7 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
         "reward_models": reward_models,
         "pairs": _pairs(tables),
         "ratings": {
-            name: [asdict(rating) for rating in bradley_terry(_of_policies(tables, name))] for name in plan.judges
+            name: [asdict(rating) for rating in bradley_terry(tables.scores(name))] for name in plan.judges
         } if len(models) > 1 else {},
         "rewards": {
             name: {label: _summary(values) for label, values in by_label.items()}
@@ -276,7 +294,7 @@ def _pairs(tables: Tables) -> list[Row]:
     labels = list(characters)
     rows: dict[tuple[str, str, str], Row] = {}
     for name in tables.plan.judges:
-        scores = _of_policies(tables, name)
+        scores = tables.scores(name)
         for model, against in combinations(labels, 2):
             won = outcomes(scores[model], scores[against])
             if np.isnan(won).all():
@@ -303,10 +321,6 @@ def _even(found: LengthControl) -> Row:
     }
 
 
-def _of_policies(tables: Tables, name: str) -> dict[str, Floats]:
-    return {label: tables.rewards[name][label] for label in tables.plan.answering}
-
-
 def _summary(values: Floats) -> Row:
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -317,7 +331,7 @@ def _summary(values: Floats) -> Row:
 def _agreement(tables: Tables) -> list[Row]:
     found = []
     for a, b in combinations(tables.rewards, 2):
-        agreed = agreement(_of_policies(tables, a), _of_policies(tables, b))
+        agreed = agreement(tables.scores(a), tables.scores(b))
         if agreed is not None:
             found.append({"reward_models": [a, b], **asdict(agreed)})
     return found

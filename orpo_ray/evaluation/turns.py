@@ -50,7 +50,7 @@ def _is_answered(plan: EvaluationPlan) -> bool:
 
 def _said(plan: EvaluationPlan, label: str) -> list[list[Said]]:
     """`(prompts, rounds)`."""
-    rounds = range(plan.config.sampling.rounds)
+    rounds = range(plan.answering[label].rounds)
     found: list[list[Said]] = [[() for _ in rounds] for _ in plan.prompts]
     for each in (*plan.earlier, plan):
         work = each.answering[label]
