@@ -62,16 +62,18 @@ class OutputsConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_its_file(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "path" in value:
+            raise ValueError("has a path and outputs; a model answers, or its answers are there: leave one out")
         return {"outputs": value} if isinstance(value, str) else value
 
     @model_serializer(mode="wrap")
     def _as_short_as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
         if self != type(self)(outputs=self.outputs):
             return handler(self)
-        return self.outputs if _names_outputs(self.outputs) else {"outputs": self.outputs}
+        return self.outputs if names_outputs(self.outputs) else {"outputs": self.outputs}
 
 
-def _names_outputs(value: Any) -> bool:
+def names_outputs(value: Any) -> bool:
     """Whether a model's text, mapping or section is of answers that are there."""
     if isinstance(value, str):
         return value.lower().endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz"))
@@ -80,7 +82,7 @@ def _names_outputs(value: Any) -> bool:
 
 AnsweringModel = Annotated[
     Annotated[OutputsConfig, Tag(ANSWERED_BY[True])] | Annotated[AskedModel, Tag(ANSWERED_BY[False])],
-    Discriminator(lambda value: ANSWERED_BY[_names_outputs(value)]),
+    Discriminator(lambda value: ANSWERED_BY[names_outputs(value)]),
 ]
 
 

@@ -139,8 +139,8 @@ def _more_of_prompts(plan: EvaluationPlan) -> dict[str, Any]:
         found["category"] = [prompt.category for prompt in plan.prompts]
     if plan.config.prompts.turns > 1:
         found["further"] = [list(prompt.as_found.further) for prompt in plan.prompts]
-        if all(prompt.question_id is not None for prompt in plan.prompts):
-            found["question_id"] = [prompt.question_id for prompt in plan.prompts]
+    if found and all(prompt.question_id is not None for prompt in plan.prompts):
+        found["question_id"] = [prompt.question_id for prompt in plan.prompts]
     return found
 
 

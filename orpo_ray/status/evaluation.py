@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orpo_ray.config.evaluation import MOST_TURNS
+from orpo_ray.config.evaluation import MOST_TURNS, names_outputs
 from orpo_ray.evaluation.store import PROMPTS_IN_BLOCK, EvaluationFolder
 from orpo_ray.report.evaluation_folder import Numbers, read_numbers
 from orpo_ray.status.status import Status, again, age_of, driver_of, state_of
@@ -29,10 +29,11 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     judge_labels = list(judges) if isinstance(judges, dict) else []
     turns = _turns(config)
     of_turns = [EvaluationFolder(folder).of_turn(turn) for turn in range(1, turns + 1)]
-    pieces = [pieces_of(each.responses, label) for each in of_turns for label in labels]
+    asked_labels = [label for label in labels if not names_outputs(models[label])]
+    pieces = [pieces_of(each.responses, label) for each in of_turns for label in asked_labels]
     judged = [len(pieces_of(of_turns[-1].rewards, f"{judge}-{label}")) for judge in judge_labels for label in labels]
     responses = sum(_rows(file) or 0 for files in pieces for file in files)
-    asked = None if prompts is None else prompts * len(labels) * rounds * turns
+    asked = None if prompts is None else prompts * len(asked_labels) * rounds * turns
     blocks = None if prompts is None else math.ceil(prompts / PROMPTS_IN_BLOCK)
     judged_blocks = min(judged, default=0 if judge_labels else blocks or 0)
     # Pieces that were removed to save room do not unfinish it.
