@@ -69,8 +69,9 @@ def read_outputs(asked: OutputsConfig, prompts: Sequence[Prompt], config: Prompt
         True: _places([prompt.question_id for prompt in prompts]),
         False: _places([readable(prompt.as_found.prompt).strip() for prompt in prompts]),
     }
-    if repeated := [name for name, found in places[True].items() if len(found) > 1 and any(o.by_id for o in outputs)]:
-        raise UserError(f"{asked.outputs}: {len(places[True][repeated[0]])} prompts have the question_id {repeated[0]}")
+    repeated = next((name for name, found in places[True].items() if len(found) > 1), None)
+    if repeated is not None and any(output.by_id for output in outputs):
+        raise UserError(f"{asked.outputs}: {len(places[True][repeated])} prompts have the question_id {repeated!r:.40}")
     answers: list[list[tuple[str, ...]]] = [[] for _ in prompts]
     answered: dict[tuple[bool, str], list[str]] = {}
     unasked = []

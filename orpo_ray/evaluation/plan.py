@@ -47,6 +47,8 @@ ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 OWN = ""
 """Whose the responses of the data set are, where others are the policies'."""
 TOO_LONG = "too long"
+_READ_BY = {"ifeval": ("key", "instruction_id_list", "kwargs"), "mt-bench": ("question_id",)}
+"""Columns of the prompts that a measure of `measures` reads."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
     with_messages = any(speaker.wants_messages for speaker in [*speakers.values(), *listeners.values()])
     prompts, account = read_prompts(config.prompts, with_messages=with_messages, progress=progress)
     require_known(reward_models, prompts)
+    for name in (name for measure in config.measures for name in _READ_BY.get(measure, ())):
+        account.unread.pop(name, None)
     folder = EvaluationFolder(config.storage.run_dir(config.name))
     ids = {label: prompt_ids(speaker, prompts) for label, speaker in {**speakers, **listeners}.items()}
     first = next(iter(speakers), None)
