@@ -90,14 +90,6 @@ class Tables:
         """Those to each prompt in each turn, by round."""
         return [rows for of_turn in self.turns for rows in of_turn[label]]
 
-    def answers(self, label: str) -> list[list[list[str] | None]]:
-        """By prompt and round, in the order of turns; None where one of them is missing."""
-        found: list[list[list[str] | None]] = []
-        for rows in zip(*(of_turn[label] for of_turn in self.turns), strict=True):
-            texts = [[row["text"] for row in of_round] for of_round in zip(*rows, strict=True)]
-            found.append([None if None in of_round else of_round for of_round in texts])
-        return found
-
     def characters(self, label: str) -> Floats:
         """`(prompts, rounds)`, NaN where there is no response: a length that no tokenizer decides."""
         texts = [[row["text"] for row in rows] for rows in self.responses[label]]

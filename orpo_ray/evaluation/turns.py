@@ -31,7 +31,7 @@ def next_turn(plan: EvaluationPlan) -> EvaluationPlan:
     refuses a conversation."""
     turn = plan.turn + 1
     folder = plan.folder.of_turn(turn)
-    said = {label: _said(plan, label) for label in plan.answering}
+    said = {label: answers_so_far(plan, label) for label in plan.answering}
     policies = {label: _asked_further(work, folder, turn, plan.prompts, said[label])
                 for label, work in plan.policies.items()}  # fmt: skip
     given = {label: work.next_turn(folder, _conversations(plan.prompts, said[label]))
@@ -48,8 +48,9 @@ def _is_answered(plan: EvaluationPlan) -> bool:
     return all(work.responses.has(block) for work in plan.answering.values() for block in range(len(plan.blocks)))
 
 
-def _said(plan: EvaluationPlan, label: str) -> list[list[Said]]:
-    """`(prompts, rounds)`."""
+def answers_so_far(plan: EvaluationPlan, label: str) -> list[list[Said]]:
+    """What a model has answered, as it is judged, through the turn of `plan`, all of which is answered:
+    `(prompts, rounds)`, of answers from elsewhere as many rounds as there are."""
     rounds = range(plan.answering[label].rounds)
     found: list[list[Said]] = [[() for _ in rounds] for _ in plan.prompts]
     for each in (*plan.earlier, plan):
