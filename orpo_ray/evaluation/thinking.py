@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-_OPEN, _CLOSE = "<think>", "</think>"
+_TAG = re.compile("</?think>")
 
 Thought = Literal["", "closed", "unclosed"]
 """Whether an answer thought aloud, and whether it came to an end of that."""
@@ -18,20 +19,18 @@ def without_thinking(text: str) -> tuple[str, Thought]:
     """
     kept: list[str] = []
     thought: Thought = ""
-    at = 0
-    while True:
-        opened, closed = text.find(_OPEN, at), text.find(_CLOSE, at)
-        if closed >= 0 and not 0 <= opened < closed:
-            kept, at, thought = [], closed + len(_CLOSE), "closed"
-        elif opened >= 0:
-            kept.append(text[at:opened])
-            if closed < 0:
-                thought = "unclosed"
-                break
-            at, thought = closed + len(_CLOSE), "closed"
-        else:
-            kept.append(text[at:])
-            break
+    at, thinks = 0, False
+    for tag in _TAG.finditer(text):
+        if tag[0] == "</think>":
+            kept = kept if thinks else []
+            at, thinks, thought = tag.end(), False, "closed"
+        elif not thinks:
+            kept.append(text[at : tag.start()])
+            thinks = True
+    if thinks:
+        thought = "unclosed"
+    else:
+        kept.append(text[at:])
     if not thought:
         return text, ""
     indent = text[: len(text) - len(text.lstrip())]  # what parts the continuation of a text from that text
