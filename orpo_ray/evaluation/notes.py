@@ -22,13 +22,7 @@ def notes_of(
     given: dict[str, GivenWork], listeners: dict[str, Speaker],
 ) -> list[str]:  # fmt: skip
     """What is said aloud: records left out, and models that are spoken to in different ways."""
-    notes = left_out(account, "are no prompt")
-    if account.dropped:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in account.dropped.most_common())
-        notes.append(
-            f"{account.dropped.total()} of {account.read} records prefer neither answer and were left out: {reasons}."
-        )
-    notes += [f"Of the prompts: {remark}." for remark in account.remarks()]
+    notes = of_records(account)
     said = {label: work.speaker for label, work in policies.items()} | listeners
     notes += [f"{label}: {remark}." for label, speaker in said.items() for remark in speaker.remarks]
     ways = {label: _way(work.speaker) for label, work in policies.items()}
@@ -56,6 +50,17 @@ def notes_of(
                 "beside sampling.max_tokens. They count in none of its comparisons."
             )
     return notes
+
+
+def of_records(account: Account) -> list[str]:
+    """What became of the records that prompts were read from."""
+    notes = left_out(account, "are no prompt")
+    if account.dropped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in account.dropped.most_common())
+        notes.append(
+            f"{account.dropped.total()} of {account.read} records prefer neither answer and were left out: {reasons}."
+        )
+    return notes + [f"Of the prompts: {remark}." for remark in account.remarks()]
 
 
 def left_out(account: Account, why: str) -> list[str]:
