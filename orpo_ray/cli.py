@@ -198,6 +198,30 @@ def score(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 @app.command(
+    short_help="Write an evaluation's answers for others.",
+    epilog=EXIT_CODES,
+    help="""\
+Write the answers of the finished evaluation in the folder EVALUATION as AlpacaEval, MT-Bench or IFEval read them, a
+file for each model, and print where. What was judged is written; prompts without an answer are left out and told.
+
+\b
+Examples:
+  orpo-ray outputs runs/toy-winrate --benchmark alpaca-eval
+  orpo-ray outputs runs/mt-bench --benchmark mt-bench --out model_answer
+""",
+)
+def outputs(
+    evaluation: Annotated[Path, typer.Argument(metavar="EVALUATION", help="Folder of a finished evaluation.")],
+    benchmark: Annotated[str, typer.Option(metavar="NAME", help="alpaca-eval, mt-bench or ifeval: whose files.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: outputs/NAME in EVALUATION.")] = None,
+) -> None:
+    from orpo_ray.evaluation.export import export_outputs
+
+    for path, lacking in export_outputs(evaluation, benchmark, out):
+        say(f"{path}: {lacking} prompts have no answer, and are left out" if lacking else path)
+
+
+@app.command(
     short_help="Search for the best settings of a run.",
     epilog=EXIT_CODES,
     help=f"""\

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
+    Tag,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
+from orpo_ray.config.benchmark_files import with_benchmark
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.judges import JudgeConfig, JudgingConfig
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.rollouts import VLLM_TEMPERATURES
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
-from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, PathSection, RunName, Section
+from orpo_ray.config.section import (
+    ANSWERED_BY,
+    Count,
+    CountOrAuto,
+    Integer,
+    Number,
+    PathSection,
+    RunName,
+    Section,
+)
 
 Label = RunName
 
+MOST_TURNS = 16
 DATA_LABELS = ("chosen", "rejected")
 """The data set's own responses stand beside the models' under these names."""
 
@@ -36,15 +51,55 @@ class AskedModel(PathSection):
     """What it generates in; `auto`: as it is stored."""
 
 
+class OutputsConfig(Section):
+    """Answers that were made elsewhere: a model that is not asked. Where only its file is given and that is JSON, the
+    text alone stands for it."""
+
+    outputs: str
+    """File, URL or Hub id of records with a prompt and a response, or with several: AlpacaEval's outputs, MT-Bench's
+    answers, IFEval's responses (docs/evaluation.md)."""
+    split: str = "test"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_its_file(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "path" in value:
+            raise ValueError("has a path and outputs; a model answers, or its answers are there: leave one out")
+        return {"outputs": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_short_as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
+        if self != type(self)(outputs=self.outputs):
+            return handler(self)
+        return self.outputs if names_outputs(self.outputs) else {"outputs": self.outputs}
+
+
+def names_outputs(value: Any) -> bool:
+    """Whether a model's text, mapping or section is of answers that are there."""
+    if isinstance(value, str):
+        return value.lower().endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz"))
+    return isinstance(value, OutputsConfig) or (isinstance(value, dict) and "outputs" in value)
+
+
+AnsweringModel = Annotated[
+    Annotated[OutputsConfig, Tag(ANSWERED_BY[True])] | Annotated[AskedModel, Tag(ANSWERED_BY[False])],
+    Discriminator(lambda value: ANSWERED_BY[names_outputs(value)]),
+]
+
+
 class PromptsConfig(RecordsConfig):
     source: str
     """Where the prompts come from: what `data.train` takes (pairs, whose own responses are then judged too), or
-    records with `prompt` (text or messages), `instruction` and `input` (Alpaca), or `turns` (MT-Bench, its first)."""
+    records with `prompt` (text or messages), `instruction` and `input` (Alpaca), or `turns` (MT-Bench)."""
     split: str = "test"
     limit: Count | None = None
     """Read only so many records."""
     records: tuple[Annotated[Integer, Field(ge=0)], ...] | None = None
     """Read these alone, by their places in the source, from 0; a sweep names those that have ranked no trial."""
+    turns: Annotated[Integer, Field(ge=1, le=MOST_TURNS)] = 1
+    """Ask so many of a record's `turns`, each behind the model's own answers to those before it."""
+    category: str | None = None
+    """The column that says which category a prompt is of, for `sampling.by_category` and results."""
     format: Literal[PairFormat, "prompts"] = "auto"
     chat_template: str | None = None
     """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained.
@@ -60,8 +115,19 @@ class PromptsConfig(RecordsConfig):
         return self
 
 
+Temperature = Annotated[Number, Field(ge=0, le=100)]
+
+
+class CategorySampling(Section):
+    """What is drawn otherwise for the prompts of a category; null: as for all."""
+
+    temperature: Temperature | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    max_tokens: Count | None = None
+
+
 class SamplingConfig(Section):
-    temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
+    temperature: Temperature = 1.0
     """0 takes the likeliest token each time."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     max_tokens: Count = 256
@@ -70,6 +136,30 @@ class SamplingConfig(Section):
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     stop: tuple[str, ...] = ()
     """Texts that end a response, beside EOS."""
+    by_category: dict[str, CategorySampling] = Field(default_factory=dict)
+    """Category (see `prompts.category`) to its own settings."""
+
+    def of(self, category: str) -> SamplingConfig:
+        """How the prompts of a category are answered."""
+        own = self.by_category.get(category)
+        return self if own is None else self.model_copy(update=own.model_dump(exclude_none=True) | {"by_category": {}})
+
+    @property
+    def temperatures(self) -> list[tuple[str, float]]:
+        """Each with its key."""
+        own = {f"by_category.{name}.temperature": each.temperature for name, each in self.by_category.items()}
+        return [("temperature", self.temperature), *((key, each) for key, each in own.items() if each is not None)]
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """It is part of what responses are known by: without categories as before there were any."""
+        found: dict[str, Any] = handler(self)
+        return found if self.by_category else {key: value for key, value in found.items() if key != "by_category"}
+
+
+class AnswersConfig(Section):
+    strip_thinking: bool = False
+    """Cut what stands between `<think>` and `</think>` before anything is judged, compared or asked further."""
 
 
 class GenerationConfig(Section):
@@ -104,12 +194,18 @@ class EvaluationConfig(Section):
     """An evaluation. Its folder is `storage.path/name`."""
 
     name: Label
-    models: Annotated[dict[Label, AskedModel], Field(min_length=1)]
-    """Label to run folder, folder, Hub id, or LoRA adapter (which names its base), or to a mapping of more keys."""
+    benchmark: str | None = None
+    """One that comes along (alpaca-eval-1, alpaca-eval-2, mt-bench, ifeval), or a file: its keys are defaults here."""
+    models: Annotated[dict[Label, AnsweringModel], Field(min_length=1)]
+    """Label to run folder, folder, Hub id, or LoRA adapter (which names its base), or to a mapping of more keys; or to
+    a JSON file of answers that were made elsewhere."""
     prompts: PromptsConfig
-    reward_models: Annotated[dict[Label, str], Field(min_length=1)]
+    reward_models: dict[Label, str] = Field(default_factory=dict)
     """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
+    measures: tuple[Literal["alpaca-eval-1", "alpaca-eval-2", "mt-bench", "ifeval"], ...] = ()
+    """Benchmarks whose own numbers are made, too."""
     sampling: SamplingConfig = SamplingConfig()
+    answers: AnswersConfig = AnswersConfig()
     generation: GenerationConfig = GenerationConfig()
     scoring: ScoringConfig = ScoringConfig()
     log_probs: bool = True
@@ -127,29 +223,51 @@ class EvaluationConfig(Section):
     @property
     def cpus(self) -> int:
         """CPU slots that a cluster of this machine needs for the evaluation at the least."""
-        asked = [count for count in (self.scaling.generators, self.scaling.scorers) if isinstance(count, int)]
-        return sum(asked) + 2 - len(asked)
+        actors = [self.scaling.scorers, *([self.scaling.generators] if self.asked else [])]
+        return sum(count if isinstance(count, int) else 1 for count in actors)
+
+    @property
+    def asked(self) -> dict[str, AskedModel]:
+        """The models that answer here."""
+        return {label: model for label, model in self.models.items() if isinstance(model, AskedModel)}
+
+    @classmethod
+    def completed(cls, mapping: dict[str, Any], origin: str) -> dict[str, Any]:
+        return with_benchmark(mapping, origin)
 
     @model_validator(mode="after")
     def _engine_has_what_is_asked(self) -> EvaluationConfig:
         if self.generation.engine == "transformers":
             if self.scaling.tensor_parallel > 1:
                 raise ValueError("scaling.tensor_parallel: the engine transformers computes on one GPU")
-            halves = [label for label, model in self.models.items() if model.dtype == "float16"]
+            halves = [label for label, model in self.asked.items() if model.dtype == "float16"]
             if halves:
                 raise ValueError(f"models.{halves[0]}.dtype: the engine transformers computes in float32 or bfloat16")
             return self
-        (least, most), asked = VLLM_TEMPERATURES, self.sampling.temperature
-        if asked and not least <= asked <= most:
-            raise ValueError(
-                f"sampling.temperature ({asked:g}): vLLM draws at 0 and at {least:g} to {most:g}; "
-                "generation.engine=transformers at any"
-            )
+        least, most = VLLM_TEMPERATURES
+        for key, asked in self.sampling.temperatures:
+            if asked and not least <= asked <= most:
+                raise ValueError(
+                    f"sampling.{key} ({asked:g}): vLLM draws at 0 and at {least:g} to {most:g}; "
+                    "generation.engine=transformers at any"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> EvaluationConfig:
+        if not (self.reward_models or self.measures):
+            raise ValueError("reward_models: names none, and nothing else measures the answers")
+        return self
+
+    @model_validator(mode="after")
+    def _categories_are_known(self) -> EvaluationConfig:
+        if self.sampling.by_category and self.prompts.category is None:
+            raise ValueError("sampling.by_category: needs prompts.category, the column that says what a prompt is of")
         return self
 
     @field_validator("models")
     @classmethod
-    def _labels_are_free(cls, models: dict[str, AskedModel]) -> dict[str, AskedModel]:
+    def _labels_are_free(cls, models: dict[str, AnsweringModel]) -> dict[str, AnsweringModel]:
         taken = [label for label in DATA_LABELS if label in models]
         if taken:
             raise ValueError(f"the label {taken[0]} stands for the data set's own responses; choose another")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from orpo_ray.config.data import SOURCES
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.config.schema import TrainConfig
-from orpo_ray.config.section import NAME, Section
+from orpo_ray.config.section import ANSWERED_BY, NAME, Section
 from orpo_ray.errors import UserError
 from orpo_ray.masking import holds_mask
 from orpo_ray.visible import visible
@@ -148,6 +148,7 @@ def parse_as(schema: type[Root], mapping: dict[str, Any], overrides: list[str], 
     """As `parse_config`, of any kind of configuration."""
     for override in overrides:
         mapping = _with_override(mapping, override)
+    mapping = schema.completed(mapping, origin)
     for key, text in _texts(mapping):
         if holds_mask(text):
             raise UserError(f"{origin}: {_printable(key)}: its secret was masked when this was written; give it again")
@@ -209,11 +210,15 @@ _WORDS = {
 """In the place of pydantic's, by its kind of problem, or by the pattern that a text does not match."""
 
 
+_TAGS = (*SOURCES.values(), *ANSWERED_BY.values(), "[key]")
+"""What pydantic puts into a location that is no key."""
+
+
 def _describe(error: ValidationError, schema: type[Section]) -> str:
     """The first problem in one line (unknown keys before all else), and how many more there are."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     kind, value, context = problems[0]["type"], problems[0]["input"], problems[0].get("ctx", {})
-    location = [str(part) for part in problems[0]["loc"] if part not in (*SOURCES.values(), "[key]")]
+    location = [str(part) for part in problems[0]["loc"] if part not in _TAGS]
     objective = None
     if location[:1] == ["objective"] and len(location) > 1:  # pydantic puts the objective's name in between
         objective = location.pop(1)

@@ -52,7 +52,7 @@ def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> Pipel
     runs = {label: parse_as(TrainConfig, stage, [], f"{path}: train.{label}") for label, stage in config.train.items()}
     evaluation = parse_as(EvaluationConfig, config.evaluate, [], f"{path}: evaluate")
     made = {run.run_dir for run in runs.values()}
-    asked = [*(model.path for model in evaluation.models.values()), *evaluation.reward_models.values()]
+    asked = [*(model.path for model in evaluation.asked.values()), *evaluation.reward_models.values()]
     if not made & {Path(os.path.expanduser(model)).resolve() for model in asked}:
         raise UserError(f"{path}: evaluate: none of its models is a run of train ({', '.join(map(str, made))})")
     if config.storage is None:

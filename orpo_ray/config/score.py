@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from orpo_ray.config.benchmark_files import with_benchmark
 from orpo_ray.config.evaluation import Label, PromptsConfig, ScoringConfig
 from orpo_ray.config.schema import StorageConfig
 from orpo_ray.config.section import CountOrAuto, Integer, Section
@@ -23,6 +24,8 @@ class ScoreConfig(Section):
     """Rewards of responses that are there. The folder is `storage.path/name`."""
 
     name: Label
+    benchmark: str | None = None
+    """One that comes along (reward-bench), or a file: its keys are defaults here."""
     reward_models: Annotated[dict[Label, str], Field(min_length=1)]
     """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
     prompts: PromptsConfig
@@ -34,6 +37,19 @@ class ScoreConfig(Section):
     """Run Python code that comes with a model. Only for sources you trust."""
     scaling: ScorersScaling = ScorersScaling()
     storage: StorageConfig = StorageConfig()
+
+    @classmethod
+    def completed(cls, mapping: dict[str, Any], origin: str) -> dict[str, Any]:
+        return with_benchmark(mapping, origin)
+
+    @field_validator("prompts")
+    @classmethod
+    def _nothing_is_asked(cls, prompts: PromptsConfig) -> PromptsConfig:
+        if prompts.turns > 1:
+            raise ValueError("turns: nothing is asked here; a record's responses are scored as they are")
+        if prompts.category is not None:
+            raise ValueError("category: is of an evaluation; name the column of subsets under subset")
+        return prompts
 
     @property
     def cpus(self) -> int:

@@ -23,6 +23,8 @@ from pydantic import (
 from orpo_ray.masking import masked_tree
 
 _FOR_A_FILE = "for a file"
+ANSWERED_BY = {True: "(outputs)", False: "(a model)"}
+"""What pydantic calls the two kinds of an evaluation's models in a location: whether their answers are there."""
 
 
 def _no_boolean(value: Any) -> Any:
@@ -75,6 +77,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @classmethod
+    def completed(cls, mapping: dict[str, Any], origin: str) -> dict[str, Any]:
+        """`mapping`, overrides applied, with what other files say of it. Raises `UserError`, naming `origin`."""
+        return mapping
 
     def to_yaml(self) -> str:
         """Every key, defaults included, in the order of its declaration; secrets are masked (see `masking`)."""

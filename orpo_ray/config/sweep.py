@@ -259,7 +259,7 @@ def load_any(
     mapping = read_yaml(path)
     if "space" in mapping:
         return load_sweep(path, overrides)
-    if "models" in mapping:
+    if "models" in mapping or ("prompts" in mapping and "reward_models" not in mapping):
         return load_as(EvaluationConfig, path, overrides)
     if "reward_models" in mapping:
         return load_as(ScoreConfig, path, overrides)

@@ -55,7 +55,7 @@ def read_responses(
     """
     account = Account()
     along: set[str] = set()
-    as_found, as_messages = (_Reader(config, as_messages=as_messages) for as_messages in (False, True))
+    as_found, as_messages = (ResponseReader(config, as_messages=as_messages) for as_messages in (False, True))
 
     def read(record: Record, value: dict[str, Any]) -> Responses:
         found, chosen = as_found(value)
@@ -72,7 +72,7 @@ def read_responses(
     return records, account
 
 
-class _Reader:
+class ResponseReader:
     """Reads records as prompts with their responses, all in one form."""
 
     def __init__(self, config: PromptsConfig, *, as_messages: bool) -> None:

@@ -89,7 +89,7 @@ def _engines_beside(scorers: int, parallel: int, nodes: Nodes) -> int:
     return sum(count // parallel for count in counts) - math.ceil(max(0, scorers - left_over) / parallel)
 
 
-def scorers_alone(scaling: ScorersScaling, nodes: Nodes, most: int) -> Resources:
+def scorers_alone(scaling: EvaluationScaling | ScorersScaling, nodes: Nodes, most: int) -> Resources:
     """Deal the cluster to scorers. `most`: that could have something to do. Raises `UserError` as `share_out` does."""
     on_gpus = _on_gpus(scaling, nodes)
     counts = [int(gpus if on_gpus else cpus) for cpus, gpus in nodes]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pydantic import ValidationError
+
 from orpo_ray.config import EvaluationConfig, read_yaml
 from orpo_ray.config.identity import other_settings
 from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.cluster import Nodes, Resources, share_out
+from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone, share_out
 from orpo_ray.evaluation.cpu_engine import lacks_on_cpu
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
 from orpo_ray.evaluation.plan import ENGINES, EvaluationPlan, make_plan
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.results import STATISTICS, Embed, Tables, prompts_table, results_table, winrates
 from orpo_ray.evaluation.store import EvaluationFolder, content_key
+from orpo_ray.evaluation.turns import furthest, next_turn
 from orpo_ray.parsing import read_object
 from orpo_ray.storage.driver_lock import only_driver
 from orpo_ray.storage.run_folder import write_atomically, write_table
@@ -36,24 +39,31 @@ def evaluate(
     the cluster has room for, a folder that another driver is at work on (`wait`: until that one has gone).
     """
     console = console or Console(stderr=True)
-    plan = make_plan(config)
+    plan = furthest(make_plan(config))
     folder = plan.folder
-    key = content_key(
-        rewards=[judge.rewards.names for judge in plan.judges.values()],
-        log_probs=[work.log_probs and work.log_probs.folder.name for work in plan.policies.values()],
-        embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes, statistics=STATISTICS,
-    )  # fmt: skip
-    if _is_finished(folder, key):
+    if plan.last and _is_finished(folder, _key(plan)):
         console.say(f"{folder.path}: already finished")
         return folder
     with only_driver(folder.path, console, wait=wait):
-        _evaluate(config, plan, key, resources, console)
+        _evaluate(config, plan, resources, console)
     return folder
 
 
-def _evaluate(
-    config: EvaluationConfig, plan: EvaluationPlan, key: str, resources: Resources | None, console: Console
-) -> None:
+def _key(plan: EvaluationPlan) -> str:
+    """What the results of the last turn's plan are known by."""
+    config = plan.config
+    answers = {} if plan.judges else {"answers": [work.judged_as for work in plan.answering.values()]}
+    categories = [prompt.category for prompt in plan.prompts] if config.prompts.category else []
+    later = {"measures": config.measures, "categories": categories}
+    return content_key(
+        rewards=[judge.rewards.names for judge in plan.judges.values()],
+        log_probs=[work.log_probs and work.log_probs.folder.name for work in plan.answering.values()],
+        embedder=config.embedder and embedder_identity(config.embedder), notes=plan.notes, statistics=STATISTICS,
+        **answers, **{name: value for name, value in later.items() if value},
+    )  # fmt: skip
+
+
+def _evaluate(config: EvaluationConfig, plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
     folder = plan.folder
     held_for("evaluation", folder.config)
     if replaced := _replaced(config, folder):
@@ -67,9 +77,15 @@ def _evaluate(
         console.say(f"note: {note}")
     embed, unavailable = _embedder(config)
     _work(plan, resources, console)
+    while not plan.last:
+        said = len(plan.notes)
+        plan = next_turn(plan)
+        for note in plan.notes[said:]:
+            console.say(f"note: {note}")
+        _work(plan, resources, console)
     tables = Tables(plan)
     write_table(folder.results, results_table(tables))
-    found = winrates(tables, embed, key)
+    found = winrates(tables, embed, _key(plan))
     found["notes"] += unavailable
     write_atomically(folder.winrates, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
@@ -79,11 +95,12 @@ def _replaced(config: EvaluationConfig, folder: EvaluationFolder) -> list[str]:
     if not folder.results.is_file():
         return []
     try:
-        changed = other_settings(held := read_yaml(folder.config), config.for_a_file())
-    except UserError:
+        # As a configuration again: keys that came later stand at their defaults.
+        held = EvaluationConfig.model_validate(read_yaml(folder.config)).for_a_file()
+    except (UserError, ValidationError):
         return []
-    # How many actors there are changes no number; nor does a key that came later.
-    return [key for key in changed if not key.startswith("scaling.") and key.partition(".")[0] in held]
+    # How many actors there are changes no number.
+    return [key for key in other_settings(held, config.for_a_file()) if not key.startswith("scaling.")]
 
 
 def read_winrates(folder: EvaluationFolder) -> dict[str, Any]:
@@ -112,9 +129,16 @@ def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:
 
 
 def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
+    for work in plan.given.values():
+        work.keep(plan.blocks)
+    scaling, blocks = plan.config.scaling, len(plan.blocks)
+
     def share(nodes: Nodes) -> Resources:
-        given = resources or share_out(plan.config.scaling, nodes, most=len(plan.policies) * len(plan.blocks))
-        if given.gpu_memory is None:
+        given = resources
+        if given is None and plan.policies:
+            given = share_out(scaling, nodes, most=len(plan.policies) * blocks)
+        given = given or scorers_alone(scaling, nodes, most=blocks)
+        if not (given.generator_gpus or given.scorer_gpus):
             _require_cpu_engines(plan)
         return given
 
@@ -136,9 +160,10 @@ def _require_cpu_engines(plan: EvaluationPlan) -> None:
 
 
 def _described(plan: EvaluationPlan, resources: Resources) -> str:
-    sampling = plan.config.sampling
+    sampling, turns = plan.config.sampling, plan.config.prompts.turns
+    turn = f", turn {plan.turn} of {turns}" if turns > 1 else ""
     return (
-        f"{plan.config.name}: {len(plan.prompts)} prompts, {len(plan.policies)} models x {sampling.rounds} rounds, "
-        f"{len(plan.judges)} reward models; {resources.generators} {ENGINES[plan.config.generation.engine]} engines, "
-        f"{resources.scorers} scorers"
+        f"{plan.config.name}: {len(plan.prompts)} prompts, {len(plan.answering)} models x {sampling.rounds} rounds"
+        f"{turn}, {len(plan.judges)} reward models; {resources.generators} "
+        f"{ENGINES[plan.config.generation.engine]} engines, {resources.scorers} scorers"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from orpo_ray.config.evaluation import DATA_LABELS, SamplingConfig
 from orpo_ray.data.prompts import Prompt, read_prompts, readable
 from orpo_ray.data.records import Account
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.given import GivenWork, find_given
+from orpo_ray.evaluation.notes import notes_of
 from orpo_ray.evaluation.store import (
     LOG_PROBS,
     PROMPTS_IN_BLOCK,
@@ -26,10 +28,12 @@ from orpo_ray.evaluation.store import (
     Pieces,
     content_key,
 )
+from orpo_ray.evaluation.thinking import Thought, without_thinking
 from orpo_ray.inference.generation import Request, request_seed
-from orpo_ray.inference.listening import Listener, listener
+from orpo_ray.inference.listening import listener
 from orpo_ray.inference.models import (
     TRUTH,
+    Answer,
     EvaluatedModel,
     Speaker,
     find_policy,
@@ -42,6 +46,9 @@ from orpo_ray.inference.scoring import require_known
 ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 OWN = ""
 """Whose the responses of the data set are, where others are the policies'."""
+TOO_LONG = "too long"
+_READ_BY = {"ifeval": ("key", "instruction_id_list", "kwargs"), "mt-bench": ("question_id",)}
+"""Columns of the prompts that a measure of `measures` reads."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,9 @@ class PolicyWork:
     sampling: SamplingConfig
     engine: Literal["vllm", "transformers"]
     ids: list[list[int]]
-    """Token ids of every prompt."""
+    """Token ids of every prompt, in its first turn."""
     fits: list[bool]
-    """Whether prompt and `max_tokens` fit its context."""
+    """Whether that and `max_tokens` fit its context."""
     stop_ids: tuple[int, ...]
     """Tokens that end its answers, beside EOS."""
     max_length: int
@@ -64,6 +71,57 @@ class PolicyWork:
     """None where the data set has no responses of its own."""
     top_tokens: int = 0
     """Nobody asks how likely a policy's tokens were."""
+    strip_thinking: bool = False
+    conversations: list[list[Prompt | None]] | None = None
+    """Of a later turn, of each prompt and round: what is asked, behind its own answers. None: of the first turn; of one
+    round: an answer before is missing."""
+    later: list[list[list[int] | None]] | None = None
+    """Token ids of these; None for one that does not fit its context, too."""
+
+    missing = TOO_LONG
+    """Why an answer is not there."""
+
+    @property
+    def label(self) -> str:
+        return self.model.label
+
+    @property
+    def rounds(self) -> int:
+        return self.sampling.rounds
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What is said of it in results."""
+        return {
+            "path": self.model.name, "digest": self.model.digest, "template": self.speaker.template,
+            "template_for_text": self.speaker.wants_messages, "bos": self.speaker.bos is not None,
+        }  # fmt: skip
+
+    @property
+    def judged_as(self) -> dict[str, Any]:
+        """What its rewards are known by."""
+        cut = {"thinking": "cut"} if self.strip_thinking else {}
+        said = [self.speaker.template, self.speaker.wants_messages]
+        return {"responses": self.responses.folder.name, "said": said, **cut}
+
+    def asked(self, prompt: int, round: int) -> list[int] | None:
+        """What it is asked in this turn, in its tokens; None where it cannot be."""
+        if self.later is not None:
+            return self.later[prompt][round]
+        return self.ids[prompt] if self.fits[prompt] else None
+
+    def answer(self, prompt: Prompt, row: Mapping[str, Any]) -> Answer:
+        """What a row of `responses` says, as it is judged."""
+        return self.thought(prompt, row)[0] if self.strip_thinking else self._said(prompt, row)
+
+    def thought(self, prompt: Prompt, row: Mapping[str, Any]) -> tuple[Answer, Thought]:
+        """The same without what was thought aloud, and whether there was any."""
+        answer = self._said(prompt, row)
+        text, thought = without_thinking(answer.text)
+        return answer._replace(text=text), thought
+
+    def _said(self, prompt: Prompt, row: Mapping[str, Any]) -> Answer:
+        return self.speaker.answer(prompt, row["text"], cut=row["ended"] == "length")
 
 
 @dataclass(frozen=True)
@@ -89,18 +147,25 @@ class Plan:
     """Of each prompt the label and number (the round, where it is a model's) that each response of the data has."""
     judges: dict[str, JudgeWork]
     policies: dict[str, PolicyWork] = field(default_factory=dict)
+    given: dict[str, GivenWork] = field(default_factory=dict)
+    """Those that are not asked."""
     seeds: list[list[int]] = field(default_factory=list)
     """`(prompts, rounds)`."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the result must know."""
 
+    @property
+    def answering(self) -> dict[str, PolicyWork | GivenWork]:
+        """Whoever answers, or has answered, by label."""
+        return {**self.policies, **self.given}
+
     def requests(self, label: str, block: int) -> list[Request]:
         """The responses of a policy to a block; none for prompts that do not fit its context."""
         policy = self.policies[label]
         return [
-            Request(prompt, round, policy.ids[prompt], seed)
-            for prompt in self.blocks[block] if policy.fits[prompt]
-            for round, seed in enumerate(self.seeds[prompt])
+            Request(prompt, round, ids, seed, self.prompts[prompt].category)
+            for prompt in self.blocks[block]
+            for round, seed in enumerate(self.seeds[prompt]) if (ids := policy.asked(prompt, round)) is not None
         ]  # fmt: skip
 
 
@@ -108,6 +173,26 @@ class Plan:
 class EvaluationPlan(Plan):
     config: EvaluationConfig
     folder: EvaluationFolder
+    reward_models: dict[str, EvaluatedModel | None]
+    """Those that `judges` has in the last turn."""
+    listeners: dict[str, Speaker]
+    earlier: tuple[EvaluationPlan, ...] = ()
+    """Of the turns before this one, all of whose answers are there."""
+
+    @property
+    def turn(self) -> int:
+        """Counted from 1."""
+        return len(self.earlier) + 1
+
+    @property
+    def last(self) -> bool:
+        return self.turn == self.config.prompts.turns
+
+    @property
+    def answering(self) -> dict[str, PolicyWork | GivenWork]:
+        """In the order of the configuration."""
+        found = super().answering
+        return {label: found[label] for label in self.config.models}
 
     @property
     def pairs(self) -> bool:
@@ -123,7 +208,7 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
     trust, template = config.trust_remote_code, config.prompts.chat_template
     models = {
         label: find_policy(label, asked, config.storage.cache_dir, trust_remote_code=trust)
-        for label, asked in config.models.items()
+        for label, asked in config.asked.items()
     }
     reward_models = find_reward_models(config)
     speakers = {label: Speaker(model, template) for label, model in models.items()}
@@ -131,25 +216,36 @@ def make_plan(config: EvaluationConfig, progress: Callable[[int], None] | None =
     with_messages = any(speaker.wants_messages for speaker in [*speakers.values(), *listeners.values()])
     prompts, account = read_prompts(config.prompts, with_messages=with_messages, progress=progress)
     require_known(reward_models, prompts)
+    for name in (name for measure in config.measures for name in _READ_BY.get(measure, ())):
+        account.unread.pop(name, None)
     folder = EvaluationFolder(config.storage.run_dir(config.name))
     ids = {label: prompt_ids(speaker, prompts) for label, speaker in {**speakers, **listeners}.items()}
-    blocks = cut_into_blocks(ids[next(iter(speakers))])
+    first = next(iter(speakers), None)
+    blocks = cut_into_blocks([readable(prompt.as_found.prompt) for prompt in prompts] if first is None else ids[first])
     policies = {
         label: _policy_work(config, folder, model, speakers[label], ids[label], prompts, blocks)
         for label, model in models.items()
     }
-    asked = content_key(prompts=[p.as_found.content for p in prompts], blocks=blocks)
-    parts: dict[str, dict[str, Any]] = {OWN: {}} if prompts[0].as_found.completions else {}
-    parts |= {
-        label: {"responses": work.responses.folder.name, "said": [work.speaker.template, work.speaker.wants_messages]}
-        for label, work in policies.items()
-    }
-    judges = judge_works(config, folder.rewards, reward_models, listeners, parts, asked=asked)
-    return EvaluationPlan(
-        config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, seeds=_seeds(config, prompts),
+    given = find_given(config, folder, prompts, blocks)
+    plan = EvaluationPlan(
+        config=config, folder=folder, prompts=prompts, account=account, blocks=blocks, seeds=seeds(config, prompts, 1),
         own=[[(label, 0) for label in DATA_LABELS[: len(prompt.as_found.completions)]] for prompt in prompts],
-        policies=policies, judges=judges, notes=_notes(account, policies, listeners),
+        policies=policies, given=given, judges={}, reward_models=reward_models, listeners=listeners,
+        notes=notes_of(config, prompts, account, policies, given, listeners),
     )  # fmt: skip
+    return judged_at_last(plan)
+
+
+def judged_at_last(plan: EvaluationPlan) -> EvaluationPlan:
+    """`plan` with its reward models' work where it is of the last turn: they judge that, the conversation in view."""
+    if not plan.last:
+        return plan
+    asked = content_key(prompts=[p.as_found.content for p in plan.prompts], blocks=plan.blocks)
+    parts: dict[str, dict[str, Any]] = {OWN: {}} if plan.pairs else {}
+    parts |= {label: work.judged_as for label, work in plan.answering.items()}
+    rewards = plan.folder.of_turn(plan.turn).rewards
+    judges = judge_works(plan.config, rewards, plan.reward_models, plan.listeners, parts, asked=asked)
+    return replace(plan, judges=judges)
 
 
 def find_reward_models(config: EvaluationConfig | ScoreConfig) -> dict[str, EvaluatedModel | None]:
@@ -210,8 +306,8 @@ def _policy_work(
     blocks: list[list[int]],
 ) -> PolicyWork:
     sampling = config.sampling
-    room = None if model.context is None else model.context - sampling.max_tokens
-    fits = [room is None or len(prompt) <= room for prompt in ids]
+    most = [sampling.of(prompt.category).max_tokens for prompt in prompts]
+    fits = [fits_context(model, prompt, tokens) for prompt, tokens in zip(ids, most, strict=True)]
     if not any(fits):
         raise UserError(
             f"models.{model.label}: no prompt fits its context of {model.context} tokens beside "
@@ -224,6 +320,7 @@ def _policy_work(
         ids=ids, blocks=blocks, sampling=sampling.model_dump(),
         prompts=[prompt.as_found.prompt for prompt in prompts],
         **({"stop": stop_ids} if stop_ids else {}), **({"engine": "transformers"} if plain else {}),
+        **({"categories": [prompt.category for prompt in prompts]} if sampling.by_category else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
     scored = bool(pairs[0]) and config.log_probs
@@ -234,84 +331,26 @@ def _policy_work(
     key_of_pairs = content_key(model=[model.digest, model.dtype], ids=ids, pairs=pairs, blocks=blocks)
     return PolicyWork(
         model, speaker, sampling, config.generation.engine, ids, fits, stop_ids,
-        max_length=max(len(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit) + sampling.max_tokens,
+        max_length=max(len(prompt) + tokens for prompt, tokens, fit in zip(ids, most, fits, strict=True) if fit),
         responses=Pieces(folder.responses, model.label, key, RESPONSES),
         log_probs=Pieces(folder.log_probs, model.label, key_of_pairs, LOG_PROBS)
         if scored else None,
+        strip_thinking=config.answers.strip_thinking,
     )  # fmt: skip
 
 
-def _seeds(config: EvaluationConfig, prompts: list[Prompt]) -> list[list[int]]:
+def fits_context(model: EvaluatedModel, ids: Sequence[int], max_tokens: int) -> bool:
+    """Whether a model has room for a prompt and the longest answer."""
+    return model.context is None or len(ids) + max_tokens <= model.context
+
+
+def seeds(config: EvaluationConfig, prompts: list[Prompt], turn: int) -> list[list[int]]:
+    """`(prompts, rounds)`, of one turn, counted from 1; the same for every model."""
     earlier: Counter[str] = Counter()
-    seeds = []
+    found = []
     for prompt in prompts:
-        text = readable(prompt.as_found.prompt)
+        text = "\n\n".join([readable(prompt.as_found.prompt), *prompt.as_found.further[: turn - 1]])
         rounds = range(config.sampling.rounds)
-        seeds.append([request_seed(config.sampling.seed, text, earlier[text], round) for round in rounds])
+        found.append([request_seed(config.sampling.seed, text, earlier[text], round) for round in rounds])
         earlier[text] += 1
-    return seeds
-
-
-def _notes(account: Account, policies: dict[str, PolicyWork], listeners: dict[str, Speaker]) -> list[str]:
-    """What is said aloud: records left out, and models that are spoken to in different ways."""
-    notes = left_out(account, "are no prompt")
-    if account.dropped:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in account.dropped.most_common())
-        notes.append(
-            f"{account.dropped.total()} of {account.read} records prefer neither answer and were left out: {reasons}."
-        )
-    notes += [f"Of the prompts: {remark}." for remark in account.remarks()]
-    said = {label: work.speaker for label, work in policies.items()} | listeners
-    notes += [f"{label}: {remark}." for label, speaker in said.items() for remark in speaker.remarks]
-    ways = {label: _way(work.speaker) for label, work in policies.items()}
-    if len(set(ways.values())) > 1:
-        told = "; ".join(f"{label}: {way}" for label, way in ways.items())
-        notes.append(f"The models are spoken to in different ways, each as it was trained ({told}).")
-    for label, speaker in listeners.items():
-        way = _way(speaker, bos=False)
-        other = [name for name, work in policies.items() if _way(work.speaker, bos=False) != way]
-        if other:
-            notes.append(
-                f"The reward model {label} reads text in another form than {', '.join(other)} wrote it in ({way})."
-            )
-    notes += from_elsewhere(listeners, generated=True)
-    for label, work in policies.items():
-        missing = work.fits.count(False)
-        if missing:
-            notes.append(
-                f"{label} did not answer {missing} prompts: they do not fit its context of {work.model.context} tokens "
-                "beside sampling.max_tokens. They count in none of its comparisons."
-            )
-    return notes
-
-
-def left_out(account: Account, why: str) -> list[str]:
-    """Notes on records that were set aside."""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in account.quarantined.most_common())
-    count = account.quarantined.total()
-    return [f"{count} of {account.read} records {why} and were left out: {reasons}."] if count else []
-
-
-def from_elsewhere(listeners: Mapping[str, Speaker], *, generated: bool) -> list[str]:
-    """Notes on reward models that were not trained here. `generated`: answers may have been cut."""
-    notes = []
-    for label, speaker in listeners.items():
-        if not isinstance(speaker, Listener):
-            continue
-        through = speaker.wants_messages
-        reads = "whole conversations as its chat template writes them" if through else "text as its tokenizer takes it"
-        closed = "; an answer that max_tokens cut is closed like any other" if through and generated else ""
-        notes.append(
-            f"The reward model {label} was not trained here: it reads {reads}, and is scored where transformers' own "
-            f"classifiers are{closed}."
-        )
-    return notes
-
-
-def _way(speaker: Speaker, *, bos: bool = True) -> str:
-    form = (
-        f"chat template {speaker.template}"
-        if speaker.wants_messages
-        else f"text as it stands, chat template {speaker.template}"
-    )
-    return form + (("" if speaker.bos is not None else ", no BOS") if bos else "")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.prompts import readable
 from orpo_ray.evaluation import comparisons
-from orpo_ray.evaluation.plan import EvaluationPlan, JudgeWork, PolicyWork
-from orpo_ray.evaluation.work import TOO_LONG
+from orpo_ray.evaluation.given import GivenWork
+from orpo_ray.evaluation.plan import TOO_LONG, EvaluationPlan, JudgeWork, PolicyWork
+from orpo_ray.evaluation.thinking import Thought
 from orpo_ray.inference.scoring import NOT_FINITE
 from orpo_ray.objectives.reliability import accuracy
 from orpo_ray.objectives.terms import log_odds
@@ -39,17 +41,18 @@ class Tables:
         self.plan = plan
         shape = (len(plan.prompts), plan.config.sampling.rounds)
         blocks = range(len(plan.blocks))
-        self.responses: dict[str, list[list[Row]]] = {}
-        """By policy, prompt and round."""
-        for label, work in plan.policies.items():
-            rows = sorted((row for block in blocks for row in work.responses.read(block)), key=_position)
-            self.responses[label] = [rows[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
+        self.thoughts: dict[str, Counter[Thought]] = {label: Counter() for label in plan.answering}
+        """By policy, of how many answers thoughts were cut (`answers.strip_thinking`)."""
+        self.turns: list[dict[str, list[list[Row]]]] = [self._rows(each) for each in (*plan.earlier, plan)]
+        """Of each turn by policy, prompt and round."""
+        self.responses = self.turns[-1]
+        """Of the last turn, which is the one that is judged."""
         self.rewards: dict[str, dict[str, Floats]] = {}
         """By reward model and policy: `(prompts, rounds)`; of `chosen` and `rejected` `(prompts, 1)`. NaN: none."""
         self.not_finite: dict[str, dict[tuple[int, str, int], float]] = {}
         """By reward model: prompt, label and round of each reward that is infinite or not a number, and what it is."""
         for name, judge in plan.judges.items():
-            tables = {label: np.full(shape, np.nan) for label in plan.policies}
+            tables = {label: np.full(shape, np.nan) for label in plan.answering}
             if plan.pairs:
                 tables |= {label: np.full((shape[0], 1), np.nan) for label in DATA_LABELS}
             odd: dict[tuple[int, str, int], float] = {}
@@ -63,24 +66,48 @@ class Tables:
             self.rewards[name] = tables
             self.not_finite[name] = odd
 
-    def texts(self, label: str) -> list[list[str | None]]:
-        return [[row["text"] for row in rows] for rows in self.responses[label]]
+    def _rows(self, plan: EvaluationPlan) -> dict[str, list[list[Row]]]:
+        found = {}
+        for label, work in plan.answering.items():
+            blocks = range(len(plan.blocks))
+            rows = sorted((row for block in blocks for row in work.responses.read(block)), key=_position)
+            if plan.config.answers.strip_thinking:
+                rows = [self._answered(plan, work, row) for row in rows]
+            found[label] = [rows[i * work.rounds : (i + 1) * work.rounds] for i in range(len(plan.prompts))]
+        return found
 
-    def tokens(self, label: str) -> Floats:
-        """`(prompts, rounds)`, NaN where there is no response."""
-        counts = [
-            [np.nan if row["tokens"] is None else row["tokens"] for row in rows] for rows in self.responses[label]
-        ]
-        return np.array(counts, dtype=np.float64)
+    def _answered(self, plan: EvaluationPlan, work: PolicyWork | GivenWork, row: Row) -> Row:
+        """A row whose text is what was judged."""
+        if row["text"] is None:
+            return row
+        answer, thought = work.thought(plan.prompts[row["prompt"]], row)
+        self.thoughts[work.label][thought] += 1
+        return {**row, "text": answer.text if thought else row["text"]}
+
+    def all_turns(self, label: str) -> list[list[Row]]:
+        """Those to each prompt in each turn, by round."""
+        return [rows for of_turn in self.turns for rows in of_turn[label]]
 
     def characters(self, label: str) -> Floats:
         """`(prompts, rounds)`, NaN where there is no response: a length that no tokenizer decides."""
-        counts = [[np.nan if text is None else len(text) for text in texts] for texts in self.texts(label)]
-        return np.array(counts, dtype=np.float64)
+        texts = [[row["text"] for row in rows] for rows in self.responses[label]]
+        counts = [[np.nan if text is None else len(text) for text in given] for given in texts]
+        return self._in_every_round(label, np.array(counts, dtype=np.float64))
+
+    def scores(self, reward_model: str) -> dict[str, Floats]:
+        """By policy its rewards as they are compared, `(prompts, rounds)`."""
+        return {label: self._in_every_round(label, self.rewards[reward_model][label]) for label in self.plan.answering}
+
+    def _in_every_round(self, label: str, values: Floats) -> Floats:
+        """The values of answers from elsewhere, of which there is one to a prompt, against each round of the others."""
+        if self.plan.answering[label].rounds == (rounds := self.plan.config.sampling.rounds):
+            return values
+        return np.repeat(values[:, :1], rounds, axis=1)
 
 
 def prompts_table(plan: EvaluationPlan) -> pa.Table:
-    """`prompts.parquet`: what was asked, and the data set's own responses."""
+    """`prompts.parquet`: what was asked, and the data set's own responses. Where there are any, categories, what is
+    asked in further turns, and MT-Bench's numbers."""
     own: list[list[str | None]] = [
         [readable(turns) for turns in prompt.as_found.completions] or [None, None] for prompt in plan.prompts
     ]
@@ -90,24 +117,41 @@ def prompts_table(plan: EvaluationPlan) -> pa.Table:
             "text": [readable(prompt.as_found.prompt) for prompt in plan.prompts],
             "chosen": pa.array([chosen for chosen, _ in own], pa.string()),
             "rejected": pa.array([rejected for _, rejected in own], pa.string()),
+            **_more_of_prompts(plan),
         }
     )
+
+
+def _more_of_prompts(plan: EvaluationPlan) -> dict[str, Any]:
+    """Columns that the prompts of most evaluations do not have."""
+    found: dict[str, Any] = {}
+    if plan.config.prompts.category is not None:
+        found["category"] = [prompt.category for prompt in plan.prompts]
+    if plan.config.prompts.turns > 1:
+        found["further"] = [list(prompt.as_found.further) for prompt in plan.prompts]
+    if found and all(prompt.question_id is not None for prompt in plan.prompts):
+        found["question_id"] = [prompt.question_id for prompt in plan.prompts]
+    return found
 
 
 def results_table(tables: Tables) -> pa.Table:
     """`results.parquet`: a row for every response, the data set's own included, with its rewards.
 
-    Null is a reward that was not given; one that is not finite stands there as it is.
+    Null is a reward that was not given; one that is not finite stands there as it is. Where there are several turns,
+    each response says of which it is.
     """
     rows: list[Row] = []
+    several = len(tables.turns) > 1
     for prompt, asked in enumerate(tables.plan.prompts):
         for label, turns in zip(DATA_LABELS, asked.as_found.completions, strict=False):
             row = {"prompt": prompt, "round": 0, "text": readable(turns), "tokens": None, "ended": "data"}
             rows.append(_with_rewards(tables, row, label))
         for label in tables.responses:
+            for turn, responses in enumerate(tables.turns[:-1], start=1):
+                rows += [{**row, "model": label, "turn": turn} for row in responses[label][prompt]]
             rows += [_with_rewards(tables, row, label) for row in tables.responses[label][prompt]]
     kinds = {"prompt": pa.int64(), "model": pa.string(), "round": pa.int64(), "text": pa.string(),
-             "tokens": pa.int64(), "ended": pa.string()}  # fmt: skip
+             "tokens": pa.int64(), "ended": pa.string(), **({"turn": pa.int64()} if several else {})}  # fmt: skip
     kinds |= {f"reward:{name}": pa.float64() for name in tables.rewards}
     return pa.Table.from_pylist(rows, pa.schema(kinds.items()))
 
@@ -116,7 +160,7 @@ def _with_rewards(tables: Tables, row: Row, label: str) -> Row:
     place = row["prompt"], row["round"]
     given = {name: None if np.isnan(by_label[label][place]) else float(by_label[label][place])
              for name, by_label in tables.rewards.items()}  # fmt: skip
-    return {**row, "model": label} | {
+    return {**row, "model": label, "turn": len(tables.turns)} | {
         f"reward:{name}": tables.not_finite[name].get((row["prompt"], label, row["round"]), value)
         for name, value in given.items()
     }
@@ -126,9 +170,9 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
     """`winrates.json`: a function of the responses and rewards alone, with neither time nor machine in it."""
     plan = tables.plan
     config = plan.config
-    models = {label: _model(tables, work, embed) for label, work in plan.policies.items()}
+    models = {label: _model(tables, work, embed) for label, work in plan.answering.items()}
     reward_models = {name: _reward_model(tables, judge) for name, judge in plan.judges.items()}
-    rewards = {name: _of_policies(tables, name) for name in plan.judges}
+    rewards = {name: tables.scores(name) for name in plan.judges}
     compared = comparisons.by_rewards(rewards, list(models))
     return {
         "name": config.name,
@@ -151,25 +195,26 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model(tables: Tables, work: PolicyWork, embed: Embed | None) -> Row:
-    label = work.model.label
-    texts = tables.texts(label)
-    rows = [row for rows in tables.responses[label] for row in rows]
+def _model(tables: Tables, work: PolicyWork | GivenWork, embed: Embed | None) -> Row:
+    """Of its answers in all turns."""
+    label = work.label
+    by_prompt = tables.all_turns(label)
+    texts = [[row["text"] for row in rows] for rows in by_prompt]
+    rows = [row for rows in by_prompt for row in rows]
     given = [row for row in rows if row["text"] is not None]
     spaced = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), DIVERSITY_PROMPTS)).round().astype(int))
     embedded = diversity([texts[i] for i in spaced], embed)
     whole = diversity(texts, None)
     name = getattr(embed, "name", None)
-    measured = lengths(tables.tokens(label))
+    tokens = [[np.nan if row["tokens"] is None else row["tokens"] for row in rows] for rows in by_prompt]
+    measured = lengths(np.array(tokens, dtype=np.float64))
+    thoughts = {"thinking": dict(sorted((str(kind), count) for kind, count in tables.thoughts[label].items() if kind))}
     return {
-        "path": work.model.name,
-        "digest": work.model.digest,
-        "template": work.speaker.template,
-        "template_for_text": work.speaker.wants_messages,
-        "bos": work.speaker.bos is not None,
+        **work.origin,
         "asked": len(rows),
         "responses": len(given),
-        "not_generated": {TOO_LONG: len(rows) - len(given)},
+        "not_generated": {work.missing: len(rows) - len(given)},
+        **(thoughts if tables.plan.config.answers.strip_thinking else {}),
         "empty": sum(not row["text"].strip() for row in given),
         "cut": sum(row["ended"] == "length" for row in given),
         "mean_tokens": measured and measured.mean,
@@ -183,7 +228,7 @@ def _model(tables: Tables, work: PolicyWork, embed: Embed | None) -> Row:
     }  # fmt: skip
 
 
-def _odds(plan: EvaluationPlan, work: PolicyWork) -> Row | None:
+def _odds(plan: EvaluationPlan, work: PolicyWork | GivenWork) -> Row | None:
     """How much likelier, in odds, the policy finds the data set's chosen than its rejected responses (Eqs. 3, 4)."""
     if work.log_probs is None:
         return None
@@ -230,10 +275,6 @@ def _reward_model(tables: Tables, judge: JudgeWork) -> Row:
     }
 
 
-def _of_policies(tables: Tables, name: str) -> dict[str, Floats]:
-    return {label: tables.rewards[name][label] for label in tables.plan.policies}
-
-
 def _summary(values: Floats) -> Row:
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -247,6 +288,12 @@ def _notes(tables: Tables, models: dict[str, Row], reward_models: dict[str, Row]
         if model["empty"]:
             notes.append(
                 f"{model['empty']} of {model['responses']} responses of {label} are empty; they are judged as they are."
+            )
+        if thoughts := model.get("thinking"):
+            unclosed = thoughts.get("unclosed", 0)
+            notes.append(
+                f"Thoughts of {label} were cut from {sum(thoughts.values())} of {model['responses']} responses; "
+                f"{unclosed} of them had not ended, so that no answer follows."
             )
         if model["odds"] and model["odds"]["not_finite"]:
             notes.append(

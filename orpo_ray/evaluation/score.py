@@ -17,14 +17,13 @@ from orpo_ray.data.records import Account
 from orpo_ray.data.responses import Responses, read_responses
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone
+from orpo_ray.evaluation.notes import from_elsewhere, left_out
 from orpo_ray.evaluation.plan import (
     OWN,
     Plan,
     cut_into_blocks,
     find_reward_models,
-    from_elsewhere,
     judge_works,
-    left_out,
 )
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.scores import scores_table, summary

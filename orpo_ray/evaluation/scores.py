@@ -14,8 +14,7 @@ from orpo_ray.config import ScoreConfig
 from orpo_ray.data.prompts import readable
 from orpo_ray.data.records import as_json
 from orpo_ray.data.responses import Responses
-from orpo_ray.evaluation.plan import JudgeWork, Plan
-from orpo_ray.evaluation.work import TOO_LONG
+from orpo_ray.evaluation.plan import TOO_LONG, JudgeWork, Plan
 from orpo_ray.inference.scoring import NOT_FINITE
 from orpo_ray.statistics import reward_bench
 from orpo_ray.statistics.accuracy import accuracy, margin

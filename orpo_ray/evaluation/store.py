@@ -52,6 +52,10 @@ class EvaluationFolder:
         self.winrates = path / "winrates.json"
         self.report = path / "report.html"
 
+    def of_turn(self, turn: int) -> EvaluationFolder:
+        """Where the pieces of one turn lie, counted from 1."""
+        return self if turn == 1 else EvaluationFolder(self.path / f"turn_{turn}")
+
 
 class ScoreFolder:
     """Paths of scores."""

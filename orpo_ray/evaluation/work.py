@@ -12,8 +12,6 @@ from orpo_ray.inference.generation import Request, Response
 from orpo_ray.inference.models import Answer
 from orpo_ray.inference.scoring import Judged
 
-TOO_LONG = "too long"
-
 Names = list[tuple[str, int]]
 """Of a prompt's responses: whose each is (`chosen` and `rejected`, where it is the data set's), and its round."""
 
@@ -63,9 +61,9 @@ class Responses:
         policy = self._plan.policies[label]
         rows = [response._asdict() for response in self._open.pop((label, block))]
         rows += [
-            {"prompt": prompt, "round": round, "text": None, "tokens": None, "ended": TOO_LONG}
-            for prompt in self._plan.blocks[block] if not policy.fits[prompt]
-            for round in range(policy.sampling.rounds)
+            {"prompt": prompt, "round": round, "text": None, "tokens": None, "ended": policy.missing}
+            for prompt in self._plan.blocks[block]
+            for round in range(policy.sampling.rounds) if policy.asked(prompt, round) is None
         ]  # fmt: skip
         policy.responses.write(block, sorted(rows, key=lambda row: (row["prompt"], row["round"])))
 
@@ -165,14 +163,20 @@ class Judgements:
         return [(prompt, Judged(self._plan.prompts[prompt], ()), self._plan.own[prompt]) for prompt in prompts]
 
     def _answers(self, task: Task) -> list[tuple[int, Judged, Names]]:
-        """Every response of a policy to each prompt of a block, in the order of rounds."""
-        policy = self._plan.policies[task.who]
+        """Every response of a policy to each prompt of a block, in the order of rounds; in a later turn each behind a
+        conversation of its own."""
+        policy = self._plan.answering[task.who]
         answers: dict[int, list[tuple[int, Answer]]] = {prompt: [] for prompt in self._plan.blocks[task.block]}
         for row in policy.responses.read(task.block):
             if row["text"] is not None:
-                prompt = self._plan.prompts[row["prompt"]]
-                answer = policy.speaker.answer(prompt, row["text"], cut=row["ended"] == "length")
+                answer = policy.answer(self._plan.prompts[row["prompt"]], row)
                 answers[row["prompt"]].append((row["round"], answer))
+        if policy.conversations is not None:
+            return [
+                (prompt, Judged(asked, (answer,)), [(task.who, round)])
+                for prompt, given in answers.items()
+                for round, answer in given if (asked := policy.conversations[prompt][round]) is not None
+            ]  # fmt: skip
         return [
             (prompt, Judged(self._plan.prompts[prompt].alone, tuple(answer for _, answer in given)),
              [(task.who, round) for round, _ in given])

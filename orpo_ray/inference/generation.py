@@ -39,6 +39,8 @@ class Request(NamedTuple):
     ids: list[int]
     """Token ids of the prompt, as in training."""
     seed: int
+    category: str = ""
+    """That sampling may have settings of its own for."""
 
 
 class Response(NamedTuple):
@@ -169,7 +171,10 @@ class Generator:
         engine = load_engine(options, sampling.seed).llm_engine
         self._top = options.top_tokens
         self._at_work = AtWork(
-            engine, lambda request: sampling_params(sampling, request.seed, options.stop_ids, options.top_tokens)
+            engine,
+            lambda request: sampling_params(
+                sampling.of(request.category), request.seed, options.stop_ids, options.top_tokens
+            ),
         )
         log("engine started", seconds=round(time.monotonic() - started, 1))
 

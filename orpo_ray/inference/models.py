@@ -309,16 +309,18 @@ class Speaker:
 
 def prompt_ids(speaker: Speaker, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Of every prompt, as a model is asked it. Raises `UserError`, naming the record, where that cannot be."""
-    ids = []
     speaker.look_at(prompts)
-    for prompt in prompts:
-        try:
-            question = speaker.question(prompt)
-            require_written(speaker.renderer, question.prompt, question.completions, question.tools)
-            ids.append(speaker.rows(question.prompt, tools=question.tools)[0])
-        except (BadRecord, UserError) as error:
-            raise UserError(f"{prompt.location}: {speaker.in_its_words(error)}") from None
-    return ids
+    return [ids_of(speaker, prompt) for prompt in prompts]
+
+
+def ids_of(speaker: Speaker, prompt: Prompt) -> list[int]:
+    """Of one prompt. Raises as `prompt_ids` does."""
+    try:
+        question = speaker.question(prompt)
+        require_written(speaker.renderer, question.prompt, question.completions, question.tools)
+        return speaker.rows(question.prompt, tools=question.tools)[0]
+    except (BadRecord, UserError) as error:
+        raise UserError(f"{prompt.location}: {speaker.in_its_words(error)}") from None
 
 
 class Completion(NamedTuple):

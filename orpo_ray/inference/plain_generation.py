@@ -66,8 +66,8 @@ class PlainGenerator:
         return self._waiting.advance(requests)
 
     def _answer(self, requests: Sequence[Request]) -> list[Response]:
-        """Responses to prompts of one length."""
-        sampling = self._sampling
+        """Responses to prompts of one length and category."""
+        sampling = self._sampling.of(requests[0].category)
         drawn = [Drawn(request, self._words, self._ends, sampling.stop) for request in requests]
         draw(self._network, requests, drawn, sampling.max_tokens, sampling.temperature, sampling.top_p)
         return [each.response() for each in drawn]
@@ -88,11 +88,16 @@ def load_network(settings: ModelConfig, name: str) -> PreTrainedModel:
 T = TypeVar("T")
 
 
+def _alike(request: Request) -> tuple[int, str]:
+    """What requests share that are computed together."""
+    return len(request.ids), request.category
+
+
 class Waiting(Generic[T]):
-    """Requests that wait until those before them have been answered, and are then with others as long as they are."""
+    """Requests that wait until those before them have been answered, and are then with others that are alike."""
 
     def __init__(self, answer: Callable[[Sequence[Request]], list[T]]) -> None:
-        """`answer`: gives a response to each of at most `AT_ONCE` prompts of one length."""
+        """`answer`: gives a response to each of at most `AT_ONCE` prompts of one length and category."""
         self._answer = answer
         self._requests: list[Request] = []
 
@@ -105,8 +110,8 @@ class Waiting(Generic[T]):
         finished: list[T] = []
         deadline = time.monotonic() + SECONDS_BETWEEN_ANSWERS
         while self._requests and (not finished or time.monotonic() < deadline):
-            length = len(self._requests[0].ids)
-            taken = [request for request in self._requests if len(request.ids) == length][:AT_ONCE]
+            alike = _alike(self._requests[0])
+            taken = [request for request in self._requests if _alike(request) == alike][:AT_ONCE]
             names = {(request.prompt, request.round) for request in taken}
             self._requests = [each for each in self._requests if (each.prompt, each.round) not in names]
             finished += self._answer(taken)

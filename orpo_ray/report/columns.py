@@ -15,10 +15,13 @@ TEXT, KEY, NUMBER, FLAG = pa.large_binary(), pa.int64(), pa.float64(), pa.bool_(
 """What a column may be read as; a key is never missing."""
 
 
-def read_columns(path: Path, types: Mapping[str, pa.DataType]) -> dict[str, list[Any]]:
+def read_columns(
+    path: Path, types: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType] | None = None
+) -> dict[str, list[Any]]:
     """Columns of a Parquet file as lists. Bytes of a text that are not UTF-8 become U+FFFD: models write anything.
 
-    Raises `UserError`, naming the file, where it cannot be read so.
+    `optional`: columns that are read where they are there. Raises `UserError`, naming the file, where it cannot be read
+    so.
     """
     try:
         with path.open("rb") as file:
@@ -26,7 +29,8 @@ def read_columns(path: Path, types: Mapping[str, pa.DataType]) -> dict[str, list
         missing = [name for name in types if name not in table.column_names]
         if missing:
             raise UserError(f"{path}: has no column {missing[0]}")
-        return {name: _values(table.column(name), type) for name, type in types.items()}
+        there = {name: type for name, type in (optional or {}).items() if name in table.column_names}
+        return {name: _values(table.column(name), type) for name, type in (dict(types) | there).items()}
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         said = str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__]
         raise UserError(f"{path}: cannot be read: {said[0]}") from None

@@ -29,9 +29,11 @@ def entries(evaluation: Evaluation, limit: int = MAX_EMBEDDED) -> list[dict[str,
     rewards = [*responses.rewards.values(), *(_mean_ratings(evaluation, judge) for judge in evaluation.numbers.judges)]
     keys = zip(responses.prompts.tolist(), responses.models.tolist(), responses.rounds.tolist(), strict=True)
     row_of = {key: row for row, key in enumerate(keys)}
+    several = {model for _, model, turn in row_of if turn > 0}
+    once = set(models) - several  # answers from elsewhere, which stand in every round
 
     def response(prompt: Prompt, model: str, turn: int) -> dict[str, Any] | None:
-        row = row_of.get((prompt.number, model, turn))
+        row = row_of.get((prompt.number, model, 0 if model in once else turn))
         if row is None:
             return None
         return {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
@@ -75,7 +76,8 @@ class Model(BaseModel):
     cut: int
     mean_tokens: float | None
     mean_characters: float | None = None
-    lengths: Lengths
+    lengths: Lengths | None
+    """None: of answers from elsewhere no tokens are known."""
     odds: Odds | None
     diversity: Diversity
 
@@ -227,18 +229,21 @@ def read_evaluation(folder: Path) -> Evaluation:
             pair.length_controlled = None
     config = read_yaml(folder / "config.yaml")
     texts = {"text": TEXT, **dict.fromkeys(DATA_LABELS, TEXT)}
-    columns = read_columns(folder / "prompts.parquet", {"prompt": KEY, **texts})
+    columns = read_columns(folder / "prompts.parquet", {"prompt": KEY, **texts}, {"further": pa.list_(pa.string())})
+    further = dict(zip(columns["prompt"], columns.get("further", []), strict=False))
     prompts = [
         Prompt(number, text or "", {name: columns[name][i] for name in DATA_LABELS if columns[name][i] is not None})
         for i, (number, text) in enumerate(zip(columns["prompt"], columns["text"], strict=True))
     ]
     labels = {label: f"reward:{label}" for label in numbers.reward_models}
     plain = {"prompt": KEY, "model": TEXT, "round": KEY, "text": TEXT, "tokens": NUMBER, "ended": TEXT}
-    columns = read_columns(folder / "results.parquet", plain | dict.fromkeys(labels.values(), NUMBER))
+    columns = read_columns(folder / "results.parquet", plain | dict.fromkeys(labels.values(), NUMBER), {"turn": KEY})
     given = [text is not None for text in columns["text"]]  # a response that was not generated has a row, but no text
     columns = {
         name: [value for value, has in zip(values, given, strict=True) if has] for name, values in columns.items()
     }
+    if "turn" in columns:
+        columns = _conversations(columns, further)
     responses = Responses(
         models=np.array(columns["model"], dtype=np.str_),
         prompts=np.array(columns["prompt"], dtype=np.int64),
@@ -259,6 +264,22 @@ def _verdicts(path: Path) -> list[Said]:
     }  # fmt: skip
     columns = read_columns(path, types)
     return [Said(*row) for row in zip(*(columns[name] for name in types), strict=True)]
+
+
+def _conversations(columns: dict[str, list[Any]], further: Mapping[int, list[str]]) -> dict[str, list[Any]]:
+    """The rows of a response's turns as one: the last, whose text has those before it, and what was asked between."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        before = rows.get(key := (row["prompt"], row["model"], row["round"]))
+        if before is not None:
+            asked = dict(enumerate(further.get(row["prompt"]) or [], start=2)).get(row["turn"], "")
+            row["text"] = f"{before['text']}\n\n[turn {row['turn']}: {asked}]\n\n{row['text']}"
+            row["tokens"] = (
+                None if before["tokens"] is None or row["tokens"] is None else before["tokens"] + row["tokens"]
+            )
+        rows[key] = row
+    return {name: [row[name] for row in rows.values()] for name in columns}
 
 
 def read_numbers(path: Path) -> Numbers:

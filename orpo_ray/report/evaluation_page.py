@@ -41,7 +41,7 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
     runs = {label: read_run(path) for label, path in (curves or {}).items()}
     numbers = evaluation.numbers
     entries = evaluation_browser.entries(evaluation)
-    ranked = _ranked(numbers, numbers.deciders[0])
+    ranked = _ranked(numbers, next(iter(numbers.deciders), ""))
     best = ranked[:2]
     settings = numbers.model_dump(include={"rounds", "tie"}) | {
         "models": list(numbers.models), "judges": numbers.deciders, "best": best, "prompts": entries,

@@ -12,7 +12,7 @@ MOST_DISAGREEMENTS = 3
 
 def headlines(numbers: Numbers, ranked: list[str]) -> list[tuple[str, list[str]]]:
     """The first of `ranked` against each other one in a sentence, and what further reward models say of the two."""
-    first, *others = numbers.deciders
+    first, *others = numbers.deciders or [""]
     best, *rest = ranked
     found = []
     for against in rest:

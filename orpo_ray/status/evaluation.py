@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orpo_ray.evaluation.store import PROMPTS_IN_BLOCK
+from orpo_ray.config.evaluation import MOST_TURNS, names_outputs
+from orpo_ray.evaluation.store import PROMPTS_IN_BLOCK, EvaluationFolder
 from orpo_ray.report.evaluation_folder import Numbers, read_numbers
 from orpo_ray.status.status import Status, again, age_of, driver_of, state_of
 
@@ -26,16 +27,19 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     rounds = rounds if isinstance(rounds, int) else 3
     labels = list(models) if isinstance(models, dict) else []
     judge_labels = list(judges) if isinstance(judges, dict) else []
-    pieces = {label: pieces_of(folder / "responses", label) for label in labels}
-    judged = [len(pieces_of(folder / "rewards", f"{judge}-{label}")) for judge in judge_labels for label in labels]
-    responses = sum(_rows(file) or 0 for files in pieces.values() for file in files)
-    asked = None if prompts is None else prompts * len(labels) * rounds
+    turns = _turns(config)
+    of_turns = [EvaluationFolder(folder).of_turn(turn) for turn in range(1, turns + 1)]
+    asked_labels = [label for label in labels if not names_outputs(models[label])]
+    pieces = [pieces_of(each.responses, label) for each in of_turns for label in asked_labels]
+    judged = [len(pieces_of(of_turns[-1].rewards, f"{judge}-{label}")) for judge in judge_labels for label in labels]
+    responses = sum(_rows(file) or 0 for files in pieces for file in files)
+    asked = None if prompts is None else prompts * len(asked_labels) * rounds * turns
     blocks = None if prompts is None else math.ceil(prompts / PROMPTS_IN_BLOCK)
-    judged_blocks = min(judged, default=0)
+    judged_blocks = min(judged, default=0 if judge_labels else blocks or 0)
     # Pieces that were removed to save room do not unfinish it.
-    begun = any(pieces.values())
+    begun = any(pieces)
     finished = (folder / "winrates.json").is_file() and (not begun or (responses == asked and judged_blocks == blocks))
-    age = age_of([folder / "config.yaml", *folder.glob("responses/*/*.parquet"), *folder.glob("rewards/*/*.parquet")])
+    age = age_of([folder / "config.yaml", *(file for each in of_turns for file in each.path.glob("re*/*/*.parquet"))])
     driver = driver_of(folder, config)
     state = state_of(finished, age, driver)
     winners = _winners(read_numbers(folder / "winrates.json")) if state == "finished" else {}
@@ -46,7 +50,11 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     }  # fmt: skip
     brief = f"{responses} of {_or(asked)} responses"
     rows = [
-        ("asked", f"{_or(prompts)} prompts, {len(labels)} models x {rounds} rounds"),
+        (
+            "asked",
+            f"{_or(prompts)} prompts, {len(labels)} models x {rounds} rounds"
+            + (f" x {turns} turns" if turns > 1 else ""),
+        ),
         ("responses", f"{responses} of {_or(asked)}"),
         ("judged", f"{judged_blocks} of {_or(blocks)} blocks of {PROMPTS_IN_BLOCK} prompts"),
     ]
@@ -59,6 +67,12 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
         following = f"orpo-ray status {folder}" if state == "running" else again("evaluate", folder, config, text)
     name = str(config.get("name", folder.name))
     return Status("evaluation", name, str(folder), state, driver, age, facts, rows, following, brief)
+
+
+def _turns(config: dict[str, Any]) -> int:
+    prompts = config.get("prompts")
+    turns = prompts.get("turns") if isinstance(prompts, dict) else None
+    return turns if isinstance(turns, int) and 1 <= turns <= MOST_TURNS else 1
 
 
 def _winners(numbers: Numbers) -> dict[str, tuple[str, str]]:

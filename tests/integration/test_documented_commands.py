@@ -30,6 +30,7 @@ RUN_HERE: dict[str, list[str]] = {
     "orpo-ray train configs/hh-small-orpo.yaml": [*TINY, *DIALOGUES],
     "orpo-ray data configs/hh-small-orpo.yaml": DIALOGUES,
     "orpo-ray evaluate configs/toy-winrate.yaml": [*FEW, ONE_MODEL, TRUTH],
+    "orpo-ray outputs runs/toy-winrate": [],
     "orpo-ray score configs/score-toy.yaml": [TRUTH, "prompts.limit=3", "scaling.scorers=1"],
     "orpo-ray sweep configs/toy-sweep.yaml": [
         "trials=1", "finalists=null", "grace_steps=1", *(f"train.{key}" for key in TINY), "overrides=[]"

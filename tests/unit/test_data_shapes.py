@@ -31,7 +31,7 @@ from orpo_ray.data.records import Account, BadRecord
 from orpo_ray.data.responses import read_responses
 from orpo_ray.data.summary import print_summary
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.plan import _notes
+from orpo_ray.evaluation.notes import of_records
 
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 
@@ -300,7 +300,7 @@ def test_runs_of_before_are_continued(tmp_path: Path) -> None:
 
 def test_an_evaluation_says_what_it_left_out() -> None:
     account = Account(read=9, kept=7, dropped=Counter({"tie": 2}), unread=Counter({"score": 9}))
-    assert _notes(account, {}, {}) == [
+    assert of_records(account) == [
         "2 of 9 records prefer neither answer and were left out: tie 2.",
         "Of the prompts: columns that are not read: score.",
     ]

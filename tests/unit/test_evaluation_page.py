@@ -389,7 +389,7 @@ def test_the_same_folder_gives_the_same_page(run, page):
         ("winrates.json", b"[]", "winrates.json: Input should be an object"),
         ("winrates.json", lambda c: c["pairs"][1].pop("ci95"), "winrates.json: pairs.1.ci95: Field required"),
         ("winrates.json", lambda c: c["models"]["sft"].update(cut="x"), "winrates.json: models.sft.cut: Input"),
-        ("winrates.json", lambda c: c.update(reward_models={}), "winrates.json: reward_models: Dictionary should have"),
+        ("winrates.json", lambda c: c.update(models={}), "winrates.json: models: Dictionary should have"),
         ("winrates.json", lambda c: c["reward_models"].update(new=c["reward_models"]["truth"]),
          "results.parquet: has no column reward:new"),
         ("config.yaml", None, "config.yaml: no such file"),

@@ -44,6 +44,8 @@ class Comparison:
     tools: Tools | None = None
     labelled: bool = False
     """Whether ratings are labels, 1 desirable and 0 not, that say something of each answer by itself."""
+    further: tuple[str, ...] = ()
+    """Questions that follow the answer to `prompt`."""
 
     def pair(self) -> PreferencePair:
         """The best answer against the worst, of equal ones the first. Raises `NoPreference` where all are equal."""

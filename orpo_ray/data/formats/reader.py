@@ -28,15 +28,17 @@ class RecordReader:
         as_messages: bool,
         may_only_ask: bool = False,
         prompts_alone: bool = False,
+        turns: int = 1,
     ) -> None:
         """`account`: counts what is not read. `may_only_ask`: records without answers are prompts (evaluations).
-        `prompts_alone`: answers are not wanted (rollouts), so none of them has to win."""
+        `prompts_alone`: answers are not wanted (rollouts), so none of them has to win. `turns`: questions of a record
+        that are asked, at most."""
         self._settings = settings
         self._account = account
         self._may_only_ask = may_only_ask
         self._asks = format == "prompts"
         self._shape: Shape | None = None if format in ("auto", "prompts") else shape_named(format)
-        self._reading = Reading(account, as_messages, settings.roles or {}, settings.prefer, prompts_alone)
+        self._reading = Reading(account, as_messages, settings.roles or {}, settings.prefer, prompts_alone, turns)
         self._first = True
         self._spoken = [name for name in (*SYSTEM, "tools") if name not in (settings.unread or ())]
         """Columns that any shape may have beside its own."""

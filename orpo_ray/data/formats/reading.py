@@ -27,6 +27,8 @@ class Reading:
     """`data.prefer`."""
     prompts_alone: bool = False
     """Answers are not wanted, so none of them has to win."""
+    turns: int = 1
+    """Questions of a record that are asked one after the other, at most."""
     repeats_prompt: bool | None = None
     """Whether chosen and rejected begin with the prompt, as text; None before the first record."""
 

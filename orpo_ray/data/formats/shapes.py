@@ -200,20 +200,23 @@ def _instruction(value: Record, reading: Reading) -> Comparison:
     return Comparison(texts.instruction(value), ())
 
 
-def _first_turn(value: Record, reading: Reading) -> Comparison:
-    if value["turns"][1:]:
+def _turns(value: Record, reading: Reading) -> Comparison:
+    column = "turns" if "turns" in value else "prompt"
+    first, *further = (checked_text(text, f"{column}[{i}]") for i, text in enumerate(value[column][: reading.turns]))
+    if value[column][reading.turns :]:
         reading.account.noted["have further turns, which are not asked"] += 1
-    return Comparison(turn("user", checked_text(value["turns"][0], "turns[0]")), ())
+    return Comparison(turn("user", first), (), further=tuple(further))
+
+
+def _are_turns(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and isinstance(found[0], str)
 
 
 QUESTIONS = (
+    Shape("prompts", ("prompt",), _turns, "", told=lambda value: _are_turns(value["prompt"])),  # MT-Bench on the Hub
     Shape("prompts", ("prompt",), _prompt, ""),
     Shape("prompts", ("instruction",), _instruction, "", also=("input", "history")),  # AlpacaEval
-    Shape(
-        "prompts", ("turns",), _first_turn, "",  # MT-Bench
-        told=lambda value: isinstance(value["turns"], list) and bool(value["turns"])
-        and isinstance(value["turns"][0], str),
-    ),
+    Shape("prompts", ("turns",), _turns, "", told=lambda value: _are_turns(value["turns"])),  # MT-Bench
 )  # fmt: skip
 
 

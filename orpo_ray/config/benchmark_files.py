@@ -1,0 +1,60 @@
+"""A benchmark: a file whose keys are the defaults of the evaluation, or of the scores, that names it.
+
+Those that come along lie in `benchmarks/` beside this file, so that they are found wherever the package is installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.config.loading import read_yaml
+from orpo_ray.errors import UserError
+
+SHIPPED = Path(__file__).parent / "benchmarks"
+_BY_LABEL = ("models", "reward_models", "judges")
+"""Sections of labels: who has a label of the benchmark's replaces all that it says of it."""
+
+
+def with_benchmark(mapping: dict[str, Any], origin: str) -> dict[str, Any]:
+    """`mapping` over what the file says that its `benchmark` names; a key of a section at a time, its own keys win.
+
+    Raises `UserError`, naming `origin`, where there is no such file, and where `mapping` itself is a benchmark.
+    """
+    named = mapping.get("benchmark")
+    if named is None and "name" not in mapping and "reward_models" not in mapping:
+        raise UserError(
+            f"{origin}: has no name, so it is a benchmark, for an evaluation to name: `benchmark: {origin}`"
+        )
+    if not isinstance(named, str):
+        return mapping
+    file = _file(named, origin)
+    defaults = read_yaml(file)
+    for key in ("name", "benchmark"):
+        if key in defaults:
+            raise UserError(f"{origin}: benchmark: {file} has the key {key}, which no benchmark has")
+    return _over(defaults, mapping)
+
+
+def _file(named: str, origin: str) -> Path:
+    own, shipped = Path(named).expanduser(), SHIPPED / f"{named}.yaml"
+    if own.is_file():
+        return own
+    if "/" not in named and shipped.is_file():
+        return shipped
+    names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+    close = difflib.get_close_matches(named, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    raise UserError(f"{origin}: benchmark: {named!r:.80} is no file, and none that comes along; {hint}")
+
+
+def _over(defaults: dict[str, Any], own: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
+    """`whole`: the values below are taken as they are."""
+    found = dict(defaults)
+    for key, value in own.items():
+        below = found.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and not whole:
+            value = _over(below, value, whole=key in _BY_LABEL)
+        found[key] = value
+    return found
