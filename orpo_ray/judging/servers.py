@@ -36,7 +36,10 @@ _REFUSED = (400, 413, 422)
 _LOST = (408, 409, 425, 429)  # and 500 and above
 _REFUSALS = 10  # calls that may be refused before any is answered: it is the request then, and not a prompt
 _CHARACTERS_TOLD = 300
-_HEADERS = ("accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent")
+_HEADERS = (
+    "accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent",
+    "x-stainless-raw-response",  # by which the library knows that it is to leave the answer to us
+)  # fmt: skip
 _KEPT = "the verdicts that are there are kept, and the same command asks for the others"
 
 
