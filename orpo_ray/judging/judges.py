@@ -149,6 +149,6 @@ def _require_one_token(judge: str, tokenizer: Any, label: str) -> None:
     written = [tokenizer.encode(text, add_special_tokens=False) for text in (label.strip(), f" {label.strip()}")]
     if all(len(ids) != 1 or ids == [tokenizer.unk_token_id] for ids in written):
         raise UserError(
-            f"judging.labels: {label.strip()!r:.40} is no single token of judges.{judge}, and its probability is that of "
-            "a first token; choose others, or set judging.reads=text"
+            f"judging.labels: {label.strip()!r:.40} is no single token of judges.{judge}, and its probability is that "
+            "of a first token; choose others, or set judging.reads=text"
         )
