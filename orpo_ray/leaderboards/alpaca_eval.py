@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,21 +141,19 @@ def verdicts_of(annotations: Iterable[Annotation]) -> list[Verdicts]:
     A record that repeats another is counted once. Raises `UserError` where two on one instruction differ, since a
     rate of both would weigh that instruction twice.
     """
-    groups: dict[tuple[str | None, str | None, str | None], dict[str, Annotation]] = {}
-    repeats: dict[tuple[str | None, str | None, str | None], int] = {}
+    groups: dict[tuple[str | None, str | None, str | None], dict[str, Annotation]] = defaultdict(dict)
+    repeats: Counter[tuple[str | None, str | None, str | None]] = Counter()
     for each in annotations:
         names = each.generator_2, each.generator_1, each.annotator
-        group = groups.setdefault(names, {})
-        repeats.setdefault(names, 0)
-        before = group.setdefault(each.instruction, each)
-        if before is not each:
-            if (before.output_1, before.output_2) != (each.output_1, each.output_2):
-                raise UserError(f"{each.location}: is on the same instruction as {before.location}, with other outputs")
-            if preference_of(before) != preference_of(each) and not (
-                math.isnan(preference_of(before)) and math.isnan(preference_of(each))
-            ):
-                raise UserError(f"{each.location}: is on the same outputs as {before.location}, with another verdict")
-            repeats[names] += 1
+        before = groups[names].get(each.instruction)
+        if before is None:
+            groups[names][each.instruction] = each
+            continue
+        repeats[names] += 1
+        if (before.output_1, before.output_2) != (each.output_1, each.output_2):
+            raise UserError(f"{each.location}: is on the same instruction as {before.location}, with other outputs")
+        if not np.array_equal([preference_of(before)], [preference_of(each)], equal_nan=True):
+            raise UserError(f"{each.location}: is on the same outputs as {before.location}, with another verdict")
     return [
         Verdicts(
             *names,
