@@ -138,9 +138,8 @@ class Server:
 
     async def _answered(self, call: Call) -> Verdict:
         """Raises `UserError` where there is no answer after all tries, `_RefusedCall` where there will be none."""
-        tries = 0
+        tries, answered = 0, self.account.answered
         while True:
-            answered = self.account.answered
             await self._wait_for_a_slot()
             if self._failure is not None:
                 raise self._failure
@@ -152,6 +151,7 @@ class Server:
                 self.account.again[lost.why] += 1
                 # A server that others get answers from while it tells this one to wait is no failure.
                 tries += not (lost.why == _LIMITED and self.account.answered > answered)
+                answered = self.account.answered
                 if tries > self._config.retries:
                     raise UserError(
                         f"judges.{self._label}: a call got no answer in {tries} tries; the last: {lost}; {_KEPT}"

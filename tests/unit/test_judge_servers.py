@@ -25,7 +25,7 @@ from orpo_ray.judging.places import Answered
 from orpo_ray.judging.store import VerdictStore
 from orpo_ray.terminal import Console
 
-PROMPTS = 40
+PROMPTS = 120
 KEY = "sk-test-4f9aB71c0dE8"
 
 
@@ -106,12 +106,14 @@ def test_a_call_that_gets_no_answer_in_time_is_made_again(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kept", [1, 25, 60])
 def test_a_killed_driver_goes_on_to_the_same_bytes(tmp_path: Path, kept: int) -> None:
+    there = answered(prompts=40)
     with JudgeServer() as server:
-        whole = rows(run(config_of(tmp_path / "whole", server)))
+        whole = rows(run(config_of(tmp_path / "whole", server), there))
+        calls = server.answered.total()
     with JudgeServer(lambda *_: "slow") as server:
         config = config_of(tmp_path / "killed", server)
         store = VerdictStore(EvaluationFolder(config.storage.run_dir("e")).verdicts).path("j")
-        child = multiprocessing.get_context("fork").Process(target=run, args=(config,))
+        child = multiprocessing.get_context("fork").Process(target=run, args=(config, there))
         child.start()
         while not store.is_file() or store.read_bytes().count(b"\n") < kept:
             assert child.is_alive()
@@ -123,10 +125,10 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(tmp_path: Path, kept: int) ->
         lines = store.read_bytes().count(b"\n")
         store.write_bytes(store.read_bytes() + b'{"key": "torn off')
         asked = server.answered.total()
-        assert kept <= lines < CALLS and asked <= lines + 6
-        assert rows(run(config)) == whole
-        assert server.answered.total() == asked + CALLS - lines
-        assert len(store.read_text().splitlines()) == CALLS
+        assert kept <= lines < calls and asked <= lines + 6
+        assert rows(run(config, there)) == whole
+        assert server.answered.total() == asked + calls - lines
+        assert len(store.read_text().splitlines()) == calls
 
 
 def test_what_the_server_refuses_is_unreadable_and_not_asked_for_ever(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_a_limited_server_is_waited_for_however_often_it_says_so(tmp_path: Path)
             return None
 
         server.fault = busy
-        found = run(config_of(tmp_path, server, retries=1, concurrency=12), answered(prompts=20))
+        found = run(config_of(tmp_path, server, retries=1, concurrency=12), answered(prompts=10))
         assert found.counts["j"].asked == sum(server.answered.values()) and server.faults["429"] > 12
 
 
@@ -217,7 +219,7 @@ def test_a_key_is_written_nowhere_whatever_the_server_says(
         monkeypatch.setenv(name, value)
     said = io.StringIO()
     with JudgeServer(says=f"I was told {KEY}. [[A]]") as server:
-        config = config_of(tmp_path, server, {"reads": "text"}, api_key_env="JUDGE_KEY")
+        config = config_of(tmp_path, server, {"reads": "text"}, api_key_env="JUDGE_KEY", retries=1)
         (tmp_path / "config.yaml").write_text(config.to_yaml())
         run(config, said=said)
         assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
@@ -266,10 +268,11 @@ def test_the_body_is_what_was_configured(tmp_path: Path) -> None:
         config = config_of(
             tmp_path, server, temperature=None, max_tokens=3, extra_body={"top_logprobs": 5, "max_tokens": None, "n": 1}
         )
-        run(config, answered("ab", 2))
+        run(config, answered("ab", 4))
         assert {key: value for key, value in server.bodies[0].items() if key != "messages"} == {
             "model": "big", "logprobs": True, "top_logprobs": 5, "n": 1,
         }  # fmt: skip
-        run(config_of(tmp_path, server, {"reads": "text", "repeats": 2}, temperature=0.7), answered("ab", 3))
-        seeds = {body["seed"] for body in server.bodies[1:]}
-        assert len(seeds) == len(server.bodies) - 1 and all(body["max_tokens"] == 2048 for body in server.bodies[1:])
+        first = len(server.bodies)
+        run(config_of(tmp_path, server, {"reads": "text", "repeats": 2}, temperature=0.7), answered("ab", 4))
+        assert len({body["seed"] for body in server.bodies[first:]}) == len(server.bodies) - first == 4
+        assert {body["max_tokens"] for body in server.bodies[first:]} == {2048}

@@ -20,13 +20,12 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.judged import judged
 from orpo_ray.judging.asking import Asked
 from orpo_ray.judging.judges import _require_one_token
-from orpo_ray.judging.places import Answered, alpaca_eval_swaps, places
+from orpo_ray.judging.places import Answered, places
 from orpo_ray.judging.prompts import JudgePrompt, Turn
-from orpo_ray.judging.reading import label_probability, preference, rating, read
+from orpo_ray.judging.reading import label_probability, preference, read
 from orpo_ray.judging.store import VerdictStore
 from orpo_ray.judging.verdict import Verdict
 
-ANNOTATIONS = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval" / "gemma-2b-it.annotations.json.gz"
 LABELS = Asked("", "", "labels", ("m", "M"))
 
 
@@ -78,7 +77,6 @@ def test_a_preference_is_the_last_that_is_said(said: str, probability: float | N
     ],
 )  # fmt: skip
 def test_a_rating_is_a_number_from_1_to_10(said: str, value: float | None) -> None:
-    assert rating(said) == value
     assert read(Asked("", "", "rating"), said) == (None, value)
 
 
@@ -88,15 +86,22 @@ def test_any_text_has_a_verdict_or_none(said: str, reads: Any) -> None:
     assert probability in (None, 0.0, 0.5, 1.0) and (value is None or 1 <= value <= 10)
 
 
-@pytest.mark.skipif(not ANNOTATIONS.is_file(), reason="needs ../shared")
-def test_published_preferences_follow_from_log_probs_and_order() -> None:
-    """All 805 of AlpacaEval 2's: the order that its judge was shown, and the probability that it gave the model."""
-    for row in json.loads(gzip.decompress(ANNOTATIONS.read_bytes())):
+def test_published_preferences_follow_from_log_probs_in_alpaca_eval_s_order(shared: Path) -> None:
+    """All 805: what the model's side got, from the order that the judge is shown by ours."""
+    rows = json.loads(gzip.decompress((shared / "data/alpaca_eval/gemma-2b-it.annotations.json.gz").read_bytes()))
+    answers = {
+        model: [[[row[output]]] for row in rows] for model, output in (("model", "output_2"), ("reference", "output_1"))
+    }
+    config = JudgingConfig(order="alpaca_eval", against="reference")
+    answered = Answered([[row["instruction"]] for row in rows], answers, [None] * len(rows))
+    found = list(places(config, JudgePrompt(config), answered))
+    assert len(found) == 805
+    for (place, asked), row in zip(found, rows, strict=True):
+        assert asked is not None
         top = row["raw_completion"]["logprobs"]["content"][0]["top_logprobs"]
-        first = label_probability(("m", "M"), [(token["token"], token["logprob"]) for token in top])
+        first, _ = read(asked, "", [(token["token"], token["logprob"]) for token in top])
         assert first is not None
-        model = first if alpaca_eval_swaps(row["instruction"]) else 1 - first
-        assert model == pytest.approx(row["preference"] - 1, abs=1e-6)
+        assert (first if place.shown_first else 1 - first) == pytest.approx(row["preference"] - 1, abs=1e-6)
 
 
 # What they are shown.
