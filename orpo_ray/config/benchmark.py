@@ -14,6 +14,7 @@ from orpo_ray.config.evaluation import Label
 from orpo_ray.config.evaluation_benchmark import (
     EvaluationBenchmarkConfig,
     GenerationBenchmarkConfig,
+    JudgingBenchmarkConfig,
     PipelineBenchmarkConfig,
     ScoringBenchmarkConfig,
 )
@@ -100,7 +101,7 @@ class BenchmarkConfig(Section):
 
 _SCHEMAS: dict[Any, type[BenchmarkConfig] | type[EvaluationBenchmarkConfig]] = {
     "generation": GenerationBenchmarkConfig, "scoring": ScoringBenchmarkConfig, "pipeline": PipelineBenchmarkConfig,
-    "training": BenchmarkConfig,
+    "judging": JudgingBenchmarkConfig, "training": BenchmarkConfig,
 }  # fmt: skip
 
 

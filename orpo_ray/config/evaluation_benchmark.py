@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from orpo_ray.config.evaluation import Label, PromptsConfig, SamplingConfig, ScoringConfig
+from orpo_ray.config.judges import JudgingConfig
 from orpo_ray.config.section import Count, Section
 
 
@@ -47,4 +48,16 @@ class PipelineBenchmarkConfig(_Stages):
     scoring: ScoringConfig = ScoringConfig()
 
 
-EvaluationBenchmarkConfig = GenerationBenchmarkConfig | ScoringBenchmarkConfig | PipelineBenchmarkConfig
+class JudgingBenchmarkConfig(_Stages):
+    """Verdicts of a local judge by the engine that it is asked through, against one bare `LLM.generate`."""
+
+    measures: Literal["judging"]
+    judge: str
+    chat_template: str | None = None
+    """Of the judge, where its tokenizer has none."""
+    judging: JudgingConfig = JudgingConfig()
+
+
+EvaluationBenchmarkConfig = (
+    GenerationBenchmarkConfig | ScoringBenchmarkConfig | PipelineBenchmarkConfig | JudgingBenchmarkConfig
+)

@@ -147,8 +147,8 @@ def _counter(tokenizer: Any) -> Callable[[Asked], int]:
 def _require_one_token(judge: str, tokenizer: Any, label: str) -> None:
     """With a space before it or without: an answer may begin with either."""
     written = [tokenizer.encode(text, add_special_tokens=False) for text in (label.strip(), f" {label.strip()}")]
-    if all(len(ids) != 1 for ids in written):
+    if all(len(ids) != 1 or ids == [tokenizer.unk_token_id] for ids in written):
         raise UserError(
-            f"judging.labels: {label.strip()!r:.40} is {len(written[0])} tokens of judges.{judge}, and a label has to "
-            "be one, since its probability is that of a first token; choose others, or set judging.reads=text"
+            f"judging.labels: {label.strip()!r:.40} is no single token of judges.{judge}, and its probability is that "
+            "of a first token; choose others, or set judging.reads=text"
         )

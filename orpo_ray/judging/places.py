@@ -7,7 +7,6 @@ who else is compared: a verdict on two answers is found again wherever they come
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,6 +16,7 @@ from orpo_ray.config.judges import JudgingConfig
 from orpo_ray.errors import UserError
 from orpo_ray.judging.asking import Asked
 from orpo_ray.judging.prompts import JudgePrompt, Turn
+from orpo_ray.leaderboards.alpaca_eval import switched
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,10 @@ def _orders(config: JudgingConfig, questions: list[str], answers: list[tuple[str
     if config.order == "both":
         return [True, False]
     if config.order == "alpaca_eval":
-        return [alpaca_eval_swaps(questions[0])]
+        return [switched(questions[0])]
     mine, other = ([pair[side] for pair in answers] for side in (0, 1))
     low, high = sorted((mine, other))
     drawn = hashlib.blake2b(
         repr((config.seed, questions[: len(answers)], low, high)).encode("utf-8", "backslashreplace")
     )
     return [(mine == low) == bool(drawn.digest()[0] & 1)]
-
-
-def alpaca_eval_swaps(instruction: str) -> bool:
-    """Whether AlpacaEval shows its judge the model's output before the reference's (`is_switched_outputs`)."""
-    return random.Random(f"is_switched_outputs{instruction}123").choices([False, True])[0]

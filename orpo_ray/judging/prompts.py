@@ -18,6 +18,8 @@ import yaml
 
 from orpo_ray.config.judges import JudgingConfig
 from orpo_ray.data.records import one_line
+from orpo_ray.data.templates import RENDER_SECONDS
+from orpo_ray.data.time_limit import TimeOut, limited
 from orpo_ray.errors import UserError
 from orpo_ray.judging.asking import Asked, Reads
 from orpo_ray.parsing import member, read_lines, read_text
@@ -117,7 +119,10 @@ def _of_yaml(path: Path, text: str, labels: tuple[str, str]) -> Fill:
             for turn in turns
         ]
         try:
-            first, second = (template.render(turns=shown, labels=labels) for template in templates)
+            with limited(RENDER_SECONDS):
+                first, second = (template.render(turns=shown, labels=labels) for template in templates)
+        except TimeOut:
+            raise UserError(f"{path}: takes over {RENDER_SECONDS} seconds to fill in") from None
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path}: the template cannot be filled in: {one_line(error)}") from None
         return first, second

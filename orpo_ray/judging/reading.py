@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from orpo_ray.judging.asking import Asked
+from orpo_ray.leaderboards.mt_bench import rating
 
 TOP_TOKENS = 20
 """Likeliest first tokens among which labels are looked for: as many as OpenAI's and vLLM's servers give."""
@@ -14,7 +15,6 @@ TOP_TOKENS = 20
 _MARK = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _PROBABILITY = {"A": 1.0, "B": 0.0, "C": 0.5}
 _RANK = re.compile(r"""["']model["']\s*:\s*["']model_([12])["']\s*,\s*["']rank["']\s*:\s*["']?(\d+)""")
-_RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 _THOUGHTS_END = "</think>"
 
 
@@ -51,13 +51,6 @@ def preference(said: str) -> float | None:
     if ranks.keys() != {"1", "2"} or {*ranks.values()} != {1, 2}:
         return None
     return float(ranks["1"] < ranks["2"])
-
-
-def rating(said: str) -> float | None:
-    """MT-Bench's: the first `[[n]]`, else the first `[n]`; None where there is none from 1 to 10."""
-    found = next((match for pattern in _RATINGS if (match := pattern.search(said))), None)
-    value = float(found[1]) if found else math.nan
-    return value if 1 <= value <= 10 else None
 
 
 def _behind_thoughts(words: str) -> str:

@@ -36,7 +36,10 @@ _REFUSED = (400, 413, 422)
 _LOST = (408, 409, 425, 429)  # and 500 and above
 _REFUSALS = 10  # calls that may be refused before any is answered: it is the request then, and not a prompt
 _CHARACTERS_TOLD = 300
-_HEADERS = ("accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent")
+_HEADERS = (
+    "accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent",
+    "x-stainless-raw-response",  # by which the library knows that it is to leave the answer to us
+)  # fmt: skip
 _KEPT = "the verdicts that are there are kept, and the same command asks for the others"
 
 
@@ -135,9 +138,8 @@ class Server:
 
     async def _answered(self, call: Call) -> Verdict:
         """Raises `UserError` where there is no answer after all tries, `_RefusedCall` where there will be none."""
-        tries = 0
+        tries, answered = 0, self.account.answered
         while True:
-            answered = self.account.answered
             await self._wait_for_a_slot()
             if self._failure is not None:
                 raise self._failure
@@ -149,6 +151,7 @@ class Server:
                 self.account.again[lost.why] += 1
                 # A server that others get answers from while it tells this one to wait is no failure.
                 tries += not (lost.why == _LIMITED and self.account.answered > answered)
+                answered = self.account.answered
                 if tries > self._config.retries:
                     raise UserError(
                         f"judges.{self._label}: a call got no answer in {tries} tries; the last: {lost}; {_KEPT}"

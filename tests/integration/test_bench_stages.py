@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from orpo_ray.data import toyworld
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLING = {"max_tokens": 8, "rounds": 2}
 
@@ -37,6 +39,16 @@ def test_generation_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str,
     ours, bare, default = made(bench(tmp_path, beside_tests, "generation", policy="toy", sampling=SAMPLING)).values()
     assert ours == bare == default  # the same requests and seeds, so the same tokens
     assert 36 * 2 < ours[0] <= 36 * 2 * 8
+
+
+def test_judging_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str, str]) -> None:
+    shown = "{{ turns[0].question }} {{ turns[0].first }} {{ turns[0].second }}"
+    (tmp_path / "judge.yaml").write_text(f"user: '{shown}'\n")
+    first, second = [token for token in toyworld.tokenizer().get_vocab() if token.isalpha() and token.isascii()][:2]
+    judging = {"prompt": str(tmp_path / "judge.yaml"), "labels": [first, second]}
+    result = bench(tmp_path, beside_tests, "judging", judge="toy", chat_template="orpo", judging=judging)
+    ours, bare, default = made(result).values()
+    assert 20 < ours[0] <= 36 and ours == bare == default  # a token each; some answers are the same
 
 
 def test_scoring_beside_padded_batches(tmp_path: Path, beside_tests: dict[str, str]) -> None:

@@ -31,13 +31,16 @@ class Bare:
     """vLLM as it is, with the options of our engine: everything in one call."""
 
     def __init__(self, options: EngineOptions, sampling: SamplingConfig) -> None:
-        self._engine, self._sampling = load_engine(options, sampling.seed), sampling
+        self._engine, self._options, self._sampling = load_engine(options, sampling.seed), options, sampling
 
     def generate(self, requests: list[Request]) -> int:
         """Returns the number of tokens drawn."""
         outputs = self._engine.generate(
             [{"prompt_token_ids": request.ids} for request in requests],
-            [sampling_params(self._sampling, request.seed) for request in requests],
+            [
+                sampling_params(self._sampling, request.seed, self._options.stop_ids, self._options.top_tokens)
+                for request in requests
+            ],
             use_tqdm=False,
         )
         return sum(len(output.outputs[0].token_ids) for output in outputs)
@@ -50,17 +53,25 @@ def generation(config: GenerationBenchmarkConfig, folder: Path) -> Iterator[dict
     requests = [request for block in range(len(plan.blocks)) for request in plan.requests("policy", block)]
     work = plan.policies["policy"]
     options = EngineOptions(str(policy), work.model.generation_dtype, work.max_length)
+    with beside_bare(requests, options, config.sampling, "tokens") as ways:
+        yield ways
+
+
+@contextmanager
+def beside_bare(
+    requests: list[Request], options: EngineOptions, sampling: SamplingConfig, makes: str
+) -> Iterator[dict[str, Way]]:
+    """An engine fed as `Pipeline` feeds it, and bare ones; an actor and a CPU each. `makes`: what tokens are called."""
     connect(cpus=3)  # of which one computes at a time
     import ray
 
     engines = ((Generator, options), (Bare, options), (Bare, replace(options, cpu_batch=_VLLMS_OWN_BATCH)))
     ours, bare, default = actors = [
-        ray.remote(actor).options(num_cpus=1, runtime_env={"env_vars": ENVIRONMENT}).remote(settings, config.sampling)
+        ray.remote(actor).options(num_cpus=1, runtime_env={"env_vars": ENVIRONMENT}).remote(settings, sampling)
         for actor, settings in engines
     ]
 
     def fed() -> int:
-        """As `Pipeline` feeds it."""
         todo, at_work, tokens = deque(requests), 0, 0
         while todo or at_work:
             new = [todo.popleft() for _ in range(min(AT_WORK - at_work, len(todo)))]
@@ -71,11 +82,9 @@ def generation(config: GenerationBenchmarkConfig, folder: Path) -> Iterator[dict
 
     try:
         yield {
-            "orpo_ray": Way(fed, "tokens"),
-            "LLM.generate": Way(lambda: ray.get(bare.generate.remote(requests)), "tokens"),
-            f"LLM.generate, {_VLLMS_OWN_BATCH} at once": Way(
-                lambda: ray.get(default.generate.remote(requests)), "tokens"
-            ),
+            "orpo_ray": Way(fed, makes),
+            "LLM.generate": Way(lambda: ray.get(bare.generate.remote(requests)), makes),
+            f"LLM.generate, {_VLLMS_OWN_BATCH} at once": Way(lambda: ray.get(default.generate.remote(requests)), makes),
         }
     finally:
         for actor in actors:

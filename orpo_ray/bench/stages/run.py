@@ -13,10 +13,14 @@ import torch
 from orpo_ray.bench.results import STAGES, described, spread
 from orpo_ray.bench.stages.way import Way
 from orpo_ray.config import EvaluationBenchmarkConfig
-from orpo_ray.config.evaluation_benchmark import GenerationBenchmarkConfig, ScoringBenchmarkConfig
+from orpo_ray.config.evaluation_benchmark import (
+    GenerationBenchmarkConfig,
+    JudgingBenchmarkConfig,
+    ScoringBenchmarkConfig,
+)
 from orpo_ray.terminal import Console
 
-_WARM_UP = {"generation": 1, "scoring": 1, "pipeline": 0}
+_WARM_UP = {"generation": 1, "judging": 1, "scoring": 1, "pipeline": 0}
 """Turns that do not count. The pipeline's actors are started anew each time, as for a user."""
 
 
@@ -41,6 +45,10 @@ def _ways(config: EvaluationBenchmarkConfig, folder: Path) -> AbstractContextMan
         from orpo_ray.bench.stages.generation import generation
 
         return generation(config, folder)
+    if isinstance(config, JudgingBenchmarkConfig):
+        from orpo_ray.bench.stages.judging import judging
+
+        return judging(config, folder)
     if isinstance(config, ScoringBenchmarkConfig):
         from orpo_ray.bench.stages.scoring import scoring
 

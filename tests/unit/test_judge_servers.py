@@ -1,0 +1,278 @@
+"""Judges behind servers: nothing is lost, nothing that has an answer is asked again, and no key is written down."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judge_server import JudgeServer, no_fault, tenth
+from secret_scan import leaks
+
+from orpo_ray.config import EvaluationConfig, parse_as
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.judged import Judged
+from orpo_ray.evaluation.judging import judge, plan_judging
+from orpo_ray.evaluation.store import EvaluationFolder
+from orpo_ray.judging import servers
+from orpo_ray.judging.places import Answered
+from orpo_ray.judging.store import VerdictStore
+from orpo_ray.terminal import Console
+
+PROMPTS = 120
+KEY = "sk-test-4f9aB71c0dE8"
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.01)
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+
+
+def config_of(folder: Path, server: JudgeServer, judging: dict[str, Any] | None = None, **own: Any) -> EvaluationConfig:
+    mapping = {
+        "name": "e", "models": {"a": "a", "b": "b", "c": "c"}, "prompts": {"source": "toy"},
+        "reward_models": {"truth": "toy"}, "judging": {"against": "a", **(judging or {})},
+        "judges": {"j": {"kind": "openai", "base_url": server.url, "model": "big", "concurrency": 6, **own}},
+        "storage": {"path": str(folder)},
+    }  # fmt: skip
+    return parse_as(EvaluationConfig, mapping, [], "test")
+
+
+def answered(models: str = "abc", prompts: int = PROMPTS) -> Answered:
+    """Every tenth pair of answers is the same; one answer is missing."""
+    answers: dict[str, list[list[list[str] | None]]] = {
+        model: [
+            [[f"answer {prompt if prompt % 10 else 0} of {model if prompt % 10 else 'all'}"]]
+            for prompt in range(prompts)
+        ]
+        for model in models
+    }
+    answers["b"][1] = [None]
+    return Answered([[f"question {prompt}"] for prompt in range(prompts)], answers, [None] * prompts)
+
+
+CALLS = 2 * (PROMPTS - PROMPTS // 10) - 1
+
+
+def run(config: EvaluationConfig, there: Answered | None = None, said: io.StringIO | None = None) -> Judged:
+    plan = plan_judging(config)
+    assert plan is not None
+    folder = EvaluationFolder(config.storage.run_dir(config.name))
+    return judge(config, plan, there or answered(), folder, Console(file=said or io.StringIO(), width=500))
+
+
+def rows(judged: Judged) -> str:
+    return json.dumps([judged.table().to_pylist(), str(judged.counts), judged.notes()])
+
+
+def test_a_server_that_fails_a_tenth_loses_nothing_and_is_asked_nothing_twice(tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        smooth = run(config_of(tmp_path / "smooth", server))
+        assert server.answered.total() == CALLS == sum(each.shown_first is not None for each in smooth.judgements)
+    with JudgeServer(tenth) as server:
+        said = io.StringIO()
+        found = run(config_of(tmp_path / "rough", server), said=said)
+        assert rows(found) == rows(smooth)
+        assert set(server.answered.values()) == {1} and server.answered.total() == CALLS
+        assert set(server.faults) == {"500", "503", "429", "rubbish", "empty", "drop"}
+        assert len(server.bodies) == CALLS + server.faults.total()
+        assert f"{server.faults.total()} calls were lost, and made again" in said.getvalue()
+        assert f"{server.faults['429']} of asked to wait (429)" in said.getvalue()
+        assert server.most_at_once <= 6
+        again = run(config_of(tmp_path / "rough", server), said=said)
+        assert rows(again) == rows(smooth) and server.answered.total() == CALLS
+        more = run(config_of(tmp_path / "rough", server), answered("abcd"))
+        assert server.answered.total() == CALLS + PROMPTS - PROMPTS // 10  # those of the new model alone
+        assert [each for each in more.judgements if each.model != "d"] == found.judgements
+
+
+def test_a_call_that_gets_no_answer_in_time_is_made_again(tmp_path: Path) -> None:
+    def hang(body: dict[str, Any], attempt: int) -> str | None:
+        return "hang" if "question 3\n" in str(body["messages"][1]["content"]) and not attempt else None
+
+    with JudgeServer(hang) as server:
+        said = io.StringIO()
+        found = run(config_of(tmp_path, server, timeout=0.3), said=said)
+        assert found.counts["j"].asked == CALLS and not found.notes()
+        assert "2 calls were lost, and made again: 2 of no answer in time" in said.getvalue()
+
+
+@pytest.mark.parametrize("kept", [1, 25, 60])
+def test_a_killed_driver_goes_on_to_the_same_bytes(tmp_path: Path, kept: int) -> None:
+    there = answered(prompts=40)
+    with JudgeServer() as server:
+        whole = rows(run(config_of(tmp_path / "whole", server), there))
+        calls = server.answered.total()
+    with JudgeServer(lambda *_: "slow") as server:
+        config = config_of(tmp_path / "killed", server)
+        store = VerdictStore(EvaluationFolder(config.storage.run_dir("e")).verdicts).path("j")
+        child = multiprocessing.get_context("fork").Process(target=run, args=(config, there))
+        child.start()
+        while not store.is_file() or store.read_bytes().count(b"\n") < kept:
+            assert child.is_alive()
+            time.sleep(0.002)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        time.sleep(0.1)  # until the server has answered what nobody hears
+        lines = store.read_bytes().count(b"\n")
+        store.write_bytes(store.read_bytes() + b'{"key": "torn off')
+        asked = server.answered.total()
+        assert kept <= lines < calls and asked <= lines + 6
+        assert rows(run(config, there)) == whole
+        assert server.answered.total() == asked + calls - lines
+        assert len(store.read_text().splitlines()) == calls
+
+
+def test_what_the_server_refuses_is_unreadable_and_not_asked_for_ever(tmp_path: Path) -> None:
+    def refusing(body: dict[str, Any], attempt: int) -> str | None:
+        return "400" if "answer 7 of b" in body["messages"][1]["content"] else None
+
+    with JudgeServer(refusing) as server:
+        for _ in range(2):
+            found = run(config_of(tmp_path, server))
+            assert found.counts["j"].unreadable == 1 and len(server.bodies) == CALLS
+        [note] = found.notes()
+        assert note.startswith(
+            f"1 of {CALLS} verdicts of the judge j cannot be read (the first: prompt 7, b against a: '[re"
+        )
+
+
+def test_a_request_that_is_wrong_altogether_is_an_error(tmp_path: Path) -> None:
+    with JudgeServer(lambda *_: "400") as server:
+        with pytest.raises(
+            UserError, match=r"^judges\.j: the server answers none of the calls: .*no: None \(some_code\)"
+        ):
+            run(config_of(tmp_path, server))
+        assert len(server.bodies) < 20
+        server.fault = no_fault
+        assert run(config_of(tmp_path, server)).counts["j"].unreadable == 0  # nothing was kept
+
+
+def test_a_server_that_stays_away_ends_it_and_what_is_there_is_kept(tmp_path: Path) -> None:
+    def away(body: dict[str, Any], attempt: int) -> str | None:
+        return "503" if "answer 29 of" in body["messages"][1]["content"] else None
+
+    with JudgeServer(away) as server:
+        with pytest.raises(
+            UserError, match=r"^judges\.j: a call got no answer in 3 tries; the last: status 503: .*kept"
+        ):
+            run(config_of(tmp_path, server, retries=2))
+        kept = server.answered.total()
+        assert kept > 10
+        server.fault = no_fault
+        run(config_of(tmp_path, server, retries=2))
+        assert server.answered.total() == CALLS and set(server.answered.values()) == {1}
+
+
+def test_a_limited_server_is_waited_for_however_often_it_says_so(tmp_path: Path) -> None:
+    """Far more often than `retries`, as long as it answers others."""
+    with JudgeServer() as server:
+        answers: list[float] = []
+
+        def busy(body: dict[str, Any], attempt: int) -> str | None:
+            if answers and time.monotonic() - answers[-1] < 0.02:
+                return "429"
+            answers.append(time.monotonic())
+            return None
+
+        server.fault = busy
+        found = run(config_of(tmp_path, server, retries=1, concurrency=12), answered(prompts=10))
+        assert found.counts["j"].asked == sum(server.answered.values()) and server.faults["429"] > 12
+
+
+def test_the_pace_is_kept(tmp_path: Path) -> None:
+    with JudgeServer(lambda body, attempt: None if attempt else "500") as server:
+        run(config_of(tmp_path, server, calls_per_minute=3000), answered("ab", prompts=12))
+        assert len(server.times) == 18 and server.times[-1] - server.times[0] >= 17 * 0.02 - 0.02
+
+
+def test_a_budget_is_held_before_and_while_it_is_spent(tmp_path: Path) -> None:
+    with JudgeServer(lambda body, attempt: "500" if not attempt and "answer 9 of" in str(body) else None) as server:
+        expected = rf"since it takes {CALLS} calls, about [\d,]+ tokens of prompts \(an estimate: characters / 4\) and"
+        for key, most in (("max_calls", CALLS - 1), ("max_tokens_total", 500)):
+            with pytest.raises(UserError, match=rf"^judges\.j\.{key}={most}: nothing was asked, {expected} at most"):
+                run(config_of(tmp_path, server, **{key: most}))
+        assert not server.bodies
+        with pytest.raises(UserError, match=rf"^judges\.j\.max_calls={CALLS} is used up, by calls .* kept"):
+            run(config_of(tmp_path, server, max_calls=CALLS))
+        assert len(server.bodies) == CALLS
+        run(config_of(tmp_path, server, max_calls=CALLS))
+        assert server.answered.total() == CALLS
+
+
+def test_a_key_is_written_nowhere_whatever_the_server_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "JUDGE_KEY": KEY, "OPENAI_API_KEY": "sk-other", "OPENAI_ORG_ID": "org-other", "OPENAI_PROJECT_ID": "p-other",
+        "OPENAI_CUSTOM_HEADERS": "X-Other: other\nAuthorization: Bearer other", "OPENAI_BASE_URL": "http://127.0.0.1:9/",
+        "HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    said = io.StringIO()
+    with JudgeServer(says=f"I was told {KEY}. [[A]]") as server:
+        config = config_of(tmp_path, server, {"reads": "text"}, api_key_env="JUDGE_KEY", retries=1)
+        (tmp_path / "config.yaml").write_text(config.to_yaml())
+        run(config, said=said)
+        assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
+        assert not any("other" in f"{name}{value}" for headers in server.headers for name, value in headers.items())
+        for status in ("401", "500", "400"):
+            server.fault = lambda *_, status=status: status
+            with pytest.raises(UserError) as error:
+                run(config, answered("abd", 12), said)
+            said.write(str(error.value))
+        without = config_of(tmp_path / "without", server, {"reads": "text"})
+        server.fault = no_fault
+        run(without, answered("ab", 5))
+        assert "authorization" not in server.headers[-1]
+    assert "The key of JUDGE_KEY".lower() in said.getvalue().lower()
+    (tmp_path / "said").write_text(said.getvalue() + "".join(capfd.readouterr()))
+    assert not leaks(tmp_path, {"key": KEY})
+    assert "I was told ***" in (tmp_path / "e" / "verdicts" / "j.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("value", "told"), [(None, "the environment has no JUDGE_KEY"), ("a\nb", "is no key")])
+def test_a_key_that_is_none_is_said_before_anything_is_asked(
+    value: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("JUDGE_KEY", value)
+    with JudgeServer() as server:
+        plan = plan_judging(config_of(tmp_path, server, api_key_env="JUDGE_KEY"))
+        assert plan is not None
+        with pytest.raises(UserError, match=rf"^judges\.j\.api_key_env: .*{told}") as error:
+            plan.require_keys()
+        assert "a\nb" not in str(error.value)
+
+
+def test_a_server_without_log_probs_is_told_of(tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        complete = server.completion
+        server.completion = lambda body: complete({**body, "logprobs": False})  # type: ignore[method-assign]
+        with pytest.raises(
+            UserError, match=r"it tells no log-probs; where the server has none, set judging\.reads=text"
+        ):
+            run(config_of(tmp_path, server, retries=1))
+
+
+def test_the_body_is_what_was_configured(tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        config = config_of(
+            tmp_path, server, temperature=None, max_tokens=3, extra_body={"top_logprobs": 5, "max_tokens": None, "n": 1}
+        )
+        run(config, answered("ab", 4))
+        assert {key: value for key, value in server.bodies[0].items() if key != "messages"} == {
+            "model": "big", "logprobs": True, "top_logprobs": 5, "n": 1,
+        }  # fmt: skip
+        first = len(server.bodies)
+        run(config_of(tmp_path, server, {"reads": "text", "repeats": 2}, temperature=0.7), answered("ab", 4))
+        assert len({body["seed"] for body in server.bodies[first:]}) == len(server.bodies) - first == 4
+        assert {body["max_tokens"] for body in server.bodies[first:]} == {2048}
