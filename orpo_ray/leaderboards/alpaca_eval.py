@@ -67,7 +67,8 @@ def switched(instruction: str) -> bool:
     not depend on the model.
 
     Its annotators draw by the seed 0 (`PairwiseAnnotator`); 123 is the default of a class that nobody makes by itself.
-    The published log-probs of labels give the published preferences by 0 alone.
+    The published log-probs of labels give the published preferences by 0 alone. Raises `ValueError` for text that
+    UTF-8 cannot hold.
     """
     return random.Random(f"is_switched_outputs{instruction}{SEED}").choices([False, True])[0]
 
@@ -197,8 +198,9 @@ def _of_lists(location: str, model: str, lists: Row, instructions: Sequence[str]
             raise ValueError(f"instruction should hold whole numbers from 0, below {most:g}")
         if (preferences < 1).any() or (preferences > 2).any():
             raise ValueError("preference should hold numbers from 1 to 2")
-        if not all((columns[key] >= 0).all() for key in ("reference_characters", "model_characters")):
-            raise ValueError("characters should be 0 or more")
+        characters = np.concatenate([columns["reference_characters"], columns["model_characters"]])
+        if not ((characters >= 0) & (characters < 2**53)).all():
+            raise ValueError("characters should be 0 or more, and such that a text may have them")
     except ValueError as error:
         raise UserError(f"{location}: {error}") from None
     texts = [f"instruction {i:.0f}" if instructions is None else instructions[int(i)] for i in index]

@@ -40,6 +40,10 @@ NAMES = {
 """What AlpacaEval's files call the weights."""
 
 
+_MOST = 1e6
+"""Of weights, difficulties and lengths in units of their spread: all are of the size of 1."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """Of one model."""
@@ -222,6 +226,8 @@ def _needed(row: Row, key: str) -> float:
     value = number(row, key)
     if value is None:
         raise ValueError(f"has no {key}")
+    if abs(value) > _MOST:
+        raise ValueError(f"{key} should be near 1, and is {value:g}")
     return value
 
 

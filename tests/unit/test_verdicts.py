@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from one_by_one import typed
 
 from orpo_ray.errors import UserError
-from orpo_ray.leaderboards.alpaca_eval import read_verdicts, win_rate
-from orpo_ray.leaderboards.length_controlled import NAMES
+from orpo_ray.leaderboards.alpaca_eval import length_controlled, read_verdicts, win_rate
+from orpo_ray.leaderboards.length_controlled import NAMES, read_difficulty
 from orpo_ray.leaderboards.verdicts import BENCHMARKS, Files, aggregate, as_json
 
 WEIGHTS = dict(zip(NAMES.values(), (-1.5, 0.9, -3.0), strict=True))
@@ -100,7 +100,7 @@ def test_rows_without_partner_are_counted_and_said(made: Files) -> None:
     assert [result[key] for key in counts] == [12, 3, 1, 1, 8]
     assert result["win_rate"] == pytest.approx(100 * (sum(r["preference"] or 1 for r in rows[:9]) - 9) / 8)
     said = " ".join(result["remarks"])
-    for part in ("3 of 12 instructions have no row, such as 'task 10'", "1 rows are left out", "1 rows have no prefer"):
+    for part in ("3 of 12 instructions have no row, such as 'task 9'", "1 rows are left out", "1 rows have no prefer"):
         assert part in said
     whole = only(aggregate("alpaca-eval-2", Files(made.verdicts)))
     assert (whole["instructions"], whole["n"]) == (None, 9)
@@ -117,9 +117,9 @@ def test_which_length_controlled_number_it_is_is_said(made: Files, tmp_path: Pat
     refit = numbers(difficulty=made.difficulty)
     assert refit["length_controlled_winrate"] is None
     assert refit["length_controlled"]["without_gamed_rows"] == published["length_controlled"]["without_gamed_rows"]
-    assert "other numbers than AlpacaEval 2's" in refit["remarks"][-1]
+    assert "without_gamed_rows is another number than AlpacaEval 2's" in refit["remarks"][-1]
     alone = numbers()
-    assert alone["length_controlled"] is None and "other numbers than AlpacaEval 2's" in alone["remarks"][-1]
+    assert alone["length_controlled"] is None and "is another number than AlpacaEval 2's" in alone["remarks"][-1]
     assert alone["length_controlled_here"] == published["length_controlled_here"]
     gamed = tmp_path / "df_gamed.csv"
     gamed.write_text("index,instruction_difficulty,preference,std_delta_len\n" + "".join(
@@ -128,7 +128,7 @@ def test_which_length_controlled_number_it_is_is_said(made: Files, tmp_path: Pat
     ))  # fmt: skip
     fitted = numbers(difficulty=gamed, prompts=made.prompts)
     assert fitted["length_controlled"]["made_by"] == "refit with the gamed rows"
-    assert fitted["length_controlled_winrate"] is not None and "is refitted" in fitted["remarks"][-1]
+    assert fitted["length_controlled_winrate"] is not None and "is fitted here" in fitted["remarks"][-1]
 
 
 def test_another_reference_or_judge_is_said(made: Files) -> None:
@@ -147,10 +147,12 @@ def test_another_reference_or_judge_is_said(made: Files) -> None:
     [
         ({"weights": [{"model": "other", **WEIGHTS}]}, "weights.json: has no weights of mine"),
         ({"difficulty": difficulties(11)}, "difficulty.json: has no difficulty of 1 of 12 instructions"),
+        ({"difficulty": [*difficulties(11), {"instruction": "task 11", "difficulty": 1e300}]}, "should be near 1"),
+        ({"difficulty": difficulties(11), "prompts": None}, "difficulty.json: has no difficulty of 1 of 12"),
         ({"difficulty": None}, "--weights: tell nothing without --difficulty"),
         ({"prompts": [{"prompt": "x"}]}, r"prompts.json[record 0]: has no instruction"),
         ({"prompts": [*difficulties(), *difficulties(1)]}, "prompts.json: has the instruction 'task 0' twice"),
-        ({"annotations": annotations(preference=None)}, "mine: no row has a preference"),
+        ({"annotations": annotations(preference=None)}, "annotations.json.gz: no row of mine has a preference"),
         (
             {"annotations": [{"instruction": "x", "output": "y", "generator": "z"}]},
             "is a model's output and no verdict",
@@ -198,6 +200,7 @@ def test_verdicts_without_texts_are_read_too(made: Files, tmp_path: Path) -> Non
         ({"instruction": [0, 1, 1.5]}, "whole numbers from 0, below 12"),
         ({"instruction": [0, 1, None]}, "whole numbers from 0, below 12"),
         ({"model_characters": [1, 2, None]}, "characters should be 0 or more"),
+        ({"reference_characters": [1, 2, 1e300]}, "characters should be 0 or more"),
         ({"model_characters": 7}, "model_characters should be a list, and is a whole number"),
     ],
 )
@@ -218,6 +221,19 @@ def test_published_rates_of_29_models_are_met(shared: Path) -> None:
         published, here = verdicts[str(each.model)]["published"], win_rate(each.preferences, resamples=10)
         assert here.win_rate == pytest.approx(published["win_rate"], abs=1e-5)  # preferences are rounded there
         assert here.standard_error == pytest.approx(published["standard_error"], abs=1e-6)
+
+
+@pytest.mark.long
+def test_refits_without_gamed_rows_are_as_far_off_as_they_are_said_to_be(shared: Path) -> None:
+    folder = shared / "data" / "alpaca_eval"
+    verdicts = json.loads(gzip.decompress((folder / "verdicts.json.gz").read_bytes()))
+    difficulty = read_difficulty(folder / "instruction_difficulty.json", None)
+    off = []
+    for each in read_verdicts(folder / "verdicts.json.gz", difficulty.instructions):
+        found = length_controlled(each, difficulty, None).without_gamed_rows
+        assert found is not None
+        off.append(abs(found - verdicts[str(each.model)]["published"]["length_controlled_winrate"]))
+    assert (round(sum(off) / len(off), 1), round(max(off), 1)) == (1.0, 2.5)
 
 
 @pytest.mark.parametrize("kind", ["annotations", "difficulty", "weights", "prompts", "judgments", "questions"])
