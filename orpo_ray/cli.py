@@ -226,7 +226,7 @@ def outputs(
     epilog=EXIT_CODES,
     help="""\
 Make a leaderboard's numbers of FILE, which may come from elsewhere, and print them as JSON: AlpacaEval's annotations,
-MT-Bench's judgments of single answers. No model is asked anything.
+MT-Bench's judgments of single answers, IFEval's responses. No model is asked anything.
 
 Beside each number stands what it is of: rows left out and why, a bootstrap interval, another reference or judge than
 the leaderboard's. AlpacaEval 2's length-controlled win-rate takes the instructions' difficulty, and published weights
@@ -241,7 +241,7 @@ Examples:
 def verdicts(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Annotations, judgments or responses.")],
     benchmark: Annotated[
-        str, typer.Option(metavar="NAME", help="alpaca-eval-1, alpaca-eval-2 or mt-bench.", show_default=False)
+        str, typer.Option(metavar="NAME", help="alpaca-eval-1, alpaca-eval-2, mt-bench or ifeval.", show_default=False)
     ],
     difficulty: Annotated[Path | None, typer.Option(metavar="F", help="Of AlpacaEval's instructions.")] = None,
     weights: Annotated[Path | None, typer.Option(metavar="F", help="Published ones of length control.")] = None,

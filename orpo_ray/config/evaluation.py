@@ -162,6 +162,18 @@ class AnswersConfig(Section):
     """Cut what stands between `<think>` and `</think>` before anything is judged, compared or asked further."""
 
 
+Measure = Literal["alpaca-eval-1", "alpaca-eval-2", "mt-bench", "ifeval"]
+
+
+class LeaderboardConfig(Section):
+    """Files beside those numbers that a benchmark's own leaderboard has."""
+
+    difficulty: str | None = None
+    """Of AlpacaEval's instructions: without it there is no length-controlled win-rate as AlpacaEval 2 defines it."""
+    published: str | None = None
+    """A table of published numbers, among which one's own are shown."""
+
+
 class GenerationConfig(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
     """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here); in float32 what is
@@ -202,8 +214,9 @@ class EvaluationConfig(Section):
     prompts: PromptsConfig
     reward_models: dict[Label, str] = Field(default_factory=dict)
     """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
-    measures: tuple[Literal["alpaca-eval-1", "alpaca-eval-2", "mt-bench", "ifeval"], ...] = ()
+    measures: tuple[Measure, ...] = ()
     """Benchmarks whose own numbers are made, too."""
+    leaderboard: LeaderboardConfig = LeaderboardConfig()
     sampling: SamplingConfig = SamplingConfig()
     answers: AnswersConfig = AnswersConfig()
     generation: GenerationConfig = GenerationConfig()
@@ -255,8 +268,31 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _something_is_measured(self) -> EvaluationConfig:
-        if not (self.reward_models or self.measures):
-            raise ValueError("reward_models: names none, and nothing else measures the answers")
+        if not (self.reward_models or self.judges or self.measures):
+            raise ValueError("reward_models: names none, and neither judges nor measures say how answers are measured")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_have_verdicts(self) -> EvaluationConfig:
+        for measure in self.measures:
+            if measure == "ifeval":
+                continue
+            if not self.judges:
+                raise ValueError(f"measures: {measure} is made of what a judge says; name one under judges")
+            wanted = "rates" if measure == "mt-bench" else "pairs"
+            if self.judging.compares != wanted:
+                raise ValueError(f"measures: {measure} needs judging.compares={wanted}")
+            if wanted == "pairs" and self.judging.against is None:
+                raise ValueError(f"measures: {measure} needs judging.against, the model that it compares with")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_have_names_of_their_own(self) -> EvaluationConfig:
+        twice = [label for label in self.judges if label in self.reward_models]
+        if twice:
+            raise ValueError(f"judges.{twice[0]}: a reward model has this name; choose another")
+        if self.judging.against is not None and self.judges and self.judging.against not in self.models:
+            raise ValueError(f"judging.against: no model is called {self.judging.against}")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,9 +12,12 @@ from orpo_ray.config import EvaluationConfig, read_yaml
 from orpo_ray.config.identity import other_settings
 from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation.answered import References, answered, read_references
 from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone, share_out
 from orpo_ray.evaluation.cpu_engine import lacks_on_cpu
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
+from orpo_ray.evaluation.judging import JudgingPlan, judge, plan_judging
+from orpo_ray.evaluation.leaderboards import Leaderboards
 from orpo_ray.evaluation.plan import ENGINES, EvaluationPlan, make_plan
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.results import STATISTICS, Embed, Tables, prompts_table, results_table, winrates
@@ -39,22 +43,32 @@ def evaluate(
     the cluster has room for, a folder that another driver is at work on (`wait`: until that one has gone).
     """
     console = console or Console(stderr=True)
+    judging = plan_judging(config)
     plan = furthest(make_plan(config))
+    references = read_references(config, plan.prompts)
     folder = plan.folder
-    if plan.last and _is_finished(folder, _key(plan)):
+    if plan.last and _is_finished(folder, _key(plan, judging, references)):
         console.say(f"{folder.path}: already finished")
         return folder
+    if judging is not None:
+        judging.require_keys()
     with only_driver(folder.path, console, wait=wait):
-        _evaluate(config, plan, resources, console)
+        _evaluate(config, plan, judging, references, resources, console)
     return folder
 
 
-def _key(plan: EvaluationPlan) -> str:
+def _key(plan: EvaluationPlan, judging: JudgingPlan | None, references: References) -> str:
     """What the results of the last turn's plan are known by."""
     config = plan.config
-    answers = {} if plan.judges else {"answers": [work.judged_as for work in plan.answering.values()]}
+    answers = (
+        {} if plan.judges and judging is None else {"answers": [work.judged_as for work in plan.answering.values()]}
+    )
     categories = [prompt.category for prompt in plan.prompts] if config.prompts.category else []
-    later = {"measures": config.measures, "categories": categories}
+    files = {name: Path(file).read_text() for name, file in config.leaderboard if file and Path(file).is_file()}
+    later = {
+        "measures": config.measures, "categories": categories, "leaderboard": files,
+        "judging": judging and [judging.identity, config.judging.for_a_file(), references],
+    }  # fmt: skip
     return content_key(
         rewards=[judge.rewards.names for judge in plan.judges.values()],
         log_probs=[work.log_probs and work.log_probs.folder.name for work in plan.answering.values()],
@@ -63,7 +77,14 @@ def _key(plan: EvaluationPlan) -> str:
     )  # fmt: skip
 
 
-def _evaluate(config: EvaluationConfig, plan: EvaluationPlan, resources: Resources | None, console: Console) -> None:
+def _evaluate(
+    config: EvaluationConfig,
+    plan: EvaluationPlan,
+    judging: JudgingPlan | None,
+    references: References,
+    resources: Resources | None,
+    console: Console,
+) -> None:
     folder = plan.folder
     held_for("evaluation", folder.config)
     if replaced := _replaced(config, folder):
@@ -78,15 +99,21 @@ def _evaluate(config: EvaluationConfig, plan: EvaluationPlan, resources: Resourc
     embed, unavailable = _embedder(config)
     _work(plan, resources, console)
     while not plan.last:
-        said = len(plan.notes)
+        known = len(plan.notes)
         plan = next_turn(plan)
-        for note in plan.notes[said:]:
+        for note in plan.notes[known:]:
             console.say(f"note: {note}")
         _work(plan, resources, console)
+    said = answered(plan, references)
+    judged = None if judging is None else judge(config, judging, said, folder, console, resources=resources)
     tables = Tables(plan)
     write_table(folder.results, results_table(tables))
-    found = winrates(tables, embed, _key(plan))
-    found["notes"] += unavailable
+    if judged is not None:
+        write_table(folder.judgements, judged.table())
+    described = judging.describe() if judging else {}
+    found = winrates(tables, embed, _key(plan, judging, references), judged, described)
+    found["leaderboards"] = Leaderboards(config, folder, plan.prompts, said, judged).measured()
+    found["notes"] += [*(judged.notes() if judged else ()), *unavailable]
     write_atomically(folder.winrates, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 

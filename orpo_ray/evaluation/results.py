@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.prompts import readable
 from orpo_ray.evaluation import comparisons
 from orpo_ray.evaluation.given import GivenWork
+from orpo_ray.evaluation.judge_results import judge_numbers, judged_outcomes
+from orpo_ray.evaluation.judged import Judged
 from orpo_ray.evaluation.plan import TOO_LONG, EvaluationPlan, JudgeWork, PolicyWork
 from orpo_ray.evaluation.thinking import Thought
 from orpo_ray.inference.scoring import NOT_FINITE
@@ -166,14 +169,28 @@ def _with_rewards(tables: Tables, row: Row, label: str) -> Row:
     }
 
 
-def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
-    """`winrates.json`: a function of the responses and rewards alone, with neither time nor machine in it."""
+def winrates(
+    tables: Tables,
+    embed: Embed | None,
+    key: str,
+    judged: Judged | None = None,
+    described: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """`winrates.json`: a function of responses, rewards and verdicts alone, with neither time nor machine in it.
+
+    `judged`: by judges in words, `described` by label.
+    """
     plan = tables.plan
     config = plan.config
     models = {label: _model(tables, work, embed) for label, work in plan.answering.items()}
     reward_models = {name: _reward_model(tables, judge) for name, judge in plan.judges.items()}
     rewards = {name: tables.scores(name) for name in plan.judges}
     compared = comparisons.by_rewards(rewards, list(models))
+    in_words: dict[str, Row] = {}
+    if judged is not None:
+        compared |= judged_outcomes(judged, list(models))
+        categories = [prompt.category or None for prompt in plan.prompts]
+        in_words = judge_numbers(judged, described, list(models), categories)
     return {
         "name": config.name,
         "key": key,
@@ -184,6 +201,7 @@ def winrates(tables: Tables, embed: Embed | None, key: str) -> dict[str, Any]:
         "sampling": config.sampling.model_dump(mode="json"),
         "models": models,
         "reward_models": reward_models,
+        "judges": in_words,
         "pairs": comparisons.pairs(compared, {label: tables.characters(label) for label in models}),
         "ratings": comparisons.ratings(compared) if len(models) > 1 else {},
         "rewards": {

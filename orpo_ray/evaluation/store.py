@@ -48,6 +48,8 @@ class EvaluationFolder:
         self.rewards = path / "rewards"
         self.log_probs = path / "log_probs"
         self.verdicts = path / "verdicts"
+        self.judgements = path / "verdicts.parquet"
+        self.leaderboards = path / "leaderboards"
         self.results = path / "results.parquet"
         self.winrates = path / "winrates.json"
         self.report = path / "report.html"

@@ -143,6 +143,10 @@ def read_answers(path: Path) -> list[Answer]:
     return _read(path, _answer)
 
 
+def write_questions(path: Path, questions: Iterable[Question]) -> None:
+    _write_lines(path, ({**vars(question), "turns": list(question.turns)} for question in questions))
+
+
 def read_questions(path: Path) -> list[Question]:
     """Raises `UserError` where two have the same number, too."""
     found = _read(path, _question)

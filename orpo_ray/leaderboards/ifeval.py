@@ -169,7 +169,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     found = []
     for location, row in records(path):
         try:
-            found.append(_prompt(location, row))
+            found.append(prompt_of(location, row))
         except ValueError as error:
             raise UserError(f"{location}: {error}") from None
     for name, values in (("key", [each.key for each in found]), ("prompt", [each.text for each in found])):
@@ -276,7 +276,8 @@ def _kinds(every: Sequence[_Checked]) -> dict[str, dict[str, int]]:
     return kinds
 
 
-def _prompt(location: str, row: Row) -> Prompt:
+def prompt_of(location: str, row: Row) -> Prompt:
+    """Of a record. Raises `ValueError` where it is none of IFEval's."""
     kinds, arguments = member(row, "instruction_id_list", list), member(row, "kwargs", list)
     if not kinds or not all(isinstance(each, str) for each in kinds):
         raise ValueError("instruction_id_list should be texts, at least one")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.errors import UserError
-from orpo_ray.leaderboards import alpaca_eval, mt_bench
+from orpo_ray.leaderboards import alpaca_eval, ifeval, mt_bench
 from orpo_ray.leaderboards.alpaca_eval import PUBLISHED, LengthControlled
 from orpo_ray.leaderboards.files import instruction_of, read_judgments, read_questions, records
 from orpo_ray.leaderboards.length_controlled import Difficulty, Weights, read_difficulty, read_weights
@@ -197,6 +197,12 @@ def _of_ratings(found: mt_bench.Result) -> Row:
     return {**asdict(found), "remarks": said}
 
 
+def _ifeval(files: Files) -> list[Row]:
+    if files.prompts is None:
+        raise UserError("--prompts: ifeval needs them, since they hold the instructions that are checked")
+    return [ifeval.measure_files(files.verdicts, files.prompts).to_json()]
+
+
 BENCHMARKS = {
     "alpaca-eval-1": Benchmark(partial(_alpaca_eval, "text_davinci_003", "alpaca_eval_gpt4"), ("prompts",)),
     "alpaca-eval-2": Benchmark(
@@ -204,5 +210,6 @@ BENCHMARKS = {
         ("prompts", "difficulty", "weights"),
     ),
     "mt-bench": Benchmark(_mt_bench, ("prompts",)),
+    "ifeval": Benchmark(_ifeval, ("prompts",)),
 }
 """By what `--benchmark` calls it."""

@@ -17,6 +17,7 @@ from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.errors import UserError
 from orpo_ray.report.columns import FLAG, KEY, NUMBER, TEXT, read_columns
 from orpo_ray.report.judge_numbers import Judge
+from orpo_ray.report.leaderboard_tables import Leaderboard
 
 """The data set's own responses, which stand among the models' with these labels."""
 SIGNIFICANCE = 0.05
@@ -156,6 +157,8 @@ class Numbers(BaseModel):
     reward_models: dict[str, RewardModel]
     judges: dict[str, Judge] = {}
     """Those that judge in words."""
+    leaderboards: dict[str, Leaderboard] = {}
+    """By benchmark, its own numbers."""
     pairs: list[Pair]
     ratings: dict[str, list[Rating]]
     rewards: dict[str, dict[str, Rewards]]

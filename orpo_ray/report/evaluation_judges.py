@@ -37,8 +37,8 @@ def sections(judges: Mapping[str, Judge], models: list[str]) -> list[dict[str, A
     ]
 
 
-def _value(value: str | int | float | bool | None) -> str:
-    return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "–" if value in (None, "", {}) else str(value)
 
 
 def _counts(judge: Judge) -> str:

@@ -19,6 +19,7 @@ from orpo_ray.report import (
     evaluation_tables,
     evaluation_words,
     figures,
+    leaderboard_tables,
 )
 from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, Pair, read_evaluation
 from orpo_ray.report.evaluation_tables import deviation
@@ -56,6 +57,7 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         headlines=evaluation_words.headlines(numbers, ranked),
         facts=_facts(evaluation),
         judges=[_judge(numbers, label) for label in numbers.deciders],
+        leaderboards=leaderboard_tables.sections(numbers.leaderboards),
         in_words=evaluation_judges.sections(numbers.judges, list(numbers.models)),
         rewards=_reward_figures(evaluation),
         lengths=_length_figure(evaluation),

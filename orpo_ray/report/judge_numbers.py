@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel
 
 Interval = tuple[float, float]
@@ -75,7 +77,7 @@ class Counts(BaseModel):
 
 
 class Judge(BaseModel):
-    described: dict[str, str | int | float | bool | None]
+    described: dict[str, Any]
     """What it is, how it is asked and drawn."""
     counts: Counts
     pairs: list[JudgedPair]

@@ -1,0 +1,41 @@
+"""What models answered in all turns, as judges in words and benchmarks take it."""
+
+from __future__ import annotations
+
+from orpo_ray.config import EvaluationConfig
+from orpo_ray.config.evaluation import OutputsConfig
+from orpo_ray.data.outputs import read_outputs
+from orpo_ray.data.prompts import Prompt, readable
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.plan import EvaluationPlan
+from orpo_ray.evaluation.turns import answers_so_far
+from orpo_ray.judging.places import Answered
+
+References = list[list[str] | None]
+"""Of each prompt the reference answer of each turn; None: it has none."""
+
+
+def read_references(config: EvaluationConfig, prompts: list[Prompt]) -> References:
+    """Of `judging.references`. Raises `UserError`, naming the key and the record, as `read_outputs` does."""
+    if config.judging.references is None:
+        return [None] * len(prompts)
+    try:
+        found = read_outputs(OutputsConfig(outputs=config.judging.references), prompts, config.prompts)
+    except UserError as error:
+        raise UserError(f"judging.references: {error}") from None
+    return [list(rounds[0]) if rounds else None for rounds in found.answers]
+
+
+def answered(plan: EvaluationPlan, references: References) -> Answered:
+    """Of a plan whose last turn is answered."""
+    turns = plan.config.prompts.turns
+    return Answered(
+        questions=[
+            [readable(prompt.as_found.prompt), *prompt.as_found.further[: turns - 1]] for prompt in plan.prompts
+        ],
+        answers={
+            label: [[None if said is None else list(said) for said in rounds] for rounds in answers_so_far(plan, label)]
+            for label in plan.answering
+        },
+        references=references,
+    )

@@ -1,0 +1,188 @@
+"""A benchmark's own numbers of an evaluation, by way of the files that the benchmark itself has.
+
+Answers and verdicts are written to `leaderboards/BENCHMARK/` as the benchmark's own tools read them, and its numbers
+are made of these files by what `orpo-ray verdicts` calls: whoever has the folder can make them again. None of the three
+knows of rounds, so each round is a set of files of its own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orpo_ray.config import EvaluationConfig
+from orpo_ray.data.prompts import Prompt
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.judged import Judged
+from orpo_ray.evaluation.store import EvaluationFolder
+from orpo_ray.judging.places import Answered
+from orpo_ray.judging.verdict import Judgement
+from orpo_ray.leaderboards.files import (
+    Annotation,
+    Judgment,
+    Question,
+    Response,
+    write_annotations,
+    write_judgments,
+    write_questions,
+    write_responses,
+)
+from orpo_ray.leaderboards.ifeval import measure, prompt_of
+from orpo_ray.leaderboards.published import leaderboard, read_published
+from orpo_ray.leaderboards.verdicts import Files, aggregate
+
+Row = dict[str, Any]
+
+RANKED_BY = {
+    "alpaca-eval-1": "win_rate",
+    "alpaca-eval-2": "length_controlled_winrate",
+    "mt-bench": "score",
+    "ifeval": "prompt_strict",
+}
+"""The number that a leaderboard is in order of."""
+
+
+class Leaderboards:
+    """The numbers of `config.measures`."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        folder: EvaluationFolder,
+        prompts: Sequence[Prompt],
+        answered: Answered,
+        judged: Judged | None,
+    ) -> None:
+        self._config, self._prompts, self._answered = config, prompts, answered
+        self._folder = folder.leaderboards
+        self._judgements = judged.judgements if judged else []
+
+    def measured(self) -> dict[str, Row]:
+        """By benchmark: `rows`, one for each model, round and judge, and `published` numbers.
+
+        Raises `UserError` where the prompts are none of the benchmark's, or a file of `config.leaderboard` cannot be
+        read.
+        """
+        makers: Mapping[str, Callable[[Path], list[Row]]] = {
+            "alpaca-eval-1": lambda folder: self._alpaca_eval("alpaca-eval-1", folder),
+            "alpaca-eval-2": lambda folder: self._alpaca_eval("alpaca-eval-2", folder),
+            "mt-bench": self._mt_bench,
+            "ifeval": self._ifeval,
+        }
+        found: dict[str, Row] = {}
+        for name in self._config.measures:
+            rows = makers[name](self._folder / name)
+            found[name] = {"ranked_by": RANKED_BY[name], "rows": rows, "published": self._published(name)}
+        return found
+
+    def _published(self, name: str) -> list[Row]:
+        """Of `leaderboard.published`, highest first."""
+        path, by = self._config.leaderboard.published, RANKED_BY[name]
+        if path is None:
+            return []
+        return [
+            asdict(entry) for entry in leaderboard({}, read_published(Path(path).expanduser(), ("win_rate", by)), by)
+        ]
+
+    def _alpaca_eval(self, name: str, folder: Path) -> list[Row]:
+        difficulty = self._config.leaderboard.difficulty if name == "alpaca-eval-2" else None
+        rows = []
+        for (judge, model, round), judgements in self._of_first_turn().items():
+            path = folder / judge / f"{_of_round(model, round)}.json"
+            write_annotations(path, self._annotations(judge, model, judgements))
+            files = Files(path, None if difficulty is None else Path(difficulty).expanduser())
+            rows += [{"judge": judge, "round": round, **row} for row in aggregate(name, files)["results"]]
+        return rows
+
+    def _of_first_turn(self) -> dict[tuple[str, str, int], list[Judgement]]:
+        """What each judge said of each model against the reference, by round."""
+        found: dict[tuple[str, str, int], list[Judgement]] = defaultdict(list)
+        for each in self._judgements:
+            if each.against is not None and each.turn == 0:
+                found[each.judge, each.model, each.round].append(each)
+        return found
+
+    def _annotations(self, judge: str, model: str, judgements: Sequence[Judgement]) -> list[Annotation]:
+        """Of each prompt one: the mean of its orders and repeats, none where nothing could be read."""
+        by_prompt: dict[int, list[Judgement]] = defaultdict(list)
+        for each in judgements:
+            by_prompt[each.prompt].append(each)
+        found = []
+        for number, own in sorted(by_prompt.items()):
+            read = [each.probability for each in own if each.probability is not None]
+            against = own[0].against
+            assert against is not None
+            found.append(Annotation(
+                instruction=self._answered.questions[number][0],
+                output_1=self._text(against, number, own[0].round), output_2=self._text(model, number, own[0].round),
+                preference=1 + float(np.mean(read)) if read else None,
+                generator_1=against, generator_2=model, annotator=judge,
+                raw_completion=own[0].words,
+            ))  # fmt: skip
+        return found
+
+    def _text(self, model: str, prompt: int, round: int) -> str:
+        """An answer to the first turn; one that stands in every round is there once."""
+        rounds = self._answered.answers[model][prompt]
+        answer = rounds[round if len(rounds) > 1 else 0]
+        assert answer is not None  # it was judged
+        return answer[0]
+
+    def _mt_bench(self, folder: Path) -> list[Row]:
+        ids = [_question_id(prompt) for prompt in self._prompts]
+        questions = folder / "question.jsonl"
+        write_questions(questions, [
+            Question(question_id=number, category=prompt.category, turns=tuple(turns))
+            for number, prompt, turns in zip(ids, self._prompts, self._answered.questions, strict=True)
+        ])  # fmt: skip
+        by_judge: dict[tuple[str, int], list[Judgment]] = defaultdict(list)
+        for each in self._judgements:
+            if each.against is None:
+                by_judge[each.judge, each.round].append(Judgment(
+                    question_id=ids[each.prompt], model=each.model, turn=each.turn + 1, score=each.rating,
+                    judgment=each.words, judge=each.judge, tstamp=float(each.repeat),
+                ))  # fmt: skip
+        rows = []
+        for (judge, round), judgments in by_judge.items():
+            path = folder / f"{_of_round(judge, round)}_single.jsonl"
+            write_judgments(path, judgments)
+            found = aggregate("mt-bench", Files(path, prompts=questions))["results"]
+            rows += [{**row, "judge": judge, "round": round} for row in found]
+        return rows
+
+    def _ifeval(self, folder: Path) -> list[Row]:
+        prompts = []
+        for prompt, questions in zip(self._prompts, self._answered.questions, strict=True):
+            try:
+                prompts.append(prompt_of(prompt.location, {**prompt.fields, "prompt": questions[0]}))
+            except ValueError as error:
+                raise UserError(f"{prompt.location}: {error}; is it a prompt of IFEval?") from None
+        rows = []
+        for label, of_prompts in self._answered.answers.items():
+            for round in range(max(map(len, of_prompts), default=0)):
+                texts = [answers[round] if round < len(answers) else None for answers in of_prompts]
+                responses = [
+                    Response(prompt=prompt.text, response=text[0] if text else "")
+                    for prompt, text in zip(prompts, texts, strict=True)
+                ]
+                path = folder / f"{_of_round(label, round)}.jsonl"
+                write_responses(path, responses)
+                found = measure(responses, prompts, source=str(path)).to_json()
+                rows.append({"model": label, "round": round, "not_answered": texts.count(None), **found})
+        return rows
+
+
+def _question_id(prompt: Prompt) -> int | str:
+    known_by = prompt.fields.get("question_id")
+    if not isinstance(known_by, int | str):
+        raise UserError(f"{prompt.location}: has no question_id; is it a question of MT-Bench?")
+    return known_by
+
+
+def _of_round(label: str, round: int) -> str:
+    return label if round == 0 else f"{label}-{round + 1}"

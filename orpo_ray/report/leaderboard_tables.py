@@ -1,0 +1,224 @@
+"""The numbers of AlpacaEval, MT-Bench and IFEval on an evaluation's page: a table each, among published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from orpo_ray.report.numbers import number, percent
+
+Row = dict[str, str]
+Interval = tuple[float, float]
+
+TITLES = {"alpaca-eval-1": "AlpacaEval 1", "alpaca-eval-2": "AlpacaEval 2", "mt-bench": "MT-Bench", "ifeval": "IFEval"}
+MOST_FAILURES = 200
+"""Failed instructions of a model that a page lists; the file of numbers has all."""
+SHOWN_PUBLISHED = 40
+
+
+class Published(BaseModel):
+    name: str
+    numbers: dict[str, float]
+
+
+class Leaderboard(BaseModel):
+    """As `winrates.json` has it."""
+
+    ranked_by: str
+    rows: list[dict[str, Any]]
+    published: list[Published]
+
+
+class _Here(BaseModel):
+    win_rate: float | None
+    ci95: Interval | None
+    unknown: str | None
+
+
+class _AlpacaEval(BaseModel):
+    model: str
+    judge: str
+    round: int
+    n: int
+    win_rate: float
+    standard_error: float | None
+    ci95: Interval
+    unreadable: int
+    identical: int | None
+    length_controlled_winrate: float | None
+    length_controlled: dict[str, Any] | None
+    length_controlled_here: _Here
+    remarks: list[str]
+
+
+class _Score(BaseModel):
+    score: float
+    ci95: Interval
+
+
+class _MtBench(BaseModel):
+    model: str
+    judge: str
+    round: int
+    score: _Score | None
+    turns: dict[str, _Score]
+    categories: dict[str, _Score]
+    unreadable: list[dict[str, Any]]
+    remarks: list[str]
+
+
+class _Rate(BaseModel):
+    followed: int
+    n: int
+    rate: float
+    ci95: Interval
+
+
+class _Failure(BaseModel):
+    key: int | str
+    instruction: str
+    strict: bool
+    loose: bool
+
+
+class _Ifeval(BaseModel):
+    model: str
+    round: int
+    not_answered: int
+    prompt_strict: _Rate
+    instruction_strict: _Rate
+    prompt_loose: _Rate
+    instruction_loose: _Rate
+    failures: list[_Failure]
+    notes: list[str]
+
+
+def sections(leaderboards: Mapping[str, Leaderboard]) -> list[dict[str, Any]]:
+    """Of each benchmark its title, rows with published ones among them, remarks, and failed instructions by model."""
+    return [
+        {"title": TITLES.get(name, name), "published": bool(found.published), **_MAKERS[name](found)}
+        for name, found in leaderboards.items()
+        if name in _MAKERS and found.rows
+    ]
+
+
+def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
+    rows = [_AlpacaEval.model_validate(row) for row in found.rows]
+    table = [(getattr(row, found.ranked_by), {
+        **_whose(row.model, row.judge, row.round),
+        "win-rate": f"{row.win_rate:.2f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.2f}"),
+        "95% interval": _percents(row.ci95, 1),
+        "length-controlled, AlpacaEval 2's": _or(row.length_controlled_winrate),
+        "refitted without gamed rows": _or((row.length_controlled or {}).get("without_gamed_rows")),
+        "length-controlled, ours": _here(row.length_controlled_here),
+        "n": number(row.n),
+        "unreadable": number(row.unreadable),
+        "the same": number(row.identical),
+    }) for row in rows]  # fmt: skip
+    columns = {"win-rate": "win_rate", "length-controlled, AlpacaEval 2's": "length_controlled_winrate"}
+    remarks = [f"{row.model}, by {row.judge}: {remark}." for row in rows for remark in row.remarks]
+    return {"rows": _among(table, found, columns), "remarks": remarks, "failures": []}
+
+
+def _mt_bench(found: Leaderboard) -> dict[str, Any]:
+    rows = [_MtBench.model_validate(row) for row in found.rows]
+    table = [(row.score.score if row.score else None, {
+        **_whose(row.model, row.judge, row.round),
+        "score": _score(row.score),
+        **{f"turn {turn}": _score(score) for turn, score in row.turns.items()},
+        **{category: f"{score.score:.2f}" for category, score in row.categories.items()},
+        "unreadable": number(len(row.unreadable)),
+    }) for row in rows]  # fmt: skip
+    remarks = [f"{row.model}, by {row.judge}: {remark}." for row in rows for remark in row.remarks]
+    unread = [f"{row.model}, by {row.judge}: unreadable are {_places(row)}." for row in rows if row.unreadable]
+    return {"rows": _among(table, found, {"score": "score"}), "remarks": remarks + unread, "failures": []}
+
+
+def _places(row: _MtBench) -> str:
+    """Of what was unreadable, each once."""
+    places = dict.fromkeys(f"question {place['question_id']} turn {place['turn']}" for place in row.unreadable)
+    return ", ".join([*places][:MOST_FAILURES])
+
+
+def _ifeval(found: Leaderboard) -> dict[str, Any]:
+    rows = [_Ifeval.model_validate(row) for row in found.rows]
+    table = [(100 * row.prompt_strict.rate, {
+        "model": _named(row.model, row.round),
+        "prompts, strict": _rate(row.prompt_strict),
+        "instructions, strict": _rate(row.instruction_strict),
+        "prompts, loose": _rate(row.prompt_loose),
+        "instructions, loose": _rate(row.instruction_loose),
+        "prompts ": number(row.prompt_strict.n),
+        "instructions ": number(row.instruction_strict.n),
+    }) for row in rows]  # fmt: skip
+    remarks = [f"{row.model}: {note}." for row in rows for note in row.notes]
+    remarks += [f"{row.model} was not asked {row.not_answered} prompts, which follow nothing." for row in rows
+                if row.not_answered]  # fmt: skip
+    failures = [
+        (
+            _named(row.model, row.round),
+            len(row.failures),
+            [
+                {
+                    "prompt": str(each.key), "instruction": each.instruction, "strictly": "no",
+                    "loosely": "yes" if each.loose else "no",
+                }
+                for each in row.failures[:MOST_FAILURES]
+            ],
+        )
+        for row in rows if row.failures
+    ]  # fmt: skip
+    return {
+        "rows": _among(table, found, {"prompts, strict": "prompt_strict"}),
+        "remarks": remarks,
+        "failures": failures,
+    }
+
+
+_MAKERS: dict[str, Callable[[Leaderboard], dict[str, Any]]] = {
+    "alpaca-eval-1": _alpaca_eval, "alpaca-eval-2": _alpaca_eval, "mt-bench": _mt_bench, "ifeval": _ifeval,
+}  # fmt: skip
+
+
+def _among(own: list[tuple[float | None, Row]], found: Leaderboard, columns: Mapping[str, str]) -> list[Row]:
+    """Best first, those without the number last. Published ones say that they are; `columns`: where their numbers go."""
+    blank = dict.fromkeys(own[0][1], "–")
+    published = [
+        (entry.numbers.get(found.ranked_by),
+         {**blank, "model": f"{entry.name} (published)",
+          **{column: _or(entry.numbers.get(name)) for column, name in columns.items()}})
+        for entry in found.published[:SHOWN_PUBLISHED]
+    ]  # fmt: skip
+    return [row for _, row in sorted([*own, *published], key=lambda each: (each[0] is None, -(each[0] or 0)))]
+
+
+def _whose(model: str, judge: str, round: int) -> Row:
+    return {"model": _named(model, round), "judge": judge}
+
+
+def _named(model: str, round: int) -> str:
+    return model if round == 0 else f"{model}, round {round + 1}"
+
+
+def _or(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _percents(interval: Interval, digits: int) -> str:
+    return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+
+
+def _here(found: _Here) -> str:
+    if found.win_rate is None:
+        return "cannot be told" if found.unknown else "–"
+    return f"{found.win_rate:.2f}" + (f" ({_percents(found.ci95, 1)})" if found.ci95 else "")
+
+
+def _score(found: _Score | None) -> str:
+    return "–" if found is None else f"{found.score:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
+
+
+def _rate(found: _Rate) -> str:
+    return f"{percent(found.rate, 1)} ({100 * found.ci95[0]:.1f} to {100 * found.ci95[1]:.1f})"
