@@ -250,8 +250,8 @@ class LengthControlled:
     """Win-rates at equal lengths in percent; `length_controlled.py` says how they are made."""
 
     win_rate: float | None
-    """AlpacaEval 2's number, as its leaderboard has it; None where neither the model's weights nor gamed rows are
-    given. Where rows are missing its own tool gives the first row the first difficulty and so on, and so does this."""
+    """AlpacaEval 2's number; None where neither the model's weights nor gamed rows are given. Where rows are missing,
+    its own tool takes the first difficulties, as many as there are rows; with published weights so does this."""
     made_by: str | None
     """`PUBLISHED` or `REFIT`."""
     by_instruction: float | None
@@ -278,10 +278,9 @@ def length_controlled(verdicts: Verdicts, difficulty: Difficulty, weights: Weigh
     refit = None if alone is None else 100 * alone.win_rate(own)
     if weights is None:
         return LengthControlled(None, None, None, refit, None, None)
-    published = 100 * weights.win_rate(difficulty.values[: len(own)])
-    return LengthControlled(
-        published, made_by, 100 * weights.win_rate(own), refit, None if refit is None else refit - published, weights
-    )
+    by_instruction = 100 * weights.win_rate(own)
+    rate = 100 * weights.win_rate(difficulty.values[: len(own)]) if made_by == PUBLISHED else by_instruction
+    return LengthControlled(rate, made_by, by_instruction, refit, None if refit is None else refit - rate, weights)
 
 
 def length_controlled_here(verdicts: Verdicts, *, resamples: int = 1000) -> LengthControl:

@@ -119,7 +119,7 @@ def fit(own: Rows, gamed: Rows | None) -> Weights | None:
     for held_out in range(FOLDS):
         seen, rest = fold != held_out, fold == held_out
         for i, strength in enumerate(STRENGTHS):
-            logits = x[rest] @ _minimum(x[seen], won[seen], weights[seen], strength)
+            logits = (x[rest] * _minimum(x[seen], won[seen], weights[seen], strength)).sum(axis=1)
             losses[i] += (weights[rest] * (np.logaddexp(0, logits) - won[rest] * logits)).mean()
     phi, gamma, theta = _minimum(x, won, weights, STRENGTHS[losses.argmin()])
     return Weights(float(phi), float(gamma), float(theta))

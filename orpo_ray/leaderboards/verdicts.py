@@ -68,10 +68,11 @@ def _alpaca_eval(reference: str, annotator: str, files: Files) -> list[Row]:
         raise UserError("--weights: tell nothing without --difficulty")
     own = {"reference": reference, "annotator": annotator}
     expected = difficulty.instructions if instructions is None and difficulty is not None else instructions
-    return [
-        _of_model(each, expected, difficulty, _of(weights, each.model, files), own, files)
-        for each in alpaca_eval.read_verdicts(files.verdicts, expected)
-    ]
+    found = alpaca_eval.read_verdicts(files.verdicts, expected)
+    if weights is not None and not any(each.model in weights for each in found):
+        names = ", ".join(str(each.model or "a model without a name (generator_2)") for each in found[:5])
+        raise UserError(f"{files.weights}: has no weights of {names}; without --weights they are fitted")
+    return [_of_model(each, expected, difficulty, (weights or {}).get(each.model or ""), own, files) for each in found]
 
 
 def _instructions(path: Path) -> tuple[str, ...]:
@@ -86,16 +87,6 @@ def _instructions(path: Path) -> tuple[str, ...]:
         twice = next(each for each in found if found.count(each) > 1)
         raise UserError(f"{path}: has the instruction {twice!r:.80} twice")
     return tuple(found)
-
-
-def _of(weights: Mapping[str, Weights] | None, model: str | None, files: Files) -> Weights | None:
-    if weights is None:
-        return None
-    if model is None:
-        raise UserError(f"{files.verdicts}: names no model (generator_2) whose weights {files.weights} might have")
-    if model not in weights:
-        raise UserError(f"{files.weights}: has no weights of {model}; without --weights they are fitted")
-    return weights[model]
 
 
 def _of_model(
@@ -136,7 +127,10 @@ def _of_model(
             "unknown": here.unknown,
         },
     }
-    return {**numbers, "remarks": _remarks(numbers, missing, controlled, own)}
+    remarks = _remarks(numbers, missing, controlled, own)
+    if files.weights is not None and weights is None:
+        remarks.append(f"{files.weights} has no weights of this model")
+    return {**numbers, "remarks": remarks}
 
 
 def _details(controlled: LengthControlled) -> Row:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from orpo_ray.errors import UserError
 from orpo_ray.leaderboards import mt_bench
-from orpo_ray.leaderboards.files import Judgment, Question
+from orpo_ray.leaderboards.files import Judgment, Question, read_answers, read_questions
 from orpo_ray.leaderboards.mt_bench import Place, rating
 
 QUESTIONS = [
@@ -109,6 +110,19 @@ def test_order_of_lines_changes_nothing(order: list[int]) -> None:
     assert {turn: score.score for turn, score in one.turns.items()} == pytest.approx(
         {turn: score.score for turn, score in other.turns.items()}
     )
+
+
+def test_the_benchmarks_own_files_are_read(shared: Path) -> None:
+    folder = shared / "data" / "eval_prompts"
+    questions = read_questions(folder / "mt_bench_questions.jsonl")
+    assert [(each.question_id, each.category) for each in questions] == [
+        (each.question_id, each.category) for each in QUESTIONS
+    ]
+    assert all(len(each.turns) == 2 for each in questions)
+    references = read_answers(folder / "mt_bench_reference_gpt-4.jsonl")
+    own = {each.question_id for each in questions if each.category in ("math", "reasoning", "coding")}
+    assert {each.question_id for each in references} == own
+    assert all(len(each.choices) == 1 and len(each.choices[0]) == 2 for each in references)
 
 
 def test_what_could_not_be_read_is_named_and_left_out() -> None:

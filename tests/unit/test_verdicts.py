@@ -142,6 +142,14 @@ def test_another_reference_or_judge_is_said(made: Files) -> None:
     assert len(only(aggregate("alpaca-eval-2", Files(made.verdicts)))["remarks"]) == 1
 
 
+def test_a_model_without_weights_among_others_is_said(made: Files) -> None:
+    written(made.verdicts, [*annotations(), *annotations(generator_2="yours")])
+    mine, yours = aggregate("alpaca-eval-2", Files(made.verdicts, made.difficulty, made.weights))["results"]
+    assert mine["length_controlled_winrate"] is not None and mine["remarks"] == []
+    assert yours["length_controlled_winrate"] is None
+    assert yours["remarks"][-1] == f"{made.weights} has no weights of this model"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -157,7 +165,7 @@ def test_another_reference_or_judge_is_said(made: Files) -> None:
             {"annotations": [{"instruction": "x", "output": "y", "generator": "z"}]},
             "is a model's output and no verdict",
         ),
-        ({"annotations": annotations(generator_2=None)}, "names no model (generator_2)"),
+        ({"annotations": annotations(generator_2=None)}, "has no weights of a model without a name (generator_2)"),
         ({"annotations": annotations(instruction="task 1")}, "is on the same instruction as"),
     ],
 )
