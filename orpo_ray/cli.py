@@ -198,6 +198,40 @@ def score(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 @app.command(
+    short_help="Make a leaderboard's numbers of verdicts.",
+    epilog=EXIT_CODES,
+    help="""\
+Make a leaderboard's numbers of FILE, which may come from elsewhere, and print them as JSON: AlpacaEval's annotations,
+MT-Bench's judgments of single answers. No model is asked anything.
+
+Beside each number stands what it is of: rows left out and why, a bootstrap interval, another reference or judge than
+the leaderboard's. AlpacaEval 2's length-controlled win-rate takes the instructions' difficulty, and published weights
+or (in a df_gamed.csv) the rows of gamed references; docs/leaderboards.md says how each number is made.
+
+\b
+Examples:
+  orpo-ray verdicts annotations.json --benchmark alpaca-eval-2 --difficulty difficulty.json --weights weights.csv
+  orpo-ray verdicts gpt-4_single.jsonl --benchmark mt-bench --prompts question.jsonl
+""",
+)
+def verdicts(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Annotations, judgments or responses.")],
+    benchmark: Annotated[
+        str, typer.Option(metavar="NAME", help="alpaca-eval-1, alpaca-eval-2 or mt-bench.", show_default=False)
+    ],
+    difficulty: Annotated[Path | None, typer.Option(metavar="F", help="Of AlpacaEval's instructions.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="F", help="Published ones of length control.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="F", help="The benchmark's, to count what is missing.")
+    ] = None,
+) -> None:
+    from orpo_ray.leaderboards.verdicts import Files, aggregate, as_json
+
+    for line in as_json(aggregate(benchmark, Files(file, difficulty, weights, prompts))).splitlines():
+        say(line)
+
+
+@app.command(
     short_help="Search for the best settings of a run.",
     epilog=EXIT_CODES,
     help=f"""\

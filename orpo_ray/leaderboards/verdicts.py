@@ -1,0 +1,199 @@
+"""Files of verdicts or responses, made here or elsewhere, to the numbers of a benchmark as JSON: `orpo-ray verdicts`.
+
+A benchmark plugs in with a line in `BENCHMARKS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orpo_ray.errors import UserError
+from orpo_ray.leaderboards import alpaca_eval, mt_bench
+from orpo_ray.leaderboards.alpaca_eval import PUBLISHED, LengthControlled
+from orpo_ray.leaderboards.files import read_judgments, read_questions, records
+from orpo_ray.leaderboards.length_controlled import Difficulty, Weights, read_difficulty, read_weights
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the command is given."""
+
+    verdicts: Path
+    difficulty: Path | None = None
+    weights: Path | None = None
+    prompts: Path | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    results: Callable[[Files], list[Row]]
+    """The numbers of each model, and of each judge, in the files."""
+    options: tuple[str, ...]
+    """The files beside the first that it reads."""
+
+
+def aggregate(benchmark: str, files: Files) -> Row:
+    """The numbers of all models in `files.verdicts`, as JSON has them.
+
+    Raises `UserError` for a benchmark that is not known, a file that it does not read, and a record that is not what
+    it should be.
+    """
+    if benchmark not in BENCHMARKS:
+        raise UserError(f"--benchmark {benchmark}: not one of {', '.join(BENCHMARKS)}")
+    found = BENCHMARKS[benchmark]
+    for option in ("difficulty", "weights", "prompts"):
+        if getattr(files, option) is not None and option not in found.options:
+            raise UserError(f"--{option}: {benchmark} does not read it")
+    return {"benchmark": benchmark, "file": str(files.verdicts), "results": found.results(files)}
+
+
+def as_json(numbers: Row) -> str:
+    return json.dumps(numbers, indent=2, allow_nan=False)
+
+
+def _alpaca_eval(reference: str, annotator: str, files: Files) -> list[Row]:
+    instructions = None if files.prompts is None else _instructions(files.prompts)
+    difficulty = None if files.difficulty is None else read_difficulty(files.difficulty, instructions)
+    weights = None if files.weights is None else read_weights(files.weights)
+    if weights is not None and difficulty is None:
+        raise UserError("--weights: tell nothing without --difficulty")
+    expected = difficulty.instructions if instructions is None and difficulty is not None else instructions
+    return [
+        _of_model(each, expected, difficulty, _of(weights, each.model, files), {
+            "reference": reference, "annotator": annotator,
+        })
+        for each in alpaca_eval.read_verdicts(files.verdicts, expected)
+    ]  # fmt: skip
+
+
+def _instructions(path: Path) -> tuple[str, ...]:
+    """AlpacaEval's own, from `alpaca_eval.json` or a file of anybody's outputs."""
+    found: list[str] = []
+    for location, row in records(path):
+        if not isinstance(row.get("instruction"), str):
+            raise UserError(f"{location}: has no instruction")
+        found.append(row["instruction"])
+    if len(set(found)) < len(found):
+        twice = next(each for each in found if found.count(each) > 1)
+        raise UserError(f"{path}: has the instruction {twice!r:.80} twice")
+    return tuple(found)
+
+
+def _of(weights: Mapping[str, Weights] | None, model: str | None, files: Files) -> Weights | None:
+    if weights is None:
+        return None
+    if model is None:
+        raise UserError(f"{files.verdicts}: names no model (generator_2) whose weights {files.weights} might have")
+    if model not in weights:
+        raise UserError(f"{files.weights}: has no weights of {model}; without --weights they are fitted")
+    return weights[model]
+
+
+def _of_model(
+    found: alpaca_eval.Verdicts,
+    expected: Sequence[str] | None,
+    difficulty: Difficulty | None,
+    weights: Weights | None,
+    own: Mapping[str, str],
+) -> Row:
+    """`own`: the reference and the judge of the benchmark's leaderboard."""
+    verdicts = found if expected is None else found.among(expected)
+    missing = sorted(set(expected or ()) - set(verdicts.instructions))
+    told = ~np.isnan(verdicts.preferences)
+    if not told.any():
+        raise UserError(f"{found.model or 'the model'}: no row has a preference")
+    here = alpaca_eval.length_controlled_here(verdicts)
+    controlled = None if difficulty is None else alpaca_eval.length_controlled(verdicts, difficulty, weights)
+    numbers: Row = {
+        "model": found.model,
+        "reference": found.reference,
+        "annotator": found.annotator,
+        "instructions": None if expected is None else len(expected),
+        "without_row": len(missing),
+        "without_instruction": len(found.instructions) - len(verdicts.instructions),
+        "unreadable": int((~told).sum()),
+        "duplicates": found.duplicates,
+        "identical": verdicts.identical,
+        **asdict(alpaca_eval.win_rate(verdicts.preferences)),
+        "characters": float(verdicts.model_characters.mean()),
+        "reference_characters": float(verdicts.reference_characters.mean()),
+        "length_controlled_winrate": None if controlled is None else controlled.win_rate,
+        "length_controlled": None if controlled is None else _details(controlled),
+        "length_controlled_here": {
+            "win_rate": None if here.win_rate is None else 100 * here.win_rate,
+            "ci95": None if here.ci95 is None else [100 * here.ci95[0], 100 * here.ci95[1]],
+            "unknown": here.unknown,
+        },
+    }
+    return {**numbers, "remarks": _remarks(numbers, missing, controlled, own)}
+
+
+def _details(controlled: LengthControlled) -> Row:
+    return {key: value for key, value in asdict(controlled).items() if key != "win_rate"}
+
+
+def _remarks(
+    numbers: Row, missing: Sequence[str], controlled: LengthControlled | None, own: Mapping[str, str]
+) -> list[str]:
+    said = [
+        f"the {role} is not {name}: no number of the leaderboard compares with these"
+        for role, name in own.items()
+        if numbers[role] not in (None, name)
+    ]
+    if missing:
+        said.append(
+            f"{len(missing)} of {numbers['instructions']} instructions have no row, such as {missing[0]!r:.80}; "
+            "n is what the win-rate is of"
+        )
+    if numbers["without_instruction"]:
+        said.append(f"{numbers['without_instruction']} rows are left out: the benchmark has no such instruction")
+    if numbers["unreadable"]:
+        said.append(f"{numbers['unreadable']} rows have no preference and are left out of the win-rate")
+    if controlled is None or controlled.win_rate is None:
+        said.append("length-controlled numbers here are other numbers than AlpacaEval 2's, and do not compare with it")
+    elif controlled.made_by != PUBLISHED:
+        said.append("the length-controlled win-rate is refitted: within 0.02 of what AlpacaEval's own solver finds")
+    elif controlled.by_instruction != controlled.win_rate:
+        said.append(
+            "AlpacaEval takes difficulties by a row's place in the file, so where rows are missing those of other "
+            "instructions: length_controlled_winrate is that number, by_instruction has them by instruction"
+        )
+    return said
+
+
+def _mt_bench(files: Files) -> list[Row]:
+    questions = None if files.prompts is None else read_questions(files.prompts)
+    return [_of_ratings(each) for each in mt_bench.results(read_judgments(files.verdicts), questions)]
+
+
+def _of_ratings(found: mt_bench.Result) -> Row:
+    said = []
+    if not found.categories:
+        said.append("--prompts says which category a question is of")
+    if found.unreadable:
+        said.append(f"{len(found.unreadable)} judgings have no rating from 1 to 10 and are left out")
+    if found.missing:
+        said.append(f"{len(found.missing)} answers have no judging")
+    if found.copies:
+        said.append(f"{found.copies} records are left out: they repeat another with its time stamp")
+    return {**asdict(found), "remarks": said}
+
+
+BENCHMARKS = {
+    "alpaca-eval-1": Benchmark(partial(_alpaca_eval, "text_davinci_003", "alpaca_eval_gpt4"), ("prompts",)),
+    "alpaca-eval-2": Benchmark(
+        partial(_alpaca_eval, "gpt4_1106_preview", "weighted_alpaca_eval_gpt4_turbo"),
+        ("prompts", "difficulty", "weights"),
+    ),
+    "mt-bench": Benchmark(_mt_bench, ("prompts",)),
+}
+"""By what `--benchmark` calls it."""
