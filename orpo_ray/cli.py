@@ -202,7 +202,7 @@ def score(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     epilog=EXIT_CODES,
     help="""\
 Make a leaderboard's numbers of FILE, which may come from elsewhere, and print them as JSON: AlpacaEval's annotations,
-MT-Bench's judgments of single answers. No model is asked anything.
+MT-Bench's judgments of single answers, responses to IFEval's prompts. No model is asked anything.
 
 Beside each number stands what it is of: rows left out and why, a bootstrap interval, another reference or judge than
 the leaderboard's. AlpacaEval 2's length-controlled win-rate takes the instructions' difficulty, and published weights
@@ -212,12 +212,13 @@ or (in a df_gamed.csv) the rows of gamed references; docs/leaderboards.md says h
 Examples:
   orpo-ray verdicts annotations.json --benchmark alpaca-eval-2 --difficulty difficulty.json --weights weights.csv
   orpo-ray verdicts gpt-4_single.jsonl --benchmark mt-bench --prompts question.jsonl
+  orpo-ray verdicts responses.jsonl --benchmark ifeval --prompts input_data.jsonl
 """,
 )
 def verdicts(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Annotations, judgments or responses.")],
     benchmark: Annotated[
-        str, typer.Option(metavar="NAME", help="alpaca-eval-1, alpaca-eval-2 or mt-bench.", show_default=False)
+        str, typer.Option(metavar="NAME", help="alpaca-eval-1, alpaca-eval-2, mt-bench or ifeval.", show_default=False)
     ],
     difficulty: Annotated[Path | None, typer.Option(metavar="F", help="Of AlpacaEval's instructions.")] = None,
     weights: Annotated[Path | None, typer.Option(metavar="F", help="Published ones of length control.")] = None,

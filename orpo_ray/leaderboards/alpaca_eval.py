@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,8 @@ def switched(instruction: str) -> bool:
     not depend on the model.
 
     Its annotators draw by the seed 0 (`PairwiseAnnotator`); 123 is the default of a class that nobody makes by itself.
-    The published log-probs of labels give the published preferences by 0 alone.
+    The published log-probs of labels give the published preferences by 0 alone. Raises `ValueError` for text that
+    UTF-8 cannot hold.
     """
     return random.Random(f"is_switched_outputs{instruction}{SEED}").choices([False, True])[0]
 
@@ -140,21 +142,19 @@ def verdicts_of(annotations: Iterable[Annotation]) -> list[Verdicts]:
     A record that repeats another is counted once. Raises `UserError` where two on one instruction differ, since a
     rate of both would weigh that instruction twice.
     """
-    groups: dict[tuple[str | None, str | None, str | None], dict[str, Annotation]] = {}
-    repeats: dict[tuple[str | None, str | None, str | None], int] = {}
+    groups: dict[tuple[str | None, str | None, str | None], dict[str, Annotation]] = defaultdict(dict)
+    repeats: Counter[tuple[str | None, str | None, str | None]] = Counter()
     for each in annotations:
         names = each.generator_2, each.generator_1, each.annotator
-        group = groups.setdefault(names, {})
-        repeats.setdefault(names, 0)
-        before = group.setdefault(each.instruction, each)
-        if before is not each:
-            if (before.output_1, before.output_2) != (each.output_1, each.output_2):
-                raise UserError(f"{each.location}: is on the same instruction as {before.location}, with other outputs")
-            if preference_of(before) != preference_of(each) and not (
-                math.isnan(preference_of(before)) and math.isnan(preference_of(each))
-            ):
-                raise UserError(f"{each.location}: is on the same outputs as {before.location}, with another verdict")
-            repeats[names] += 1
+        before = groups[names].get(each.instruction)
+        if before is None:
+            groups[names][each.instruction] = each
+            continue
+        repeats[names] += 1
+        if (before.output_1, before.output_2) != (each.output_1, each.output_2):
+            raise UserError(f"{each.location}: is on the same instruction as {before.location}, with other outputs")
+        if not np.array_equal([preference_of(before)], [preference_of(each)], equal_nan=True):
+            raise UserError(f"{each.location}: is on the same outputs as {before.location}, with another verdict")
     return [
         Verdicts(
             *names,
@@ -198,8 +198,9 @@ def _of_lists(location: str, model: str, lists: Row, instructions: Sequence[str]
             raise ValueError(f"instruction should hold whole numbers from 0, below {most:g}")
         if (preferences < 1).any() or (preferences > 2).any():
             raise ValueError("preference should hold numbers from 1 to 2")
-        if not all((columns[key] >= 0).all() for key in ("reference_characters", "model_characters")):
-            raise ValueError("characters should be 0 or more")
+        characters = np.concatenate([columns["reference_characters"], columns["model_characters"]])
+        if not ((characters >= 0) & (characters < 2**53)).all():
+            raise ValueError("characters should be 0 or more, and such that a text may have them")
     except ValueError as error:
         raise UserError(f"{location}: {error}") from None
     texts = [f"instruction {i:.0f}" if instructions is None else instructions[int(i)] for i in index]
@@ -249,8 +250,8 @@ class LengthControlled:
     """Win-rates at equal lengths in percent; `length_controlled.py` says how they are made."""
 
     win_rate: float | None
-    """AlpacaEval 2's number, as its leaderboard has it; None where neither the model's weights nor gamed rows are
-    given. Where rows are missing its own tool gives the first row the first difficulty and so on, and so does this."""
+    """AlpacaEval 2's number; None where neither the model's weights nor gamed rows are given. Where rows are missing,
+    its own tool takes the first difficulties, as many as there are rows; with published weights so does this."""
     made_by: str | None
     """`PUBLISHED` or `REFIT`."""
     by_instruction: float | None
@@ -277,10 +278,9 @@ def length_controlled(verdicts: Verdicts, difficulty: Difficulty, weights: Weigh
     refit = None if alone is None else 100 * alone.win_rate(own)
     if weights is None:
         return LengthControlled(None, None, None, refit, None, None)
-    published = 100 * weights.win_rate(difficulty.values[: len(own)])
-    return LengthControlled(
-        published, made_by, 100 * weights.win_rate(own), refit, None if refit is None else refit - published, weights
-    )
+    by_instruction = 100 * weights.win_rate(own)
+    rate = 100 * weights.win_rate(difficulty.values[: len(own)]) if made_by == PUBLISHED else by_instruction
+    return LengthControlled(rate, made_by, by_instruction, refit, None if refit is None else refit - rate, weights)
 
 
 def length_controlled_here(verdicts: Verdicts, *, resamples: int = 1000) -> LengthControl:

@@ -223,6 +223,13 @@ def number(found: Row, key: str) -> float | None:
     return None if math.isnan(value) else value
 
 
+def instruction_of(row: Row) -> str:
+    """Of a record of AlpacaEval; older ones have a part of it under `input`. Raises `ValueError`."""
+    more = _text(row, "input")
+    instruction: str = member(row, "instruction", str)
+    return f"{instruction}\n\n{more}" if more else instruction
+
+
 def annotation(location: str, row: Row) -> Annotation:
     """A record of `annotations.json`. Raises `UserError`, naming the record."""
     return _checked(location, lambda: _annotation(location, row))
@@ -239,20 +246,13 @@ def _checked(location: str, made: Callable[[], T]) -> T:
         raise UserError(f"{location}: {error}") from None
 
 
-def _instruction(row: Row) -> str:
-    """AlpacaEval's older records have a part of the instruction under `input`."""
-    more = _text(row, "input")
-    instruction: str = member(row, "instruction", str)
-    return f"{instruction}\n\n{more}" if more else instruction
-
-
 def _text(row: Row, key: str) -> str | None:
     return None if row.get(key) is None else member(row, key, str)
 
 
 def _output(_: str, row: Row) -> Output:
     return Output(
-        instruction=_instruction(row),
+        instruction=instruction_of(row),
         output=member(row, "output", str),
         generator=member(row, "generator", str),
         dataset=_text(row, "dataset"),
@@ -266,7 +266,7 @@ def _annotation(location: str, row: Row) -> Annotation:
     if preference is not None and preference != 0 and not 1 <= preference <= 2:
         raise ValueError(f"preference should be from 1 to 2, and is {preference:g}")
     return Annotation(
-        instruction=_instruction(row),
+        instruction=instruction_of(row),
         output_1=member(row, "output_1", str),
         output_2=member(row, "output_2", str),
         preference=1.5 if preference == 0 else preference,

@@ -14,7 +14,20 @@ from one_by_one import typed
 from test_report import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "data", "evaluate", "score", "sweep", "pipeline", "report", "status", "export", "doctor", "demo")
+COMMANDS = (
+    "train",
+    "data",
+    "evaluate",
+    "score",
+    "verdicts",
+    "sweep",
+    "pipeline",
+    "report",
+    "status",
+    "export",
+    "doctor",
+    "demo",
+)
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "vllm", "numpy", "matplotlib", "rich"}
 
 
