@@ -226,7 +226,7 @@ def outputs(
     epilog=EXIT_CODES,
     help="""\
 Make a leaderboard's numbers of FILE, which may come from elsewhere, and print them as JSON: AlpacaEval's annotations,
-MT-Bench's judgments of single answers, IFEval's responses. No model is asked anything.
+MT-Bench's judgments of single answers, responses to IFEval's prompts. No model is asked anything.
 
 Beside each number stands what it is of: rows left out and why, a bootstrap interval, another reference or judge than
 the leaderboard's. AlpacaEval 2's length-controlled win-rate takes the instructions' difficulty, and published weights
@@ -236,6 +236,7 @@ or (in a df_gamed.csv) the rows of gamed references; docs/leaderboards.md says h
 Examples:
   orpo-ray verdicts annotations.json --benchmark alpaca-eval-2 --difficulty difficulty.json --weights weights.csv
   orpo-ray verdicts gpt-4_single.jsonl --benchmark mt-bench --prompts question.jsonl
+  orpo-ray verdicts responses.jsonl --benchmark ifeval --prompts input_data.jsonl
 """,
 )
 def verdicts(

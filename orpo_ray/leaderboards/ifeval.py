@@ -89,6 +89,10 @@ class IfevalResult:
     instruction_loose: Rate
     kinds: Mapping[str, Mapping[str, int]]
     """Of each kind of instruction, by name: `n`, and how many were followed, `strict` and `loose`."""
+    missing: tuple[Key, ...]
+    """Prompts without a response, which are left out of all numbers."""
+    without_prompt: int
+    """Responses to none of the prompts, left out."""
     empty: tuple[Key, ...]
     """Prompts with an empty response, which follows nothing."""
     undetected: tuple[Listed, ...]
@@ -102,10 +106,12 @@ class IfevalResult:
     """Versions of the packages that decide, and the seed."""
 
     @property
-    def notes(self) -> list[str]:
-        """What a reader of the numbers has to know, in sentences."""
-        told = {
-            f"{len(self.empty)} of {self.prompt_strict.n} responses are empty, and follow nothing": self.empty,
+    def remarks(self) -> list[str]:
+        """What a reader must know before comparing, in sentences."""
+        n = self.prompt_strict.n
+        told: dict[str, Sequence[Key]] = {
+            f"{len(self.missing)} of {n + len(self.missing)} prompts have no response and are left out": self.missing,
+            f"{len(self.empty)} of {n} responses are empty, and follow nothing": self.empty,
             f"{len(self.undetected)} instructions count as followed only since langdetect found no language": [
                 each.key for each in self.undetected
             ],
@@ -114,10 +120,13 @@ class IfevalResult:
             f"{len(self.drawn)} instructions have an argument that lm-eval's checkers replace by one drawn at random "
             f"(seed {SEED}), listed under drawn": [each.key for each in self.drawn],
         }
-        return [f"{note}: {_named(keys)}" for note, keys in told.items() if keys]
+        said = [f"{remark}: {_named(keys)}" for remark, keys in told.items() if keys]
+        if self.without_prompt:
+            said.append(f"{self.without_prompt} responses are left out: they are to none of the prompts")
+        return said
 
-    def to_json(self) -> dict[str, Any]:
-        return {"benchmark": "ifeval", **asdict(self), "notes": self.notes}
+    def to_json(self) -> Row:
+        return {**asdict(self), "remarks": self.remarks}
 
 
 def measure(
@@ -131,12 +140,15 @@ def measure(
     """The numbers of one response to each prompt. `source` names the responses in messages; `seed` draws the intervals'
     `resamples`.
 
-    Raises `UserError` where a prompt has no response or two that differ, a response is to none of the prompts, an
-    instruction has no checker or not the arguments that it needs, and where `lm-eval` is not installed.
+    Raises `UserError` where a prompt has two responses that differ, where none has any, where an instruction has no checker
+    or not the arguments that it needs, and where `lm-eval` is not installed.
     """
-    texts = _matched(responses, prompts, source)
+    texts = _by_prompt(responses, source)
+    answered = [prompt for prompt in prompts if prompt.text in texts]
+    if not answered:
+        raise UserError(f"{source}: none of the {len(texts)} responses is to one of the {len(prompts)} prompts")
     with open_checkers() as checkers:
-        checked = [_check(checkers, prompt, texts[prompt.text]) for prompt in prompts]
+        checked = [_check(checkers, prompt, texts[prompt.text]) for prompt in answered]
     strict = [[each.strict.followed for each in prompt] for prompt in checked]
     loose = [[each.loose.followed for each in prompt] for prompt in checked]
     every = [each for prompt in checked for each in prompt]
@@ -146,7 +158,9 @@ def measure(
         prompt_loose=_rate([[all(prompt)] for prompt in loose], resamples, seed),
         instruction_loose=_rate(loose, resamples, seed),
         kinds=_kinds(every),
-        empty=tuple(prompt.key for prompt in prompts if not texts[prompt.text].strip()),
+        missing=tuple(prompt.key for prompt in prompts if prompt.text not in texts),
+        without_prompt=len(texts.keys() - {prompt.text for prompt in prompts}),
+        empty=tuple(prompt.key for prompt in answered if not texts[prompt.text].strip()),
         undetected=_listed(every, lambda found: found.undetected),
         too_deep=_listed(every, lambda found: found.too_deep),
         drawn=tuple(each.drawn for each in every if each.drawn),
@@ -237,19 +251,11 @@ def _variants(response: str) -> list[str]:
     return list(dict.fromkeys([*cut, *(each.replace("*", "") for each in cut)]))
 
 
-def _matched(responses: Iterable[Response], prompts: Sequence[Prompt], source: str) -> dict[str, str]:
-    """The response to each prompt, by the prompt's text."""
-    if not prompts:
-        raise UserError(f"{source}: there are no prompts to measure them by")
-    asked, found = {prompt.text for prompt in prompts}, dict[str, str]()
+def _by_prompt(responses: Iterable[Response], source: str) -> dict[str, str]:
+    found = dict[str, str]()
     for each in responses:
-        if each.prompt not in asked:
-            raise UserError(f"{source}: has a response to {each.prompt!r:.80}, none of the {len(asked)} prompts")
         if found.setdefault(each.prompt, each.response) != each.response:
             raise UserError(f"{source}: has two different responses to the prompt {each.prompt!r:.80}")
-    missing = [prompt.key for prompt in prompts if prompt.text not in found]
-    if missing:
-        raise UserError(f"{source}: has no response to {len(missing)} of {len(prompts)} prompts: {_named(missing)}")
     return found
 
 

@@ -193,7 +193,7 @@ def _of_ratings(found: mt_bench.Result) -> Row:
 
 def _ifeval(files: Files) -> list[Row]:
     if files.prompts is None:
-        raise UserError("--prompts: ifeval needs them, since they hold the instructions that are checked")
+        raise UserError("--benchmark ifeval: --prompts has to hold what each response was asked for (input_data.jsonl)")
     return [ifeval.measure_files(files.verdicts, files.prompts).to_json()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -182,8 +182,8 @@ _MAKERS: dict[str, Callable[[Leaderboard], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _among(own: list[tuple[float | None, Row]], found: Leaderboard, columns: Mapping[str, str]) -> list[Row]:
-    """Best first, those without the number last. Published ones say that they are; `columns`: where their numbers go."""
+def _among(own: Sequence[tuple[float | None, Row]], found: Leaderboard, columns: Mapping[str, str]) -> list[Row]:
+    """Best first, those without the number last. Published ones say that they are, and have numbers in `columns`."""
     blank = dict.fromkeys(own[0][1], "–")
     published = [
         (entry.numbers.get(found.ranked_by),

