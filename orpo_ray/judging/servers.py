@@ -257,7 +257,10 @@ class Server:
         usage = found.get("usage") or {}
         counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
         prompt, answer = (count if type(count) is int and 0 <= count < 2**40 else None for count in counts)
-        return Verdict(call.key, probability, rating, words, prompt, answer)
+        model = found.get("model")
+        return Verdict(
+            call.key, probability, rating, words, prompt, answer, self._shown(model) if isinstance(model, str) else None
+        )
 
     def _of_status(self, error: Any) -> Exception:
         """What an answer with an error's status means: a `_LostCall`, a `_RefusedCall`, or a `UserError`."""
