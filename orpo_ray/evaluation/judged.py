@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -38,6 +39,8 @@ class Counts:
     prompt_tokens: int
     tokens: int
     """Of prompts and of answers, of each verdict once, as far as the judge told."""
+    served_by: dict[str, int]
+    """Verdicts by the model that a server says has answered."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ class Judged:
                     f"{counts.unreadable} of {counts.asked} verdicts of the judge {judge} cannot be read (the first: "
                     f"prompt {first.prompt}, {_of(first)}: {said!r}); they count in none of its numbers."
                 )
+            if len(counts.served_by) > 1:
+                models = ", ".join(f"{model} {count}" for model, count in counts.served_by.items())
+                notes.append(f"The server of the judge {judge} answered by several models ({models}).")
             if counts.too_long:
                 notes.append(
                     f"{counts.too_long} of {counts.asked} judgements are too long for the judge {judge}, and count in "
@@ -125,6 +131,9 @@ def judged(
             too_long=sum(verdict is None for verdict in asked),
             prompt_tokens=sum(verdict.prompt_tokens or 0 for verdict in once.values()),
             tokens=sum(verdict.tokens or 0 for verdict in once.values()),
+            served_by=dict(
+                sorted(Counter(verdict.served_by for verdict in once.values() if verdict.served_by).items())
+            ),
         )
     return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats))
 

@@ -180,8 +180,12 @@ def _ask_engines(
         return given
 
     def describe(given: Resources) -> str:
-        names = ", ".join(f"{judge.label} {len(requests):,}" for judge, requests, _ in local)
-        return f"{config.name}: calls of judges: {names}; {given.generators} vLLM engines"
+        tokens = {judge.label: sum(len(each.ids) for each in requests.values()) for judge, requests, _ in local}
+        told = [
+            f"{judge.label}: {len(requests):,} calls, {tokens[judge.label]:,} tokens of prompts"
+            for judge, requests, _ in local
+        ]
+        return f"{config.name}: judges: {'; '.join(told)}; {given.generators} vLLM engines"
 
     with counting(config.name, {"responses": ("verdicts", calls)}, console) as count:
 

@@ -65,7 +65,8 @@ class LocalJudge:
         try:
             ids = self.speaker.rows(asked.messages)[0]
         except (BadRecord, UserError) as error:
-            raise UserError(f"judges.{self.label}: {self.speaker.in_its_words(error)}") from None
+            hint = "; a prompt without `system` may be (judging.prompt)" if asked.system else ""
+            raise UserError(f"judges.{self.label}: {self.speaker.in_its_words(error)}{hint}") from None
         return Request(number, 0, ids, request_seed(self.config.seed, asked.user, 0, asked.repeat))
 
     def fits(self, request: Request) -> bool:

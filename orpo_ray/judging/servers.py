@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -88,6 +89,9 @@ class Server:
         self._budget = Budget(label, config)
         self._todo: deque[Call] = deque()
         self._failure: UserError | None = None
+        self._over = asyncio.Event()
+        """Set with the first failure: nobody waits any longer."""
+        self._said_to_be_away = False
         self._refused: list[Verdict] = []
         self._next_slot = 0.0
         self._not_before = 0.0
@@ -123,15 +127,19 @@ class Server:
                 self.account.refused += 1
                 self._refused.append(Verdict(call.key, None, None, f"[refused by the server: {refusal}]"))
                 if not self.account.answered and len(self._refused) >= _REFUSALS:
-                    self._failure = self._failure or self._told_of_refusals()
+                    self._fail(self._told_of_refusals())
             except UserError as error:
-                self._failure = self._failure or error
+                self._fail(error)
             else:
                 self.account.answered += 1
                 keep(verdict)
             if self.account.answered:
                 while self._refused:
                     keep(self._refused.pop())
+
+    def _fail(self, error: UserError) -> None:
+        self._failure = self._failure or error
+        self._over.set()
 
     def _told_of_refusals(self) -> UserError:
         return UserError(f"judges.{self._label}: the server answers none of the calls: {self._refused[0].words}")
@@ -172,11 +180,16 @@ class Server:
             now = time.monotonic()
             begin = max(now, self._not_before, self._next_slot)
             self._next_slot = begin + apart
-            await asyncio.sleep(begin - now)
-            if time.monotonic() >= self._not_before:
+            await self._sleep(begin - now)
+            if time.monotonic() >= self._not_before or self._over.is_set():
                 return
 
     async def _wait_after(self, lost: _LostCall, tries: int) -> None:
+        if not self.account.answered and not self._said_to_be_away:
+            self._said_to_be_away = True
+            self._say(
+                f"judge {self._label}: no answer yet ({lost}); it is asked again up to {self._config.retries} times"
+            )
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** max(tries - 1, 0)) * random.uniform(0.5, 1)
         if lost.wait is not None:
             if lost.wait > _MOST_ASKED_FOR:
@@ -189,7 +202,13 @@ class Server:
                 self._say(f"judge {self._label}: the server asks to wait for {wait:,.0f} s")
             self._not_before = max(self._not_before, time.monotonic() + wait)
         else:
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
+
+    async def _sleep(self, seconds: float) -> None:
+        """For so long, or until there is nothing left to wait for."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), seconds)
 
     async def _once(self, call: Call) -> Verdict:
         import openai
@@ -238,7 +257,10 @@ class Server:
         usage = found.get("usage") or {}
         counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
         prompt, answer = (count if type(count) is int and 0 <= count < 2**40 else None for count in counts)
-        return Verdict(call.key, probability, rating, words, prompt, answer)
+        model = found.get("model")
+        return Verdict(
+            call.key, probability, rating, words, prompt, answer, self._shown(model) if isinstance(model, str) else None
+        )
 
     def _of_status(self, error: Any) -> Exception:
         """What an answer with an error's status means: a `_LostCall`, a `_RefusedCall`, or a `UserError`."""

@@ -55,6 +55,7 @@ def _verdict(path: Path, number: int, line: dict[str, Any]) -> Verdict:
             words=member(line, "words", str),
             prompt_tokens=member(line, "prompt_tokens", int, type(None)),
             tokens=member(line, "tokens", int, type(None)),
+            served_by=member(line, "served_by", str, type(None)),
         )
         if found.probability is not None and not 0 <= found.probability <= 1:
             raise ValueError(f"probability should be from 0 to 1, and is {found.probability}")

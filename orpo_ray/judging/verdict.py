@@ -21,6 +21,8 @@ class Verdict:
     """As the judge counts them; None: it did not say."""
     tokens: int | None = None
     """Of its answer."""
+    served_by: str | None = None
+    """The model that a server says has answered: more than a name that stands for one version after another."""
 
     @property
     def readable(self) -> bool:

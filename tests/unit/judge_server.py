@@ -36,6 +36,7 @@ class JudgeServer:
 
     def __init__(self, fault: Callable[[dict[str, Any], int], Fault] = no_fault, *, says: str | None = None) -> None:
         self.fault, self.says = fault, says
+        self.model = "big-0613"
         self.attempts: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -124,7 +125,7 @@ class JudgeServer:
         words = self.says or words
         choice = {"index": 0, "message": {"role": "assistant", "content": words}, "logprobs": logprobs}
         usage = {"prompt_tokens": len(str(body["messages"])) // 4, "completion_tokens": len(words)}
-        return {"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage}
+        return {"id": "1", "object": "chat.completion", "model": self.model, "choices": [choice], "usage": usage}
 
 
 def _send(

@@ -103,7 +103,7 @@ def test_what_a_benchmark_measures_is_told(tmp_path: Path) -> None:
     path.write_text("{name: a, measures: speed}")
     with pytest.raises(UserError) as error:
         load_benchmark(path)
-    expected = "measures: should be one of generation, scoring, pipeline, training (got 'speed')"
+    expected = "measures: should be one of generation, scoring, pipeline, judging, training (got 'speed')"
     assert str(error.value) == f"{path}: {expected}"
     path.write_text("{name: a, measures: scoring, tokenizer: t, prompts: {source: s}, judge: j, policy: p}")
     with pytest.raises(UserError, match=r"unknown key policy"):

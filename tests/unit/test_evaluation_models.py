@@ -400,6 +400,19 @@ def test_the_cluster_is_dealt_out(scaling: dict[str, Any], cpus: int, gpus: int,
     assert (got.gpu_memory is None) == (expected[3] == 0)
 
 
+@pytest.mark.parametrize(
+    ("scaling", "cpus", "gpus", "expected"),
+    [({}, 2, 0, (1, 2, 0, None)), ({}, 16, 0, (4, 4, 0, None)), ({"scorers": 3}, 8, 1, (1, 1, 1, 0.9)),
+     ({"tensor_parallel": 4}, 64, 8, (2, 1, 4, 0.9))],
+)  # fmt: skip
+def test_where_nobody_scores_engines_have_it_all(
+    scaling: dict[str, Any], cpus: int, gpus: int, expected: tuple[Any, ...]
+) -> None:
+    got = share_out(EvaluationScaling(**scaling), [(cpus, gpus)], most=100, scoring=False)
+    assert got.scorers == 0
+    assert (got.generators, got.cpus, got.generator_gpus, got.gpu_memory) == expected
+
+
 def test_no_more_engines_than_there_is_work_and_no_more_actors_than_room() -> None:
     assert share_out(EvaluationScaling(), [(64, 8)], most=3).generators == 3
     for scaling, cpus, gpus in (

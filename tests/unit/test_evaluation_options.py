@@ -211,20 +211,21 @@ def test_a_judge_whose_dropout_is_a_whole_number_loads(tmp_path: Path) -> None:
 
 def test_a_model_is_judged_while_the_next_one_generates(base: str, tmp_path: Path) -> None:
     found = plan(tmp_path, {"a": base, "b": base, "c": base}, "prompts.limit=40")
-    responses, judgements = Responses(found), Judgements(found)
+    responses = Responses(found)
+    judgements = Judgements(found, responses)
     in_process = Scorer({"r": None}, None, found.config.scoring)
     scorer = SimpleNamespace(rewards=SimpleNamespace(remote=in_process.rewards))
 
     def judge_all() -> list[Task]:
         judged = []
-        while (task := judgements.next(responses, log_probs=False)) is not None:
+        while (task := judgements.next(log_probs=False)) is not None:
             judgements.receive(task, judgements.begin(scorer, task))
             judged.append(task)
         return judged
 
     assert judge_all() == [Task("", 0), Task("", 1)], "the data's own responses wait for nobody"
     for label in "abc":
-        asked = responses.take(label, 10**6)
+        asked = responses.todo[label]
         responses.receive(label, [Response(each.prompt, each.round, " hello", 2, "stop") for each in asked])
         assert judge_all() == [Task(label, 0), Task(label, 1)]
     rows = [row for block in range(2) for row in found.judges["r"].rewards.read(block)]
@@ -232,7 +233,7 @@ def test_a_model_is_judged_while_the_next_one_generates(base: str, tmp_path: Pat
     assert whose == {"chosen": 40, "rejected": 40, "a": 120, "b": 120, "c": 120}
     assert len({(row["prompt"], row["model"], row["round"]) for row in rows}) == len(rows)
     more = plan(tmp_path, {"a": base, "b": base, "c": base, "d": base}, "prompts.limit=40")
-    assert [task.who for task in Judgements(more).left] == ["d", "d"], "the others' rewards are found"
+    assert [task.who for task in Judgements(more, Responses(more)).left] == ["d", "d"], "the others' rewards are found"
 
 
 def test_a_prompt_that_a_model_does_not_answer_is_not_judged(tmp_path: Path) -> None:
@@ -247,10 +248,11 @@ def test_a_prompt_that_a_model_does_not_answer_is_not_judged(tmp_path: Path) -> 
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in (first, f"{second} " * 8)))
     found = plan(tmp_path, {"a": short}, f"prompts.source={file}", f"reward_models={{r: {tmp_path / 'judge'}}}")
     assert found.policies["a"].fits == [True, False]
-    responses, judgements = Responses(found), Judgements(found)
-    asked = responses.take("a", 10**6)
+    responses = Responses(found)
+    judgements = Judgements(found, responses)
+    asked = responses.todo["a"]
     responses.receive("a", [Response(each.prompt, each.round, " hello", 2, "stop") for each in asked])
-    task = judgements.next(responses, log_probs=False)
+    task = judgements.next(log_probs=False)
     in_process = Scorer({label: judge.model for label, judge in found.judges.items()}, None, found.config.scoring)
     scorer = SimpleNamespace(rewards=SimpleNamespace(remote=in_process.rewards))
     assert task is not None

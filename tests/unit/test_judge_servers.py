@@ -276,3 +276,11 @@ def test_the_body_is_what_was_configured(tmp_path: Path) -> None:
         run(config_of(tmp_path, server, {"reads": "text", "repeats": 2}, temperature=0.7), answered("ab", 4))
         assert len({body["seed"] for body in server.bodies[first:]}) == len(server.bodies) - first == 4
         assert {body["max_tokens"] for body in server.bodies[first:]} == {2048}
+
+
+def test_a_name_that_stands_for_several_models_is_told(tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        assert run(config_of(tmp_path, server), answered("ab", 10)).counts["j"].served_by == {"big-0613": 8}
+        server.model = "big-1106"
+        found = run(config_of(tmp_path, server), answered("ab", 20))
+        assert found.notes() == ["The server of the judge j answered by several models (big-0613 8, big-1106 9)."]

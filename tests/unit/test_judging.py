@@ -320,12 +320,16 @@ def test_verdicts_are_found_again_and_a_torn_line_is_none(tmp_path: Path) -> Non
     assert VerdictStore(tmp_path).of("j") == store.of("j")
 
 
+LINE = (
+    '{"probability": %s, "key": "a", "rating": null, "words": "", "prompt_tokens": 1, "tokens": 1, "served_by": null}'
+)
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
         ('{"key": 1}', "key should be text"), ("{", "not valid JSON"), ("[]", "expected a JSON object"),
-        ('{"probability": 2, "key": "a", "rating": null, "words": "", "prompt_tokens": 1, "tokens": 1}', "from 0 to"),
-        ('{"probability": NaN, "key": "a", "rating": null, "words": "", "prompt_tokens": 1, "tokens": 1}', "from 0 to"),
+        (LINE % "2", "from 0 to 1, and is 2"), (LINE % "NaN", "from 0 to 1, and is nan"),
     ],
 )  # fmt: skip
 def test_a_damaged_verdict_is_named(line: str, told: str, tmp_path: Path) -> None:

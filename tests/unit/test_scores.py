@@ -21,7 +21,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import scorers_alone
 from orpo_ray.evaluation.score import ScorePlan, make_score_plan, rewards_of
 from orpo_ray.evaluation.scores import print_scores, scores_table, summary
-from orpo_ray.evaluation.work import Judgements
+from orpo_ray.evaluation.work import Judgements, Responses
 from orpo_ray.inference.scoring import Scorer
 from orpo_ray.statistics.accuracy import accuracy, margin
 from orpo_ray.statistics.reward_bench import SECTIONS, benchmark_of, first, second, ties
@@ -220,7 +220,8 @@ def planned(folder: Path, source: str, *overrides: str) -> ScorePlan:
 def scored(plan: ScorePlan) -> dict[str, list[list[float | None]]]:
     """By the scorer itself, in this process."""
     scorer = Scorer({label: judge.model for label, judge in plan.judges.items()}, None, ScoringConfig())
-    judgements, here = Judgements(plan), SimpleNamespace(rewards=SimpleNamespace(remote=scorer.rewards))
+    judgements = Judgements(plan, Responses(plan))
+    here = SimpleNamespace(rewards=SimpleNamespace(remote=scorer.rewards))
     for task in judgements.left:
         judgements.receive(task, judgements.begin(here, task))
     return rewards_of(plan)
