@@ -14,6 +14,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces, content_key
 from orpo_ray.evaluation.thinking import Thought, without_thinking
 from orpo_ray.inference.models import Answer
+from orpo_ray.masking import masked
 
 GIVEN, NOT_GIVEN = "given", "not in the file"
 """How an answer ended, of which nothing is known; and why there is none."""
@@ -98,7 +99,7 @@ def find_given(
                 outputs = read_outputs(asked, prompts, config.prompts)
             except UserError as error:
                 raise UserError(f"models.{label}: {error}") from None
-            found[label] = _work(config, folder, label, asked.outputs, outputs, prompts, blocks)
+            found[label] = _work(config, folder, label, masked(asked.outputs), outputs, prompts, blocks)
     return found
 
 

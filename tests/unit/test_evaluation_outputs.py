@@ -121,6 +121,12 @@ def test_a_file_that_says_something_else_is_refused(name: str, asked: str, tmp_p
         given(tmp_path, asked, lines(tmp_path / "a.jsonl", *records))
 
 
+def test_a_secret_of_a_url_is_in_no_result(asked: str, tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl?X-Amz-Signature=abc0123456789", SHAPES["ifeval"](0))
+    work = given(tmp_path, asked, file)
+    assert work.name.endswith("=***") and work.remarks and "abc0123456789" not in "".join(work.remarks)
+
+
 def test_prompts_without_question_ids_have_no_answers_by_them(tmp_path: Path) -> None:
     source = lines(tmp_path / "asked.jsonl", {"prompt": PROMPTS[0]})
     with pytest.raises(UserError, match=r"its first question_id is '81', theirs None"):

@@ -201,7 +201,7 @@ def _instruction(value: Record, reading: Reading) -> Comparison:
 
 
 def _turns(value: Record, reading: Reading) -> Comparison:
-    column = "turns" if "turns" in value else "prompt"
+    column = "prompt" if _are_turns(value.get("prompt")) else "turns"
     first, *further = (checked_text(text, f"{column}[{i}]") for i, text in enumerate(value[column][: reading.turns]))
     if value[column][reading.turns :]:
         reading.account.noted["have further turns, which are not asked"] += 1
