@@ -253,7 +253,7 @@ def test_without_a_verdict_there_is_no_win_rate(first, asked, why):
         (Judge(words=True, place=1.0), 100, {}),
         (Judge(preference=1.0, spread=2.0), 100, {"orders": "by_prompt"}),
         (Judge(words=True, place=1.0), 80, {"orders": "by_prompt"}),
-        (Judge(), 100, {"rounds": 3, "orders": "by_round"}),
+        (Judge(spread=3.0), 100, {"rounds": 3, "orders": "by_round"}),
         pytest.param(Judge(words=True), 805, {"orders": "by_prompt"}, marks=pytest.mark.long),
         pytest.param(Judge(unreadable=(0.1, 0.2)), 200, {"rounds": 3, "judgings": 2}, marks=pytest.mark.long),
     ],
@@ -262,7 +262,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(judge, prompts, design):
     """More judges, designs and numbers of prompts: `benchmarks/judge_intervals.py`."""
     found = coverage(judge, prompts, simulations=500, **design)
     for name, row in found.items():
-        assert row["covered"] >= 0.93, (name, row)
+        assert 0.93 <= row["covered"] <= 0.98, (name, row)
         assert row["intervals"] == 500
         assert abs(row["mean_error"]) < row["mean_width"] / 20, (name, row)
     assert {"win_rate", "position_bias"} <= found.keys()
