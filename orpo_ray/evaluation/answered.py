@@ -34,7 +34,7 @@ def answered(plan: EvaluationPlan, references: References) -> Answered:
             [readable(prompt.as_found.prompt), *prompt.as_found.further[: turns - 1]] for prompt in plan.prompts
         ],
         answers={
-            label: [[None if said is None else list(said) for said in rounds] for rounds in answers_so_far(plan, label)]
+            label: [[list(said) or None for said in rounds] for rounds in answers_so_far(plan, label)]
             for label in plan.answering
         },
         references=references,

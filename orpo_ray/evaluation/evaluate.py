@@ -159,11 +159,12 @@ def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -
     for work in plan.given.values():
         work.keep(plan.blocks)
     scaling, blocks = plan.config.scaling, len(plan.blocks)
+    scoring = bool(plan.judges) or any(work.log_probs is not None for work in plan.policies.values())
 
     def share(nodes: Nodes) -> Resources:
         given = resources
         if given is None and plan.policies:
-            given = share_out(scaling, nodes, most=len(plan.policies) * blocks)
+            given = share_out(scaling, nodes, most=len(plan.policies) * blocks, scoring=scoring)
         given = given or scorers_alone(scaling, nodes, most=blocks)
         if not (given.generator_gpus or given.scorer_gpus):
             _require_cpu_engines(plan)

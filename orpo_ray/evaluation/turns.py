@@ -15,8 +15,8 @@ from orpo_ray.evaluation.plan import EvaluationPlan, PolicyWork, fits_context, j
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces, content_key
 from orpo_ray.inference.models import ids_of
 
-Said = tuple[str, ...] | None
-"""A model's answers to each turn so far; None: one is missing."""
+Said = tuple[str, ...]
+"""A model's answers to each turn so far, up to the first that is missing."""
 
 
 def furthest(plan: EvaluationPlan) -> EvaluationPlan:
@@ -34,7 +34,7 @@ def next_turn(plan: EvaluationPlan) -> EvaluationPlan:
     said = {label: answers_so_far(plan, label) for label in plan.answering}
     policies = {label: _asked_further(work, folder, turn, plan.prompts, said[label])
                 for label, work in plan.policies.items()}  # fmt: skip
-    given = {label: work.next_turn(folder, _conversations(plan.prompts, said[label]))
+    given = {label: work.next_turn(folder, _conversations(plan.prompts, said[label], turn))
              for label, work in plan.given.items()}  # fmt: skip
     notes = [note for work in policies.values() for note in _notes(work, turn)]
     further = replace(
@@ -53,19 +53,18 @@ def answers_so_far(plan: EvaluationPlan, label: str) -> list[list[Said]]:
     `(prompts, rounds)`, of answers from elsewhere as many rounds as there are."""
     rounds = range(plan.answering[label].rounds)
     found: list[list[Said]] = [[() for _ in rounds] for _ in plan.prompts]
-    for each in (*plan.earlier, plan):
+    for each in (*plan.earlier, plan):  # without an answer there is none to the turns after it
         work = each.answering[label]
         for row in (row for block in range(len(each.blocks)) for row in work.responses.read(block)):
-            i, round = row["prompt"], row["round"]
-            before = found[i][round]
-            known = before is not None and row["text"] is not None
-            found[i][round] = (*(before or ()), work.answer(plan.prompts[i], row).text) if known else None
+            if row["text"] is not None:
+                of_prompt = found[row["prompt"]]
+                of_prompt[row["round"]] += (work.answer(plan.prompts[row["prompt"]], row).text,)
     return found
 
 
-def _conversations(prompts: Sequence[Prompt], said: list[list[Said]]) -> list[list[Prompt | None]]:
+def _conversations(prompts: Sequence[Prompt], said: list[list[Said]], turn: int) -> list[list[Prompt | None]]:
     return [
-        [None if answers is None else prompt.after(answers) for answers in of_prompt]
+        [prompt.after(answers) if len(answers) == turn - 1 else None for answers in of_prompt]
         for prompt, of_prompt in zip(prompts, said, strict=True)
     ]
 
@@ -73,7 +72,7 @@ def _conversations(prompts: Sequence[Prompt], said: list[list[Said]]) -> list[li
 def _asked_further(
     work: PolicyWork, folder: EvaluationFolder, turn: int, prompts: Sequence[Prompt], said: list[list[Said]]
 ) -> PolicyWork:
-    conversations = _conversations(prompts, said)
+    conversations = _conversations(prompts, said, turn)
     most = [work.sampling.of(prompt.category).max_tokens for prompt in prompts]
     later: list[list[list[int] | None]] = []
     for of_prompt, tokens in zip(conversations, most, strict=True):

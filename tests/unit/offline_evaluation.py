@@ -22,18 +22,18 @@ def answer(plan: EvaluationPlan, says: Says) -> Responses:
         work.keep(plan.blocks)
     responses = Responses(plan)
     for label in plan.policies:
-        asked = responses.take(label, 10**6)
+        asked = list(responses.todo[label])
         told = [Response(each.prompt, each.round, says(label, plan.turn, each), 3, "stop") for each in asked]
         responses.receive(label, told)
     return responses
 
 
 def judge(plan: EvaluationPlan, responses: Responses) -> None:
-    judgements = Judgements(plan)
+    judgements = Judgements(plan, responses)
     in_process = Scorer({label: work.model for label, work in plan.judges.items()}, None, plan.config.scoring)
     calls = SimpleNamespace(remote=in_process.rewards), SimpleNamespace(remote=in_process.log_probs)
     scorer: Any = SimpleNamespace(rewards=calls[0], log_probs=calls[1])
-    while (task := judgements.next(responses, log_probs=True)) is not None:
+    while (task := judgements.next(log_probs=True)) is not None:
         judgements.receive(task, judgements.begin(scorer, task))
 
 

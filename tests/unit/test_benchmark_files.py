@@ -13,12 +13,13 @@ from orpo_ray.config.benchmark_files import SHIPPED
 from orpo_ray.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+JUDGES = {"j": {"kind": "vllm", "model": "runs/j"}}
 OF_EVALUATIONS = ("alpaca-eval-1", "alpaca-eval-2", "ifeval", "mt-bench")
 
 
 def written(folder: Path, **content: Any) -> Path:
     file = folder / "e.yaml"
-    file.write_text(yaml.safe_dump({"name": "e", "models": {"a": "runs/a"}, **content}))
+    file.write_text(yaml.safe_dump({"name": "e", "models": {"a": "runs/a"}, "judges": JUDGES, **content}))
     return file
 
 
@@ -30,7 +31,7 @@ def test_these_come_along_and_lie_in_configs_too() -> None:
 
 
 @pytest.mark.parametrize("name", OF_EVALUATIONS)
-def test_an_evaluation_needs_nothing_more_than_a_benchmark_and_models(name: str, tmp_path: Path) -> None:
+def test_an_evaluation_needs_nothing_more_than_a_benchmark_models_and_a_judge(name: str, tmp_path: Path) -> None:
     config = load_as(EvaluationConfig, written(tmp_path, benchmark=name))
     assert config.measures == (name,)
     assert "a" in config.models and config.sampling.rounds == 1
@@ -42,7 +43,7 @@ def test_an_evaluation_needs_nothing_more_than_a_benchmark_and_models(name: str,
 
 def test_mt_bench_is_asked_as_its_own_code_asks() -> None:
     mapping = yaml.safe_load((SHIPPED / "mt-bench.yaml").read_text())
-    config = EvaluationConfig.model_validate({**mapping, "name": "e", "models": {"a": "x"}})
+    config = EvaluationConfig.model_validate({**mapping, "name": "e", "models": {"a": "x"}, "judges": JUDGES})
     categories = ("writing", "roleplay", "extraction", "math", "coding", "reasoning", "stem", "humanities")
     drawn = {name: config.sampling.of(name) for name in categories}
     assert [each.temperature for each in drawn.values()] == [0.7, 0.7, 0, 0, 0, 0, 0.1, 0.1]
@@ -71,9 +72,7 @@ def test_one_s_own_benchmark_is_one_more_file(tmp_path: Path) -> None:
     own.write_text("prompts: {source: toy-test}\nreward_models: {r: toy}\nsampling: {temperature: 0}\n")
     config = load_as(EvaluationConfig, written(tmp_path, benchmark=str(own)))
     assert (config.prompts.source, config.reward_models, config.sampling.temperature) == ("toy-test", {"r": "toy"}, 0)
-    alone = load_as(EvaluationConfig, own, ["name=e", "models={a: runs/a}"])
-    assert alone == config.model_copy(update={"benchmark": None})
-    alone = load_as(EvaluationConfig, own, ["name=e", "models={a: runs/a}"])
+    alone = load_as(EvaluationConfig, own, ["name=e", "models={a: runs/a}", f"judges={JUDGES}"])
     assert alone == config.model_copy(update={"benchmark": None})
 
 
@@ -91,7 +90,8 @@ def test_a_benchmark_alone_says_what_it_is(name: str) -> None:
     for load in (lambda: load_as(EvaluationConfig, file), lambda: load_any(file)):
         with pytest.raises(UserError, match=rf"{name}\.yaml: has no name, so it is a benchmark, .*`benchmark: .*`"):
             load()
-    assert isinstance(load_as(EvaluationConfig, file, ["name=e", "models.a=runs/a"]), EvaluationConfig)
+    named = load_as(EvaluationConfig, file, ["name=e", "models.a=runs/a", f"judges={JUDGES}"])
+    assert named.measures == (name,)
 
 
 WRONG = {

@@ -168,23 +168,33 @@ def test_such_a_policy_is_judged_compared_and_shown_like_others(base: str, tmp_p
     assert status.state == "finished"
 
 
-def test_where_all_answers_are_there_nothing_is_asked_and_no_cluster_starts(
-    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing judges: a measure alone is made elsewhere."""
-    file = lines(tmp_path / "a.jsonl", *(SHAPES["ifeval"](i) for i in range(4)))
-    config = config_of(tmp_path, asked, {"a": file}, "reward_models={}", "measures=[ifeval]", "sampling.rounds=2")
+def test_where_all_is_there_no_cluster_starts(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
-    said = io.StringIO()
-    folder = evaluate(config, Console(file=said))
-    assert [row["text"] for row in pq.read_table(folder.results).to_pylist()] == [f"answer {i}" for i in range(4)]
-    before = folder.winrates.read_bytes()
-    evaluate(config, Console(file=said))
-    assert folder.winrates.read_bytes() == before and "already finished" in said.getvalue()
+    texts = {}
+    for word in ("answer", "another"):
+        file = lines(tmp_path / "a.jsonl", *({**SHAPES["ifeval"](i), "response": f"{word} {i}"} for i in range(4)))
+        config = config_of(tmp_path, asked, {"a": file})
+        complete(config, lambda *_: "")
+        said = io.StringIO()
+        folder = evaluate(config, Console(file=said))
+        texts[word] = [row["text"] for row in pq.read_table(folder.results).to_pylist()]
+        before = folder.winrates.read_bytes()
+        evaluate(config, Console(file=said))
+        assert folder.winrates.read_bytes() == before and "already finished" in said.getvalue()
+    assert texts == {word: [f"{word} {i}" for i in range(4)] for word in texts}
+    assert config.cpus == 1
+
+
+def test_where_nothing_is_judged_a_measure_is_made_of_the_answers(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    fields = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    source = lines(tmp_path / "asked.jsonl", *({"key": i, "prompt": PROMPTS[i], **fields} for i in range(4)))
+    file = lines(tmp_path / "a.jsonl", *({**SHAPES["ifeval"](i), "response": "a, b" if i else "ab"} for i in range(3)))
+    config = config_of(tmp_path, source, {"a": file}, "reward_models={}", "measures=[ifeval]", "sampling.rounds=2")
+    folder = evaluate(config, Console(file=io.StringIO()))
+    [row] = json.loads(folder.winrates.read_text())["leaderboards"]["ifeval"]["rows"]
+    assert (row["model"], row["not_answered"]) == ("a", 1)
     assert "<html" in write_evaluation_report(folder.path).read_text()
-    lines(tmp_path / "a.jsonl", *({**SHAPES["ifeval"](i), "response": "another"} for i in range(4)))
-    evaluate(config, Console(file=said))
-    assert {row["text"] for row in pq.read_table(folder.results).to_pylist()} == {"another"}
 
 
 def test_thoughts_are_cut_before_anything_is_judged(tmp_path: Path) -> None:
