@@ -118,8 +118,8 @@ class Live(ABC):
     """What engines have in common: what they take in and what they refuse. A Ray actor's class."""
 
     def __init__(self, options: LiveOptions, run: str = "", trial: str = "") -> None:
-        """`run`, and of a sweep `trial`, name its work in the log. Raises `UserError` where the folder holds no whole model
-        in safetensors, or comes with code of its own."""
+        """`run`, and of a sweep `trial`, name its work in the log. Raises `UserError` where the folder holds no whole
+        model in safetensors, or comes with code of its own."""
         if run:
             log_as(run=run, trial=trial, role="engine")
         started = time.monotonic()

@@ -3,7 +3,7 @@ trains, all ranks together (issue 19)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ def by_token(
     reference: PackedPolicy,
     texts: Rollouts,
     where: str,
-    record: Callable[[int], object],
+    names: Sequence[object],
 ) -> tuple[Floats, ...]:
     """`(tokens,)` each, of all responses of `texts`: log-probs by the policy of `engine` and by `reference`, and the
     critic's values where there is a critic. Every rank must call it.
 
-    Raises `UserError`, which names `where`, whose number, and of which record, where one is not finite. `record`: by
-    row of `texts`.
+    Raises `UserError`, which names `where`, whose number, and of which record, where one is not finite. `names`: of the
+    records that the rows of `texts` are of.
     """
     with evaluating(engine.policy):
         own = _all_tokens(engine, config, texts, lambda batch: engine.forward(batch, by_token=True))
@@ -48,7 +48,7 @@ def by_token(
     for values, (error, who, what) in zip(found, whose, strict=False):
         if (odd := np.flatnonzero(~np.isfinite(values))).size:
             row = int(np.searchsorted(ends, odd[0], side="right"))
-            told = f"a token of a response to record {record(row)} a {what} of {values[odd[0]]}"
+            told = f"a token of a response to record {names[row]} a {what} of {values[odd[0]]}"
             raise error(f"{where}: {who} gives {told}")
     return found
 

@@ -366,9 +366,8 @@ class RolloutSource:
 
     def _given(self, texts: Rollouts, where: str, data: Prompts, records: Sequence[int]) -> tuple[Floats, ...]:
         """See `by_token`. `records`: of `data`, that the rows of `texts` are responses to."""
-        return by_token(
-            self._engine, self._config, self._reference, texts, where, lambda row: data.record(records[row])
-        )
+        names = [data.record(record) for record in records]
+        return by_token(self._engine, self._config, self._reference, texts, where, names)
 
     def _told(self, written: Written) -> dict[str, float]:
         """What is said of responses before the policy is asked about them."""
