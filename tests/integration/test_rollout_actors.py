@@ -125,9 +125,7 @@ def test_an_engine_that_cannot_begin_may_the_next_time(
     if failures == 2:
         assert [sample.prompt for found in writers.draw(asked) for sample in found] == [0]
     else:
-        with pytest.raises(
-            UserError, match=r"^rollouts: 3 actors were lost \(scaling.max_failures=2\); the last, an e"
-        ):
+        with pytest.raises(UserError, match=r"^rollouts: 3 actors were lost \(scaling.max_failures=2\)"):
             list(writers.draw(asked))
     why = "it cannot be started: ValueError: Free memory on device is less than desired GPU memory utilization"
     assert notes == 2 * [f"rollouts: an engine was lost and is begun anew: {why}"]
