@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+from families import FAMILIES, build
 from rollout_runs import InProcess, Saving, Trained, settings
 
+from orpo_ray.config import OptimConfig
 from orpo_ray.inference.generation import Request
 from orpo_ray.inference.live import Sample
+from orpo_ray.modeling.attention import NAME
+from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.storage.checkpoints import Checkpoints
-from orpo_ray.training import rollouts
-from orpo_ray.training.engine import Engine
+from orpo_ray.training import rollouts, run_sink
+from orpo_ray.training.alarm import Alarm
+from orpo_ray.training.engine import Engine, TorchEngine
 from orpo_ray.training.loop import Line, State, Wanted
+from orpo_ray.training.run_sink import RunSink
+from orpo_ray.training.saving import Saver
 
 STEPS, EVERY = 10, 5
 RUN = (f"train.max_steps={STEPS}", f"train.eval_every_steps={EVERY}", "train.checkpoint_every_steps=4")
@@ -118,3 +125,22 @@ def test_what_is_stopped_begins_nothing_more(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(rollouts, "_PATIENCE", 0.0)
     assert source.evaluate(1, lambda: True) is None
     assert source.evaluate(1, lambda: False) is None
+
+
+@pytest.mark.parametrize(
+    ("signal", "wanted"),
+    [
+        (None, Wanted.NOTHING), ("due", Wanted.CHECKPOINT), ("ask", Wanted.CHECKPOINT_AT_ONCE),
+        ("stop", Wanted.LAST_CHECKPOINT),
+    ],
+)  # fmt: skip
+def test_what_is_heard_says_how_soon(
+    signal: str | None, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock; a notice that is found by asking; a person."""
+    monkeypatch.setattr(run_sink, "_seconds_left", lambda: 60.0)
+    engine = TorchEngine(PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME)), OptimConfig())
+    saver = Saver(Checkpoints(str(tmp_path)), engine, newest=1, best=0, warn=pytest.fail)
+    given = dict.fromkeys((field.name for field in fields(RunSink)), None) | {"saver": saver, "alarm": Alarm(10)}
+    signals = {"written": 0.0, "due": 0.0, "ask": 0.0, "stop": 0.0}
+    assert RunSink(**given).heard(signals | ({} if signal is None else {signal: 1.0})) == wanted  # type: ignore[arg-type]
