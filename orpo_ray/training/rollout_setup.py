@@ -86,7 +86,8 @@ class Beside:
         """`place`: where the policy was loaded; `leads`: on rank 0. Raises `UserError` where one of them is not there,
         or does not fit."""
         assert config.rollouts is not None and isinstance(policy, PackedPolicy)
-        rewards, same = [], {}
+        rewards: list[RewardSource] = []
+        same: dict[str, str] = {}
         if leads:  # all of their bytes are read
             rewards = find_rewards(config.rollouts, trust_remote_code=config.model.trust_remote_code)
         if config.objective.has_critic:

@@ -113,7 +113,7 @@ class RunSink(Sink):
             return
         found = self.source.evaluate(state.step, lambda: hear(engine, self) == Wanted.LAST_CHECKPOINT)
         if found is None:  # the loop hears it, too, and whoever continues makes it good
-            state.evaluation_due = ended
+            state.evaluation_due |= ended
             return
         if self.leads and lost_best:
             instead = f"that of step {state.step} is kept in its place"
