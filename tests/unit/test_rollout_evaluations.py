@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 from families import FAMILIES, build
-from rollout_runs import InProcess, Saving, Trained, settings
+from rollout_runs import Trained, settings
+from rollout_stops import Asked, asking, slow_at
 
 from orpo_ray.config import OptimConfig
-from orpo_ray.inference.generation import Request
-from orpo_ray.inference.live import Sample
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.storage.checkpoints import Checkpoints
@@ -35,45 +32,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(settings(tmp_path_factory.mktemp("whole"), *RUN))
 
 
-class Slow(InProcess):
-    """Takes its time over an evaluation of `at`."""
-
-    at = -1
-    evaluates = False
-    drawn_of_it = 0
-
-    def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
-        for found in super().draw(requests):
-            for sample in found:
-                yield [sample]
-                if self.step == self.at and len(requests) == 4:
-                    self.evaluates = True
-                    self.drawn_of_it += 1
-                    time.sleep(0.2)
-        self.evaluates = False
-
-
-class Asked(Saving):
-    """Wants `wish` while the evaluation is drawn."""
-
-    wish = Wanted.NOTHING
-
-    def heard(self, signals: dict[str, float]) -> Wanted:
-        super().heard(signals)
-        return self.wish if self.source._writers.evaluates else Wanted.NOTHING  # type: ignore[union-attr]
-
-
-def asked(folder: Path, at: int, wished: Wanted, monkeypatch: pytest.MonkeyPatch, kind: type[Asked] = Asked) -> Trained:
+def asked(folder: Path, at: int, wish: Wanted, monkeypatch: pytest.MonkeyPatch, kind: type[Asked] = Asked) -> Trained:
     monkeypatch.setattr(rollouts, "_PATIENCE", 0.02)
-
-    class ThisSlow(Slow):
-        pass
-
-    class ThisAsked(kind):  # type: ignore[misc, valid-type]
-        wish = wished
-
-    ThisSlow.at = at
-    return Trained(settings(folder, *RUN), writers=ThisSlow, sink=ThisAsked)
+    return Trained(settings(folder, *RUN), writers=slow_at(at), sink=asking(wish, kind))
 
 
 def checkpoints(folder: Path) -> Checkpoints:
@@ -85,7 +46,7 @@ def test_a_stop_is_heard_in_an_evaluation_which_is_made_again(
     at: int, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = asked(tmp_path, at, Wanted.LAST_CHECKPOINT, monkeypatch)
-    assert first.state.step == at and first.writers.drawn_of_it < 4  # type: ignore[attr-defined]
+    assert first.state.step == at and first.writers.answered < 4  # type: ignore[attr-defined]
     assert [line["step"] for line in first.evaluations] == [step for step in (0, EVERY, STEPS) if step < at]
     if at:
         assert first.state.evaluation_due
