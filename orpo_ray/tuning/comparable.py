@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 from orpo_ray.config import SweepConfig
+from orpo_ray.config.comparable import varied
 from orpo_ray.data.prepare import PreparedData
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
@@ -29,10 +30,10 @@ def require_known(config: SweepConfig, folder: SweepFolder) -> None:
     require_metrics(folder.training(0, first), config.directions)
     for key, dimension in config.dimensions.items():
         runs = [folder.training(0, {**first, key: value}) for value in dimension.values]
-        if key.startswith("objective."):
+        if key.partition(".")[0] == "objective":
             for run in runs:
                 require_metrics(run, config.directions)
-        if key in _TOKENIZERS:
+        if not {*_TOKENIZERS}.isdisjoint(varied(key, runs)):
             digests = [tokenizer_digest(load_tokenizer(run.model)) for run in runs]
             other = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
             if other is not None:

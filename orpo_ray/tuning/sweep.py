@@ -84,7 +84,8 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     for remark in [*data.remarks, *remarks(first, schedule)]:
         console.say(f"{config.name}: {remark}")
     if config.unlike_lengths:
-        console.say(f"{config.name}: trials see other numbers of pairs ({', '.join(config.unlike_lengths)})")
+        seen = "pairs" if first.rollouts is None else "prompts"
+        console.say(f"{config.name}: trials see other numbers of {seen} ({', '.join(config.unlike_lengths)})")
     if config.finalists is not None and len(records) < config.finalists.prompts:
         console.say(
             f"{config.name}: finalists answer {len(records)} prompts, not finalists.prompts="
