@@ -71,7 +71,7 @@ class DataConfig(RecordsConfig):
     """Tokens of prompt, its end, that are left at the least where prompt and longer response are over `max_length`: no
     more is cut than that takes, and nothing of a prompt that fits. TRL's trainers cut where we do, and to this length
     in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none. Prompts of rollouts are never
-    cut."""
+    cut, whatever this is."""
     drop_prompts_over: Count | None = None
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None
@@ -145,11 +145,10 @@ class DataConfig(RecordsConfig):
         except ValueError:
             raise ValueError(f"should be a date such as {DATE} (got {value!r:.40})") from None
 
-    @model_validator(mode="after")
-    def _prompt_leaves_room(self) -> DataConfig:
+    def require_room(self) -> None:
+        """Raises `ValueError` where what is left of a prompt that is cut leaves no room for a response."""
         if self.max_prompt_length >= self.max_length:
             raise ValueError(
-                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                f"data.max_prompt_length ({self.max_prompt_length}) must be below data.max_length ({self.max_length}), "
                 "or no response token fits"
             )
-        return self

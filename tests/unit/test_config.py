@@ -103,7 +103,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, m
         ("model.name_or_path=null", "model.name_or_path: should be a text (got None)"),
         ("data={eval: toy-test}", "data.train is missing"),
         ("data.max_length=100",
-         "data: max_prompt_length (768) must be below max_length (100), or no response token fits"),
+         "data.max_prompt_length (768) must be below data.max_length (100), or no response token fits"),
         ("seed=0x" + "f" * 5000, "seed: should be less than 4294967296 (got a number too long to show)"),
         ("optim.lr=0x" + "f" * 5000, "optim.lr: should be a valid number (got a number too long to show)"),
     ],
@@ -160,6 +160,16 @@ def test_comparisons_suit_the_objective(file: Path) -> None:
     plain = load_config(file, [])  # what came after there were runs does not part those from it
     assert {"data.comparisons", "objective.loss"}.isdisjoint(identity(plain.for_a_file()))
     assert load_config(file, ["data.comparisons=best_against_each"]).digest() != plain.digest()
+
+
+ROLLOUTS = ["objective={name: ppo}", "rollouts={max_tokens: 32, rewards: {truth: toy}}"]
+
+
+def test_what_is_left_of_a_prompt_is_nothing_to_rollouts_which_cut_none(file: Path) -> None:
+    runs = [load_config(file, [*ROLLOUTS, "data.max_length=128", f"data.max_prompt_length={n}"]) for n in (64, 768)]
+    assert runs[0].digest() == runs[1].digest(), "so either goes on with the other"
+    pairs = [load_config(file, [f"data.max_prompt_length={n}"]) for n in (64, 512)]
+    assert pairs[0].digest() != pairs[1].digest()
 
 
 def test_a_key_of_another_objective_is_named(file: Path) -> None:
