@@ -30,7 +30,7 @@ def _repeated_prompts(schedule: Schedule) -> str:
         return ""
     asked, there_are = schedule.per_round, schedule.prompts
     return (
-        f"rollouts.prompts={asked} is more than the {there_are} prompts of data.train: a round asks the same ones again, "
+        f"rollouts.prompts={asked} is more than the {there_are} prompts of data.train: a round asks some again, "
         f"{asked / there_are:.1f} times on average"
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 
 from orpo_ray.config import SweepConfig
 from orpo_ray.config.comparable import varied
+from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import PreparedData
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
@@ -61,3 +63,19 @@ def lengths(
         return schedule_of(run, known[of(settings)].train).total_steps
 
     return steps
+
+
+def steps_of_trials(config: SweepConfig, data: Pairs) -> str:
+    """How many optimizer steps trials have, in words. `data`: those of the space's first point."""
+
+    def steps(settings: Settings) -> int:
+        run = config.training(config.first_point | settings, config.name, config.storage)
+        return schedule_of(run, data).total_steps
+
+    if any(key.startswith("data.") for key in config.unlike_lengths):
+        return "unlike numbers of steps"
+    values = {key: dimension.values for key, dimension in config.dimensions.items()}
+    deciding = [key for key in values if len({steps({key: value}) for value in values[key]}) > 1]
+    points = itertools.product(*(values[key] for key in deciding))
+    found = sorted({steps(dict(zip(deciding, point, strict=True))) for point in points})
+    return f"{found[0]} steps" if len(found) == 1 else f"{found[0]} to {found[-1]} steps"

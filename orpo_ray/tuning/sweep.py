@@ -25,7 +25,7 @@ from orpo_ray.training.remarks import remarks
 from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.board import board
-from orpo_ray.tuning.comparable import lengths, require_known
+from orpo_ray.tuning.comparable import lengths, require_known, steps_of_trials
 from orpo_ray.tuning.finalists import compare, unseen_records
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, Status, Trial, left_by
@@ -77,10 +77,9 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         require_on_nodes(first.local_paths(), cpus, gpus, marks)
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
-    console.say(
-        f"{config.name}: {config.number_of_trials} trials of {total_steps} steps, {at_a_time} at a time, by "
-        f"{config.searcher} search" + ("" if config.scheduler == "none" else f" and {config.scheduler}")
-    )
+    steps = steps_of_trials(config, data.train)
+    by = f"{config.searcher} search" + ("" if config.scheduler == "none" else f" and {config.scheduler}")
+    console.say(f"{config.name}: {config.number_of_trials} trials of {steps}, {at_a_time} at a time, by {by}")
     for remark in [*data.remarks, *remarks(first, schedule)]:
         console.say(f"{config.name}: {remark}")
     if config.unlike_lengths:

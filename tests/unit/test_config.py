@@ -162,6 +162,20 @@ def test_comparisons_suit_the_objective(file: Path) -> None:
     assert load_config(file, ["data.comparisons=best_against_each"]).digest() != plain.digest()
 
 
+def test_columns_of_files_are_nothing_to_a_built_in_source_beside_them(file: Path) -> None:
+    shape = ["data.columns={prompt: question}", "data.format=plain", "data.unread=[input]", "data.system=Be kind."]
+    data = load_config(file, [*shape, "data.train=pairs.jsonl", "data.eval=toy-test"]).data
+    assert data.train_sources[0].columns == {"prompt": "question"}
+    [held_out] = data.eval_sources
+    assert (held_out.columns, held_out.format, held_out.unread, held_out.system) == (None, "auto", None, "Be kind.")
+    sources = "data.train=[{source: toy, name: a}, {source: pairs.jsonl, name: b}]"
+    assert [source.columns for source in load_config(file, [*shape, sources]).data.train_sources] == [
+        None, {"prompt": "question"},
+    ]  # fmt: skip
+    own = load_config(file, ["data.columns={prompt: question}"]).data.train_sources[0]
+    assert own.columns == {"prompt": "question"}, "which is for nobody else, and the data say that it has no such"
+
+
 ROLLOUTS = ["objective={name: ppo}", "rollouts={max_tokens: 32, rewards: {truth: toy}}"]
 
 

@@ -107,7 +107,7 @@ class TestRemarks:
         ]
 
     def test_rounds_of_more_prompts_than_there_are(self) -> None:
-        told = "rollouts.prompts=64 is more than the {} prompts of data.train: a round asks the same ones again, {}"
+        told = "rollouts.prompts=64 is more than the {} prompts of data.train: a round asks some again, {}"
         assert self.of_rounds(20, 16) == [told.format(20, "3.2 times on average")]
         assert self.of_rounds(64, 1) == []
 
