@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from orpo_ray.config import TrainConfig
+from orpo_ray.config import RolloutsConfig, TrainConfig
 from orpo_ray.data.prepare import PreparedData
 from orpo_ray.data.questions import prompts_of
+from orpo_ray.errors import UserError
 from orpo_ray.inference.critic import critic_of
 from orpo_ray.inference.rewards import RewardSource, find_rewards
 from orpo_ray.modeling.critic import ActorCritic
@@ -80,7 +81,8 @@ class Beside:
         """`kept` and `carried`: what the checkpoint kept that the run continues from."""
         writers = None
         if engine.rank == 0:
-            engines, gpus = _places(config, engine.device)
+            assert config.rollouts is not None
+            engines, gpus = places(config.rollouts, _gpus_beside(config, engine.device, folder.note))
             threads = torch.get_num_threads() * ranks_here  # of the trainers, who wait meanwhile
             writers = Writers(
                 config, self.policy.model, tokenizer, self.rewards, engine.device, threads, engines, gpus, folder.note
@@ -93,17 +95,29 @@ class Beside:
         )  # fmt: skip
 
 
-def _places(config: TrainConfig, device: torch.device) -> tuple[int, float]:
-    """How many engines there are, and of how many GPUs each, and the scorer, are: what training leaves free; 0: they
-    take turns with training on its own device."""
+def _gpus_beside(config: TrainConfig, device: torch.device, note: Callable[[str], None]) -> int:
+    """How many engines and scorer have: as many as are asked for, or as training leaves free."""
     assert config.rollouts is not None
-    asked = config.rollouts.engines
-    free = 0
-    if device.type == "cuda":
-        beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
-        free = int(ray.available_resources().get("GPU", 0)) - beside
-    if free < 1:
+    asked = config.rollouts.gpus
+    if device.type != "cuda":
+        if asked != "auto" and asked:
+            raise UserError(f"rollouts.gpus: {asked} are asked for beside training, which is on CPUs (scaling.use_gpu)")
+        return 0
+    beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
+    free = int(ray.available_resources().get("GPU", 0)) - beside
+    if asked == "auto":
+        return free
+    if asked > free:
+        note(f"rollouts.gpus={asked}, and {max(0, free)} are free now: engines and scorer wait until the others are")
+    return asked
+
+
+def places(rollouts: RolloutsConfig, gpus: int) -> tuple[int, float]:
+    """How many engines there are, and of how many GPUs each, and the scorer, are, where there are so many `gpus` beside
+    training; 0: they take turns with training on its own device."""
+    asked = rollouts.engines
+    if gpus < 1:
         return (1 if asked == "auto" else asked), 0.0
-    if free == 1:
+    if gpus == 1:
         return 1, 0.5
-    return (free - 1 if asked == "auto" else min(asked, free - 1)), 1.0
+    return (gpus - 1 if asked == "auto" else min(asked, gpus - 1)), 1.0
