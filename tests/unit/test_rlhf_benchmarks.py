@@ -1,5 +1,5 @@
-"""Benchmarks of rollouts: what docs/rlhf.md quotes is in the results, a part of the runs publishes nothing, and no line of
-a run is lost."""
+"""Benchmarks of rollouts: what docs/rlhf.md quotes is in the results, a part of the runs publishes nothing, and no line
+of a run is lost."""
 
 from __future__ import annotations
 
