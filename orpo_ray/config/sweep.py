@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -221,7 +221,7 @@ class SweepConfig(Section):
                     f"use {REWARD}/LABEL of one whose path is the same in all trials"
                 )
 
-    @property
+    @cached_property
     def unlike_lengths(self) -> list[str]:
         """Keys of the space by which trials see other numbers of pairs or prompts; without a scheduler they may."""
         base = self.training(self.first_point, self.name, self.storage)
