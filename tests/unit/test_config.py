@@ -179,6 +179,19 @@ def test_columns_of_files_are_nothing_to_a_built_in_source_beside_them(file: Pat
 ROLLOUTS = ["objective={name: ppo}", "rollouts={max_tokens: 32, rewards: {truth: toy}}"]
 
 
+def test_a_path_that_stands_for_a_section_takes_keys_below_it(file: Path) -> None:
+    def rewards(*overrides: str) -> dict[str, tuple[str, float]]:
+        rollouts = load_config(file, [*ROLLOUTS, "data.max_length=128", *overrides]).rollouts
+        assert rollouts is not None
+        return {label: (one.path, one.weight) for label, one in rollouts.rewards.items()}
+
+    assert rewards("rollouts.rewards.truth.weight=0.5") == {"truth": ("toy", 0.5)}
+    given = ["rollouts.rewards.rule=rules.py:short", "rollouts.rewards.rule.weight=-1"]
+    assert rewards(*given) == {"truth": ("toy", 1), "rule": ("rules.py:short", -1)}
+    told = "unknown key rollouts.rewards.truth.wieght; did you mean rollouts.rewards.truth.weight?"
+    assert mistake(file, *ROLLOUTS, "rollouts.rewards.truth.wieght=1") == told
+
+
 def test_what_is_left_of_a_prompt_is_nothing_to_rollouts_which_cut_none(file: Path) -> None:
     runs = [load_config(file, [*ROLLOUTS, "data.max_length=128", f"data.max_prompt_length={n}"]) for n in (64, 768)]
     assert runs[0].digest() == runs[1].digest(), "so either goes on with the other"

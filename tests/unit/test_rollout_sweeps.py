@@ -108,6 +108,17 @@ def test_objectives_are_compared_on_as_many_prompts() -> None:
     assert sweep(space, scheduler="none").unlike_lengths == ["objective.name"]
 
 
+def test_a_weight_varies_though_its_reward_is_given_by_its_path_alone() -> None:
+    short = {**TRAIN, "rollouts": {**TRAIN["rollouts"], "rewards": {"reward": "runs/reward", "truth": "toy"}}}
+    found = sweep({"rollouts.rewards.reward.weight": "choice(0.5, 1, 2)"}, train=short)
+    assert found.own_point == {"rollouts.rewards.reward.weight": 1}
+    trial = found.training({"rollouts.rewards.reward.weight": 2}, "any", found.storage)
+    assert trial.rollouts is not None
+    assert {label: (one.path, one.weight) for label, one in trial.rollouts.rewards.items()} == {
+        "reward": ("runs/reward", 2), "truth": ("toy", 1),
+    }  # fmt: skip
+
+
 def test_a_reward_of_weight_1_is_the_runs_own_too() -> None:
     """It is written as its path alone; the first trial is the run as it stands all the same."""
     space = {
