@@ -101,7 +101,7 @@ def _gpus_beside(config: TrainConfig, device: torch.device, note: Callable[[str]
     asked = config.rollouts.gpus
     if device.type != "cuda":
         if asked != "auto" and asked:
-            raise UserError(f"rollouts.gpus: {asked} are asked for beside training, which is on CPUs (scaling.use_gpu)")
+            raise UserError(f"rollouts.gpus: {asked} are asked for beside training, which is on CPUs here")
         return 0
     beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
     free = int(ray.available_resources().get("GPU", 0)) - beside

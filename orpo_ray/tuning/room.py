@@ -66,10 +66,14 @@ def gpus_beside(run: TrainConfig, at_a_time: int, all_gpus: int) -> int:
     """GPUs for the engines and the scorer of each of so many trials like `run`; 0: they take turns with training.
 
     What is left when all of them train is shared out. A worker of a part of a GPU counts as one of a whole: which of
-    them are on the same is Ray's to say.
+    them are on the same is Ray's to say. Raises `UserError` where some are asked for and training takes none.
     """
-    if run.rollouts is None or not uses_gpus(run.scaling, all_gpus):
+    on_gpus = uses_gpus(run.scaling, all_gpus)
+    asked = 0 if run.rollouts is None else run.rollouts.gpus
+    if asked != "auto":
+        if asked and not on_gpus:
+            raise UserError(f"train.rollouts.gpus: {asked} are asked for beside training, which is on CPUs here")
+        return asked
+    if not on_gpus:
         return 0
-    if run.rollouts.gpus != "auto":
-        return run.rollouts.gpus
     return max(0, all_gpus // at_a_time - run.scaling.most_workers - _gpus_asked_for(run))

@@ -56,9 +56,10 @@ def test_trials_on_rollouts_take_no_gpu_of_each_other(all_gpus: int, asked: int 
         run = own.training(own.first_point, "any", own.storage)
         try:
             trials = concurrency(own, run, {"CPU": 512, "GPU": all_gpus})
+            run = Share(1, gpus_beside(run, trials, all_gpus)).given(run)
         except UserError:  # there is no room for one
+            assert all_gpus < workers * part + (asked != "auto" and asked) + win_rate
             continue
-        run = Share(1, gpus_beside(run, trials, all_gpus)).given(run)
         assert run.rollouts is not None and isinstance(run.rollouts.gpus, int)
         engines, each = places(run.rollouts, run.rollouts.gpus)
         on_gpus = all_gpus >= workers * part
