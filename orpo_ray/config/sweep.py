@@ -220,6 +220,8 @@ class SweepConfig(Section):
                     f"metric: {name}{slash}{label} is of the rewards that the space varies; "
                     f"use {REWARD}/LABEL of one whose path is the same in all trials"
                 )
+            if name == "eval_kl" and differing & {"objective.reference", "objective.pairs.reference"}:
+                raise ValueError("metric: eval_kl is to the reference that the space varies")
 
     @cached_property
     def unlike_lengths(self) -> list[str]:

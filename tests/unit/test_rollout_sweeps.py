@@ -89,6 +89,7 @@ def test_settings_of_rollouts_vary(key: str, values: str, metric: str) -> None:
         ("objective", "choice({name: ppo}, {name: grpo})", BY_TRUTH, "set rollouts.epochs, which follow from"),
         ("train", "choice({max_steps: 64}, {max_steps: 32})", BY_TRUTH, "set scheduler: none"),
         ("train", "choice({keep: last}, {keep: both})", BY_TRUTH, "space.train.keep: follows from"),
+        ("objective.reference", "choice(runs/a, runs/b)", "eval_kl", "to the reference that the space varies"),
         ("rollouts.epochs", "choice(1, 4)", BY_TRUTH, "leave out train.max_steps, or set scheduler: none"),
         ("optim.lr", "choice(1, 4)", "eval_reward/other", "rollouts.rewards has no other"),
     ],
