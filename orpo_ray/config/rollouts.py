@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, PathSection, RunName, Section
+from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, PathSection, RunName, Section, WholeOrAuto
 
 VLLM_TEMPERATURES = (0.01, 2.0)
 """The lowest, instead of which vLLM draws at it and says so in its log alone, and the highest that it draws at."""
@@ -48,8 +48,11 @@ class RolloutsConfig(Section):
     """Held-out prompts, the first so many, that each evaluation answers once."""
     engine: Literal["vllm", "transformers"] = "vllm"
     """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here)."""
+    gpus: WholeOrAuto = "auto"
+    """That engines and scorer have beside training's; `auto`: those that training leaves free, in a sweep the trial's
+    part of them; 0: engines and scorer take turns with training."""
     engines: CountOrAuto = "auto"
-    """Engines that write at a time; `auto`: one on each GPU that training leaves free, else one, taking turns with
+    """Engines that write at a time; `auto`: one on each of `gpus` but the scorer's, or one that takes turns with
     training."""
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.4
     """Share of a GPU's memory that an engine takes."""

@@ -262,6 +262,7 @@ class TrainConfig(Section):
                 raise ValueError(
                     f"rollouts: {objective.name} trains on rollouts; say at least who scores them (rewards)"
                 )
+            self.data.require_room()
             return self
         if not objective.rolls_out:
             raise ValueError(f"rollouts: {objective.name} trains on the responses of data.train; leave rollouts out")

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from orpo_ray.config.data import BUILT_IN as SOURCES
 from orpo_ray.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import OPTConfig, PreTrainedTokenizerFast
 
-SOURCES = ("toy", "toy-base", "toy-test")
 TRAIN_PAIRS = 6_000
 TEST_PAIRS = 400
 

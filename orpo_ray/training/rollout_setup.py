@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ import ray
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from orpo_ray.config import TrainConfig
+from orpo_ray.config import RolloutsConfig, TrainConfig
 from orpo_ray.data.prepare import PreparedData
 from orpo_ray.data.questions import prompts_of
+from orpo_ray.errors import UserError
 from orpo_ray.inference.critic import critic_of
 from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.rewards import RewardSource, find_rewards
@@ -41,21 +42,6 @@ class Places(NamedTuple):
     engines: int
     gpus: float
     """Of each engine, and of the scorer; 0: they take turns with training on its own device."""
-
-    @classmethod
-    def of(cls, config: TrainConfig, device: torch.device) -> Places:
-        """On what training on `device` leaves free."""
-        assert config.rollouts is not None
-        asked = config.rollouts.engines
-        free = 0
-        if device.type == "cuda":
-            beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
-            free = int(ray.available_resources().get("GPU", 0)) - beside
-        if free < 1:
-            return cls(1 if asked == "auto" else asked, 0.0)
-        if free == 1:
-            return cls(1, 0.5)
-        return cls(free - 1 if asked == "auto" else min(asked, free - 1), 1.0)
 
 
 @dataclass(frozen=True)
@@ -104,8 +90,8 @@ class Beside:
         digests = {f"rollouts.rewards.{source.label}": source.digest for source in rewards}
         if leads:
             digests[REFERENCE] = network_digest(reference.model, reference.model.state_dict())
-        places = Places.of(config, device)
-        return cls(policy.at_temperature(temperature), reference, rewards, digests, same, places)
+        where = places(config.rollouts, _gpus_beside(config, device, warn if leads else None))
+        return cls(policy.at_temperature(temperature), reference, rewards, digests, same, where)
 
     def memory(self, config: TrainConfig, device: torch.device) -> int:
         """Bytes of `device`, the trainer's, that engines and scorer will hold where they take turns with training."""
@@ -145,3 +131,30 @@ class Beside:
             engine, config, train, held_out, self.reference, writers, files,
             lambda: min(checkpoints.steps(), default=0), kept, carried,
         )  # fmt: skip
+
+
+def _gpus_beside(config: TrainConfig, device: torch.device, note: Callable[[str], None] | None) -> int:
+    """How many engines and scorer have: as many as are asked for, or as training leaves free."""
+    assert config.rollouts is not None
+    asked = config.rollouts.gpus
+    if device.type != "cuda":
+        if asked != "auto" and asked:
+            raise UserError(f"rollouts.gpus: {asked} are asked for beside training, which is on CPUs here")
+        return 0
+    beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
+    free = int(ray.available_resources().get("GPU", 0)) - beside
+    if asked == "auto":
+        return free
+    if asked > free and note is not None:
+        note(f"rollouts.gpus={asked}, and {max(0, free)} are free now: engines and scorer wait until the others are")
+    return asked
+
+
+def places(rollouts: RolloutsConfig, gpus: int) -> Places:
+    """Where there are so many `gpus` beside training."""
+    asked = rollouts.engines
+    if gpus < 1:
+        return Places(1 if asked == "auto" else asked, 0.0)
+    if gpus == 1:
+        return Places(1, 0.5)
+    return Places(gpus - 1 if asked == "auto" else min(asked, gpus - 1), 1.0)

@@ -103,8 +103,7 @@ class RolloutSource:
         return self.schedule.steps_per_epoch
 
     def epoch(self, step: int) -> float:
-        schedule = self.schedule
-        return step * schedule.per_round / (schedule.prompts * schedule.steps_per_round)
+        return self.schedule.epoch(step)
 
     def record(self, number: int) -> int | str:
         assert self._round is not None

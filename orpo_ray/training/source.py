@@ -117,7 +117,7 @@ class PairSource:
         return self.schedule.steps_per_epoch
 
     def epoch(self, step: int) -> float:
-        return step / self.steps_per_epoch
+        return self.schedule.epoch(step)
 
     def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float]:
         return {}

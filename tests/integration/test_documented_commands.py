@@ -51,6 +51,7 @@ LONGER = {
 
 ELSEWHERE = {
     r"make (demo|test)": "by CI: the first from time to time, the second always",
+    r"orpo-ray train configs/toy-(base|sft|reward)\.yaml ": "as stages of the pipelines are",
     r"orpo-ray train configs/toy-ppo.yaml name=toy-rloo": "as toy-ppo is",
     r"orpo-ray sweep configs/toy-ppo-sweep": "by unit/test_rollout_sweeps.py",
     r"orpo-ray pipeline configs/toy-rlhf-pipeline": "as its stages and the other pipeline are",

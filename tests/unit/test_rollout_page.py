@@ -23,9 +23,10 @@ from orpo_ray.config.metrics import spoken
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_evaluation_report, write_report
 from orpo_ray.report.page import _facts, run_page
-from orpo_ray.report.rollout_figures import _of_rounds, _update_rate
+from orpo_ray.report.rollout_figures import _of_rounds, _reward, _update_rate
 from orpo_ray.report.rollout_frontier import frontier, frontier_caption
 from orpo_ray.report.rollout_samples import MOST_CHARACTERS, MOST_PROMPTS, NEWEST, Samples, read_samples
+from orpo_ray.report.rollout_words import learned_otherwise, shortened
 from orpo_ray.report.runs import read_run
 from orpo_ray.telemetry.trackers import scalars
 
@@ -111,6 +112,29 @@ class TestWhatStandsOnIt:
         labels = [label.strip() for label in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
         assert {"rollouts", "held-out", "kept", "step 160", "0", "100"} <= set(labels)
         assert len(set(re.findall(r"fill-opacity: ([\d.]+)", svg))) > 10, "the later, the darker"
+
+    @pytest.mark.parametrize(
+        ("asked", "said"),
+        [
+            ({"clip_scores": 5.0, "cut_penalty": 0.5},
+             "Rollouts: as learned from, held within 5 of 0 and less 0.5 where max_tokens cut. Held-out: as given."),
+            ({"cut_penalty": 1}, "Rollouts: as learned from, less 1 where max_tokens cut. Held-out: as given."),
+            ({"clip_scores": None, "cut_penalty": 0.0}, ""),
+        ],
+    )  # fmt: skip
+    def test_two_kinds_of_reward_on_one_axis_are_told_apart(self, run: Path, asked: dict[str, Any], said: str) -> None:
+        found = read_run(run)
+        found.config["rollouts"] |= asked
+        assert learned_otherwise(found) == said and said in frontier_caption(found)
+        for drawn in (_reward(found), frontier(found)):
+            labels = {label.strip() for label in re.findall(r"<text[^>]*>([^<]*)</text>", str(drawn))}
+            assert {"rollouts, as learned from", "held-out, as given"} <= labels if said else "rollouts" in labels
+
+    @pytest.mark.parametrize(
+        "labels", [["a" * 40 + "1", "a" * 40 + "2"], ["x" + "-" * 40 + "z", "x" + "-" * 30 + "z"], ["é\x00", "é\x01"]]
+    )
+    def test_no_two_sources_are_called_alike(self, labels: list[str]) -> None:
+        assert len({*shortened(labels)}) == len(labels) and all(len(label) < 32 for label in shortened(labels))
 
     def test_the_same_run_gives_the_same_page(self, run: Path, page: Path) -> None:
         held = page.read_bytes()

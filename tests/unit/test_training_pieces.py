@@ -23,7 +23,7 @@ from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import Highest
-from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.data.schedule import RoundSchedule, StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer, require_embeddings
@@ -92,6 +92,24 @@ class TestRemarks:
         ]
         for settings in (["train.max_steps=20"], ["train.max_steps=3"], []):
             assert self.said("train.epochs=2", *settings) == []
+
+    def of_rounds(self, prompts: int, epochs: int, max_steps: int | None = None) -> list[str]:
+        """With 4 steps in each round of 64 prompts."""
+        schedule = RoundSchedule(prompts, 64, 16, 1, epochs, max_steps, seed=0)
+        assert max_steps is not None or schedule.epoch(schedule.total_steps) >= epochs
+        return remarks(config("optim.warmup_steps=0"), schedule)
+
+    def test_epochs_of_rounds_that_are_repeated(self) -> None:
+        """Rounds take prompts epoch behind epoch: three of 100 are five rounds, not three times two."""
+        assert self.of_rounds(100, 3) == self.of_rounds(100, 3, max_steps=20) == []
+        assert self.of_rounds(100, 3, max_steps=22) == [
+            "train.max_steps=22 is more than the 20 steps of train.epochs=3, and wins: the data is read 3.5 times"
+        ]
+
+    def test_rounds_of_more_prompts_than_there_are(self) -> None:
+        told = "rollouts.prompts=64 is more than the {} prompts of data.train: a round asks some again, {}"
+        assert self.of_rounds(20, 16) == [told.format(20, "3.2 times on average")]
+        assert self.of_rounds(64, 1) == []
 
     def test_a_warm_up_without_end(self) -> None:
         for warmup in ("10", "0.99", "1000"):
