@@ -23,8 +23,9 @@ from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.data.records import BadRecord
 from orpo_ray.errors import UserError
 from orpo_ray.inference.listening import Listener, listener
-from orpo_ray.inference.models import TRUTH, Answer, Completion, EvaluatedModel, Speaker
+from orpo_ray.inference.models import TRUTH, EvaluatedModel
 from orpo_ray.inference.node_files import on_this_node
+from orpo_ray.inference.speaking import Answer, Completion, Speaker
 from orpo_ray.modeling.loading import load_policy
 from orpo_ray.modeling.reward import (
     ForeignRewardModel,

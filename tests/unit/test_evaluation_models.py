@@ -31,8 +31,9 @@ from orpo_ray.evaluation.evaluate import _is_finished
 from orpo_ray.evaluation.plan import make_plan
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
 from orpo_ray.inference.generation import request_seed
-from orpo_ray.inference.models import Answer, Speaker, find_policy, find_reward_model, prompt_ids
+from orpo_ray.inference.models import find_policy, find_reward_model
 from orpo_ray.inference.scoring import Judged, Scorer, judged_rows
+from orpo_ray.inference.speaking import Answer, Speaker, prompt_ids
 
 
 def save_toy(folder: Path, *, labels: int | None = None, template: str | None = None) -> Path:

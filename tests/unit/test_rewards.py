@@ -28,7 +28,6 @@ from orpo_ray.data.templates import NAMED_TEMPLATES, Renderer
 from orpo_ray.errors import UserError
 from orpo_ray.inference.critic import critic_of, require_reference_tokens
 from orpo_ray.inference.drawn import answer_of
-from orpo_ray.inference.models import Answer, Speaker
 from orpo_ray.inference.reward_functions import RewardFunction
 from orpo_ray.inference.rewards import (
     Rewards,
@@ -40,6 +39,7 @@ from orpo_ray.inference.rewards import (
     reward_metrics,
     want_messages,
 )
+from orpo_ray.inference.speaking import Answer, Speaker
 from orpo_ray.modeling.reward import ensure_pad_token
 
 EOS = 2
