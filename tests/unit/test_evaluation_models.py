@@ -12,12 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from orpo_ray.config import EvaluationConfig, parse_as, parse_config
 from orpo_ray.config.evaluation import EvaluationScaling, PromptsConfig, ScoringConfig

@@ -191,13 +191,6 @@ def test_bug_text_of_a_response_encoded_again(tmp_path: Path) -> None:
     assert all(tokenizer(text)["input_ids"] != line["ids"] for text, line in zip(texts, lines, strict=True))
 
 
-@pytest.mark.parametrize("key", ["top_p", "top_k", "min_p"])
-def test_bug_ratio_off_by_the_mass_that_is_cut(key: str, tmp_path: Path) -> None:
-    """trl#6789: nobody may ask for it."""
-    with pytest.raises(UserError, match=rf"rollouts\.{key}"):
-        settings(tmp_path, f"rollouts.{key}=1")
-
-
 def lines_of(file: Path) -> list[dict[str, Any]]:
     """Of the samples of a round."""
     return [json.loads(line) for line in file.read_text().splitlines()[1:]]
@@ -338,22 +331,6 @@ def test_scores_past_float32_are_not_finite(kind: str, tmp_path: Path) -> None:
     assert np.isfinite(first["loss"])
 
 
-@pytest.mark.parametrize("temperature", [0.005, 2.5])
-def test_a_temperature_that_vllm_does_not_draw_at_is_refused(temperature: float, tmp_path: Path) -> None:
-    """It raises at one above 2, in each worker that is begun anew; below 0.01 it draws at another."""
-    asked = f"rollouts.temperature={temperature}"
-    settings(tmp_path, asked)  # by transformers
-    with pytest.raises(UserError, match=rf"rollouts.*temperature \({temperature}\): vLLM draws at 0\.01 to 2"):
-        settings(tmp_path, asked, "rollouts.engine=vllm")
-
-
-@pytest.mark.parametrize("key", ["model.keep_dropout=true", "model.lora={dropout: 0.1}"])
-def test_dropout_that_would_set_old_and_new_apart_is_refused(key: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{key.partition('=')[0]}.*: ppo weighs the policy's probabilities"):
-        settings(tmp_path, key)
-    settings(tmp_path, key, "objective={name: online}", "rollouts.samples=2")
-
-
 def test_nothing_that_can_be_trained_on_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^round 0: 0 of 8 prompts .* 8 scores are not finite$"):
         Trained(settings(tmp_path, "train.max_steps=1", rule="none"))
@@ -389,18 +366,3 @@ def test_held_out_prompts_are_of_all_sources() -> None:
     assert first_of_each(parts, 8).tolist() == [0, 1, 2, 3, 12, 13, 18, 19]
     assert first_of_each(parts, 99).tolist() == list(range(24))
     assert first_of_each(random_pairs(5), 3).tolist() == [0, 1, 2]  # type: ignore[arg-type]
-
-
-def test_what_pairs_of_rollouts_name_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers stand in another folder, and other hosts may lack it."""
-    (tmp_path / "ref").mkdir()
-    monkeypatch.chdir(tmp_path)
-    objective = "objective={name: online, pairs: {name: dpo, reference: ./ref}}"
-    config = settings(tmp_path, objective, "rollouts.samples=2").with_absolute_paths()
-    assert config.objective.pairs.reference == str(tmp_path / "ref")  # type: ignore[union-attr]
-    assert config.local_paths()["objective.pairs.reference"] == str(tmp_path / "ref")
-
-
-def test_a_weight_of_tokens_is_no_setting_of_pairs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rollouts\.importance_cap: weighs tokens, and online compares whole"):
-        settings(tmp_path, "objective={name: online}", "rollouts.samples=2", "rollouts.importance_cap=2")
