@@ -30,6 +30,7 @@ from orpo_ray.training.batches import rows_of, totals_of
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.loop import State
 from orpo_ray.training.round import first_of_each, learned_scores
+from orpo_ray.training.source import Arrays
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ppo": (),
@@ -144,20 +145,27 @@ class Shifted(InProcess):
             yield [sample._replace(logps=[logp - 0.5 for logp in sample.logps]) for sample in found]
 
 
+def shifted_round(folder: Path, *overrides: str) -> Arrays:
+    """What the second round is trained on, which the policy has moved in."""
+    config = settings(folder, *KINDS["grpo"], "rollouts.importance_cap=9", "train.max_steps=3", *overrides)
+    held = Trained(config, writers=Shifted).source._round
+    assert held is not None and held.number == 1
+    return held.arrays
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory: pytest.TempPathFactory) -> Arrays:
+    return shifted_round(tmp_path_factory.mktemp("shifted"))
+
+
 @pytest.mark.parametrize(
     "override",
     ["objective.kl_coefficient=2", "rollouts.clip_scores=0.5", "rollouts.cut_penalty=3", "rollouts.importance_cap=1.1"],
 )
-def test_bug_coefficient_of_a_run_read_and_never_used(override: str, tmp_path: Path) -> None:
-    """slime#397: each is in what the second round, which the policy has moved in, is trained on."""
-    overrides = (*KINDS["grpo"], "rollouts.importance_cap=9", "train.max_steps=4")
-    plain, changed = (
-        Trained(settings(tmp_path / str(i), *overrides, *more), writers=Shifted).source._round
-        for i, more in enumerate(((), (override,)))
-    )
-    assert plain is not None and changed is not None and plain.number == changed.number == 1
+def test_bug_coefficient_of_a_run_read_and_never_used(override: str, shifted: Arrays, tmp_path: Path) -> None:
+    """slime#397: each is in what a round is trained on."""
     column = "importance" if "cap" in override else "advantages"
-    assert not np.array_equal(plain.arrays[column], changed.arrays[column])
+    assert not np.array_equal(shifted[column], shifted_round(tmp_path, override)[column])
 
 
 def test_bug_penalty_of_a_cut_response_in_the_place_of_its_score(tmp_path: Path) -> None:
