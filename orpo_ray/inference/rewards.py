@@ -20,9 +20,10 @@ from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.data.prompts import Prompt
 from orpo_ray.errors import UserError
 from orpo_ray.inference.listening import listener
-from orpo_ray.inference.models import TRUTH, Answer, EvaluatedModel, Speaker, find_reward_model, prompt_ids
+from orpo_ray.inference.models import TRUTH, EvaluatedModel, find_reward_model
 from orpo_ray.inference.reward_functions import FunctionJudge, RewardFunction, find_function, names_function
 from orpo_ray.inference.scoring import NOT_FINITE, Judge, Judged, Scorer, require_known
+from orpo_ray.inference.speaking import Answer, Speaker, prompt_ids
 
 SECTION = "rollouts.rewards"
 TOO_LONG = "too long"

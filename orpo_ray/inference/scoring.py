@@ -23,15 +23,11 @@ from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.data.records import BadRecord
 from orpo_ray.errors import UserError
 from orpo_ray.inference.listening import Listener, listener
-from orpo_ray.inference.models import TRUTH, Answer, Completion, EvaluatedModel, Speaker
+from orpo_ray.inference.models import TRUTH, EvaluatedModel
 from orpo_ray.inference.node_files import on_this_node
+from orpo_ray.inference.speaking import Answer, Completion, Speaker
 from orpo_ray.modeling.loading import load_policy
-from orpo_ray.modeling.reward import (
-    ForeignRewardModel,
-    PackedRewardModel,
-    load_foreign_reward_model,
-    load_reward_model,
-)
+from orpo_ray.modeling.reward import ForeignRewardModel, PackedRewardModel, load_foreign_reward_model, load_reward_model
 from orpo_ray.modeling.scorer import packed_scores
 from orpo_ray.telemetry.logs import log, log_as
 

@@ -29,8 +29,8 @@ from orpo_ray.inference.generation import ENVIRONMENT, Request
 from orpo_ray.inference.live import LiveOptions, Sample, pack_weights
 from orpo_ray.inference.live_plain import LivePlain
 from orpo_ray.inference.live_vllm import LiveVllm
-from orpo_ray.inference.models import Answer
 from orpo_ray.inference.rewards import Rewards, RewardSource, Scored
+from orpo_ray.inference.speaking import Answer
 from orpo_ray.modeling.digests import network_digest
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import StateDict

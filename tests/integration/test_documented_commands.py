@@ -20,7 +20,7 @@ ONE_MODEL, MODELS = "models={orpo: ./runs/toy-orpo}", "models={base: ./runs/toy-
 TRUTH = "reward_models={truth: toy}"
 FEW_ROLLOUTS = [
     "rollouts.prompts=8", "rollouts.max_tokens=4", "rollouts.eval_prompts=2", "rollouts.rewards={truth: toy}",
-    "objective.critic=./runs/toy-sft",
+    "rollouts.engine=transformers", "objective.critic=./runs/toy-sft",
 ]  # fmt: skip
 
 RUN_HERE: dict[str, list[str]] = {
