@@ -214,7 +214,7 @@ def _check(checkers: Checkers, prompt: Prompt, response: str) -> list[_Checked]:
     found = []
     for i, instruction in enumerate(prompt.instructions):
         place = Place(prompt.key, i, instruction.kind)
-        drawn = strict[i].drawn | loose[i].drawn
+        drawn = {**strict[i].drawn, **loose[i].drawn}
         given = {name: instruction.arguments[name] for name in drawn}
         # The response is itself the first of the variants.
         surely = strictly[i] == Found(True) and not drawn
