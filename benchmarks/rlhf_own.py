@@ -56,8 +56,10 @@ def _rounds(metrics: Path, work: Work, process: subprocess.Popen[bytes]) -> list
     ends: list[float] = []
     lines: list[dict[str, Any]] = []
     size = 0
-    while len(ends) < work.rounds and process.poll() is None:
+    ended = False
+    while len(ends) < work.rounds and not ended:
         time.sleep(0.01)
+        ended = process.poll() is not None  # asked first: what it has written by then is read
         if not metrics.is_file() or (now := metrics.stat().st_size) == size:
             continue
         size = now

@@ -26,6 +26,8 @@ from orpo_ray.storage.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (1, 2, 3)
+BASELINES = ("sft", "dpo", "orpo")
+"""Of a demo, which all others are compared with."""
 FREE_STEPS = (40, 60, 80, 120, 240)
 """Of the run without a cost of KL."""
 RUNS: dict[str, list[str]] = {
@@ -61,7 +63,7 @@ def train(models: Path, out: Path, names: list[str]) -> None:
 
 def evaluated(models: Path, out: Path, names: list[str]) -> dict[str, Any]:
     """What `orpo-ray evaluate` finds of all."""
-    of = {name: models / name for name in ("sft", "dpo", "orpo")}
+    of = {name: models / name for name in BASELINES}
     of |= {name: out / name for name in names if name != "free"}
     if "free" in names:
         of |= {f"free-{step}": out / "free" / f"model-step-{step}" for step in FREE_STEPS}
@@ -89,13 +91,24 @@ def table(winrates: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name in winrates["models"]:
         rows[name] = {f"mean_{judge}": round(of[name]["mean"], 4) for judge, of in winrates["rewards"].items()}
         for pair in winrates["pairs"]:
-            if (pair["model"], pair["against"]) == (name, "sft"):
+            if pair["model"] == name and pair["against"] in BASELINES:
                 interval = [round(end, 4) for end in pair["ci95"]]
-                rows[name][f"over_sft_by_{pair['reward_model']}"] = [round(pair["win_rate"], 4), *interval]
+                key = f"over_{pair['against']}_by_{pair['reward_model']}"
+                rows[name][key] = [round(pair["win_rate"], 4), *interval]
         for judge, ratings in winrates["ratings"].items():
             [rating] = [each for each in ratings if each["model"] == name]
             rows[name][f"rating_by_{judge}"] = [round(rating["rating"], 1), *(round(end, 1) for end in rating["ci95"])]
     return rows
+
+
+def results(rows: dict[str, dict[str, Any]], ways: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    keys = [f"over_{other}_by_{judge}" for judge in ("truth", "reward") for other in BASELINES]
+    whole = all(f"ppo-{seed}" in rows for seed in SEEDS)
+    return {
+        "models": rows,
+        "ppo_over_seeds": {key: over_seeds(rows, key) for key in keys} if whole else {},
+        "on_the_way": ways,
+    }
 
 
 def over_seeds(rows: dict[str, dict[str, Any]], key: str) -> list[float]:
@@ -129,28 +142,30 @@ def draw(ways: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure.savefig(path)
 
 
+def written(asked: list[str], storage: Path) -> tuple[Path, Path]:
+    """Where results and image of these runs go. What is published is of all of them."""
+    if set(asked) >= RUNS.keys():
+        name = "rlhf_world"
+        return ROOT / "benchmarks" / "results" / f"{name}.json", ROOT / "docs" / "images" / "rlhf-world.png"
+    return storage / "rlhf_world.json", storage / "rlhf-world.png"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("runs/demo"), help="of a demo")
     parser.add_argument("--storage", type=Path, default=Path("runs/rlhf-world"))
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "rlhf_world.json")
-    parser.add_argument("--image", type=Path, default=ROOT / "docs" / "images" / "rlhf-world.png")
+    parser.add_argument("--out", type=Path, help="default: the published file, in --storage where --runs are not all")
+    parser.add_argument("--image", type=Path, help="default: as --out")
     arguments = parser.parse_args()
     arguments.storage.mkdir(parents=True, exist_ok=True)
     models, storage = arguments.models.resolve(), arguments.storage.resolve()
     train(models, storage, arguments.runs)
     ways = {name: way(storage / name) for name in arguments.runs}
     rows = table(evaluated(models, storage, arguments.runs))
-    results = {
-        "models": rows,
-        "ppo_over_seeds": {
-            key: over_seeds(rows, key) for key in ("over_sft_by_truth", "over_sft_by_reward") if set(RUNS) <= set(ways)
-        },
-        "on_the_way": ways,
-    }
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-    draw(ways, arguments.image)
+    out, image = written(arguments.runs, storage)
+    (arguments.out or out).write_text(json.dumps(results(rows, ways), indent=1) + "\n")
+    draw(ways, arguments.image or image)
     for name, row in rows.items():
         print(name, row)
 

@@ -13,6 +13,8 @@ from orpo_ray.config.section import NAME, Count, Integer, Number
 MAX_RECORD_CHARACTERS = 1_500_000
 DATE = "2024-07-26"
 """That templates write which would write today's."""
+BUILT_IN = ("toy", "toy-base", "toy-test")
+"""Sources of the embedded world."""
 SOURCES = {str: "(one source)", list: "(several sources)"}
 """What pydantic calls the two in a location."""
 Comparisons = Literal["every_pair", "best_against_each", "best_against_worst"]
@@ -71,7 +73,7 @@ class DataConfig(RecordsConfig):
     """Tokens of prompt, its end, that are left at the least where prompt and longer response are over `max_length`: no
     more is cut than that takes, and nothing of a prompt that fits. TRL's trainers cut where we do, and to this length
     in any case; the authors' code drops long prompts (`drop_prompts_over`) and cuts none. Prompts of rollouts are never
-    cut."""
+    cut, whatever this is."""
     drop_prompts_over: Count | None = None
     """Drop pairs whose prompt has more tokens than this (the paper: 1,024) rather than cut it."""
     chat_template: str | None = None
@@ -112,12 +114,24 @@ class DataConfig(RecordsConfig):
         """Each with all that is said of it, here or for all sources."""
         of_all = {key: getattr(self, key) for key in ("format", *RecordsConfig.model_fields)}
         if isinstance(sources, str):
-            return [SourceConfig(source=sources, name=name, split=split, limit=limit, **of_all)]
-        of_all["split"] = split
-        return [
-            source.model_copy(update={key: value for key, value in of_all.items() if getattr(source, key) is None})
-            for source in sources
+            found = SourceConfig(source=sources, name=name, split=split, limit=limit)
+            return [self._completed(found, of_all)]
+        return [self._completed(source, {**of_all, "split": split}) for source in sources]
+
+    def _completed(self, source: SourceConfig, of_all: dict[str, Any]) -> SourceConfig:
+        """With `of_all` where it says nothing itself. Where things are in files is nothing to a built-in source beside
+        them."""
+        if source.source in BUILT_IN and not self._all_built_in:
+            of_all = of_all | {"format": "auto", "columns": None, "unread": None}
+        return source.model_copy(update={key: value for key, value in of_all.items() if getattr(source, key) is None})
+
+    @property
+    def _all_built_in(self) -> bool:
+        parts = [
+            [part] if isinstance(part, str) else [each.source for each in part or ()]
+            for part in (self.train, self.eval)
         ]
+        return all(source in BUILT_IN for part in parts for source in part)
 
     @model_validator(mode="after")
     def _sources_are_told_apart(self) -> DataConfig:
@@ -145,11 +159,10 @@ class DataConfig(RecordsConfig):
         except ValueError:
             raise ValueError(f"should be a date such as {DATE} (got {value!r:.40})") from None
 
-    @model_validator(mode="after")
-    def _prompt_leaves_room(self) -> DataConfig:
+    def require_room(self) -> None:
+        """Raises `ValueError` where what is left of a prompt that is cut leaves no room for a response."""
         if self.max_prompt_length >= self.max_length:
             raise ValueError(
-                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                f"data.max_prompt_length ({self.max_prompt_length}) must be below data.max_length ({self.max_length}), "
                 "or no response token fits"
             )
-        return self

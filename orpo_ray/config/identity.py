@@ -10,7 +10,7 @@ from typing import Any
 _FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
     "data": ("max_record_characters", "date"),  # where they change the pairs, their digest tells
-    "rollouts": ("engine", "engines", "gpu_memory", "eval_prompts"),
+    "rollouts": ("engine", "engines", "gpus", "gpu_memory", "eval_prompts"),
     "train": (
         "tokens_per_microbatch", "memory", "zero_stage", "deepspeed", "offload_optimizer", "keep", "keep_checkpoints",
         "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes", "max_skipped_steps",
@@ -27,6 +27,8 @@ _LATER_KEYS = {
 def identity(mapping: dict[str, Any]) -> dict[str, Any]:
     """The settings of a training configuration, as it is dumped, that decide its trajectory, by dotted key."""
     free = {f"{section}.{key}" for section, keys in _FREE_KEYS.items() for key in keys}
+    if mapping.get("rollouts") is not None:
+        free.add("data.max_prompt_length")  # whose prompts are never cut
     settings = _dotted({section: value for section, value in mapping.items() if section not in _FREE_SECTIONS})
     return {
         key: value for key, value in settings.items()

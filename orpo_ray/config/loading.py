@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from orpo_ray.config.data import SOURCES
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.config.schema import TrainConfig
-from orpo_ray.config.section import ANSWERED_BY, NAME, Section
+from orpo_ray.config.section import ANSWERED_BY, NAME, PathSection, Section
 from orpo_ray.errors import UserError
 from orpo_ray.masking import holds_mask
 from orpo_ray.visible import visible
@@ -147,7 +147,7 @@ def parse_config(mapping: dict[str, Any], overrides: list[str], origin: str) -> 
 def parse_as(schema: type[Root], mapping: dict[str, Any], overrides: list[str], origin: str) -> Root:
     """As `parse_config`, of any kind of configuration."""
     for override in overrides:
-        mapping = _with_override(mapping, override)
+        mapping = _with_override(mapping, override, schema)
     mapping = schema.completed(mapping, origin)
     for key, text in _texts(mapping):
         if holds_mask(text):
@@ -170,8 +170,8 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(inner, key)
 
 
-def _with_override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
-    """`mapping` with one `dotted.key=value` applied; the value is YAML."""
+def _with_override(mapping: dict[str, Any], override: str, schema: type[Section]) -> dict[str, Any]:
+    """`mapping` with one `dotted.key=value` applied; the value is YAML. A path that stands for a section becomes it."""
     origin = f"override {_shown(override)}"
     key, equals, text = override.partition("=")
     path = key.split(".")
@@ -182,6 +182,8 @@ def _with_override(mapping: dict[str, Any], override: str) -> dict[str, Any]:
     for depth, part in enumerate(path[:-1], start=1):
         place = _place(section, part, ".".join(path[: depth - 1]), origin)
         child = section.get(part) if isinstance(section, dict) else section[place]
+        if isinstance(child, str) and any(issubclass(one, PathSection) for one in _sections_at(path[:depth], schema)):
+            child = {"path": child}
         if child is not None and not isinstance(child, dict | list):
             raise UserError(f"{origin}: {'.'.join(path[:depth])} is a single value, it has no keys below it")
         child = section[place] = list(child) if isinstance(child, list) else dict(child or {})
@@ -282,14 +284,20 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
         yield from _sections_in(inner)
 
 
-def _keys_at(location: list[str], schema: type[Section]) -> list[str]:
-    """The keys of the section at `location`, which may be in a list or a mapping of sections."""
+def _sections_at(location: list[str], schema: type[Section]) -> list[type[Section]]:
+    """What the section at `location` may be, which may be in a list or a mapping of sections."""
     sections = [schema]
     for part in location:
         fields = [(name, field) for section in sections for name, field in section.model_fields.items()]
         found = [field for name, field in fields if (field.alias or name) == part]
         if found:  # else an index, or a name in a mapping
             sections = [inner for field in found for inner in _sections_in(field.annotation)]
+    return sections
+
+
+def _keys_at(location: list[str], schema: type[Section]) -> list[str]:
+    """The keys of the section at `location`."""
+    sections = _sections_at(location, schema)
     return [field.alias or name for section in sections for name, field in section.model_fields.items()]
 
 

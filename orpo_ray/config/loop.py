@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, known_direction, require_choosing, spoken
+from orpo_ray.config.metrics import WIN_RATE, Direction, Metric, known_direction, like, require_choosing, spoken
 from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, Section
 
 
@@ -92,7 +92,7 @@ class LoopConfig(Section):
     """Besides, whenever so long has passed since the last; null: not."""
     max_skipped_steps: Annotated[Integer, Field(ge=0, le=10**6)] = 3
     """Steps in a row whose loss or gradient is not finite that are left out, with their records in `metrics.jsonl`;
-    one more ends the run."""
+    one more ends the run. Of `online` also rounds in a row without a pair."""
 
     @field_validator("deepspeed")
     @classmethod
@@ -108,6 +108,8 @@ class LoopConfig(Section):
         if self.keep_by.startswith(WIN_RATE):
             raise ValueError("keep_by: a win-rate is known when training has gone on and its model is gone; keep: last")
         if self.keep_mode == "auto" and known_direction(self.keep_by) is None:
+            if (meant := like(self.keep_by)) is not None:
+                raise ValueError(f"keep_by: {self.keep_by} is not known; did you mean {meant}? Else say keep_mode")
             raise ValueError(f"keep_mode: is the lowest or the highest {self.keep_by} the best? Say min or max")
         return self
 

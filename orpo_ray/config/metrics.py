@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -29,6 +30,12 @@ def known_direction(metric: str) -> Direction | None:
     if name in _LOWER or name.endswith("_loss"):
         return "min"
     return "max" if name in _HIGHER else None
+
+
+def like(metric: str) -> str | None:
+    """The metric of known direction that is called almost as this one; None: there is none."""
+    known = [f"eval_{name}" for name in sorted(_LOWER | _HIGHER)]
+    return next(iter(get_close_matches(metric.partition("/")[0], known, n=1, cutoff=0.9)), None)
 
 
 def require_choosing(key: str, metric: str) -> None:

@@ -12,9 +12,9 @@ from orpo_ray.config.data import DataConfig, Reading
 from orpo_ray.config.identity import digest
 from orpo_ray.config.loop import LoopConfig, OptimConfig
 from orpo_ray.config.metrics import REWARD
-from orpo_ray.config.objectives import KL_STEP, ObjectiveConfig, OrpoConfig, PolicyGradientSection
+from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.paths import named_paths
-from orpo_ray.config.rollouts import VLLM_TEMPERATURES, RolloutsConfig
+from orpo_ray.config.rollouts import VLLM_TEMPERATURES, RolloutsConfig, require_suited
 from orpo_ray.config.section import Count, Fraction, Integer, Number, RunName, Section
 
 
@@ -256,55 +256,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _rollouts_suit_the_objective(self) -> TrainConfig:
-        objective, rollouts = self.objective, self.rollouts
-        if rollouts is None:
-            if objective.rolls_out:
-                raise ValueError(
-                    f"rollouts: {objective.name} trains on rollouts; say at least who scores them (rewards)"
-                )
-            return self
-        if not objective.rolls_out:
-            raise ValueError(f"rollouts: {objective.name} trains on the responses of data.train; leave rollouts out")
-        if rollouts.prompts % self.train.global_batch_size:
-            raise ValueError(
-                f"rollouts.prompts ({rollouts.prompts}) should be a multiple of train.global_batch_size "
-                f"({self.train.global_batch_size}), the prompts of one update"
-            )
-        if rollouts.max_tokens >= self.data.max_length:
-            raise ValueError(
-                f"rollouts.max_tokens ({rollouts.max_tokens}) must be below data.max_length ({self.data.max_length}), "
-                "or no prompt fits"
-            )
-        if rollouts.importance_cap is not None and not objective.by_token:
-            raise ValueError(f"rollouts.importance_cap: weighs tokens, and {objective.name} compares whole responses")
-        if rollouts.samples == 1 and objective.name in {"rloo", "grpo", "online"}:
-            raise ValueError(f"rollouts.samples: {objective.name} compares responses to one prompt, so at least 2")
-        lora = self.model.lora
-        if objective.by_token and (self.model.keep_dropout or (lora is not None and lora.dropout)):
-            key = "model.keep_dropout" if self.model.keep_dropout else "model.lora.dropout"
-            raise ValueError(
-                f"{key}: {objective.name} weighs the policy's probabilities against those it wrote with, and dropout "
-                "alone would part them; leave it out"
-            )
-        responses = rollouts.prompts * rollouts.samples
-        if (
-            isinstance(objective, PolicyGradientSection)
-            and objective.kl_target is not None
-            and KL_STEP * responses >= objective.kl_horizon
-        ):
-            raise ValueError(
-                f"objective.kl_horizon ({objective.kl_horizon:g}) should be above {KL_STEP * responses:g}: a round of "
-                f"{responses} responses could take the KL coefficient to 0 or below"
-            )
-        if self.data.comparisons != "every_pair":
-            raise ValueError(
-                f"data.comparisons ({self.data.comparisons}): is for the responses of data.train, which "
-                f"{objective.name} does not read"
-            )
-        if self.data.unseen_fraction is not None:
-            raise ValueError(
-                "data.unseen_fraction: is for pairs; rollouts are evaluated on the prompts of data.eval alone"
-            )
+        require_suited(self)
         return self
 
     @model_validator(mode="after")

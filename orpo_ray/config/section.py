@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -53,16 +54,17 @@ def _without_secrets(value: dict[str, Any], info: SerializationInfo) -> dict[str
     return masked_tree(value, by_name=True) if info.context == _FOR_A_FILE else value
 
 
-def _count_or_auto(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**6):
+def _whole_or_auto(value: Any, least: int) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and least <= value <= 10**6):
         return value
-    raise ValueError(f"should be a whole number of at least 1, or auto (got {value!r:.40})")
+    raise ValueError(f"should be a whole number of at least {least}, or auto (got {value!r:.40})")
 
 
 Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]
 Count = Annotated[Integer, Field(ge=1, le=10**12)]
-CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
+CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(partial(_whole_or_auto, least=1))]
+WholeOrAuto = Annotated[int | Literal["auto"], PlainValidator(partial(_whole_or_auto, least=0))]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 RunName = Annotated[str, Field(pattern=NAME, max_length=100)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orpo_ray.config.comparable import unlike_data, unlike_length
+from orpo_ray.config.comparable import settings_of, unlike_data, unlike_length, varied
 from orpo_ray.config.evaluation import EvaluationConfig, Label
 from orpo_ray.config.loading import load_as, parse_as, read_yaml
 from orpo_ray.config.metrics import REWARD, WIN_RATE, Direction, Metric, known_direction, require_choosing
@@ -110,13 +110,6 @@ class SweepConfig(Section):
                 "metric: eval_loss holds the objective's own weights, so trials that differ in objective.* or data.* "
                 "cannot be compared by it; use eval_reward_accuracy or eval_nll"
             )
-        weighed = any(key.startswith("rollouts.rewards.") for key in self.space)
-        for name, _, label in parts:
-            if name == REWARD and weighed and (not label or f"rollouts.rewards.{label}.path" in self.space):
-                raise ValueError(
-                    f"metric: {name}{'/' * bool(label)}{label} is of the rewards that the space varies; "
-                    f"use {REWARD}/LABEL of one whose path is the same in all trials"
-                )
         plain = self._checked(self.first_point, as_it_stands=True)
         for metric, direction in self.directions.items():
             require_choosing("metric", metric)
@@ -133,9 +126,6 @@ class SweepConfig(Section):
         if plain.data.unseen_fraction not in (None, self.unseen_fraction):
             raise ValueError("train.data.unseen_fraction: is the sweep's unseen_fraction; set that")
         base = self._checked(self.first_point)
-        for key, dimension in self.dimensions.items():
-            for value in dimension.values:
-                self._checked({**self.first_point, key: value})
         self._require_alike(base)
         if self.finalists is not None:
             if base.rollouts is not None:
@@ -204,34 +194,51 @@ class SweepConfig(Section):
     def own_point(self) -> dict[str, Any] | None:
         """What the run to vary has by itself; None where that is not in the space, or no run without a point of it."""
         try:
-            run = self.training({}, self.name, self.storage).model_dump(mode="json", by_alias=True)
-            own = {key: reduce(_part, key.split("."), run) for key in self.space}
+            run = self.training({}, self.name, self.storage)
+            held, whole = dict(settings_of(run)), run.model_dump(mode="json", by_alias=True)
+            own = {key: held[key] if key in held else reduce(_part, key.split("."), whole) for key in self.space}
         except (UserError, KeyError, TypeError):
             return None
         return own if all(dimension.holds(own[key]) for key, dimension in self.dimensions.items()) else None
 
     def _require_alike(self, base: TrainConfig) -> None:
         """Raises `ValueError` where trials of the space could not be compared, or not be stopped."""
+        differing = set()
         for key in self.space:
-            reason = unlike_data(key, base) or ("" if self.scheduler == "none" else unlike_length(key, base))
-            if reason:
-                raise ValueError(f"space.{key}: {reason}")
-        objectives = self.dimensions.get("objective.name")
-        names = [] if objectives is None else objectives.values
-        if len({self._checked({**self.first_point, "objective.name": name}).reading for name in names}) > 1:
-            raise ValueError("space.objective.name: kto takes other comparisons of a record than the others do")
+            runs = self._runs_of(key)
+            for name in (names := varied(key, runs)):
+                reason = unlike_data(name, base) or ("" if self.scheduler == "none" else unlike_length(name, base))
+                if reason:
+                    raise ValueError(f"space.{key}: {reason}")
+            if len({run.reading for run in runs}) > 1:
+                raise ValueError(f"space.{key}: kto takes other comparisons of a record than the others do")
+            differing |= {*names}
+        weighed = any(name.startswith("rollouts.rewards.") for name in differing)
+        for name, slash, label in (metric.partition("/") for metric in self.directions):
+            if name == REWARD and weighed and (not label or f"rollouts.rewards.{label}.path" in differing):
+                raise ValueError(
+                    f"metric: {name}{slash}{label} is of the rewards that the space varies; "
+                    f"use {REWARD}/LABEL of one whose path is the same in all trials"
+                )
+            if name == "eval_kl" and differing & {"objective.reference", "objective.pairs.reference"}:
+                raise ValueError("metric: eval_kl is to the reference that the space varies")
 
-    @property
+    @cached_property
     def unlike_lengths(self) -> list[str]:
-        """Keys of the space by which trials see other numbers of pairs; without a scheduler they may."""
+        """Keys of the space by which trials see other numbers of pairs or prompts; without a scheduler they may."""
         base = self.training(self.first_point, self.name, self.storage)
-        return [key for key in self.space if unlike_length(key, base)]
+        return [key for key in self.space if any(unlike_length(name, base) for name in varied(key, self._runs_of(key)))]
+
+    def _runs_of(self, key: str) -> list[TrainConfig]:
+        """Trials that differ in this key of the space alone: one for each of its values, or for the ends of a range."""
+        return [self._checked({**self.first_point, key: value}) for value in self.dimensions[key].values]
 
     def _checked(self, settings: dict[str, Any], *, as_it_stands: bool = False) -> TrainConfig:
         """`as_it_stands`: without what the sweep sets for its trials."""
         if taken := {"name", "storage"} & {key.split(".")[0] for key in settings}:
             raise ValueError(f"space.{min(taken)}: is each trial's own")
-        if taken := set(_FOLLOW) & settings.keys():
+        within = {f"{key}.{name}" for key, value in settings.items() if isinstance(value, dict) for name in value}
+        if taken := set(_FOLLOW) & {*settings, *within}:
             raise ValueError(f"space.{min(taken)}: follows from the sweep's metric and unseen_fraction")
         try:
             parse = partial(self._parsed, own={}) if as_it_stands else self.training

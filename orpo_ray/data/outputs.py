@@ -141,7 +141,7 @@ def _responses(record: Record, found: Any) -> _Output:
     question, chosen = found
     if chosen is not None:
         raise BadRecord("ranked answers", "a model's own are wanted, one or several that are none above the other")
-    rounds = [(_text(turns),) for turns in question.completions]
+    rounds: list[tuple[str, ...]] = [(_text(turns),) for turns in question.completions]
     return _Output(record.location, readable(question.prompt).strip(), False, rounds)
 
 

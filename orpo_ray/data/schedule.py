@@ -91,8 +91,17 @@ class StepSchedule:
         return -(-self.pairs // self.global_batch_size)
 
     @property
+    def steps_of_epochs(self) -> int:
+        """What `total_steps` are without `max_steps`."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
     def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch if self.max_steps is None else self.max_steps
+        return self.steps_of_epochs if self.max_steps is None else self.max_steps
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data that are done with `step` steps."""
+        return step / self.steps_per_epoch
 
     def indices(self, step: int) -> Indices:
         """The pairs of global step `step` (from 0)."""
@@ -139,9 +148,17 @@ class RoundSchedule:
         return -(-self.prompts // self.per_round) * self.steps_per_round
 
     @property
+    def steps_of_epochs(self) -> int:
+        """What `total_steps` are without `max_steps`."""
+        return -(-self.epochs * self.prompts // self.per_round) * self.steps_per_round
+
+    @property
     def total_steps(self) -> int:
-        rounds = -(-self.epochs * self.prompts // self.per_round)
-        return rounds * self.steps_per_round if self.max_steps is None else self.max_steps
+        return self.steps_of_epochs if self.max_steps is None else self.max_steps
+
+    def epoch(self, step: int) -> float:
+        """Passes over the prompts that are done with `step` steps."""
+        return step * self.per_round / (self.prompts * self.steps_per_round)
 
     def round_of(self, step: int) -> int:
         return step // self.steps_per_round

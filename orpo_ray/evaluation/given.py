@@ -13,7 +13,7 @@ from orpo_ray.data.prompts import Prompt
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces, content_key
 from orpo_ray.evaluation.thinking import Thought, without_thinking
-from orpo_ray.inference.models import Answer
+from orpo_ray.inference.speaking import Answer
 from orpo_ray.masking import masked
 
 GIVEN, NOT_GIVEN = "given", "not in the file"

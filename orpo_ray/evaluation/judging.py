@@ -82,8 +82,8 @@ def judge(
     found = list(places(config.judging, plan.prompt, answered))
     store = VerdictStore(folder.verdicts)
     keys = {
-        label: [None if asked is None else asked.key(each.identity) for _, asked in found]
-        for label, each in plan.judges.items()
+        label: [None if asked is None else asked.key(identity) for _, asked in found]
+        for label, identity in ((label, each.identity) for label, each in plan.judges.items())
     }
     served: list[tuple[ServedJudge, list[Call]]] = []
     local: list[tuple[LocalJudge, dict[str, Request], dict[str, Asked]]] = []

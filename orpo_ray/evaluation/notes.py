@@ -10,7 +10,7 @@ from orpo_ray.data.prompts import Prompt
 from orpo_ray.data.records import Account
 from orpo_ray.evaluation.given import GivenWork
 from orpo_ray.inference.listening import Listener
-from orpo_ray.inference.models import Speaker
+from orpo_ray.inference.speaking import Speaker
 from orpo_ray.visible import visible
 
 if TYPE_CHECKING:

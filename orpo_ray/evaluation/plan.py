@@ -31,17 +31,9 @@ from orpo_ray.evaluation.store import (
 from orpo_ray.evaluation.thinking import Thought, without_thinking
 from orpo_ray.inference.generation import Request, request_seed
 from orpo_ray.inference.listening import listener
-from orpo_ray.inference.models import (
-    TRUTH,
-    Answer,
-    EvaluatedModel,
-    Speaker,
-    find_policy,
-    find_reward_model,
-    prompt_ids,
-    require_forward,
-)
+from orpo_ray.inference.models import TRUTH, EvaluatedModel, find_policy, find_reward_model, require_forward
 from orpo_ray.inference.scoring import require_known
+from orpo_ray.inference.speaking import Answer, Speaker, prompt_ids
 
 ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 OWN = ""

@@ -29,8 +29,8 @@ from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.scores import scores_table, summary
 from orpo_ray.evaluation.store import ScoreFolder, content_key
 from orpo_ray.inference.listening import listener
-from orpo_ray.inference.models import Speaker, prompt_ids
 from orpo_ray.inference.scoring import require_known
+from orpo_ray.inference.speaking import Speaker, prompt_ids
 from orpo_ray.parsing import read_object
 from orpo_ray.storage.driver_lock import only_driver
 from orpo_ray.storage.run_folder import write_atomically, write_table

@@ -13,7 +13,7 @@ from dataclasses import replace
 from orpo_ray.data.prompts import Prompt
 from orpo_ray.evaluation.plan import EvaluationPlan, PolicyWork, fits_context, judged_at_last, seeds
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces, content_key
-from orpo_ray.inference.models import ids_of
+from orpo_ray.inference.speaking import ids_of
 
 Said = tuple[str, ...]
 """A model's answers to each turn so far, up to the first that is missing."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.evaluation.plan import OWN, Plan, PolicyWork
 from orpo_ray.inference.generation import Request, Response
-from orpo_ray.inference.models import Answer
 from orpo_ray.inference.scoring import Judged
+from orpo_ray.inference.speaking import Answer
 
 Names = list[tuple[str, int]]
 """Of a prompt's responses: whose each is (`chosen` and `rejected`, where it is the data set's), and its round."""

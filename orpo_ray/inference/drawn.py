@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Words
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from orpo_ray.inference.models import Answer
+from orpo_ray.inference.speaking import Answer
 
 if TYPE_CHECKING:
     from orpo_ray.data.prompts import Prompt

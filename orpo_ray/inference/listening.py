@@ -3,7 +3,7 @@
 Its recipe is `apply_chat_template` of the whole conversation (plain text, where it has no template: the tokenizer's own
 call), tokenised whole, through `AutoModelForSequenceClassification`, which scores the last token that is not padding.
 So nothing is added (no BOS, no EOS of ours) and nothing that the template writes behind an answer is left out. A
-reward model that was trained here is spoken to as in its training instead: see `models.Speaker`.
+reward model that was trained here is spoken to as in its training instead: see `speaking.Speaker`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.errors import UserError
-from orpo_ray.inference.models import Completion, EvaluatedModel, Speaker
+from orpo_ray.inference.models import EvaluatedModel
+from orpo_ray.inference.speaking import Completion, Speaker
 from orpo_ray.modeling.loading import load_config
 from orpo_ray.modeling.reward import padding_of
 

@@ -13,7 +13,8 @@ from orpo_ray.config.judges import ServerJudge, VllmJudge
 from orpo_ray.data.records import BadRecord
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request, request_seed
-from orpo_ray.inference.models import EvaluatedModel, Speaker, find_policy
+from orpo_ray.inference.models import EvaluatedModel, find_policy
+from orpo_ray.inference.speaking import Speaker
 from orpo_ray.judging.asking import Asked
 from orpo_ray.judging.reading import TOP_TOKENS
 from orpo_ray.modeling.loading import load_tokenizer

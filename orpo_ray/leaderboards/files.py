@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -240,7 +241,7 @@ def annotation(location: str, row: Row) -> Annotation:
 
 
 def _read(path: Path, made: Callable[[str, Row], T]) -> list[T]:
-    return [_checked(location, lambda row=row, at=location: made(at, row)) for location, row in records(path)]
+    return [_checked(location, partial(made, location, row)) for location, row in records(path)]
 
 
 def _checked(location: str, made: Callable[[], T]) -> T:

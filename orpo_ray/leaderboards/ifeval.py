@@ -140,8 +140,8 @@ def measure(
     """The numbers of one response to each prompt. `source` names the responses in messages; `seed` draws the intervals'
     `resamples`.
 
-    Raises `UserError` where a prompt has two responses that differ, where none has any, where an instruction has no checker
-    or not the arguments that it needs, and where `lm-eval` is not installed.
+    Raises `UserError` where a prompt has two responses that differ, where none has any, where an instruction has no
+    checker or not the arguments that it needs, and where `lm-eval` is not installed.
     """
     texts = _by_prompt(responses, source)
     answered = [prompt for prompt in prompts if prompt.text in texts]
@@ -214,7 +214,7 @@ def _check(checkers: Checkers, prompt: Prompt, response: str) -> list[_Checked]:
     found = []
     for i, instruction in enumerate(prompt.instructions):
         place = Place(prompt.key, i, instruction.kind)
-        drawn = strict[i].drawn | loose[i].drawn
+        drawn = {**strict[i].drawn, **loose[i].drawn}
         given = {name: instruction.arguments[name] for name in drawn}
         # The response is itself the first of the variants.
         surely = strictly[i] == Found(True) and not drawn

@@ -58,10 +58,10 @@ def _rewards(numbers: Numbers, label: str, model: Model) -> Row:
     return row | {
         "mean characters": number(model.mean_characters, 1),
         "mean tokens": number(model.mean_tokens, 1),
-        "p10 tokens": _tokens(lengths and lengths.p10),
-        "median tokens": _tokens(lengths and lengths.median),
-        "p90 tokens": _tokens(lengths and lengths.p90),
-        "longest": _tokens(lengths and lengths.max),
+        "p10 tokens": _tokens(lengths.p10 if lengths else None),
+        "median tokens": _tokens(lengths.median if lengths else None),
+        "p90 tokens": _tokens(lengths.p90 if lengths else None),
+        "longest": _tokens(lengths.max if lengths else None),
         f"cut at {number(numbers.sampling.max_tokens)}": _share(model.cut, model.responses),
         "empty": _share(model.empty, model.responses),
     }

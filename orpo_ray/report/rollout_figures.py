@@ -29,9 +29,17 @@ from orpo_ray.report.figures import (
     points,
 )
 from orpo_ray.report.numbers import is_number, number
-from orpo_ray.report.rollout_frontier import LARGEST, frontier, frontier_caption, sound
-from orpo_ray.report.rollout_words import counted, kl_coefficient, last_value, scored_by, short, sources_of_reward
-from orpo_ray.report.runs import Run, Series
+from orpo_ray.report.rollout_frontier import LARGEST, frontier, frontier_caption, reward_labels, sound
+from orpo_ray.report.rollout_words import (
+    counted,
+    kl_coefficient,
+    last_value,
+    learned_otherwise,
+    scored_by,
+    shortened,
+    sources_of_reward,
+)
+from orpo_ray.report.runs import Run, Series, finite
 from orpo_ray.storage.rounds import Rounds
 
 Floats = NDArray[np.float64]
@@ -48,7 +56,7 @@ def rollout_figures(run: Run, kept: str) -> list[Drawn]:
     """Title, figure and caption of each. `kept`: which model is kept, in words."""
     loss = {"loss": ("all", INK), "policy_loss": ("policy", CHOSEN)}
     return [
-        ("Reward", _reward(run), " ".join(filter(None, [scored_by(run), counted(run), kept]))),
+        ("Reward", _reward(run), " ".join(filter(None, [scored_by(run), learned_otherwise(run), counted(run), kept]))),
         ("Reward against KL", frontier(run), frontier_caption(run)),
         ("Reward by source", _reward_by_source(run), "Before weights. Lines: rollouts; points: held-out."),
         ("KL to the reference", _kl(run), f"Mean over responses; {kl_coefficient(run)}."),
@@ -112,15 +120,15 @@ def _updates(axes: Axes, run: Run, key: str, colour: str, label: str) -> None:
     _line(axes, (np.array([steps[part[-1]] for part in parts]), of_rounds), colour, label)
 
 
-def _both(axes: Axes, run: Run, key: str) -> None:
+def _both(axes: Axes, run: Run, key: str, labels: tuple[str, str] = ("rollouts", "held-out")) -> None:
     """Of rollouts and of held-out prompts."""
-    _line(axes, _of_rounds(run, key), NEUTRAL, "rollouts")
-    points(axes, sound(run.series(f"eval_{key}")), INK, "held-out")
+    _line(axes, _of_rounds(run, key), NEUTRAL, labels[0])
+    points(axes, sound(run.series(f"eval_{key}")), INK, labels[1])
 
 
 def _reward(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
-        _both(axes, run, "reward")
+        _both(axes, run, "reward", reward_labels(run))
         step = run.kept_step
         value = run.value_at("eval_reward", step)
         if step is not None and value is not None and abs(value) < LARGEST:
@@ -136,8 +144,8 @@ def _reward_by_source(run: Run) -> Markup | None:
     labels = sources_of_reward(run)
 
     def draw(axes: Axes) -> None:
-        for label, colour in zip(labels, _SOURCES, strict=False):
-            _line(axes, _of_rounds(run, f"reward/{label}"), colour, short(label))
+        for label, shown, colour in zip(labels, shortened(labels), _SOURCES, strict=False):
+            _line(axes, _of_rounds(run, f"reward/{label}"), colour, shown)
             points(axes, sound(run.series(f"eval_reward/{label}")), colour, "")
         axes.set_ylabel("reward")
 
@@ -297,19 +305,14 @@ def _update_rate(run: Run) -> Series:
     step_rates: list[float] = []
     for line in run.lines:
         if "round" in line:
-            length, step_rates = _number(line, "response_tokens"), []
+            length, step_rates = finite(line.get("response_tokens")), []
         if "pairs_per_second" in line:
-            step_rates.append(_number(line, "pairs_per_second"))
+            step_rates.append(finite(line.get("pairs_per_second")))
         if each is not None and len(step_rates) == each.steps and min(step_rates) > 0:
             ends.append(line["step"])
             rates.append(length * each.steps / sum(1 / rate for rate in step_rates))
             step_rates = []
     return sound((np.array(ends, dtype=np.int64), np.array(rates, dtype=np.float64)))
-
-
-def _number(line: dict[str, Any], key: str) -> float:
-    value = line.get(key)
-    return float(value) if isinstance(value, (int, float)) and abs(value) < LARGEST else float("nan")
 
 
 def _throughput(run: Run) -> Markup | None:

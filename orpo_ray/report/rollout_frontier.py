@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from orpo_ray.report.figures import CHOSEN, INK, SIZE, legend, svg
 from orpo_ray.report.numbers import number
+from orpo_ray.report.rollout_words import learned_otherwise
 from orpo_ray.report.runs import Run, Series
 
 Floats = NDArray[np.float64]
@@ -26,17 +27,24 @@ def sound(series: Series) -> Series:
     return steps, np.where(np.abs(values) < LARGEST, values, np.nan)
 
 
+def reward_labels(run: Run) -> tuple[str, str]:
+    """What the rewards of rollouts and of held-out prompts are called on one axis."""
+    return ("rollouts, as learned from", "held-out, as given") if learned_otherwise(run) else ("rollouts", "held-out")
+
+
 def frontier(run: Run) -> Markup | None:
     """The way that the policy went in KL and reward: rollouts the fainter the earlier, evaluations marked."""
     drawn, held_out = _path(run, "kl", "reward"), _path(run, "eval_kl", "eval_reward")
     if not len(drawn) and not len(held_out):
         return None
 
+    rollouts, given = reward_labels(run)
+
     def draw(axes: Axes) -> None:
-        _rollouts_on_the_way(axes, drawn)
+        _rollouts_on_the_way(axes, drawn, rollouts)
         axes.plot(
             held_out[:, 1], held_out[:, 2], color=INK, linewidth=0.9, linestyle=(0, (3, 2)), marker="o", markersize=5,
-            markerfacecolor="none", label="held-out" if len(held_out) else None,
+            markerfacecolor="none", label=given if len(held_out) else None,
         )  # fmt: skip
         at = held_out[held_out[:, 0] == (-1 if run.kept_step is None else run.kept_step)]
         if len(at):
@@ -70,7 +78,7 @@ def _path(run: Run, across: str, up: str) -> Floats:
     return path[np.isfinite(path).all(1)]
 
 
-def _rollouts_on_the_way(axes: Axes, drawn: Floats) -> None:
+def _rollouts_on_the_way(axes: Axes, drawn: Floats, label: str) -> None:
     if not len(drawn):
         return
     parts = np.array_split(drawn, min(len(drawn), _MOST_POINTS))
@@ -87,7 +95,7 @@ def _rollouts_on_the_way(axes: Axes, drawn: Floats) -> None:
             marker=".",
             markersize=7,
             alpha=alpha,
-            label="rollouts" if last else None,
+            label=label if last else None,
         )
 
 
@@ -115,7 +123,10 @@ def frontier_caption(run: Run) -> str:
     """From where to where it went, in words."""
     way = _path(run, "eval_kl", "eval_reward")
     said = "A rise is worth what it costs in KL: whether it is real, only another judge can tell."
+    otherwise = learned_otherwise(run)
     if len(way) < 2:
-        return said
+        return f"{otherwise} {said}".strip()
     ends = [f"{number(reward, 2)} at {number(kl, 2)} nats" for _, kl, reward in (way[0].tolist(), way[-1].tolist())]
-    return f"Held-out: reward {' → '.join(ends)}. Rollouts: the fainter the earlier. {said}"
+    return " ".join(
+        [f"Held-out: reward {' → '.join(ends)}. Rollouts: the fainter the earlier.", *filter(None, [otherwise]), said]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from orpo_ray.report.numbers import is_number, number, percent, time_taken
@@ -59,10 +60,27 @@ def sources_of_reward(run: Run) -> list[str]:
     return list(found)[:_MOST_SOURCES] if len(found) > 1 else []
 
 
-def short(label: str) -> str:
-    """As a legend has room for, and fonts have signs for."""
-    shown = visible(label)
-    return shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 1]}…"
+def shortened(labels: Sequence[str]) -> list[str]:
+    """Each as a legend has room for, and fonts have signs for; no two alike, as long as the labels are not."""
+    shown = [_cut(visible(label)) for label in labels]
+    return [f"{place}: {text}" if shown.count(text) > 1 else text for place, text in enumerate(shown, start=1)]
+
+
+def _cut(text: str) -> str:
+    """What is alike in long names is their middle, oftener than their ends."""
+    half = _LONGEST_LABEL // 2
+    return text if len(text) <= _LONGEST_LABEL else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def learned_otherwise(run: Run) -> str:
+    """What parts the reward that rollouts are learned from, in words, from that of held-out prompts; empty: nothing."""
+    asked = run.section("rollouts")
+    parts = []
+    if is_number(asked, "clip_scores"):
+        parts.append(f"held within {asked['clip_scores']:g} of 0")
+    if is_number(asked, "cut_penalty") and asked["cut_penalty"]:
+        parts.append(f"less {asked['cut_penalty']:g} where max_tokens cut")
+    return f"Rollouts: as learned from, {' and '.join(parts)}. Held-out: as given." if parts else ""
 
 
 def scored_by(run: Run) -> str:

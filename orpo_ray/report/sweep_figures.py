@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import spearmanr
 
 from orpo_ray.config.space import Dimension
@@ -20,6 +20,8 @@ from orpo_ray.report.sweep_folder import Sweep, Trial
 
 LAMBDA, LEARNING_RATE = "objective.lambda", "optim.lr"
 MARKERS = {"finished": "o", "stopped": "v", "failed": "X", "unfinished": "d"}
+_DECADES = 3
+"""Of a log axis; a shorter one has labels between powers of ten."""
 _COLOURS = matplotlib.colormaps["cividis"]
 
 
@@ -302,6 +304,11 @@ def _axis(axes: Axes, which: Literal["x", "y"], key: str, dimension: Dimension) 
     positive: Sequence[float] = [value for value in dimension.values if value > 0]
     if len(positive) == len(dimension.values) and max(positive) >= 20 * min(positive):
         getattr(axes, f"set_{which}scale")("log")
+        decades = np.log10(max(positive) / min(positive))
+        if decades < _DECADES:  # powers of ten alone would be one or two labels
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < _DECADES / 2 else (1, 3)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
     elif key == LEARNING_RATE:
         axes.ticklabel_format(axis=which, style="sci", scilimits=(-2, 3), useMathText=False)
 

@@ -74,8 +74,9 @@ def _verdict(sweep: Sweep) -> str:
 
 
 def _longer(sweep: Sweep) -> str:
-    keys = sweep.numbers.unlike_lengths
-    return f"Trials see other numbers of pairs ({', '.join(keys)}): the best may be so for that." if keys else ""
+    keys, train = sweep.numbers.unlike_lengths, sweep.config.get("train")
+    seen = "prompts" if isinstance(train, dict) and train.get("rollouts") else "pairs"
+    return f"Trials see other numbers of {seen} ({', '.join(keys)}): the best may be so for that." if keys else ""
 
 
 def _worth(sweep: Sweep) -> str:

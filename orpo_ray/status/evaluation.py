@@ -29,7 +29,7 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     judge_labels = list(judges) if isinstance(judges, dict) else []
     turns = _turns(config)
     of_turns = [EvaluationFolder(folder).of_turn(turn) for turn in range(1, turns + 1)]
-    asked_labels = [label for label in labels if not names_outputs(models[label])]
+    asked_labels = [label for label in labels if not names_outputs(config["models"][label])]
     pieces = [pieces_of(each.responses, label) for each in of_turns for label in asked_labels]
     judged = [len(pieces_of(of_turns[-1].rewards, f"{judge}-{label}")) for judge in judge_labels for label in labels]
     responses = sum(_rows(file) or 0 for files in pieces for file in files)

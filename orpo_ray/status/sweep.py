@@ -37,8 +37,10 @@ def sweep_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     brief = f"{done} trials"
     at_work = [trial for trial in (numbers.trials if numbers else []) if trial.status == "unfinished"]
     if numbers and at_work:
-        steps = ", ".join(f"{trial.label} (step {trial.steps_run} of {numbers.total_steps})" for trial in at_work)
-        rows.append(("at work", steps))
+        steps = ", ".join(
+            f"{trial.label} (step {trial.steps_run} of {trial.total_steps or numbers.total_steps})" for trial in at_work
+        )
+        rows.append(("at work" if state == "running" else "begun", steps))
     if numbers and best:
         settings = "  ".join(f"{key}={value}" for key, value in best.settings.items())
         found = f"trial {best.label}: {numbers.metric} {best.value:.4g}"
@@ -46,7 +48,8 @@ def sweep_status(folder: Path, config: dict[str, Any], text: str) -> Status:
         rows.append((label, f"{found}  {settings}"))
         brief += f", {label} {found}"
     if facts["seconds_left"] is not None:
-        rows.append(("left", f"about {duration(facts['seconds_left'])}"))
+        of_work = "" if state == "running" else " of work, once it goes on"
+        rows.append(("left", f"about {duration(facts['seconds_left'])}{of_work}"))
     failed = [(f"trial {trial.label}", trial.reason) for trial in (numbers.trials if numbers else []) if trial.reason]
     if state == "finished":
         following = f"orpo-ray train {folder / 'best.yaml'}"

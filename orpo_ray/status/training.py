@@ -223,4 +223,6 @@ def _speed(facts: dict[str, Any], state: str, unit: str) -> str:
         return "no step yet"
     told = f"{facts['pairs_per_second']:.1f} {unit}/s{' in updates' if unit == 'responses' else ''}"
     left = facts["seconds_left"]
-    return told if state == "finished" or left is None or not math.isfinite(left) else f"{told}, {duration(left)} left"
+    if state == "finished" or left is None or not math.isfinite(left):
+        return told
+    return f"{told}, {duration(left)} {'left' if state == 'running' else 'of work left'}"

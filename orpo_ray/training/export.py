@@ -47,13 +47,18 @@ trained with {{ config.objective.name }} by orpo_ray {{ version }}.
 | LoRA, merged here | {{ lora }} |
 {%- endif %}
 | learning rate | {{ config.optim.lr }}, {{ config.optim.schedule }}, warm-up {{ config.optim.warmup_steps }} |
+{%- if config.rollouts %}
+| prompts in a step | {{ config.train.global_batch_size }}, {{ config.rollouts.samples }} response(s) to each |
+| longest text | {{ config.data.max_length }} tokens, response {{ config.rollouts.max_tokens }} |
+{%- else %}
 | pairs in a step | {{ config.train.global_batch_size }} |
 | longest text | {{ config.data.max_length }} tokens, prompt {{ config.data.max_prompt_length }} |
+{%- endif %}
 | chat template | {{ template }} |
 | seed | {{ config.seed }} |
 | weights of step | {{ step }}{% if total_steps %} of {{ total_steps }}{% endif %} ({{ why }}) |
 {% if evaluation %}
-Held-out pairs at that step:
+Held-out {{ 'prompts' if config.rollouts else 'pairs' }} at that step:
 
 | metric | value |
 |---|---|
@@ -61,7 +66,7 @@ Held-out pairs at that step:
 | {{ name }} | {{ "%.4f" | format(value) }} |
 {%- endfor %}
 {% else %}
-The held-out pairs were not evaluated at that step.
+The held-out {{ 'prompts' if config.rollouts else 'pairs' }} were not evaluated at that step.
 {% endif %}"""
 )
 

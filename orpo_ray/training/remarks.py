@@ -11,16 +11,27 @@ Schedule = StepSchedule | RoundSchedule
 
 def remarks(config: TrainConfig, schedule: Schedule) -> list[str]:
     """To be said before the run of `config` begins."""
-    return [text for text in (_repeated_epochs(schedule), _endless_warmup(config, schedule)) if text]
+    said = _repeated_epochs(schedule), _repeated_prompts(schedule), _endless_warmup(config, schedule)
+    return [text for text in said if text]
 
 
 def _repeated_epochs(schedule: Schedule) -> str:
-    steps = schedule.epochs * schedule.steps_per_epoch
+    steps = schedule.steps_of_epochs
     if schedule.max_steps is None or schedule.max_steps <= steps:
         return ""
     return (
         f"train.max_steps={schedule.max_steps} is more than the {steps} steps of train.epochs={schedule.epochs}, and "
-        f"wins: the data is read {schedule.total_steps / schedule.steps_per_epoch:.1f} times"
+        f"wins: the data is read {schedule.epoch(schedule.total_steps):.1f} times"
+    )
+
+
+def _repeated_prompts(schedule: Schedule) -> str:
+    if isinstance(schedule, StepSchedule) or schedule.per_round <= schedule.prompts:
+        return ""
+    asked, there_are = schedule.per_round, schedule.prompts
+    return (
+        f"rollouts.prompts={asked} is more than the {there_are} prompts of data.train: a round asks some again, "
+        f"{asked / there_are:.1f} times on average"
     )
 
 

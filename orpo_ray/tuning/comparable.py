@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 
 from orpo_ray.config import SweepConfig
+from orpo_ray.config.comparable import varied
+from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import PreparedData
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
@@ -29,10 +32,10 @@ def require_known(config: SweepConfig, folder: SweepFolder) -> None:
     require_metrics(folder.training(0, first), config.directions)
     for key, dimension in config.dimensions.items():
         runs = [folder.training(0, {**first, key: value}) for value in dimension.values]
-        if key.startswith("objective."):
+        if key.partition(".")[0] == "objective":
             for run in runs:
                 require_metrics(run, config.directions)
-        if key in _TOKENIZERS:
+        if not {*_TOKENIZERS}.isdisjoint(varied(key, runs)):
             digests = [tokenizer_digest(load_tokenizer(run.model)) for run in runs]
             other = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
             if other is not None:
@@ -60,3 +63,19 @@ def lengths(
         return schedule_of(run, known[of(settings)].train).total_steps
 
     return steps
+
+
+def steps_of_trials(config: SweepConfig, data: Pairs) -> str:
+    """How many optimizer steps trials have, in words. `data`: those of the space's first point."""
+
+    def steps(settings: Settings) -> int:
+        run = config.training(config.first_point | settings, config.name, config.storage)
+        return schedule_of(run, data).total_steps
+
+    if any(key.startswith("data.") for key in config.unlike_lengths):
+        return "unlike numbers of steps"
+    values = {key: dimension.values for key, dimension in config.dimensions.items()}
+    deciding = [key for key in values if len({steps({key: value}) for value in values[key]}) > 1]
+    points = itertools.product(*(values[key] for key in deciding))
+    found = sorted({steps(dict(zip(deciding, point, strict=True))) for point in points})
+    return f"{found[0]} steps" if len(found) == 1 else f"{found[0]} to {found[-1]} steps"

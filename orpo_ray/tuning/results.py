@@ -29,6 +29,8 @@ def write_results(folder: SweepFolder, ledger: Ledger) -> None:
 
 
 def _column(values: list[Any]) -> pa.Array:
+    # CSV has no lists and mappings.
+    values = [json.dumps(value) if isinstance(value, (list, dict)) else value for value in values]
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # a choice between numbers and names

@@ -22,7 +22,7 @@ from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.leftovers import leftovers_removed
 from orpo_ray.tuning.points import Searcher
-from orpo_ray.tuning.room import OF_A_TRIAL
+from orpo_ray.tuning.room import OF_A_TRIAL, Share
 from orpo_ray.tuning.trial import crash, run_trial
 
 
@@ -43,17 +43,18 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
         ledger: Ledger,
         searcher: Searcher,
         lag: int,
-        cpus: float,
+        share: Share,
         stop: StopRequest | None = None,
     ) -> None:
-        """`cpus`: of a worker. `stop`: the request that its trials hear, and after which no trial follows."""
+        """`share`: what each trial has of the cluster. `stop`: the request that its trials hear, and after which none
+        follows."""
         super().__init__(metric=None, mode=None)
         self._config = config
         self._folder = folder
         self._ledger = ledger
         self._searcher = searcher
         self._lag = lag
-        self._cpus = cpus
+        self._share = share
         self._stop = stop
 
     def suggest(self, trial_id: str) -> Any:
@@ -71,9 +72,7 @@ class Source(_NotStored, TuneSearcher):  # type: ignore[misc]
                 break
             trial = ledger.begin(self._searcher.settings(index, ledger.outcomes(upto)))
             if not ledger.over(trial):
-                run = self._folder.training(index, trial.settings)
-                scaling = run.scaling.model_copy(update={"cpus_per_worker": float(self._cpus)})
-                run = run.model_copy(update={"scaling": scaling})
+                run = self._share.given(self._folder.training(index, trial.settings))
                 stop = self._stop and self._stop.name
                 return {"index": index, "run": run.model_dump_json(by_alias=True), "given": time.time(), "stop": stop}
         return TuneSearcher.FINISHED
@@ -130,14 +129,14 @@ def search(
     searcher: Searcher,
     concurrency: int,
     lag: int,
-    cpus: float,
+    share: Share,
     seconds: float | None,
     changed: Callable[[], None],
     console: Console,
 ) -> None:
-    """Run trials, whose workers have `cpus` each, until there are no more, or `seconds` have passed. `changed` is
-    called whenever more is known. Raises `KeyboardInterrupt` where they were stopped, their checkpoints saved;
-    `UserError` where a trial's host does not see the sweep's folder."""
+    """Run trials, each on its `share`, until there are no more, or `seconds` have passed. `changed` is called whenever
+    more is known. Raises `KeyboardInterrupt` where they were stopped, their checkpoints saved; `UserError` where a
+    trial's host does not see the sweep's folder."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C stops a sweep like any other command
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is to be silent
     # Ray Tune by itself puts AWS keys into its trials' runtime environment, which Ray writes into its logs. Trials have
@@ -148,7 +147,7 @@ def search(
     tuner = tune.Tuner(
         tune.with_resources(run_trial, OF_A_TRIAL),
         tune_config=tune.TuneConfig(
-            search_alg=Source(config, folder, ledger, searcher, lag, cpus, stop),
+            search_alg=Source(config, folder, ledger, searcher, lag, share, stop),
             scheduler=in_order,
             num_samples=config.number_of_trials,
             max_concurrent_trials=concurrency,

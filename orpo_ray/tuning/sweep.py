@@ -25,13 +25,13 @@ from orpo_ray.training.remarks import remarks
 from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.board import board
-from orpo_ray.tuning.comparable import lengths, require_known
+from orpo_ray.tuning.comparable import lengths, require_known, steps_of_trials
 from orpo_ray.tuning.finalists import compare, unseen_records
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger, Status, Trial, left_by
 from orpo_ray.tuning.points import searcher_of
 from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
-from orpo_ray.tuning.room import concurrency
+from orpo_ray.tuning.room import Share, concurrency, gpus_beside
 
 
 def sweep(config: SweepConfig, console: Console | None = None) -> SweepFolder:
@@ -72,19 +72,21 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     at_a_time = concurrency(config, first, ray.cluster_resources())
     all_workers = first.scaling.model_copy(update={"num_workers": first.scaling.most_workers * at_a_time})
     cpus = cpus_of_a_worker(all_workers, cluster_nodes(), spare=first.spare_cpus * at_a_time)
-    gpus = uses_gpus(first.scaling, int(ray.cluster_resources().get("GPU", 0))) and first.scaling.gpus_per_worker
+    all_gpus = int(ray.cluster_resources().get("GPU", 0))
+    share = Share(cpus, gpus_beside(first, at_a_time, all_gpus))
+    gpus = uses_gpus(first.scaling, all_gpus) and first.scaling.gpus_per_worker
     with marked({"storage.path": str(folder.path)}) as marks:
         require_on_nodes(first.local_paths(), cpus, gpus, marks)
     lag = held.get("lag", at_a_time)
     spent = held.get("seconds", 0.0)
-    console.say(
-        f"{config.name}: {config.number_of_trials} trials of {total_steps} steps, {at_a_time} at a time, by "
-        f"{config.searcher} search" + ("" if config.scheduler == "none" else f" and {config.scheduler}")
-    )
+    steps = steps_of_trials(config, data.train)
+    by = f"{config.searcher} search" + ("" if config.scheduler == "none" else f" and {config.scheduler}")
+    console.say(f"{config.name}: {config.number_of_trials} trials of {steps}, {at_a_time} at a time, by {by}")
     for remark in [*data.remarks, *remarks(first, schedule)]:
         console.say(f"{config.name}: {remark}")
     if config.unlike_lengths:
-        console.say(f"{config.name}: trials see other numbers of pairs ({', '.join(config.unlike_lengths)})")
+        seen = "pairs" if first.rollouts is None else "prompts"
+        console.say(f"{config.name}: trials see other numbers of {seen} ({', '.join(config.unlike_lengths)})")
     if config.finalists is not None and len(records) < config.finalists.prompts:
         console.say(
             f"{config.name}: finalists answer {len(records)} prompts, not finalists.prompts="
@@ -115,7 +117,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
             with saying_what_waits(
                 lambda: groups_without_room()[0], lambda text: console.say(f"{config.name}: {text}")
             ):
-                search(config, folder, ledger, searcher_of(config), at_a_time, lag, cpus, seconds, changed, console)
+                search(config, folder, ledger, searcher_of(config), at_a_time, lag, share, seconds, changed, console)
         finally:
             shutil.rmtree(folder.ray, ignore_errors=True)
     for trial in ledger.trials:

@@ -20,7 +20,7 @@ ONE_MODEL, MODELS = "models={orpo: ./runs/toy-orpo}", "models={base: ./runs/toy-
 TRUTH = "reward_models={truth: toy}"
 FEW_ROLLOUTS = [
     "rollouts.prompts=8", "rollouts.max_tokens=4", "rollouts.eval_prompts=2", "rollouts.rewards={truth: toy}",
-    "objective.critic=./runs/toy-sft",
+    "rollouts.engine=transformers", "objective.critic=./runs/toy-sft",
 ]  # fmt: skip
 
 RUN_HERE: dict[str, list[str]] = {
@@ -51,6 +51,7 @@ LONGER = {
 
 ELSEWHERE = {
     r"make (demo|test)": "by CI: the first from time to time, the second always",
+    r"orpo-ray train configs/toy-(base|sft|reward)\.yaml ": "as stages of the pipelines are",
     r"orpo-ray train configs/toy-ppo.yaml name=toy-rloo": "as toy-ppo is",
     r"orpo-ray sweep configs/toy-ppo-sweep": "by unit/test_rollout_sweeps.py",
     r"orpo-ray pipeline configs/toy-rlhf-pipeline": "as its stages and the other pipeline are",

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine_process import RESUMED_AT, STEPS, policy
+from ranks import run_jobs
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
 from orpo_ray.modeling.lora import plain_name
 
-HERE = Path(__file__).parent
 SMALL, LARGE = 120, 100_000  # tokens in a micro-batch: several a step, or one
 
 _PLAIN = {"tokens_per_microbatch": LARGE}
@@ -120,29 +116,7 @@ def results(storage: Path) -> dict[str, dict[str, Any]]:
     for phase, (ranks, jobs) in PHASES.items():
         folder = storage / phase
         folder.mkdir()
-        torch.save(jobs, folder / "jobs.pt")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {
-            **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
-            "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, str(HERE / "engine_process.py"), str(folder)]
-        processes = [
-            subprocess.Popen(
-                command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=(folder / f"log-{rank}").open("wb"), stderr=subprocess.STDOUT,
-            )
-            for rank in range(ranks)
-        ]  # fmt: skip
-        try:
-            codes = [process.wait(timeout=400) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert codes == [0] * ranks, (folder / "log-0").read_text()[-4000:]
-        by_phase[phase] = torch.load(folder / "results.pt", weights_only=False)
+        by_phase[phase] = run_jobs("engine_process.py", folder, jobs, ranks)
     return by_phase
 
 

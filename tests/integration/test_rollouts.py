@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from live_models import SHAPES
+from ranks import run_jobs
 from rollout_runs import settings
 from safetensors.torch import load_file
 
 from orpo_ray.training.launcher import train
 
-HERE = Path(__file__).parent
 BOUND = 1e-4
 """Nats a token in float32."""
 MOVING = ("optim.lr=1e-2", "rollouts.epochs=1", "train.max_steps=6", "scaling.cpus_per_worker=1")
@@ -56,7 +52,9 @@ TOGETHER = {
     for name, (network, own) in ALONE.items()
     for stage in STAGES[name]
 }
-PHASES = {1: ALONE, 2: TOGETHER}
+STOPPED = {"stopped": TOGETHER["ppo zero 2"]}
+"""In its last evaluation."""
+PHASES = {1: ALONE, 2: TOGETHER | STOPPED}
 """Runs by the number of ranks."""
 
 
@@ -66,38 +64,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for ranks, jobs in PHASES.items():
         folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
-        torch.save(
-            {name: {"network": network, "overrides": (*MOVING, *own)} for name, (network, own) in jobs.items()},
-            folder / "jobs.pt",
-        )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {
-            **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
-            "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE)]),
-        }  # fmt: skip
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(HERE / "rollout_process.py"), str(folder)],
-                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=(folder / f"log-{rank}").open("wb"), stderr=subprocess.STDOUT,
-            )
-            for rank in range(ranks)
-        ]  # fmt: skip
-        try:
-            codes = [process.wait(timeout=400) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert codes == [0] * ranks, (folder / "log-0").read_text()[-4000:]
-        found |= torch.load(folder / "results.pt", weights_only=False)
+        of_all = {
+            name: {"network": network, "overrides": (*MOVING, *own)} | ({"stop_at": 6} if name in STOPPED else {})
+            for name, (network, own) in jobs.items()
+        }
+        found |= run_jobs("rollout_process.py", folder, of_all, ranks)
     return found
 
 
 @pytest.mark.parametrize("name", [*ALONE, *TOGETHER])
 def test_every_sync_agrees_on_any_ranks(runs: dict[str, dict[str, Any]], name: str) -> None:
     assert_rounds_agree(runs[name]["lines"])
+
+
+def test_all_ranks_hear_a_stop_in_an_evaluation(runs: dict[str, dict[str, Any]]) -> None:
+    stopped, whole = runs["stopped"], runs["ppo zero 2"]
+    assert stopped["stopped"].step == 6 and stopped["stopped"].evaluation_due
+    assert stopped["lines"] == [] and stopped["evaluations"] == whole["evaluations"][-1:]
 
 
 @pytest.mark.parametrize("name", TOGETHER)

@@ -40,3 +40,19 @@ def family(request: pytest.FixtureRequest) -> PretrainedConfig:
 def marker(tmp_path: Path) -> Path:
     """What a stranger's code would write."""
     return tmp_path / "the-code-ran"
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model of the embedded world's tokens."""
+    from test_evaluation_models import save_toy
+
+    return save_toy(tmp_path_factory.mktemp("judge"), labels=1)
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model of another family, with other tokens and a template."""
+    from test_foreign_judges import save_judge
+
+    return save_judge(tmp_path_factory.mktemp("stranger"), "qwen")

@@ -103,7 +103,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(file: Path, override: str, m
         ("model.name_or_path=null", "model.name_or_path: should be a text (got None)"),
         ("data={eval: toy-test}", "data.train is missing"),
         ("data.max_length=100",
-         "data: max_prompt_length (768) must be below max_length (100), or no response token fits"),
+         "data.max_prompt_length (768) must be below data.max_length (100), or no response token fits"),
         ("seed=0x" + "f" * 5000, "seed: should be less than 4294967296 (got a number too long to show)"),
         ("optim.lr=0x" + "f" * 5000, "optim.lr: should be a valid number (got a number too long to show)"),
     ],
@@ -160,6 +160,43 @@ def test_comparisons_suit_the_objective(file: Path) -> None:
     plain = load_config(file, [])  # what came after there were runs does not part those from it
     assert {"data.comparisons", "objective.loss"}.isdisjoint(identity(plain.for_a_file()))
     assert load_config(file, ["data.comparisons=best_against_each"]).digest() != plain.digest()
+
+
+def test_columns_of_files_are_nothing_to_a_built_in_source_beside_them(file: Path) -> None:
+    shape = ["data.columns={prompt: question}", "data.format=plain", "data.unread=[input]", "data.system=Be kind."]
+    data = load_config(file, [*shape, "data.train=pairs.jsonl", "data.eval=toy-test"]).data
+    assert data.train_sources[0].columns == {"prompt": "question"}
+    [held_out] = data.eval_sources
+    assert (held_out.columns, held_out.format, held_out.unread, held_out.system) == (None, "auto", None, "Be kind.")
+    sources = "data.train=[{source: toy, name: a}, {source: pairs.jsonl, name: b}]"
+    assert [source.columns for source in load_config(file, [*shape, sources]).data.train_sources] == [
+        None, {"prompt": "question"},
+    ]  # fmt: skip
+    own = load_config(file, ["data.columns={prompt: question}"]).data.train_sources[0]
+    assert own.columns == {"prompt": "question"}, "which is for nobody else, and the data say that it has no such"
+
+
+ROLLOUTS = ["objective={name: ppo}", "rollouts={max_tokens: 32, rewards: {truth: toy}}"]
+
+
+def test_a_path_that_stands_for_a_section_takes_keys_below_it(file: Path) -> None:
+    def rewards(*overrides: str) -> dict[str, tuple[str, float]]:
+        rollouts = load_config(file, [*ROLLOUTS, "data.max_length=128", *overrides]).rollouts
+        assert rollouts is not None
+        return {label: (one.path, one.weight) for label, one in rollouts.rewards.items()}
+
+    assert rewards("rollouts.rewards.truth.weight=0.5") == {"truth": ("toy", 0.5)}
+    given = ["rollouts.rewards.rule=rules.py:short", "rollouts.rewards.rule.weight=-1"]
+    assert rewards(*given) == {"truth": ("toy", 1), "rule": ("rules.py:short", -1)}
+    told = "unknown key rollouts.rewards.truth.wieght; did you mean rollouts.rewards.truth.weight?"
+    assert mistake(file, *ROLLOUTS, "rollouts.rewards.truth.wieght=1") == told
+
+
+def test_what_is_left_of_a_prompt_is_nothing_to_rollouts_which_cut_none(file: Path) -> None:
+    runs = [load_config(file, [*ROLLOUTS, "data.max_length=128", f"data.max_prompt_length={n}"]) for n in (64, 768)]
+    assert runs[0].digest() == runs[1].digest(), "so either goes on with the other"
+    pairs = [load_config(file, [f"data.max_prompt_length={n}"]) for n in (64, 512)]
+    assert pairs[0].digest() != pairs[1].digest()
 
 
 def test_a_key_of_another_objective_is_named(file: Path) -> None:

@@ -82,6 +82,12 @@ def config(name: str) -> TrainConfig:
     return load_config(CONFIGS / f"{name}.yaml")
 
 
+def same_but_for_lengths(run: TrainConfig, other: TrainConfig) -> bool:
+    """Whether the data are the same, if a prompt and its response may be longer than a pair."""
+    lengths = {"max_length": run.data.max_length, "max_prompt_length": run.data.max_prompt_length}
+    return run.data == other.data.model_copy(update=lengths)
+
+
 def test_these_are_all_files() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == PAPER.keys() | SMALL | OTHERS
 
@@ -114,7 +120,13 @@ def test_the_settings_of_the_papers_baselines(name: str) -> None:
     assert (run.name, run.objective.name, run.optim.lr, run.train.epochs) == (name, *STAGES[name])
     size, data, stage = name.removeprefix("opt-").split("-")
     orpo = config(f"opt-{size}-{data}-orpo")
-    assert run.data == orpo.data
+    if stage == "ppo":  # no prompt is cut, and none that the paper keeps is dropped
+        assert run.rollouts is not None and run.data.drop_prompts_over is not None
+        assert run.data.max_length >= run.data.drop_prompts_over + run.rollouts.max_tokens
+        assert same_but_for_lengths(run, orpo)
+        assert run.data.drop_prompts_over == orpo.data.drop_prompts_over
+    else:
+        assert run.data == orpo.data
     start = f"./runs/opt-{size}-{data}-sft" if stage in ("dpo", "ppo") else orpo.model.name_or_path
     assert run.model.name_or_path == start
 
@@ -211,7 +223,8 @@ def test_ppo_of_the_toy_world_learns_from_the_reward_model_and_is_told_the_truth
     assert run.rollouts is not None
     rewards = {label: (Path(one.path), one.weight) for label, one in run.rollouts.rewards.items()}
     assert rewards == {"reward": (Path("runs") / config("toy-reward").name, 1), "truth": (Path("toy"), 0)}
-    assert (run.data, run.model) == (config("toy-dpo").data, config("toy-dpo").model)
+    assert same_but_for_lengths(run, config("toy-dpo"))
+    assert run.model == config("toy-dpo").model
     sweep = load_sweep(CONFIGS / "toy-ppo-sweep.yaml")
     trial = sweep.training({}, "trial", sweep.storage)
     assert (trial.objective, trial.rollouts) == (run.objective, run.rollouts)

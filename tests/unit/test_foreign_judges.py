@@ -27,8 +27,9 @@ from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.inference.listening import Listener, listener, scored_length
-from orpo_ray.inference.models import Answer, EvaluatedModel, Speaker, find_reward_model, prompt_ids
+from orpo_ray.inference.models import EvaluatedModel, find_reward_model
 from orpo_ray.inference.scoring import Judged, PackedJudge, Scorer
+from orpo_ray.inference.speaking import Answer, Speaker, prompt_ids
 from orpo_ray.modeling.reward import ForeignRewardModel, load_foreign_reward_model
 from orpo_ray.modeling.scorer import packed_scores
 from orpo_ray.statistics.winrate import TIE

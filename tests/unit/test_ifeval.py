@@ -91,8 +91,8 @@ def seeded() -> Iterator[Any]:
         random.setstate(state)
 
 
-def theirs(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-    """Prompts and instructions, strictly and loosely, as `lm-eval` reports them."""
+def theirs(prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[tuple[int | str, bool, bool]]]:
+    """Shares of prompts and instructions, strictly and loosely, as `lm-eval` reports them; what failed."""
     with seeded() as utils:
         found = [utils.process_results(
             {
@@ -102,7 +102,7 @@ def theirs(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
             },
             [text],
         ) for prompt, text in zip(prompts, texts, strict=True)]  # fmt: skip
-        return [
+        rates = [
             part
             for how in ("strict", "loose")
             for part in (
@@ -110,15 +110,17 @@ def theirs(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
                 utils.agg_inst_level_acc([each[f"inst_level_{how}_acc"] for each in found]),
             )
         ]
+        return rates, [
+            (prompt.key, not strict, not loose)
+            for prompt, each in zip(prompts, found, strict=True)
+            for strict, loose in zip(each["inst_level_strict_acc"], each["inst_level_loose_acc"], strict=True)
+            if not (strict and loose)
+        ]
 
 
-def ours(result: IfevalResult) -> list[float]:
-    return [
-        each.rate
-        for each in (
-            result.prompt_strict, result.instruction_strict, result.prompt_loose, result.instruction_loose,
-        )
-    ]  # fmt: skip
+def ours(result: IfevalResult) -> tuple[list[float], list[tuple[int | str, bool, bool]]]:
+    shares = result.prompt_strict, result.instruction_strict, result.prompt_loose, result.instruction_loose
+    return [share.rate for share in shares], [(each.key, each.strict, each.loose) for each in result.failures]
 
 
 def varied(seed: int, n: int) -> list[str]:

@@ -104,6 +104,11 @@ def test_one_that_is_not_finite_is_never_the_best() -> None:
             ["train.keep_by=eval_logps_rejected"],
             "keep_mode: is the lowest or the highest eval_logps_rejected",
         ),
+        (
+            ["train.keep_by=eval_reward_acuracy"],
+            "keep_by: eval_reward_acuracy is not known; did you mean eval_reward_accuracy? Else say keep_mode",
+        ),
+        (["train.keep_by=eval_nl/b"], "did you mean eval_nll?"),
         (["train.keep_by=eval_unseen_nll"], "keep_by: eval_unseen_nll is of the pairs that choose nothing"),
         (["train.keep_by=eval_nll/b"], "train.keep_by: eval_nll/b: no held-out pairs are of b: they are of one source"),
     ],

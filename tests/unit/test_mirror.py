@@ -124,7 +124,7 @@ def test_another_machine_goes_on_and_the_first_may_not(folder: Path, copy: Path,
             refused()
 
 
-def test_a_copy_that_cannot_be_fetched_leaves_nothing(folder: Path, copy: Path, tmp_path: Path) -> None:
+def test_a_copy_that_cannot_be_fetched_leaves_nothing(quick: None, folder: Path, copy: Path, tmp_path: Path) -> None:
     class Lossy(Mirror):
         def _there(self) -> dict[str, tuple[int, int]]:
             return {**super()._there(), "model/lost": (1, 1)}

@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.questions import prompts_of
-from orpo_ray.errors import UserError
 from orpo_ray.inference.live import Sample
 from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.rollout_setup import Beside
@@ -308,13 +307,3 @@ def test_losses_and_gradients_are_those_of_plain_forwards(name: str, tmp_path: P
     assert len(clipped) == config.train.max_steps
     assert clipped[0] == 0 < max(clipped) and min(clipped[2:4]) < 1, "some are clipped, and not all"
     assert np.median(sizes) > 1e-3
-
-
-@pytest.mark.parametrize("objective", ["ppo", "rloo", "grpo"])
-@pytest.mark.parametrize("dropout", ["model.keep_dropout=true", "model.lora={rank: 4, alpha: 8, dropout: 0.1}"])
-def test_dropout_that_would_part_policy_and_old_policy_is_refused(objective: str, dropout: str, tmp_path: Path) -> None:
-    """With it the first ratio is not 1, though no weight has moved."""
-    own = () if objective == "ppo" else (f"objective={{name: {objective}}}",)
-    with pytest.raises(UserError, match=rf"model\.(keep|lora\.)_?dropout: {objective} weighs the policy's prob"):
-        settings(tmp_path, *own, dropout, "rollouts.samples=2")
-    settings(tmp_path, "objective={name: online}", dropout, "rollouts.samples=2")

@@ -15,6 +15,7 @@ from evaluation_run import make_evaluation
 from fuzzing import assert_one_line, cases, odd_values
 from hypothesis import example, given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from rollout_run import PROMPTS, configuration, evaluation_line, make_rollout_run, sample_lines, step_line, write_lines
 from test_hostile_pages import HOSTILE, Elements
 from test_report import Page, assert_self_contained, headings, make_run
@@ -23,9 +24,10 @@ from orpo_ray.config.metrics import spoken
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_evaluation_report, write_report
 from orpo_ray.report.page import _facts, run_page
-from orpo_ray.report.rollout_figures import _of_rounds, _update_rate
+from orpo_ray.report.rollout_figures import _of_rounds, _reward, _update_rate
 from orpo_ray.report.rollout_frontier import frontier, frontier_caption
 from orpo_ray.report.rollout_samples import MOST_CHARACTERS, MOST_PROMPTS, NEWEST, Samples, read_samples
+from orpo_ray.report.rollout_words import learned_otherwise, shortened
 from orpo_ray.report.runs import read_run
 from orpo_ray.telemetry.trackers import scalars
 
@@ -111,6 +113,29 @@ class TestWhatStandsOnIt:
         labels = [label.strip() for label in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
         assert {"rollouts", "held-out", "kept", "step 160", "0", "100"} <= set(labels)
         assert len(set(re.findall(r"fill-opacity: ([\d.]+)", svg))) > 10, "the later, the darker"
+
+    @pytest.mark.parametrize(
+        ("asked", "said"),
+        [
+            ({"clip_scores": 5.0, "cut_penalty": 0.5},
+             "Rollouts: as learned from, held within 5 of 0 and less 0.5 where max_tokens cut. Held-out: as given."),
+            ({"cut_penalty": 1}, "Rollouts: as learned from, less 1 where max_tokens cut. Held-out: as given."),
+            ({"clip_scores": None, "cut_penalty": 0.0}, ""),
+        ],
+    )  # fmt: skip
+    def test_two_kinds_of_reward_on_one_axis_are_told_apart(self, run: Path, asked: dict[str, Any], said: str) -> None:
+        found = read_run(run)
+        found.config["rollouts"] |= asked
+        assert learned_otherwise(found) == said and said in frontier_caption(found)
+        for drawn in (_reward(found), frontier(found)):
+            labels = {label.strip() for label in re.findall(r"<text[^>]*>([^<]*)</text>", str(drawn))}
+            assert {"rollouts, as learned from", "held-out, as given"} <= labels if said else "rollouts" in labels
+
+    @pytest.mark.parametrize(
+        "labels", [["a" * 40 + "1", "a" * 40 + "2"], ["x" + "-" * 40 + "z", "x" + "-" * 30 + "z"], ["é\x00", "é\x01"]]
+    )
+    def test_no_two_sources_are_called_alike(self, labels: list[str]) -> None:
+        assert len({*shortened(labels)}) == len(labels) and all(len(label) < 32 for label in shortened(labels))
 
     def test_the_same_run_gives_the_same_page(self, run: Path, page: Path) -> None:
         held = page.read_bytes()
@@ -286,6 +311,9 @@ def test_odd_values_end_no_page(
 ) -> None:
     folder = tmp_path_factory.mktemp("odd") / "r"
     make_rollout_run(folder, steps=1, finished=False)
+    sound = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    asked = {"step", "loss", "round", *metrics}  # what else there is was drawn by other tests
+    write_lines(folder / "metrics.jsonl", [{k: v for k, v in line.items() if k in asked} for line in sound])
     changed = {name: {**configuration("r").get(name, {}), **changes} for name, changes in sections.items()}
     (folder / "config.yaml").write_text(json.dumps({**configuration("r"), **changed}))
     with (folder / "metrics.jsonl").open("a") as file:
@@ -297,9 +325,10 @@ def test_odd_values_end_no_page(
         assert_one_line(error, str(folder))
 
 
-def test_pages_of_pairs_are_as_they_were(tmp_path: Path) -> None:
+def test_pages_of_pairs_are_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte for byte but for what is drawn by matplotlib, the style sheet and the version; whoever changes the page of a
     run of pairs on purpose changes these sums."""
+    monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **__: buffer.write("<svg></svg>"))
     known = {
         "orpo": "cbe5b92a0de55180",
         "sft": "14227d4534eddf0b",

@@ -248,33 +248,32 @@ def test_a_checkpoint_in_the_middle_of_a_round_needs_nothing_beside_it(whole: Tr
     assert "source.safetensors has another content" in (checkpoints.damage(manifest, sorted(manifest.files)) or "")
 
 
-@pytest.mark.parametrize("other", ["rollouts.epochs=3", "train.global_batch_size=2", "rollouts.prompts=16"])
-def test_rounds_may_change_between_two_of_them_alone(other: str, tmp_path: Path) -> None:
-    config = settings(tmp_path, *RUN)
-    Trained(config, stop_after=10)
-    changed = settings(tmp_path, *RUN, other)
-    with pytest.raises(UserError, match=r"^the checkpoint of step 10 is in the middle of a round, and with these"):
-        Trained(changed, begin=10)
-    assert Trained(changed, begin=0).state.step == STEPS
+def test_rounds_may_change_between_two_of_them_alone(tmp_path: Path) -> None:
+    run = (*RUN, "train.checkpoint_every_steps=2")
+    Trained(settings(tmp_path, *run), stop_after=10)
+    for step, *other in (
+        (10, "rollouts.epochs=3"), (10, "train.global_batch_size=2"), (10, "rollouts.prompts=16"),
+        (2, "rollouts.prompts=16", "rollouts.epochs=2"),  # the first round begins at step 0 with any settings
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"^the checkpoint of step {step} is in the middle of a round, and with"):
+            Trained(settings(tmp_path, *run, *other), begin=step)
+    shorter = settings(tmp_path, *run, "rollouts.epochs=2", "train.max_steps=9")
+    assert Trained(shorter, begin=ROUND).source.schedule.steps_per_round == ROUND // 2
 
 
-def test_the_first_round_may_not_be_cut_otherwise_either(tmp_path: Path) -> None:
-    """It begins at step 0 with any settings."""
-    Trained(settings(tmp_path, *RUN), stop_after=2)
-    with pytest.raises(UserError, match=r"^the checkpoint of step 2 is in the middle of a round, and with these"):
-        Trained(settings(tmp_path, *RUN, "rollouts.prompts=16", "rollouts.epochs=2"), begin=2)
-
-
-@pytest.mark.parametrize(
-    "other", ["seed=7", "rollouts.temperature=0.5", "rollouts.max_tokens=11", "data.train=toy-test"]
-)
-def test_nothing_that_was_drawn_by_other_settings_is_taken(other: str, tmp_path: Path) -> None:
+def test_nothing_that_was_drawn_by_other_settings_is_taken(tmp_path: Path) -> None:
     """The policy of step 0 is the same whatever is asked of it."""
-    first = settings(tmp_path, "train.max_steps=1")
-    held = Trained(first).writers
-    again = Trained(settings(tmp_path, "train.max_steps=1", other)).writers
-    assert [len(calls) for calls in held.calls] == [len(calls) for calls in again.calls] == [4, 8, 4]
-    assert [len(calls) for calls in Trained(first).writers.calls] == [4, 8, 4]
+    overrides = ("train.max_steps=1", "rollouts.eval_prompts=1")
+    first = settings(tmp_path, *overrides)
+    Trained(first)
+    held = shutil.copytree(first.run_dir / "rollouts", tmp_path / "held")
+    for other, calls in {
+        "seed=7": [1, 8, 1], "rollouts.temperature=0.5": [1, 8, 1], "rollouts.max_tokens=11": [1, 8, 1],
+        "data.train=toy-test": [1, 8, 1], "name=run": [1, 0, 1],
+    }.items():  # fmt: skip
+        shutil.copytree(held, first.run_dir / "rollouts", dirs_exist_ok=True)
+        found = Trained(settings(tmp_path, *overrides, other)).writers.calls
+        assert [len(asked) for asked in found] == calls, other
 
 
 def test_a_run_that_has_not_begun_leaves_no_rollouts_to_another(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.data.round_trip import lost_in_tokens
 from orpo_ray.errors import UserError
-from orpo_ray.inference.models import EvaluatedModel, Speaker
+from orpo_ray.inference.models import EvaluatedModel
+from orpo_ray.inference.speaking import Speaker
 
 
 def of_bytes(normalizer: Any = None, splits: Any = None) -> PreTrainedTokenizerFast:

@@ -21,8 +21,9 @@ from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.templates import NAMED_TEMPLATES, TEXT_RULE, Renderer, write_text_rule
 from orpo_ray.data.tokenization import PairTokenizer
 from orpo_ray.errors import UserError
-from orpo_ray.inference.models import Completion, EvaluatedModel, Speaker
+from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.scoring import Judged, judged_rows
+from orpo_ray.inference.speaking import Completion, Speaker
 
 Messages = list[dict[str, str]]
 

@@ -87,7 +87,7 @@ class TestTraining:
         assert "step       45 of 120, epoch 0.75" in text
         assert "margin +" in text and "held out   step 30: loss 0.8875" in text
         assert "step 40 (3 MiB)" in text
-        assert "  a worker was lost" in text
+        assert "  a worker was lost" in text and re.search(r" pairs/s, \d+ s left\n", text)
         assert f"next       orpo-ray report {folder}\n" in text
 
     def test_one_that_was_interrupted_is_continued_by_the_command_it_names(self, tmp_path: Path) -> None:
@@ -97,6 +97,7 @@ class TestTraining:
         assert (status.state, status.driver) == ("interrupted", False)
         assert status.next == f"orpo-ray train {folder}/config.yaml"
         assert "state      interrupted (last sign 2 h 1 min ago)" in told(folder)
+        assert re.search(r"speed +[\d.]+ pairs/s, \d+ s of work left\n", told(folder)), "nobody is at it"
 
     def test_the_lock_says_at_once_whether_it_goes_on(self, tmp_path: Path) -> None:
         folder = begun(tmp_path)
@@ -287,6 +288,9 @@ class TestSweep:
         for file in folder.rglob("*"):
             age(file, 7300)
         assert read_status(folder).next == f"orpo-ray sweep {folder}/config.yaml"
+        text = told(folder)
+        assert "left       about 8 min 20 s of work, once it goes on" in text and "at work" not in text
+        assert "begun      004 (step 1 of 72)" in text
         found = json.loads((folder / "sweep.json").read_text())
         (folder / "sweep.json").write_text(json.dumps({**found, "winner": 1, "finished": "yes"}))
         status = read_status(folder)

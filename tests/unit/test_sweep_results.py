@@ -7,18 +7,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 from test_sweep_search import TRAIN
 
 from orpo_ray.config import SweepConfig, load_config, parse_as
+from orpo_ray.config.space import Dimension
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_sweep_report
+from orpo_ray.report.sweep_figures import _axis
 from orpo_ray.tuning.folder import START, SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.points import searcher_of
-from orpo_ray.tuning.results import summary, write_best, write_results, write_summary
+from orpo_ray.tuning.results import _column, summary, write_best, write_results, write_summary
 from orpo_ray.tuning.sweep import keep_the_best
 
 STEPS = 72
@@ -261,3 +265,26 @@ def test_options_of_a_storage_url_stay_behind_it(tmp_path: Path) -> None:
     own = config(tmp_path, "storage.checkpoints=s3://bucket/all/?region=eu-west-1")
     trial = SweepFolder(own).training(3, own.first_point)
     assert trial.checkpoints_location == f"s3://bucket/all/{own.name}/003?region=eu-west-1"
+
+
+@pytest.mark.parametrize("ends", [(1e-5, 3e-4), (1e-6, 5e-5), (0.02, 0.5), (0.02, 2), (1, 20), (0.03, 3), (1e-6, 1e-2)])
+def test_a_log_axis_has_labels_to_read_it_by(ends: tuple[float, float]) -> None:
+    """However short it is: at powers of ten alone one of 1.4 decades may have a single label."""
+    figure = Figure(figsize=(4.6, 3.0))
+    axes = figure.subplots()
+    axes.plot(ends, [0, 1])
+    _axis(axes, "x", "optim.lr", Dimension("loguniform", ends))
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    labels = [label.get_text() for at, label in ticks if low <= at <= high and label.get_text()]
+    assert axes.get_xscale() == "log" and 3 <= len(labels) <= 8 and len(set(labels)) == len(labels)
+    assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
+
+
+def test_settings_that_are_lists_or_mappings_have_a_column_too(tmp_path: Path) -> None:
+    table = pa.table({"optim": _column([{"lr": 1e-5}, None, {"lr": 1e-4}]), "layers": _column([["q"], ["q", "v"], []])})
+    pyarrow.csv.write_csv(table, tmp_path / "results.csv")
+    found = pyarrow.csv.read_csv(tmp_path / "results.csv").to_pylist()
+    assert [json.loads(row["layers"]) for row in found] == [["q"], ["q", "v"], []]
+    assert json.loads(found[2]["optim"]) == {"lr": 1e-4}

@@ -13,6 +13,7 @@ from orpo_ray.config import SweepConfig
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.points import searcher_of
+from orpo_ray.tuning.room import Share
 from orpo_ray.tuning.search import Source
 
 AT_A_TIME = 3
@@ -24,7 +25,7 @@ def play(own: SweepConfig, seed: int, killed_after: int | None = None) -> list[d
     folder.open_for(own)
     while True:
         ledger = Ledger(own, folder, STEPS)
-        source = Source(own, folder, ledger, searcher_of(own), lag=AT_A_TIME, cpus=1)
+        source = Source(own, folder, ledger, searcher_of(own), lag=AT_A_TIME, share=Share(1, 0))
         running: list[int] = []
         while ended != killed_after:
             while len(running) < AT_A_TIME and isinstance(given := source.suggest(""), dict):

@@ -23,7 +23,7 @@ from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import Highest
-from orpo_ray.data.schedule import StepSchedule
+from orpo_ray.data.schedule import RoundSchedule, StepSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.loading import check_fit, load_policy, load_tokenizer, require_embeddings
@@ -92,6 +92,24 @@ class TestRemarks:
         ]
         for settings in (["train.max_steps=20"], ["train.max_steps=3"], []):
             assert self.said("train.epochs=2", *settings) == []
+
+    def of_rounds(self, prompts: int, epochs: int, max_steps: int | None = None) -> list[str]:
+        """With 4 steps in each round of 64 prompts."""
+        schedule = RoundSchedule(prompts, 64, 16, 1, epochs, max_steps, seed=0)
+        assert max_steps is not None or schedule.epoch(schedule.total_steps) >= epochs
+        return remarks(config("optim.warmup_steps=0"), schedule)
+
+    def test_epochs_of_rounds_that_are_repeated(self) -> None:
+        """Rounds take prompts epoch behind epoch: three of 100 are five rounds, not three times two."""
+        assert self.of_rounds(100, 3) == self.of_rounds(100, 3, max_steps=20) == []
+        assert self.of_rounds(100, 3, max_steps=22) == [
+            "train.max_steps=22 is more than the 20 steps of train.epochs=3, and wins: the data is read 3.5 times"
+        ]
+
+    def test_rounds_of_more_prompts_than_there_are(self) -> None:
+        told = "rollouts.prompts=64 is more than the {} prompts of data.train: a round asks some again, {}"
+        assert self.of_rounds(20, 16) == [told.format(20, "3.2 times on average")]
+        assert self.of_rounds(64, 1) == []
 
     def test_a_warm_up_without_end(self) -> None:
         for warmup in ("10", "0.99", "1000"):
@@ -212,6 +230,8 @@ class TestRunFolder:
         folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in written) + '{"step": 2, "lo')
         folder.forget_after(2)  # the win-rate of step 2 came late, and stays
         assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [*written[:4], written[5]]
+        folder.forget_after(2, evaluation_too=True)  # it was saved before it was evaluated
+        assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == written[:3]
         folder.forget_after(0)  # begun anew, it evaluates step 0 again
         assert folder.metrics.read_text() == ""
 
@@ -239,6 +259,18 @@ def test_room_is_left_for_weights_that_zero_3_has_yet_to_bring(monkeypatch: pyte
         for stage in (2, 3)
     ]
     assert levels[0] == "none" and levels[1] != "none"
+
+
+@pytest.mark.parametrize(("beside", "level"), [(0, "none"), (10**9, "none"), (2 * 10**9, "full")])
+def test_room_is_left_for_engines_that_take_turns_with_training(
+    beside: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME))
+    none = activation_bytes(policy, 100)["none"]
+    states = 16 * sum(parameter.numel() for parameter in policy.parameters())
+    monkeypatch.setattr(room, "_free", lambda device, ranks_here: math.ceil((states + none + 1) / 0.8) + 10**9)
+    plain = config("train.tokens_per_microbatch=100", "train.zero_stage=0")
+    assert room.choose_recomputation(policy, plain, torch.device("cpu"), beside=beside) == level
 
 
 class TestLoading:

@@ -16,8 +16,9 @@ from orpo_ray.config import ModelConfig
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.config.evaluation_benchmark import ScoringBenchmarkConfig
 from orpo_ray.data.prompts import read_prompts
-from orpo_ray.inference.models import Completion, Speaker, find_reward_model
+from orpo_ray.inference.models import find_reward_model
 from orpo_ray.inference.scoring import Rows
+from orpo_ray.inference.speaking import Completion, Speaker
 from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.modeling.scorer import packed_scores
 

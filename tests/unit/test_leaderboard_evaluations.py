@@ -1,0 +1,208 @@
+"""Whole evaluations that make AlpacaEval's, MT-Bench's and IFEval's numbers, of answers that are there and a real
+server that judges: what the files of the benchmark give is what stands in the results and on the page."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from judge_server import JudgeServer
+
+from orpo_ray.config import EvaluationConfig, parse_as
+from orpo_ray.errors import UserError
+from orpo_ray.evaluation.evaluate import evaluate
+from orpo_ray.leaderboards.verdicts import Files, aggregate
+from orpo_ray.report import write_evaluation_report
+from orpo_ray.terminal import Console
+
+MODELS = {"ours": 0, "base": 1}
+INSTRUCTION = {"punctuation:no_comma": {}, "change_case:english_lowercase": {}}
+
+
+def lines(path: Path, records: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def questions(folder: Path, count: int = 8) -> tuple[str, dict[str, str]]:
+    """Of MT-Bench's kind, and both models' answers."""
+    asked = [
+        {"question_id": 81 + i, "category": ["math", "coding", "stem"][i % 3], "turns": [f"What is {i}?", f"Why, {i}?"]}
+        for i in range(count)
+    ]
+    answers = {
+        model: lines(folder / f"{model}.jsonl", [
+            {"question_id": each["question_id"], "choices": [{"index": 0, "turns": [f"{model} {i}", f"so {model}"]}]}
+            for i, each in enumerate(asked)
+        ])
+        for model in MODELS
+    }  # fmt: skip
+    return lines(folder / "questions.jsonl", asked), answers
+
+
+def instructions(folder: Path, count: int = 12) -> tuple[str, dict[str, str]]:
+    """Of AlpacaEval's kind; the models give the same answer to the fourth."""
+    outputs = {
+        model: [{"instruction": f"Do {i}.", "output": "same" if i == 3 else f"{model} does {i}" + "!" * (i % 5),
+                 "generator": model} for i in range(count)]
+        for model in MODELS
+    }  # fmt: skip
+    return lines(folder / "asked.jsonl", [{"instruction": f"Do {i}."} for i in range(count)]), {
+        model: lines(folder / f"{model}.jsonl", rows) for model, rows in outputs.items()
+    }
+
+
+def config_of(folder: Path, source: str, models: dict[str, str], server: JudgeServer, **more: Any) -> EvaluationConfig:
+    mapping = {
+        "name": "board", "models": models, "prompts": {"source": source, **more.pop("prompts", {})}, "embedder": None,
+        "judges": {"big": {"kind": "openai", "base_url": server.url, "model": "big"}},
+        "storage": {"path": str(folder / "runs")}, **more,
+    }  # fmt: skip
+    return parse_as(EvaluationConfig, mapping, [], "test")
+
+
+def run(config: EvaluationConfig) -> dict[str, Any]:
+    folder = evaluate(config, Console(file=io.StringIO()))
+    found: dict[str, Any] = json.loads(folder.winrates.read_text())
+    return found
+
+
+def mt_bench(folder: Path, server: JudgeServer, **judging: Any) -> EvaluationConfig:
+    source, answers = questions(folder)
+    return config_of(
+        folder, source, answers, server, benchmark="mt-bench", judging={"references": None, **judging},
+    )  # fmt: skip
+
+
+def test_mt_bench_is_what_its_own_files_give(tmp_path: Path) -> None:
+    with JudgeServer(says="Fine. Rating: [[7.5]]") as server:
+        found = run(mt_bench(tmp_path, server))
+        assert server.answered.total() == 2 * 8 * 2  # models, questions, turns
+        second = next(body for body in server.bodies if "Why, 0?" in str(body))
+        assert "What is 0?" in str(second) and "ours 0" in str(second)  # with the first turn in view
+    folder = tmp_path / "runs/board"
+    board = found["leaderboards"]["mt-bench"]
+    own = aggregate("mt-bench", Files(
+        folder / "leaderboards/mt-bench/big_single.jsonl", prompts=folder / "leaderboards/mt-bench/question.jsonl",
+    ))["results"]  # fmt: skip
+    assert [{key: value for key, value in row.items() if key != "round"} for row in board["rows"]] == json.loads(
+        json.dumps(own)
+    )
+    assert [row["score"]["score"] for row in board["rows"]] == [7.5, 7.5]
+    assert list(board["rows"][0]["categories"]) == ["math", "coding", "stem"]
+    assert found["judges"]["big"]["rated"]["ours"]["score"]["mean"] == 7.5
+    assert found["judges"]["big"]["rated"]["ours"]["categories"]["stem"]["questions"] == 2
+    assert found["judges"]["big"]["described"]["model"] == "big"
+    assert found["pairs"][0]["win_rate"] == 0.5  # all alike: ratings compare as rewards do
+    assert not found["reward_models"] and not found["rewards"]
+
+
+def test_another_judging_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
+    with JudgeServer(says="[[4]]") as server:
+        run(mt_bench(tmp_path, server))
+        before = server.answered.total()
+        run(mt_bench(tmp_path, server))  # finished: nothing is asked
+        assert server.answered.total() == before
+        found = run(mt_bench(tmp_path, server, repeats=2))
+        assert server.answered.total() == 2 * before
+    assert found["judges"]["big"]["counts"]["asked"] == 2 * before
+    assert found["leaderboards"]["mt-bench"]["rows"][0]["noise"]["answers"] == 16
+
+
+def alpaca_eval(folder: Path, server: JudgeServer, **more: Any) -> EvaluationConfig:
+    source, outputs = instructions(folder)
+    judging = {"against": "base", "order": "alpaca_eval", **more.pop("judging", {})}
+    return config_of(folder, source, outputs, server, measures=["alpaca-eval-2"], judging=judging, **more)
+
+
+def test_alpaca_eval_is_what_its_own_files_give(tmp_path: Path) -> None:
+    difficulty = tmp_path / "difficulty.json"
+    difficulty.write_text(json.dumps({f"Do {i}.": i / 10 - 0.5 for i in range(12)}))
+    published = tmp_path / "published.json"
+    published.write_text(json.dumps([{"name": "elsewhere", "win_rate": 12.5, "length_controlled_winrate": 10.25}]))
+    leaderboard = {"published": str(published)}
+    with JudgeServer() as server:
+        found = run(alpaca_eval(tmp_path, server, leaderboard=leaderboard))
+        assert server.answered.total() == 11  # none of the answers that are the same
+    folder = tmp_path / "runs/board"
+    [row] = found["leaderboards"]["alpaca-eval-2"]["rows"]
+    [own] = aggregate("alpaca-eval-2", Files(folder / "leaderboards/alpaca-eval-2/big/ours.json"))["results"]
+    assert {key: row[key] for key in own} == json.loads(json.dumps(own))
+    assert row["n"] == 12 and row["identical"] == 1
+    [ahead] = [pair for pair in found["pairs"] if pair["model"] == "ours"]
+    assert ahead["reward_model"] == "big"
+    np.testing.assert_allclose(row["win_rate"], 100 * ahead["win_rate"], rtol=1e-12)
+    verdicts = pq.read_table(folder / "verdicts.parquet").to_pylist()
+    assert len(verdicts) == 12 and sum(each["words"] is None for each in verdicts) == 1
+    assert found["leaderboards"]["alpaca-eval-2"]["published"][0]["name"] == "elsewhere"
+    page = write_evaluation_report(folder).read_text()
+    assert "elsewhere (published)" in page and "10.25" in page and f"{row['win_rate']:.2f}" in page
+    assert "The judge big" in page
+
+
+def test_a_pair_that_is_shown_in_both_orders_counts_once(tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        found = run(alpaca_eval(tmp_path, server, judging={"order": "both"}))
+        assert server.answered.total() == 22
+    [trust] = found["judges"]["big"]["pairs"]
+    assert trust["asked"] == [11, 11] and trust["position_bias"]["prompts"] == 11
+    [ahead] = [pair for pair in found["pairs"] if pair["model"] == "ours"]
+    assert ahead["wins"] + ahead["ties"] + ahead["losses"] == 12
+
+
+def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    asked = [
+        {"key": i, "prompt": f"Say {i}.", "instruction_id_list": list(INSTRUCTION), "kwargs": [{}, {}]}
+        for i in range(4)
+    ]
+    answers = {"ours": ["all fine", "no, thanks", "LOUD", "quiet"], "base": ["so be it"] * 3}
+    files = {
+        model: lines(tmp_path / f"{model}.jsonl", [
+            {"prompt": asked[i]["prompt"], "response": text} for i, text in enumerate(texts)
+        ])
+        for model, texts in answers.items()
+    }  # fmt: skip
+    mapping = {
+        "name": "board", "models": files, "prompts": {"source": lines(tmp_path / "asked.jsonl", asked)},
+        "measures": ["ifeval"], "embedder": None, "sampling": {"rounds": 1},
+        "storage": {"path": str(tmp_path / "runs")},
+    }  # fmt: skip
+    found = run(parse_as(EvaluationConfig, mapping, [], "test"))
+    ours, base = found["leaderboards"]["ifeval"]["rows"]
+    assert (ours["prompt_strict"]["followed"], ours["prompt_strict"]["n"]) == (2, 4)
+    assert {(each["key"], each["instruction"]) for each in ours["failures"]} == {
+        (1, "punctuation:no_comma"), (2, "change_case:english_lowercase"),
+    }  # fmt: skip
+    assert base["not_answered"] == 1 and base["prompt_strict"]["followed"] == 3
+    page = write_evaluation_report(tmp_path / "runs/board").read_text()
+    assert "IFEval" in page and "punctuation:no_comma" in page and "was not asked 1 prompts" in page
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"judges": {}}, "mt-bench is made of what a judge says"),
+        ({"judging": {"compares": "pairs"}}, "mt-bench needs judging.compares=rates"),
+        ({"reward_models": {"big": "toy"}}, "a reward model has this name"),
+    ],
+)
+def test_what_a_benchmark_needs_is_said(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    source, answers = questions(tmp_path)
+    mapping = {
+        "name": "b", "models": answers, "prompts": {"source": source}, "benchmark": "mt-bench",
+        "judges": {"big": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}}, **changed,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=said):
+        parse_as(EvaluationConfig, mapping, [], "test")
+
+
+def test_prompts_that_are_none_of_the_benchmark_are_named(tmp_path: Path) -> None:
+    source, outputs = instructions(tmp_path)
+    with JudgeServer(says="[[3]]") as server, pytest.raises(UserError, match="has no question_id"):
+        run(config_of(tmp_path, source, outputs, server, measures=["mt-bench"], judging={"compares": "rates"}))
