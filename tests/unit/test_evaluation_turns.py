@@ -55,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_text_rule(folder / "judge", through_template=True)
     return {
         "chat": save(folder / "chat", NAMED_TEMPLATES["chatml"]),
-        "short": save(folder / "short", NAMED_TEMPLATES["chatml"], max_position_embeddings=80),
+        "short": save(folder / "short", NAMED_TEMPLATES["chatml"], max_position_embeddings=104),
         "judge": str(folder / "judge"),
     }
 
@@ -122,7 +122,7 @@ def test_reward_models_judge_the_last_turn_with_the_conversation_in_view(
 ) -> None:
     """And the results, the page, its status and MT-Bench's own file have both turns."""
     outputs = tmp_path / "gpt.jsonl"
-    answers = [{"question_id": 81 + i, "choices": [{"index": 0, "turns": [ASKED[i], "Yes."]}]} for i in range(3)]
+    answers = [{"question_id": 81 + i, "choices": [{"index": 0, "turns": [ASKED[i], " Yes."]}]} for i in range(3)]
     outputs.write_text("".join(json.dumps(each) + "\n" for each in answers))
     config = config_of(tmp_path, source, {"a": models["chat"], "gpt": str(outputs)}, models["judge"])
     last = complete(config, says)
@@ -142,7 +142,7 @@ def test_reward_models_judge_the_last_turn_with_the_conversation_in_view(
         written = speaker.tokenizer.apply_chat_template(
             messages, tokenize=False, chat_template=NAMED_TEMPLATES["chatml"]
         )
-        ids = speaker.tokenizer(written)["input_ids"]
+        ids = speaker.tokenizer(written, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             reward = network(torch.tensor([[*ids, speaker.tokenizer.eos_token_id]])).logits.item()
         assert row["reward:r"] == pytest.approx(reward, abs=1e-4), row
@@ -159,7 +159,7 @@ def test_reward_models_judge_the_last_turn_with_the_conversation_in_view(
     assert status.state == "finished"
     [(mine, none), (theirs, lacking)] = export_outputs(folder.path, "mt-bench")
     assert (none, lacking) == (0, 1)
-    assert read_answers(theirs)[0].choices == ((ASKED[0], "Yes."),)
+    assert read_answers(theirs)[0].choices == ((ASKED[0], " Yes."),)
     assert [each.question_id for each in read_answers(mine)] == [81, 82, 83, 84]
     assert [len(each.choices) for each in read_answers(mine)] == [2] * 4
     with pytest.raises(UserError, match="several turns, for which ifeval has no place"):
@@ -177,7 +177,7 @@ def test_a_conversation_that_does_not_fit_is_counted(models: dict[str, str], sou
         label, turn, request
     ))  # fmt: skip
     [note] = [note for note in last.notes if "was not asked turn 2" in note]
-    assert note.startswith("a was not asked turn 2 in 2 conversations: they do not fit its context of 80 tokens")
+    assert note.startswith("a was not asked turn 2 in 2 conversations: they do not fit its context of 104 tokens")
     folder = evaluate(config, Console(file=io.StringIO()))
     rows = [row for row in pq.read_table(folder.results).to_pylist() if row["turn"] == 2]
     assert [(row["prompt"], row["ended"]) for row in rows if row["text"] is None] == [(1, TOO_LONG)] * 2
