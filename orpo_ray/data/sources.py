@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from orpo_ray.config.data import MAX_RECORD_CHARACTERS
+from orpo_ray.config.data import BUILT_IN, MAX_RECORD_CHARACTERS
 from orpo_ray.data.delimited import DELIMITERS
 from orpo_ray.data.folders import Folder, files_of_split, listed, not_read
 from orpo_ray.data.readers import base_extension, read_file
@@ -62,11 +62,9 @@ def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD
     `max_record_characters`: a record that needs more has an error; one that is far longer is not held at all.
     """
     most = bytes_of(max_record_characters)
-    from orpo_ray.data import toyworld
-
     if "\0" in source:
         raise UserError(f"{source!r}: no file and no address has NUL in its name")
-    if source in toyworld.SOURCES:
+    if source in BUILT_IN:
         return ToySource(source)
     if "://" in source or os.path.exists(os.path.expanduser(source)):
         return _file_source(source, split, most)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from orpo_ray.config.data import BUILT_IN as SOURCES
+from orpo_ray.config.data import BUILT_IN
 from orpo_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def records(name: str) -> Iterator[dict[str, str]]:
     the toss of a coin, for a base model that has no preference yet. `toy-test`: 400 pairs whose requests are
     distinct and occur in neither of the other two. Raises `UserError` for another name.
     """
-    if name not in SOURCES:
-        raise UserError(f"{name}: no such embedded source; there are {', '.join(SOURCES)}")
+    if name not in BUILT_IN:
+        raise UserError(f"{name}: no such embedded source; there are {', '.join(BUILT_IN)}")
     return _pairs(name)
 
 

@@ -18,7 +18,7 @@ PERFECT = "Good morning, Mia! That makes five. Ask me anything else."
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, list[dict[str, str]]]:
-    return {name: list(records(name)) for name in toyworld.SOURCES}
+    return {name: list(records(name)) for name in toyworld.BUILT_IN}
 
 
 def scores(record: dict[str, str]) -> tuple[int, int]:
