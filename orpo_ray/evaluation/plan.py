@@ -187,6 +187,11 @@ class EvaluationPlan(Plan):
         return {label: found[label] for label in self.config.models}
 
     @property
+    def rounds(self) -> int:
+        """As many as the results have: one where all answers are from elsewhere, and there is one to each prompt."""
+        return max(work.rounds for work in self.answering.values())
+
+    @property
     def pairs(self) -> bool:
         """Whether the data set has responses of its own."""
         return bool(self.own[0])

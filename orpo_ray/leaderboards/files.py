@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -241,7 +240,7 @@ def annotation(location: str, row: Row) -> Annotation:
 
 
 def _read(path: Path, made: Callable[[str, Row], T]) -> list[T]:
-    return [_checked(location, partial(made, location, row)) for location, row in records(path)]
+    return [_checked(made, location, row) for location, row in records(path)]
 
 
 def _checked(made: Callable[[str, Row], T], location: str, row: Row) -> T:

@@ -21,7 +21,7 @@ from orpo_ray.report import write_evaluation_report
 from orpo_ray.terminal import Console
 
 MODELS = {"ours": 0, "base": 1}
-INSTRUCTION = {"punctuation:no_comma": {}, "change_case:english_lowercase": {}}
+INSTRUCTIONS = ["punctuation:no_comma", "startend:quotation"]
 
 
 def lines(path: Path, records: list[dict[str, Any]]) -> str:
@@ -158,10 +158,10 @@ def test_a_pair_that_is_shown_in_both_orders_counts_once(tmp_path: Path) -> None
 def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     asked = [
-        {"key": i, "prompt": f"Say {i}.", "instruction_id_list": list(INSTRUCTION), "kwargs": [{}, {}]}
+        {"key": i, "prompt": f"Say {i}.", "instruction_id_list": INSTRUCTIONS, "kwargs": [{}, {}]}
         for i in range(4)
     ]
-    answers = {"ours": ["all fine", "no, thanks", "LOUD", "quiet"], "base": ["so be it"] * 3}
+    answers = {"ours": ['"all fine"', '"no, thanks"', "bare", '"quiet"'], "base": ['"so be it"'] * 3}
     files = {
         model: lines(tmp_path / f"{model}.jsonl", [
             {"prompt": asked[i]["prompt"], "response": text} for i, text in enumerate(texts)
@@ -177,7 +177,7 @@ def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
     ours, base = found["leaderboards"]["ifeval"]["rows"]
     assert (ours["prompt_strict"]["followed"], ours["prompt_strict"]["n"]) == (2, 4)
     assert {(each["key"], each["instruction"]) for each in ours["failures"]} == {
-        (1, "punctuation:no_comma"), (2, "change_case:english_lowercase"),
+        (1, "punctuation:no_comma"), (2, "startend:quotation"),
     }  # fmt: skip
     assert base["not_answered"] == 1 and base["prompt_strict"]["followed"] == 3
     page = write_evaluation_report(tmp_path / "runs/board").read_text()
