@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 FEWEST = 10
 """Prompts in each order, of which position bias is told where each was shown in one: of three to seven,
-87 % of intervals held the truth of a sure judge."""
+as few as 85 % of simulated intervals held the truth."""
 
 
 @dataclass(frozen=True)
