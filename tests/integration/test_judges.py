@@ -69,10 +69,12 @@ def server(model: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = (model / "server.log").open("wb")
+    # By vLLM's own function: its command asks for the version of a package `vllm`, and the CPU's is called otherwise.
     process = subprocess.Popen(
-        [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--host", "127.0.0.1", "--port",
-         str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), "--served-model-name",
-         "judge", "--generation-config", "vllm", "--load-format", "safetensors", "--max-num-seqs", "8"],
+        [sys.executable, "-c", "from vllm.entrypoints.launchers.api_server.entry import main; main()", "--model",
+         str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager",
+         "--max-model-len", str(CONTEXT), "--served-model-name", "judge", "--generation-config", "vllm",
+         "--load-format", "safetensors", "--max-num-seqs", "8"],
         env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -109,10 +111,12 @@ def config_of(folder: Path, judges: dict[str, Any], **judging: Any) -> Evaluatio
 
 
 def answered() -> Answered:
-    """Texts with umlauts and line ends, of very different lengths. (Special tokens in them are text to us alone.)"""
+    """Texts with umlauts and line ends, of very different lengths, one too long for the judge. (Special tokens would be
+    text to us alone.)"""
     answers: dict[str, list[list[list[str] | None]]] = {
         label: [[[f"{label} says {'wörter, ' * (i % 7)}\n🦜 {i}"]] for i in range(PROMPTS)] for label in "ab"
     }
+    answers["a"][3] = [["long " * CONTEXT]]
     return Answered([[f"What is {i} + {i}?"] for i in range(PROMPTS)], answers, [None] * PROMPTS)
 
 
@@ -139,8 +143,15 @@ def test_the_same_verdicts_as_vllm_s_own_server_in_float32(
     )
     found, said = run(config, answered())
     local, served = ([each for each in found.judgements if each.judge == label] for label in ("local", "served"))
-    assert len(local) == PROMPTS * (1 if "reads" in judging else 2)
+    times = 2 if "order" in judging or "compares" in judging else 1
+    assert len(local) == len(served) == PROMPTS * times
+    too_long = PROMPTS * times - len([each for each in local if each.words is not None])
+    assert too_long == found.counts["local"].too_long == (2 if "order" in judging else 1)
     for mine, theirs in zip(local, served, strict=True):
+        if mine.words is None:
+            assert (mine.prompt, theirs.readable) == (3, False)
+            assert theirs.words is not None and theirs.words.startswith("[refused by the server: ")
+            continue
         assert mine.words == theirs.words
         assert (mine.probability is None) == (theirs.probability is None)
         assert mine.probability is None or mine.probability == pytest.approx(theirs.probability, abs=1e-5)
@@ -148,20 +159,17 @@ def test_the_same_verdicts_as_vllm_s_own_server_in_float32(
         read = [each.probability for each in local if each.probability is not None]
         assert len(read) > PROMPTS and len({round(value, 4) for value in read}) > PROMPTS / 2
     else:
-        assert {each.words for each in local} != {""}
+        assert len({each.words for each in local}) > 2
     counts = found.counts["served"]
     assert counts.prompt_tokens == found.counts["local"].prompt_tokens  # as vLLM's server counts them
-    assert f"{len(served)} calls, {counts.prompt_tokens:,} tokens of prompts and at most" in said
+    assert counts.served_by == {"judge": PROMPTS * times - too_long}
+    assert f"{len(served)} calls, " in said and "(an estimate" not in said
+    assert any(
+        note.startswith(f"{too_long} of {len(local)} judgements are too long for the judge local")
+        for note in found.notes()
+    )
     again, said = run(config, answered())
     assert again == found and not said
-
-
-def test_what_its_context_has_no_room_for_is_not_asked(model: Path, ray_cluster: None, tmp_path: Path) -> None:
-    there = answered()
-    there.answers["a"][3] = [["long " * CONTEXT]]
-    found, _ = run(config_of(tmp_path, {"local": {"kind": "vllm", "model": str(model)}}), there)
-    assert found.counts["local"].too_long == 1 and len(found.judgements) == PROMPTS
-    assert found.notes()[-1].startswith(f"1 of {PROMPTS} judgements are too long for the judge local")
 
 
 def test_a_judge_that_cannot_judge_is_refused_before_anything_is_asked(model: Path, tmp_path: Path) -> None:
