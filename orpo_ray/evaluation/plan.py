@@ -177,6 +177,11 @@ class EvaluationPlan(Plan):
         return len(self.earlier) + 1
 
     @property
+    def rounds(self) -> int:
+        """That are compared: 1 where all answers are from elsewhere and one to a prompt, whatever is asked for."""
+        return max(work.rounds for work in self.answering.values())
+
+    @property
     def last(self) -> bool:
         return self.turn == self.config.prompts.turns
 

@@ -42,7 +42,7 @@ class Tables:
 
     def __init__(self, plan: EvaluationPlan) -> None:
         self.plan = plan
-        shape = (len(plan.prompts), plan.config.sampling.rounds)
+        shape = (len(plan.prompts), plan.rounds)
         blocks = range(len(plan.blocks))
         self.thoughts: dict[str, Counter[Thought]] = {label: Counter() for label in plan.answering}
         """By policy, of how many answers thoughts were cut (`answers.strip_thinking`)."""
@@ -103,9 +103,9 @@ class Tables:
 
     def _in_every_round(self, label: str, values: Floats) -> Floats:
         """The values of answers from elsewhere, of which there is one to a prompt, against each round of the others."""
-        if self.plan.answering[label].rounds == (rounds := self.plan.config.sampling.rounds):
+        if self.plan.answering[label].rounds == self.plan.rounds:
             return values
-        return np.repeat(values[:, :1], rounds, axis=1)
+        return np.repeat(values[:, :1], self.plan.rounds, axis=1)
 
 
 def prompts_table(plan: EvaluationPlan) -> pa.Table:
@@ -196,7 +196,7 @@ def winrates(
         "key": key,
         "statistics": STATISTICS,
         "prompts": len(plan.prompts),
-        "rounds": config.sampling.rounds,
+        "rounds": plan.rounds,
         "tie": TIE,
         "sampling": config.sampling.model_dump(mode="json"),
         "models": models,

@@ -92,7 +92,7 @@ class _Ifeval(BaseModel):
     prompt_loose: _Rate
     instruction_loose: _Rate
     failures: list[_Failure]
-    notes: list[str]
+    remarks: list[str]
 
 
 def sections(leaderboards: Mapping[str, Leaderboard]) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
         "prompts ": number(row.prompt_strict.n),
         "instructions ": number(row.instruction_strict.n),
     }) for row in rows]  # fmt: skip
-    remarks = [f"{row.model}: {note}." for row in rows for note in row.notes]
+    remarks = [f"{row.model}: {note}." for row in rows for note in row.remarks]
     remarks += [f"{row.model} was not asked {row.not_answered} prompts, which follow nothing." for row in rows
                 if row.not_answered]  # fmt: skip
     failures = [
