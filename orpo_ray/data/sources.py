@@ -62,7 +62,6 @@ def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD
     `max_record_characters`: a record that needs more has an error; one that is far longer is not held at all.
     """
     most = bytes_of(max_record_characters)
-
     if "\0" in source:
         raise UserError(f"{source!r}: no file and no address has NUL in its name")
     if source in BUILT_IN:

@@ -139,13 +139,14 @@ def judged(
 
 
 def _judgement(label: str, place: Place, same: bool, verdict: Verdict | None) -> Judgement:
-    probability = 0.5 if same else verdict.probability if verdict else None
+    said = verdict or Verdict("", 0.5 if same else None, None, "")
+    probability = said.probability
     if probability is not None and place.shown_first is False:
         probability = 1 - probability
     return Judgement(
         judge=label, prompt=place.prompt, round=place.round, turn=place.turn, model=place.model, against=place.against,
-        shown_first=place.shown_first, repeat=place.repeat, probability=probability,
-        rating=verdict.rating if verdict else None, words=verdict.words if verdict else None,
+        shown_first=place.shown_first, repeat=place.repeat, probability=probability, rating=said.rating,
+        words=None if verdict is None else verdict.words,
     )  # fmt: skip
 
 

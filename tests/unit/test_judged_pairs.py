@@ -84,14 +84,18 @@ def test_a_tie_in_one_order_is_neither_consistent_nor_for_a_place():
 
 
 def test_rows_as_they_were_asked():
-    rows = [(0, 0, True, 0, 0.75), (0, 0, False, 0, None), (2, 1, False, 1, 0.25), (1, 0, None, 0, 0.5)]
+    rows = [
+        (0, 0, True, 0, 0.75, True), (0, 0, False, 0, None, True),  # one of both orders could not be read
+        (2, 1, False, 1, 0.25, True),
+        (1, 0, False, 0, 0.5, False),  # the same answer twice
+    ]  # fmt: skip
     given = Verdicts.of(rows, prompts=3, rounds=2)
     assert given.first.shape == (3, 2, 2, 2)
     assert np.argwhere(given.asked).tolist() == [[0, 0, 0, 0], [0, 0, 1, 0], [2, 1, 1, 1]]
     assert (given.first[0, 0, 0, 0], given.first[2, 1, 1, 1], np.isnan(given.first).sum()) == (0.75, 0.75, 21)
     np.testing.assert_array_equal(outcomes_of_verdicts(given), [[NAN, NAN], [0.5, NAN], [NAN, 0.25]])
     with pytest.raises(ValueError, match="prompt 0, round 0, order 1, judging 0 is there twice"):
-        Verdicts.of([(0, 0, False, 0, 0.1), (0, 0, False, 0, 0.1)], prompts=1, rounds=1)
+        Verdicts.of([(0, 0, False, 0, 0.1, True)] * 2, prompts=1, rounds=1)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_runs_on_rollouts_are_ranked_on_all_held_out_prompts(metric: str) -> Non
         ({"space": {"rollouts.temperature": "uniform(0.5, 1)"}}, "space.rollouts.temperature: decides how held-out"),
         ({"space": {"rollouts.max_tokens": "choice(32, 64)"}}, "are answered, so trials could not be compared"),
         ({"space": {"rollouts.epochs": "choice(1, 4)"}, "train": {**ON_ROLLOUTS, "train": {"max_steps": 9}}},
-         "how many pairs they see"),
+         "how many prompts they see"),
         ({"space": {"objective.name": "choice(ppo, orpo)"}}, "rollouts: orpo trains on the responses of data.train"),
     ],
 )  # fmt: skip
