@@ -54,9 +54,9 @@ class Prompt:
 
     @property
     def alone(self) -> Prompt:
-        """Without the data set's own completions."""
+        """Without the data set's own completions, and what else its record says."""
         spoken = self.as_messages and replace(self.as_messages, completions=())
-        return replace(self, as_found=replace(self.as_found, completions=()), as_messages=spoken)
+        return replace(self, as_found=replace(self.as_found, completions=()), as_messages=spoken, fields={})
 
     def after(self, answers: Sequence[str]) -> Prompt:
         """What is asked next, with the answers to all that was asked before, as messages."""

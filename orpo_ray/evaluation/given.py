@@ -115,8 +115,6 @@ def _work(
     asked = [prompt.as_found.content for prompt in prompts]
     key = content_key(outputs=digest, prompts=asked, blocks=blocks, rounds=rounds)
     remarks = [*missing(outputs, prompts, rounds, turns), *outputs.remarks]
-    if rounds < config.sampling.rounds:
-        remarks.append(f"has one answer to a prompt, which stands in each of the {config.sampling.rounds} rounds")
     return GivenWork(
         label, name, digest, answers, rounds, Pieces(folder.responses, label, key, RESPONSES),
         [f"The file of {label} {remark}." for remark in remarks], config.answers.strip_thinking,

@@ -177,6 +177,11 @@ class EvaluationPlan(Plan):
         return len(self.earlier) + 1
 
     @property
+    def rounds(self) -> int:
+        """That are compared: 1 where all answers are from elsewhere and one to a prompt, whatever is asked for."""
+        return max(work.rounds for work in self.answering.values())
+
+    @property
     def last(self) -> bool:
         return self.turn == self.config.prompts.turns
 
@@ -185,11 +190,6 @@ class EvaluationPlan(Plan):
         """In the order of the configuration."""
         found = super().answering
         return {label: found[label] for label in self.config.models}
-
-    @property
-    def rounds(self) -> int:
-        """As many as the results have: one where all answers are from elsewhere, and there is one to each prompt."""
-        return max(work.rounds for work in self.answering.values())
 
     @property
     def pairs(self) -> bool:

@@ -103,9 +103,9 @@ class Tables:
 
     def _in_every_round(self, label: str, values: Floats) -> Floats:
         """The values of answers from elsewhere, of which there is one to a prompt, against each round of the others."""
-        if self.plan.answering[label].rounds == (rounds := self.plan.rounds):
+        if self.plan.answering[label].rounds == self.plan.rounds:
             return values
-        return np.repeat(values[:, :1], rounds, axis=1)
+        return np.repeat(values[:, :1], self.plan.rounds, axis=1)
 
 
 def prompts_table(plan: EvaluationPlan) -> pa.Table:

@@ -153,7 +153,7 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
         "prompts ": number(row.prompt_strict.n),
         "instructions ": number(row.instruction_strict.n),
     }) for row in rows]  # fmt: skip
-    remarks = [f"{row.model}: {remark}." for row in rows for remark in row.remarks]
+    remarks = [f"{row.model}: {note}." for row in rows for note in row.remarks]
     remarks += [f"{row.model} was not asked {row.not_answered} prompts, which follow nothing." for row in rows
                 if row.not_answered]  # fmt: skip
     failures = [

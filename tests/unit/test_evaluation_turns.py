@@ -273,8 +273,8 @@ def test_requests_of_one_category_are_computed_together() -> None:
     waiting = Waiting(compute)
     asked = [Request(i, 0, [1, 2], i, ["math", "writing", ""][i % 3]) for i in range(9)]
     found = waiting.advance(asked)
-    while len(waiting):
-        found += waiting.advance([])
+    while more := waiting.advance([]):
+        found += more
     assert sorted(found) == asked
     assert [set(each) for each in together] == [{"math"}, {"writing"}, {""}]
 
