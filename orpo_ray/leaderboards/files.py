@@ -232,16 +232,16 @@ def instruction_of(row: Row) -> str:
 
 def annotation(location: str, row: Row) -> Annotation:
     """A record of `annotations.json`. Raises `UserError`, naming the record."""
-    return _checked(location, lambda: _annotation(location, row))
+    return _checked(_annotation, location, row)
 
 
 def _read(path: Path, made: Callable[[str, Row], T]) -> list[T]:
-    return [_checked(location, lambda row=row, at=location: made(at, row)) for location, row in records(path)]
+    return [_checked(made, location, row) for location, row in records(path)]
 
 
-def _checked(location: str, made: Callable[[], T]) -> T:
+def _checked(made: Callable[[str, Row], T], location: str, row: Row) -> T:
     try:
-        return made()
+        return made(location, row)
     except ValueError as error:
         raise UserError(f"{location}: {error}") from None
 

@@ -98,7 +98,7 @@ def slope(reference_characters: Floats, model_characters: Floats) -> Floats:
     difference = reference_characters - model_characters
     if len(difference) < 2 or np.ptp(difference) == 0:
         return np.zeros_like(difference)
-    return np.tanh(difference / difference.std(ddof=1))
+    return np.asarray(np.tanh(difference / difference.std(ddof=1)))
 
 
 def fit(own: Rows, gamed: Rows | None) -> Weights | None:
