@@ -270,10 +270,7 @@ def test_a_letter_that_is_none_is_drawn_and_said() -> None:
     result = measured(*zip(prompts, texts, strict=True))
     assert ours(result) == theirs(prompts, texts)
     assert [each.strict["letter"] + each.loose["letter"] for each in result.drawn] == ["yw", "ac", "qg", "fz"]
-    assert (
-        "2 more" not in result.remarks[0]
-        and "drawn at random (seed 0), listed under drawn: 0, 1, 2, 3" in result.remarks[0]
-    )
+    assert result.remarks[0].endswith("drawn at random (seed 0), listed under drawn: 0, 1, 2, 3")
 
 
 def test_intervals_are_over_prompts() -> None:
