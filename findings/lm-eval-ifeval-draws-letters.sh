@@ -7,7 +7,7 @@
 # source of chance, changes nothing here.) And a response of a thousand opening brackets, as a model writes that repeats
 # itself, ends the whole run with a RecursionError where JSON is asked for: json_format catches ValueError alone.
 #
-# Seen: "four hashtags, of 50 judgements: strict and loose 0, strict alone 7, loose alone 5, neither 38" (numbers
+# Seen: "four hashtags, of 50 judgements: strict and loose 2, strict alone 10, loose alone 8, neither 30" (numbers
 # vary; key 1122's instruction alone), "brackets: RecursionError".
 # Exits with 1 where that has changed. Needs Python 3.11 and 1 GB; takes a minute.
 set -euo pipefail

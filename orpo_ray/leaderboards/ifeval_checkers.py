@@ -48,7 +48,7 @@ class Checker:
     """Of one instruction with its arguments."""
 
     kind: str
-    drawn: Mapping[str, Any]
+    drawn: dict[str, Any]
     """What stands in place of arguments that were given; empty for nearly all."""
     _instruction: Any
     _language_of: Any

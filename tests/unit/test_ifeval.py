@@ -193,35 +193,36 @@ def test_loosely_a_line_or_asterisks_may_stand_around_it() -> None:
     assert all(each.strict for each in result.failures) and len(result.failures) == 6
 
 
+def as_bytes() -> bytes:
+    each = [asked(i, (kind, arguments), LETTER) for i, (kind, arguments, *_) in enumerate(KINDS * 2)]
+    return json.dumps(measured(*zip(each, varied(5, len(each)), strict=True)).to_json()).encode()
+
+
 _PROCESS = """
-import json, random, socket, sys
+import random, socket, sys
 def refused(*_, **__):
     raise AssertionError("nothing may be downloaded")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
 sys.path.insert(0, sys.argv[1])
-from test_ifeval import KINDS, LETTER, asked, measured, varied
-random.seed(int(sys.argv[2]))
+from test_ifeval import as_bytes
+random.seed(7)
 state = random.getstate()
-each = [asked(i, (kind, arguments), LETTER) for i, (kind, arguments, *_) in enumerate(KINDS * 2)]
-result = measured(*zip(each, varied(5, len(each))))
+sys.stdout.buffer.write(as_bytes())
 assert random.getstate() == state
 import langdetect
 assert langdetect.DetectorFactory.seed is None
-print(json.dumps(result.to_json()))
 """
 
 
-def test_two_processes_give_the_same_bytes_and_download_nothing(tmp_path: Path) -> None:
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", _PROCESS, str(Path(__file__).parent), number],
-            env={**os.environ, "PYTHONHASHSEED": number, "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path)},
-            capture_output=True, check=True,
-        )
-        for number in ("1", "2")
-    ]  # fmt: skip
-    assert found[0].stdout == found[1].stdout and json.loads(found[0].stdout)["drawn"]
-    assert not found[0].stderr  # such as lm-eval's lines on texts whose language is not found
+def test_another_process_gives_the_same_bytes_and_downloads_nothing(tmp_path: Path) -> None:
+    other = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    found = subprocess.run(
+        [sys.executable, "-c", _PROCESS, str(Path(__file__).parent)],
+        env={**os.environ, "PYTHONHASHSEED": other, "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path)},
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert found.stdout == as_bytes() and json.loads(found.stdout)["drawn"]
+    assert not found.stderr  # such as lm-eval's lines on texts whose language is not found
 
 
 def test_zero_is_an_argument_and_null_is_none() -> None:
@@ -254,7 +255,7 @@ def test_a_language_that_is_not_found_counts_as_right_and_is_said() -> None:
 
 def test_json_without_end_is_not_followed_where_lm_eval_breaks_down() -> None:
     as_json = ("detectable_format:json_format", {})
-    result = measured((asked(1, as_json), "[" * 100_000), (asked(2, as_json), "[1]\n" + "[" * 100_000))
+    result = measured((asked(1, as_json), "[" * 100_000), (asked(2, as_json), "[" * 100_000 + "\n[1]"))
     assert [(each.key, each.strict, each.loose) for each in result.too_deep] == [(1, True, True), (2, True, False)]
     assert [(each.key, each.strict, each.loose) for each in result.failures] == [(1, True, True), (2, True, False)]
     with seeded() as utils, pytest.raises(RecursionError):
@@ -268,11 +269,8 @@ def test_a_letter_that_is_none_is_drawn_and_said() -> None:
     texts = ["#orpo #ray #hash #tags", "y" * 4 + "a" * 4, "w" * 4, "#"]
     result = measured(*zip(prompts, texts, strict=True))
     assert ours(result) == theirs(prompts, texts)
-    assert [each.strict["letter"] + each.loose["letter"] for each in result.drawn] == ["yw", "ac", "ih", "zg"]
-    assert (
-        "2 more" not in result.remarks[0]
-        and "drawn at random (seed 0), listed under drawn: 0, 1, 2, 3" in result.remarks[0]
-    )
+    assert [each.strict["letter"] + each.loose["letter"] for each in result.drawn] == ["yw", "ac", "qg", "fz"]
+    assert result.remarks[0].endswith("drawn at random (seed 0), listed under drawn: 0, 1, 2, 3")
 
 
 def test_intervals_are_over_prompts() -> None:
