@@ -37,10 +37,12 @@ def notes_of(
                 f"The reward model {label} reads text in another form than {', '.join(other)} wrote it in ({way})."
             )
     notes += from_elsewhere(listeners, generated=True)
-    for work in given.values():
-        notes += work.remarks
-        if work.rounds < (most := max(each.rounds for each in (*policies.values(), *given.values()))):
-            notes.append(f"The file of {work.label} has one answer to a prompt, which stands in each of {most} rounds.")
+    most = max([*(work.rounds for work in policies.values()), *(work.rounds for work in given.values())])
+    for outputs in given.values():
+        notes += outputs.remarks
+        if outputs.rounds < most:
+            label = outputs.label
+            notes.append(f"The file of {label} has one answer to a prompt, which stands in each of {most} rounds.")
     if unmet := config.sampling.by_category.keys() - {prompt.category for prompt in prompts}:
         notes.append(f"No prompt is of the category {visible(', '.join(sorted(unmet)))} (sampling.by_category).")
     if config.prompts.turns > 1 and listeners:
