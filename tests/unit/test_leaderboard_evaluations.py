@@ -158,8 +158,7 @@ def test_a_pair_that_is_shown_in_both_orders_counts_once(tmp_path: Path) -> None
 def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     asked = [
-        {"key": i, "prompt": f"Say {i}.", "instruction_id_list": INSTRUCTIONS, "kwargs": [{}, {}]}
-        for i in range(4)
+        {"key": i, "prompt": f"Say {i}.", "instruction_id_list": INSTRUCTIONS, "kwargs": [{}, {}]} for i in range(4)
     ]
     answers = {"ours": ['"all fine"', '"no, thanks"', "bare", '"quiet"'], "base": ['"so be it"'] * 3}
     files = {
