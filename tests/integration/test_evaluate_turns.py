@@ -94,10 +94,10 @@ def test_the_second_answer_is_the_model_s_to_the_whole_conversation(
         said = [ASKED[2 * prompt], rows[prompt, 1]["text"], ASKED[2 * prompt + 1]]
         messages = [{"role": ["user", "assistant"][i % 2], "content": text} for i, text in enumerate(said)]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         tokens = rows[prompt, 2]["tokens"]
         drawn = model.generate(ids, do_sample=False, max_new_tokens=tokens, pad_token_id=1)[0, ids.shape[1] :]
-        assert tokenizer.decode(drawn, skip_special_tokens=True) == rows[prompt, 2]["text"]
+        assert tokenizer.decode(drawn, skip_special_tokens=True).strip() == rows[prompt, 2]["text"].strip()
 
 
 @pytest.mark.parametrize("lost", ["turn_2/responses/*/00001.parquet", "turn_2/rewards/*/00000.parquet", "responses/*"])
