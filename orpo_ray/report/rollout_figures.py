@@ -120,6 +120,13 @@ def _updates(axes: Axes, run: Run, key: str, colour: str, label: str) -> None:
     _line(axes, (np.array([steps[part[-1]] for part in parts]), of_rounds), colour, label)
 
 
+def _from_zero(axes: Axes) -> None:
+    """Have 0 on the y axis, and room above the highest mark: what there was is of the values' own range."""
+    low, high = axes.get_ylim()
+    low = min(0.0, low)
+    axes.set_ylim(low, high + 0.04 * (high - low))
+
+
 def _both(axes: Axes, run: Run, key: str, labels: tuple[str, str] = ("rollouts", "held-out")) -> None:
     """Of rollouts and of held-out prompts."""
     _line(axes, _of_rounds(run, key), NEUTRAL, labels[0])
@@ -173,7 +180,7 @@ def _kl_coefficient(run: Run) -> Markup | None:
 
     def draw(axes: Axes) -> None:
         _line(axes, series, NEUTRAL, "")
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         axes.set_ylabel("KL coefficient")
 
     return over_steps(draw, run, ("kl_coefficient",), "KL coefficient over steps")
@@ -182,7 +189,7 @@ def _kl_coefficient(run: Run) -> Markup | None:
 def _entropy(run: Run) -> Markup | None:
     def draw(axes: Axes) -> None:
         _both(axes, run, "entropy")
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        _from_zero(axes)
         axes.set_ylabel("nats a token")
 
     return over_steps(draw, run, ("entropy", "eval_entropy"), "Entropy of the policy over steps")
@@ -194,7 +201,7 @@ def _length(run: Run) -> Markup | None:
         asked = run.section("rollouts")
         if is_number(asked, "max_tokens"):
             axes.axhline(asked["max_tokens"], color=REJECTED, linewidth=0.9, linestyle=(0, (4, 3)), label="max_tokens")
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         axes.set_ylabel("tokens a response")
 
     keys = ("response_tokens", "eval_response_tokens")
@@ -320,7 +327,7 @@ def _throughput(run: Run) -> Markup | None:
         for key, label, colour in _RATES:
             _line(axes, sound(run.series(key)), colour, label)
         _line(axes, _update_rate(run), NEUTRAL, "updates")
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         axes.set_ylabel("tokens per second")
 
     return over_steps(draw, run, [key for key, _, _ in _RATES], "Tokens per second of writing, scoring and updates")
