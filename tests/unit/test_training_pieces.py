@@ -225,8 +225,9 @@ class TestRunFolder:
     def test_metrics_after_the_checkpoint_are_forgotten(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path)
         late = {"step": 2, "eval_win_rate": 0.6, "eval_win_rate_low": 0.5, "eval_win_rate_high": 0.7}
-        written = [{"step": 0, "eval_loss": 1}, {"step": 1}, {"step": 2}, {"step": 2, "eval_loss": 1}, {"step": 3},
-                   late, {"step": 4}]  # fmt: skip
+        trained = [{"step": step, "loss": 2} for step in range(5)]
+        written = [{"step": 0, "eval_loss": 1}, *trained[1:3], {"step": 2, "eval_loss": 1}, trained[3], late,
+                   trained[4]]  # fmt: skip
         folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in written) + '{"step": 2, "lo')
         folder.forget_after(2)  # the win-rate of step 2 came late, and stays
         assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [*written[:4], written[5]]
