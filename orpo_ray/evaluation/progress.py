@@ -38,21 +38,25 @@ def complete(
     judgements = Judgements(plan, responses)
     models = [work.model for work in plan.policies.values()]
     models += [judge.model for judge in plan.judges.values() if judge.model is not None]
-    told: set[str] = set()  # reward models of which it was said that some rewards are not finite
-
     with counting(plan.config.name, _counted(plan, judgements), console) as count:
+        answer(plan.config, responses, judgements, models, share, describe, reporting(count, console), console)
 
-        def progress(not_finite: Mapping[str, int] | None = None, **counts: int) -> None:
-            for label in (not_finite or {}).keys() - told:
-                told.add(label)
-                console.say(
-                    f"note: the reward model {label} gives rewards that are not finite; such responses count as not "
-                    "scored, and how many they are is said at the end"
-                )
-            for key, number in counts.items():
-                count(key, number)
 
-        answer(plan.config, responses, judgements, models, share, describe, progress, console)
+def reporting(count: Callable[[str, int], None], console: Console) -> Progress:
+    """Takes the counts of a pipeline to `count`, and says once of a reward model that its rewards are not finite."""
+    told: set[str] = set()
+
+    def progress(not_finite: Mapping[str, int] | None = None, **counts: int) -> None:
+        for label in (not_finite or {}).keys() - told:
+            told.add(label)
+            console.say(
+                f"note: the reward model {label} gives rewards that are not finite; such responses count as not "
+                "scored, and how many they are is said at the end"
+            )
+        for key, number in counts.items():
+            count(key, number)
+
+    return progress
 
 
 def answer(

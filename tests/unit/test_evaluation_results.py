@@ -16,6 +16,7 @@ from orpo_ray.config import EvaluationConfig, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.plan import OWN, EvaluationPlan, make_plan
+from orpo_ray.evaluation.progress import counting, reporting
 from orpo_ray.inference.scoring import Judged, PackedJudge, not_finite
 from orpo_ray.report import write_evaluation_report
 from orpo_ray.terminal import Console
@@ -197,11 +198,10 @@ def test_a_reward_model_without_a_finite_reward_is_refused_with_its_first_block(
     assert not_finite({"r": judge.rewards(block), "whole": [[1.0, None]]}) == {"r": 4}
 
 
-def test_rewards_that_are_not_finite_are_told_with_the_first_of_them(models: dict[str, str], tmp_path: Path) -> None:
-    from orpo_ray.evaluation.progress import _progress
-
+def test_rewards_that_are_not_finite_are_told_with_the_first_of_them() -> None:
     told = io.StringIO()
-    with _progress(make_plan(config_of(tmp_path, models)), Console(file=told, width=200)) as progress:
+    with counting("e", {"judged": ("prompts judged", 48)}, console := Console(file=told, width=200)) as count:
+        progress = reporting(count, console)
         progress(judged=32, not_finite={})
         progress(judged=8, not_finite={"r": 3})
         progress(judged=8, not_finite={"r": 1})
