@@ -11,6 +11,7 @@ Python's generator seeded with 0; `ifeval_checkers` says what else is held fixed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -292,6 +293,8 @@ def prompt_of(location: str, row: Row) -> Prompt:
     for each in arguments:
         if not isinstance(each, dict):
             raise ValueError(f"kwargs should be objects, and one is {kind(each)}")
+        if not all(math.isfinite(value) for value in each.values() if isinstance(value, float)):
+            raise ValueError("kwargs should hold finite numbers, and one is not")
     return Prompt(
         key=member(row, "key", int, str),
         text=member(row, "prompt", str),

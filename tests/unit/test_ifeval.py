@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzzing import assert_one_line, cases, damaged, damages
+from hypothesis import given
 
 from orpo_ray.errors import UserError
 from orpo_ray.leaderboards import ifeval_checkers
@@ -341,6 +344,7 @@ GOOD = {"key": 1, "prompt": "Write.", "instruction_id_list": ["punctuation:no_co
     ({**GOOD, "instruction_id_list": [1]}, "should be texts"),
     ({**GOOD, "kwargs": []}, "has 1 instructions, and kwargs of 0"),
     ({**GOOD, "kwargs": [None]}, "kwargs should be objects, and one is null"),
+    ({**GOOD, "kwargs": [{"num_bullets": -math.inf}]}, "finite numbers"),
     ({**GOOD, "prompt": "Other."}, "has the same key as"),
     ({**GOOD, "key": 2}, "has the same prompt as"),
 ])  # fmt: skip
@@ -350,6 +354,30 @@ def test_broken_prompt_files_are_refused(tmp_path: Path, row: dict[str, Any], to
     with pytest.raises(UserError) as caught:
         read_prompts(path)
     assert told in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["prompts", "responses"])
+@cases(30)
+@given(changes=damages)
+def test_fuzz_damaged_files(
+    file: str, tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, int, int]]
+) -> None:
+    """Numbers that JSON can hold, or one line."""
+    folder = tmp_path_factory.mktemp("damaged")
+    # Without those that ask for the language, which takes a hundred times as long as all others together.
+    kinds = [(kind, arguments) for kind, arguments, *_ in KINDS if kind not in ifeval_checkers._ASK_LANGUAGE]
+    rows = [
+        {**GOOD, "key": key, "prompt": f"Prompt {key}", "instruction_id_list": [kind], "kwargs": [arguments]}
+        for key, (kind, arguments) in enumerate(kinds)
+    ]
+    paths = {name: folder / f"{name}.jsonl" for name in ("prompts", "responses")}
+    paths["prompts"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_responses(paths["responses"], [Response(prompt=row["prompt"], response="One, *two*.") for row in rows])
+    paths[file].write_bytes(damaged(paths[file].read_bytes(), changes))
+    try:
+        as_json(aggregate("ifeval", Files(paths["responses"], prompts=paths["prompts"])))
+    except UserError as error:
+        assert_one_line(error)
 
 
 @pytest.mark.parametrize("text", ["", '{"key": 1, "prompt": ', "words\n"])
