@@ -16,7 +16,7 @@ from orpo_ray.data.sources import Source, open_source
 from orpo_ray.errors import UserError
 
 Read = TypeVar("Read")
-KEPT = ("question_id", "key", "instruction_id_list", "kwargs", "dataset")
+KEPT = ("question_id", "key", "instruction_id_list", "kwargs")
 """Columns by which benchmarks know a prompt, and what they ask of its answers, which go along with it."""
 __all__ = ["Prompt", "Question", "QuestionReader", "read_each", "read_prompts", "readable"]
 
