@@ -84,11 +84,11 @@ def read_header(file: Any) -> dict[str, Vector]:
     size = file.size()
     if size < 8:
         raise ValueError("is cut short")
-    (length,) = struct.unpack("<Q", file.read_at(8, 0))
+    (length,) = struct.unpack("<Q", _read_at(file, 8, 0))
     begin = 8 + length
     if begin > size:
         raise ValueError("is cut short")
-    header = object_from_json(bytes(file.read_at(length, 8)))
+    header = object_from_json(bytes(_read_at(file, length, 8)))
     return {name: _vector(header, name, begin, size) for name in header if name != "__metadata__"}
 
 
@@ -105,9 +105,17 @@ def _vector(header: dict[str, Any], name: str, begin: int, size: int) -> Vector:
     raise ValueError(f"{name} is no vector of float32 numbers")
 
 
+def _read_at(file: Any, length: int, offset: int) -> Any:
+    """So many bytes of a file that has them. Raises `OSError` where the answer was cut short."""
+    found = file.read_at(length, offset)
+    if len(found) != length:
+        raise OSError(f"{len(found)} of {length} bytes came")
+    return found
+
+
 def read_into(target: Tensor, file: Any, vector: Vector, start: int) -> None:
     """Fill `target (elements,)` with a vector's elements from `start` on."""
     for done in range(0, len(target), _BLOCK // _ITEM):
         part = target[done : done + _BLOCK // _ITEM]
-        data = bytearray(file.read_at(_ITEM * len(part), vector.offset + _ITEM * (start + done)))
+        data = bytearray(_read_at(file, _ITEM * len(part), vector.offset + _ITEM * (start + done)))
         part.copy_(torch.from_numpy(np.frombuffer(data, np.float32)))

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, member, object_from_json
 from orpo_ray.storage.checkpoint_files import FileSum, sum_up
-from orpo_ray.storage.patience import patiently
+from orpo_ray.storage.patience import STORAGE_ERRORS, patiently
 
 _FORMAT = 1
 _COST_ONCE = "eval_loss"  # as it was called when there was no other
@@ -110,7 +110,8 @@ def _file_sum(name: str, found: Any) -> FileSum:
 
 
 class Checkpoints:
-    """A run's checkpoints. Storage errors are `OSError`, as pyarrow raises them."""
+    """A run's checkpoints. Storage errors are those of `STORAGE_ERRORS`, as pyarrow raises them; whatever only reads is
+    asked again before it raises one."""
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -121,24 +122,43 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of all folders, finished or not, newest first."""
-        entries = self.filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
+        selector = pafs.FileSelector(self._path, allow_not_found=True)
+        entries = patiently(lambda: self.filesystem.get_file_info(selector))
         found = (_FOLDER.fullmatch(entry.base_name) for entry in entries if entry.type == pafs.FileType.Directory)
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def manifest(self, step: int) -> Manifest | None:
         """None: never finished, or removed meanwhile. Raises `ValueError` where there is one that says nothing."""
-        path = f"{self.folder(step)}/{_MANIFEST}"
+        text = patiently(partial(self._text, f"{self.folder(step)}/{_MANIFEST}"))
+        if text is None:
+            return None
+        found = Manifest.from_json(text)
+        if found.step != step:
+            raise ValueError(f"step is {found.step}, in the folder of step {step}")
+        return found
+
+    def _text(self, path: str) -> bytes | None:
+        """None: there is no such file."""
         try:
             with self.filesystem.open_input_stream(path) as file:
-                found = Manifest.from_json(file.read())
+                text: bytes = file.read()
         except FileNotFoundError:  # it may be there by now
             return None
         except OSError:  # S3's for an object that goes between opening and reading is no FileNotFoundError
             if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
                 return None
             raise
-        if found.step != step:
-            raise ValueError(f"step is {found.step}, in the folder of step {step}")
+        return text
+
+    def content(self, manifest: Manifest, name: str) -> bytes:
+        """Of a small file of a checkpoint that is whole (see `damage`)."""
+        return patiently(partial(self._whole, f"{self.folder(manifest.step)}/{name}", manifest.files[name].size))
+
+    def _whole(self, path: str, size: int) -> bytes:
+        with self.filesystem.open_input_stream(path) as file:
+            found: bytes = file.read()
+        if len(found) != size:
+            raise OSError(f"{path}: {len(found)} of {size} bytes came")
         return found
 
     def finished(self) -> list[Manifest]:
@@ -202,7 +222,7 @@ class Checkpoints:
             try:
                 # An answer that broke off must not cost a checkpoint; one that is not there is not waited for.
                 found = patiently(partial(self._sum, path))
-            except OSError as error:
+            except STORAGE_ERRORS as error:
                 return f"{name} cannot be read ({error})"
             if found is None:
                 return f"{name} cannot be read (it is not there)"

@@ -22,6 +22,7 @@ from orpo_ray.training.engine import (
     TorchEngine,
     adam_state,
     adam_updates,
+    broadcast,
     gather,
     parameter_groups,
     scored,
@@ -85,6 +86,9 @@ class DeepSpeedEngine:
 
     def gather(self, value: Any) -> list[Any]:
         return gather(value)
+
+    def broadcast(self, value: Any) -> Any:
+        return broadcast(value)
 
     def weights(self) -> StateDict | None:
         if self._stage == 3:

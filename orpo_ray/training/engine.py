@@ -64,6 +64,9 @@ class Engine(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """What every rank has called this with, by rank."""
 
+    def broadcast(self, value: Any) -> Any:
+        """What rank 0 has called this with; every rank must call it."""
+
     def weights(self) -> StateDict | None:
         """The model's whole state dict, adapters apart, on rank 0 (None on the others); every rank must call it."""
 
@@ -195,6 +198,9 @@ class TorchEngine:
     def gather(self, value: Any) -> list[Any]:
         return gather(value) if self.ranks > 1 else [value]
 
+    def broadcast(self, value: Any) -> Any:
+        return broadcast(value) if self.ranks > 1 else value
+
     def weights(self) -> StateDict | None:
         return None if self.rank else dict(self.policy.model.state_dict())
 
@@ -230,3 +236,10 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def broadcast(value: Any) -> Any:
+    """`value` of rank 0, on every rank of the process group; what others hold is sent nowhere."""
+    values = [value if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]

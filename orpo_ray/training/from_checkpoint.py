@@ -9,7 +9,6 @@ import math
 import os
 from pathlib import Path
 
-import pyarrow as pa
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from orpo_ray.config import TrainConfig, load_config
@@ -25,6 +24,7 @@ from orpo_ray.modeling.scorer import Scorer, load_scorer, packed_scores
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
 from orpo_ray.storage.metrics_file import read_metrics
+from orpo_ray.storage.patience import STORAGE_ERRORS
 from orpo_ray.storage.rounds import whole_steps
 from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.training.export import export_model
@@ -51,7 +51,7 @@ def export_checkpoint(run: Path, step: int | None = None, out: Path | None = Non
         if target.exists():
             raise UserError(f"{target}: is there already; remove it, or choose another by --out")
         _export(config, checkpoints, manifest, _metrics(run), target)
-    except (OSError, pa.ArrowException) as error:
+    except STORAGE_ERRORS as error:
         raise UserError(f"{checkpoints.location}: cannot be exported: {' '.join(str(error).split())}") from None
     return target
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from orpo_ray.config import TrainConfig, read_yaml
 from orpo_ray.config.identity import differences, other_settings
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import read_member
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.patience import STORAGE_ERRORS
 from orpo_ray.storage.run_folder import RunFolder, write_atomically
 from orpo_ray.terminal import Console
 from orpo_ray.training.lr import learning_rate
@@ -62,5 +61,5 @@ def _rate(config: TrainConfig, step: int, total_steps: int) -> float:
 def _finished(config: TrainConfig) -> list[Manifest]:
     try:
         return Checkpoints(config.checkpoints_location).finished()
-    except (OSError, pa.ArrowException) as error:
+    except STORAGE_ERRORS as error:
         raise UserError(f"{config.checkpoints_location}: cannot be read: {error}") from None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from orpo_ray.errors import UserError
 from orpo_ray.storage.checkpoint_files import FileSum, Vector, read_header, read_into, write_bytes, write_vectors
 from orpo_ray.storage.checkpoints import Checkpoints, Manifest
+from orpo_ray.storage.patience import STORAGE_ERRORS, patiently
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.source import Arrays
 
@@ -96,7 +97,7 @@ class Saver:
         """
         self.finish()
         problem = self._refused(lambda: self._checkpoints.open(manifest.step)) if self._engine.rank == 0 else None
-        if self._engine.gather(problem)[0] is None:
+        if self._engine.broadcast(problem) is None:
             self._copy.update(self._engine)
             self._pending = _Pending(manifest, self._thread.submit(self._write, manifest.step, carried or {}))
         else:
@@ -170,8 +171,8 @@ def choose(checkpoints: Checkpoints, engine: Engine, warn: Warn) -> Manifest | N
     """
     finished = False
     manifest: Manifest | None
-    for step in engine.gather(checkpoints.steps() if engine.rank == 0 else [])[0]:
-        manifest, problem = engine.gather(_manifest(checkpoints, step) if engine.rank == 0 else (None, ""))[0]
+    for step in engine.broadcast(checkpoints.steps() if engine.rank == 0 else []):
+        manifest, problem = engine.broadcast(_manifest(checkpoints, step) if engine.rank == 0 else None)
         finished = finished or problem != _UNFINISHED
         if manifest is not None:
             share = sorted(manifest.files)[engine.rank :: engine.ranks]
@@ -194,7 +195,7 @@ _UNFINISHED = "it was never finished"
 def _manifest(checkpoints: Checkpoints, step: int) -> tuple[Manifest | None, str]:
     try:
         manifest = checkpoints.manifest(step)
-    except (OSError, ValueError) as error:
+    except (*STORAGE_ERRORS, ValueError) as error:
         return None, f"manifest.json: {error}"
     return manifest, "" if manifest else _UNFINISHED
 
@@ -218,9 +219,14 @@ def require_same_weights(manifest: Manifest, weights: dict[str, str], allowed: S
 def load(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -> None:
     """Fill the engine with a checkpoint. Raises `UserError` where it is one of another network, or its files hold
     something else."""
-    with _opened(checkpoints, manifest) as stored:
-        for piece in engine.pieces():
-            stored.fill(piece.name, piece.start, {part: getattr(piece, part) for part in _PARTS})
+    pieces = engine.pieces()
+
+    def fill() -> None:
+        with _opened(checkpoints, manifest) as stored:
+            for piece in pieces:
+                stored.fill(piece.name, piece.start, {part: getattr(piece, part) for part in _PARTS})
+
+    patiently(fill)
     engine.filled(manifest.updates)
 
 
@@ -228,10 +234,8 @@ def load_carried(engine: Engine, checkpoints: Checkpoints, manifest: Manifest) -
     """What the source of steps carried, on all ranks; empty: nothing. The checkpoint is whole (see `choose`)."""
     found: Arrays = {}
     if engine.rank == 0 and _OF_SOURCE in manifest.files:
-        path = f"{checkpoints.folder(manifest.step)}/{_OF_SOURCE}"
-        with checkpoints.filesystem.open_input_stream(path) as file:
-            found = safetensors.numpy.load(file.read())
-    whole: Arrays = engine.gather(found)[0]
+        found = safetensors.numpy.load(checkpoints.content(manifest, _OF_SOURCE))
+    whole: Arrays = engine.broadcast(found)
     return whole
 
 
@@ -240,12 +244,16 @@ def load_weights(module: nn.Module, checkpoints: Checkpoints, manifest: Manifest
 
     Raises `UserError` where it is one of another network, or its files hold something else.
     """
-    with _opened(checkpoints, manifest) as stored, torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                weight = torch.empty(parameter.numel(), dtype=torch.float32)
-                stored.fill(name, 0, {"weight": weight})
-                parameter.copy_(weight.view_as(parameter))
+
+    def fill() -> None:
+        with _opened(checkpoints, manifest) as stored, torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    weight = torch.empty(parameter.numel(), dtype=torch.float32)
+                    stored.fill(name, 0, {"weight": weight})
+                    parameter.copy_(weight.view_as(parameter))
+
+    patiently(fill)
 
 
 @contextmanager

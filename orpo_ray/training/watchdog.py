@@ -72,6 +72,9 @@ class WatchedEngine:
     def gather(self, value: Any) -> list[Any]:
         return self._told(lambda: self._engine.gather(value))
 
+    def broadcast(self, value: Any) -> Any:
+        return self._told(lambda: self._engine.broadcast(value))
+
     def weights(self) -> StateDict | None:
         return self._told(self._engine.weights)
 

@@ -11,6 +11,7 @@ RANK = """
 import os, sys, torch
 from orpo_ray.errors import UserError
 from orpo_ray.training.agreement import on_all, require_same
+from orpo_ray.training.engine import broadcast
 from orpo_ray.training.lost_workers import lost_connection
 
 torch.distributed.init_process_group("gloo")
@@ -31,6 +32,7 @@ print(on_all(lambda: rank), flush=True)
 print(told(lambda: on_all(only_on_rank_1)), flush=True)
 print(told(lambda: require_same("data.train", "equal")), flush=True)
 print(told(lambda: require_same("data.train", f"digest {rank}")), flush=True)
+print(broadcast([f"of {rank}", None]), flush=True)
 if rank == 1:
     os._exit(0)
 try:
@@ -64,4 +66,5 @@ def test_ranks_agree_and_tell_who_has_gone() -> None:
         assert own[0] == str(rank)
         assert own[1] == f"refused: on {socket.gethostname()}: no such file", "the other rank must not go on alone"
         assert own[2] == "None" and own[3].startswith("refused: data.train: not the same on ")
-    assert said[0][4].startswith("the connection between here and 127.0.0.1 is lost: ")
+        assert own[4] == "['of 0', None]"
+    assert said[0][5].startswith("the connection between here and 127.0.0.1 is lost: ")
