@@ -172,7 +172,8 @@ class Trained:
     ) -> None:
         """`changed`: what is done to the networks before an engine has them."""
         tokenizer, cpu = load_tokenizer(config.model), torch.device("cpu")
-        beside = Beside.of(config, load_policy(config.model, seed=config.seed), tokenizer, cpu, cpu, pytest.fail)
+        start = load_policy(config.model, seed=config.seed)
+        beside = Beside.of(config, start, tokenizer, cpu, cpu, pytest.fail, leads=True)
         changed(beside)
         policy = beside.policy
         self.engine = engine(policy) if engine else TorchEngine(policy, config.optim)

@@ -92,7 +92,7 @@ class LoopConfig(Section):
     """Besides, whenever so long has passed since the last; null: not."""
     max_skipped_steps: Annotated[Integer, Field(ge=0, le=10**6)] = 3
     """Steps in a row whose loss or gradient is not finite that are left out, with their records in `metrics.jsonl`;
-    one more ends the run."""
+    one more ends the run. Of `online` also rounds in a row without a pair."""
 
     @field_validator("deepspeed")
     @classmethod

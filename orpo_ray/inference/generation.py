@@ -124,9 +124,6 @@ class AtWork:
         self._engine, self._params = engine, params
         self._waiting: dict[str, Request] = {}
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def advance(self, requests: Iterable[Request]) -> list[tuple[Request, Any]]:
         """Take in `requests` and work until some have ended; returns those, in that order, and vLLM's
         `CompletionOutput` of each. Returns an empty list only where nothing is at work."""
@@ -140,11 +137,6 @@ class AtWork:
             outputs = [output for output in self._engine.step() if output.finished]
             finished += [(self._waiting.pop(output.request_id), output.outputs[0]) for output in outputs]
         return finished
-
-    def cancel(self) -> None:
-        """Forget what is at work."""
-        self._engine.abort_request(list(self._waiting))
-        self._waiting.clear()
 
 
 class Generator:

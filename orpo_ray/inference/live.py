@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import ModelConfig
-from orpo_ray.errors import UserError
+from orpo_ray.errors import Diverged, UserError
 from orpo_ray.inference.generation import Request
 from orpo_ray.modeling.loading import load_tokenizer, some
 from orpo_ray.telemetry.logs import log, log_as
@@ -117,11 +117,11 @@ def unpack_weights(packed: Mapping[str, PackedTensor]) -> dict[str, Tensor]:
 class Live(ABC):
     """What engines have in common: what they take in and what they refuse. A Ray actor's class."""
 
-    def __init__(self, options: LiveOptions, run: str = "") -> None:
-        """`run` names its work in the log. Raises `UserError` where the folder holds no whole model in safetensors, or
-        comes with code of its own."""
+    def __init__(self, options: LiveOptions, run: str = "", trial: str = "") -> None:
+        """`run`, and of a sweep `trial`, name its work in the log. Raises `UserError` where the folder holds no whole
+        model in safetensors, or comes with code of its own."""
         if run:
-            log_as(run=run, role="engine")
+            log_as(run=run, trial=trial, role="engine")
         started = time.monotonic()
         if options.threads is None:
             use_assigned_cpus()
@@ -146,7 +146,7 @@ class Live(ABC):
         if self._at_work:
             raise UserError(
                 f"the weights of step {step} come while {len(self._at_work)} responses are at work, which would be of "
-                "two policies; take them first, or cancel them"
+                "two policies; take them first"
             )
         fitting = fitting_weights(self._network, unpack_weights(weights), f"the weights of step {step}")
         self._whole = False  # until they are loaded
@@ -176,15 +176,10 @@ class Live(ABC):
         self._at_work.update(names)
         return [self._sample(*each) for each in self._drawn(requests)]
 
-    def cancel(self) -> None:
-        """Forget what is at work."""
-        self._forget()
-        self._at_work.clear()
-
     def _sample(self, request: Request, ids: list[int], logps: list[float]) -> Sample:
         self._at_work.remove((request.prompt, request.round))
         if not all(map(math.isfinite, logps)):
-            raise UserError(f"the policy of step {self._step} gave a drawn token a log-prob that is no number")
+            raise Diverged(f"the policy of step {self._step} gave a drawn token a log-prob that is no number")
         ended = "stop" if ids[-1] in self._ends else "length"
         return Sample(request.prompt, request.round, ids, logps, ended, self._step)
 
@@ -195,10 +190,6 @@ class Live(ABC):
     @abstractmethod
     def _drawn(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
         """Take in `requests`; of those that have ended, the tokens and their log-probs."""
-
-    @abstractmethod
-    def _forget(self) -> None:
-        """What has not ended."""
 
     @abstractmethod
     def _replace(self, weights: dict[str, Tensor]) -> None:

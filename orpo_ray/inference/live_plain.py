@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from orpo_ray.cluster.turns import let_go
 from orpo_ray.inference.generation import Request
 from orpo_ray.inference.live import Live
 from orpo_ray.inference.plain_generation import Row, Waiting, draw, load_network
@@ -21,10 +22,9 @@ class LivePlain(Live):
         return load_network(self._options.model, self._options.folder)
 
     def _drawn(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
-        return self._waiting.advance(requests)
-
-    def _forget(self) -> None:
-        self._waiting.cancel()
+        found = self._waiting.advance(requests)
+        let_go(self._network.device)
+        return found
 
     def _answer(self, requests: Sequence[Request]) -> list[tuple[Request, list[int], list[float]]]:
         rows = [Row(self._ends) for _ in requests]

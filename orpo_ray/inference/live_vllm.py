@@ -25,12 +25,12 @@ from orpo_ray.modeling.loading import load_config
 class LiveVllm(Live):
     """A vLLM engine, which lives in this process: it must have been started with `generation.ENVIRONMENT`."""
 
-    def __init__(self, options: LiveOptions, run: str = "") -> None:
+    def __init__(self, options: LiveOptions, run: str = "", trial: str = "") -> None:
         """Raises `UserError` as `Live` does, and where `temperature` is none that vLLM draws at."""
         least, most = VLLM_TEMPERATURES
         if not least <= options.temperature <= most:
             raise UserError(f"rollouts.temperature is {options.temperature:g}, and vLLM draws at {least:g} to {most:g}")
-        super().__init__(options, run)
+        super().__init__(options, run, trial)
 
     def _start(self) -> PreTrainedModel:
         options = self._options
@@ -63,9 +63,6 @@ class LiveVllm(Live):
             ids = list(drawn.token_ids)
             found.append((request, ids, logps_of(ids, drawn.logprobs)))
         return found
-
-    def _forget(self) -> None:
-        self._working.cancel()
 
     def _replace(self, weights: dict[str, Tensor]) -> None:
         # By the names of a model's files, which vLLM's loaders read.

@@ -96,9 +96,6 @@ class Waiting(Generic[T]):
         self._answer = answer
         self._requests: list[Request] = []
 
-    def __len__(self) -> int:
-        return len(self._requests)
-
     def advance(self, requests: Iterable[Request]) -> list[T]:
         """Take in `requests` and work until some responses are there; returns those."""
         self._requests += requests
@@ -111,10 +108,6 @@ class Waiting(Generic[T]):
             self._requests = [each for each in self._requests if (each.prompt, each.round) not in names]
             finished += self._answer(taken)
         return finished
-
-    def cancel(self) -> None:
-        """Forget them."""
-        self._requests.clear()
 
 
 def draw(

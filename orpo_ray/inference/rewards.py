@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from orpo_ray.cluster.turns import let_go
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.data.prompts import Prompt
@@ -86,11 +87,6 @@ def listeners(sources: Iterable[RewardSource]) -> dict[str, Speaker]:
     return {each.label: listener(each.judge, None) for each in sources if isinstance(each.judge, EvaluatedModel)}
 
 
-def want_messages(sources: Iterable[RewardSource]) -> bool:
-    """Whether a reward model is asked in messages, so that prompts have to be read as messages too."""
-    return any(each.wants_messages for each in listeners(sources).values())
-
-
 def look_at(sources: Sequence[RewardSource], prompts: Sequence[Prompt]) -> list[str]:
     """What tokenizers and templates of the reward models do to `prompts` that a person may not expect, a line each.
 
@@ -109,13 +105,17 @@ class Rewards:
     """What a scoring actor holds, or the process that trains: every source, ready to score."""
 
     def __init__(
-        self, sources: Sequence[RewardSource], budget: int = ScoringConfig().tokens_per_microbatch, run: str = ""
+        self,
+        sources: Sequence[RewardSource],
+        budget: int = ScoringConfig().tokens_per_microbatch,
+        run: str = "",
+        trial: str = "",
     ) -> None:
-        """`budget`: packed tokens at once; `run` names its work in the log. Raises `UserError`, naming the host, where
-        a source is not there, or is not what it was on the driver's."""
+        """`budget`: packed tokens at once; `run`, and of a sweep `trial`, name its work in the log. Raises `UserError`,
+        naming the host, where a source is not there, or is not what it was on the driver's."""
         self._weights = {source.label: source.weight for source in sources}
         models = {each.label: each.judge for each in sources if not isinstance(each.judge, RewardFunction)}
-        self._scorer = Scorer(models, None, ScoringConfig(tokens_per_microbatch=budget), run)
+        self._scorer = Scorer(models, None, ScoringConfig(tokens_per_microbatch=budget), run, trial)
         self._models = list(models)
         self._functions: dict[str, Judge] = {
             each.label: FunctionJudge(each.judge) for each in sources if isinstance(each.judge, RewardFunction)
@@ -130,6 +130,7 @@ class Rewards:
         judged = [Judged(prompt.alone, tuple(answers)) for prompt, answers in block]
         given = self._scorer.rewards(self._models, judged)
         given |= {label: judge.rewards(judged) for label, judge in self._functions.items()}
+        let_go(self._scorer.device)
         return [
             [
                 _scored(self._weights, {label: given[label][place][answer] for label in self._weights})

@@ -239,14 +239,16 @@ class Scorer:
         chat_template: str | None,
         scoring: ScoringConfig,
         run: str = "",
+        trial: str = "",
     ) -> None:
-        """`reward_models`: by label; None stands for the embedded world's truth. `run` names its work in the log."""
+        """`reward_models`: by label; None stands for the embedded world's truth. `run`, and of a sweep `trial`, name
+        its work in the log."""
         if run:
-            log_as(run=run, role="scorer")
+            log_as(run=run, trial=trial, role="scorer")
         self._chat_template = chat_template
         self._budget = scoring.tokens_per_microbatch
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self._device.type == "cpu":
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
             keep_freed_memory()
             use_assigned_cpus()
         self._policy: tuple[str, Speaker, nn.Module] | None = None
@@ -254,10 +256,10 @@ class Scorer:
         self._judges: dict[str, Judge] = {
             label: TruthJudge()
             if model is None
-            else judge(on_this_node(model), chat_template, self._budget, self._device)
+            else judge(on_this_node(model), chat_template, self._budget, self.device)
             for label, model in reward_models.items()
         }
-        log("scorer started", reward_models=list(reward_models), device=str(self._device))
+        log("scorer started", reward_models=list(reward_models), device=str(self.device))
 
     def rewards(self, labels: Sequence[str], block: Sequence[Judged]) -> dict[str, list[list[float | None]]]:
         """By label of a reward model; see `Judge`."""
@@ -271,7 +273,7 @@ class Scorer:
         if self._policy is None or self._policy[0] != policy.label:
             self._policy = None  # one at a time in memory
             policy = on_this_node(policy)
-            network = load_policy(policy.settings, seed=0, device=self._device).eval()
+            network = load_policy(policy.settings, seed=0, device=self.device).eval()
             self._policy = (policy.label, Speaker(policy, self._chat_template), network)
         _, speaker, model = self._policy
         rows = [judged_rows(speaker, Judged(prompt, ())) for prompt in prompts]

@@ -31,7 +31,7 @@ from orpo_ray.report.figures import (
 from orpo_ray.report.numbers import is_number, number
 from orpo_ray.report.rollout_frontier import LARGEST, frontier, frontier_caption, sound
 from orpo_ray.report.rollout_words import counted, kl_coefficient, last_value, scored_by, short, sources_of_reward
-from orpo_ray.report.runs import Run, Series
+from orpo_ray.report.runs import Run, Series, finite
 from orpo_ray.storage.rounds import Rounds
 
 Floats = NDArray[np.float64]
@@ -297,19 +297,14 @@ def _update_rate(run: Run) -> Series:
     step_rates: list[float] = []
     for line in run.lines:
         if "round" in line:
-            length, step_rates = _number(line, "response_tokens"), []
+            length, step_rates = finite(line.get("response_tokens")), []
         if "pairs_per_second" in line:
-            step_rates.append(_number(line, "pairs_per_second"))
+            step_rates.append(finite(line["pairs_per_second"]))
         if each is not None and len(step_rates) == each.steps and min(step_rates) > 0:
             ends.append(line["step"])
             rates.append(length * each.steps / sum(1 / rate for rate in step_rates))
             step_rates = []
     return sound((np.array(ends, dtype=np.int64), np.array(rates, dtype=np.float64)))
-
-
-def _number(line: dict[str, Any], key: str) -> float:
-    value = line.get(key)
-    return float(value) if isinstance(value, (int, float)) and abs(value) < LARGEST else float("nan")
 
 
 def _throughput(run: Run) -> Markup | None:

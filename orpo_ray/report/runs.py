@@ -41,7 +41,7 @@ class Run:
 
     def series(self, key: str) -> Series:
         """The values of one metric, over the lines that have it."""
-        points = [(line["step"], _finite(line[key])) for line in self.lines if key in line]
+        points = [(line["step"], finite(line[key])) for line in self.lines if key in line]
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
 
@@ -121,7 +121,7 @@ def read_events(path: Path, *, remarks: bool = True) -> list[tuple[str, str]]:
     return [(str(line.get("time", "")), str(line.get("event", ""))) for line in found]
 
 
-def _finite(value: Any) -> float:
+def finite(value: Any) -> float:
     """A number as it is; null (how a diverged value is written) and anything else as NaN."""
     try:
         return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan

@@ -106,12 +106,20 @@ class RoundWatch:
 
 
 def newest_file(folder: Path) -> Path | None:
-    """That of the last round of a run; None: there is none yet."""
+    """That of the present round of a run, the last written; a run that went back to an earlier checkpoint has files of
+    later rounds, too. None: there is none yet."""
     try:
         names = [name for name in os.listdir(folder / ROLLOUTS) if _FILE.fullmatch(name)]
     except OSError:
         return None
-    return folder / ROLLOUTS / max(names, key=lambda name: int(name[:-6])) if names else None
+    return max((folder / ROLLOUTS / name for name in names), key=_order, default=None)
+
+
+def _order(file: Path) -> tuple[int, int]:
+    try:
+        return _written(file), int(file.stem)
+    except OSError:  # gone since
+        return 0, int(file.stem)
 
 
 def _counted(count: int, what: str) -> str:

@@ -6,7 +6,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class RunFolder:
         self.quarantine = path / "quarantine.jsonl"
         self.win_rate = path / "win_rate"
         self.rollouts = path / "rollouts"
+        self.model_to_draw_from = self.rollouts / ".model"
         self.samples = path / "samples.jsonl"
 
     @property
@@ -111,8 +113,9 @@ class RunFolder:
             self.note(f"continued with other settings: {told}")
         write_atomically(self.config, config.to_yaml())
 
-    def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short.
+    def forget_after(self, step: int, *, evaluation_too: bool = False) -> None:
+        """Drop metrics of steps that a resumed run is about to repeat, and a last line cut short. `evaluation_too`: and
+        what was measured at `step` itself.
 
         One that begins anew, at step 0, repeats the evaluation of step 0 too. Raises `UserError` where a line before is
         no metrics line.
@@ -125,8 +128,20 @@ class RunFolder:
         except UserError as error:
             raise UserError(f"{error}; the file was changed by something else: mend or remove that line") from None
         texts = read_text(self.metrics).split("\n")
-        kept = [texts[number - 1] + "\n" for number, line in found.items() if line["step"] <= last]
+        kept = [
+            texts[number - 1] + "\n"
+            for number, line in found.items()
+            if line["step"] < last or (line["step"] == last and not (evaluation_too and "loss" not in line))
+        ]
         write_atomically(self.metrics, "".join(kept))
+
+    @contextmanager
+    def without_model_to_draw_from(self) -> Iterator[None]:
+        """After the body, whose engines begin with that model, it is gone: `rollouts` holds responses."""
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.model_to_draw_from, ignore_errors=True)
 
     def last_steps(self) -> tuple[int, int]:
         """Of the training lines and of the evaluation lines that are there; -1: none. Raises `UserError` as

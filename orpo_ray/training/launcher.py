@@ -110,6 +110,7 @@ def _train(
     started = time.monotonic()
     try:
         with (
+            folder.without_model_to_draw_from(),
             marked(shared_folders(config)) as marks,
             progress_bar(folder, config.name, schedule.total_steps, console),
             saving_when_stopped(stop, console, config.name, lambda: is_lost(folder.path)) as stopping,

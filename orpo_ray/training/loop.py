@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from orpo_ray.training.batches import MicroBatch
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.measuring import reference_point
-from orpo_ray.training.source import Source
+from orpo_ray.training.source import Instead, Source
 
 Line = dict[str, Any]
 
@@ -47,6 +48,8 @@ class State:
     """`train.keep_by`."""
     source: dict[str, float] = field(default_factory=dict)
     """What the source of steps carries (see `Source.kept`)."""
+    evaluation_due: bool = False
+    """Whether this step's evaluation was begun and is not there: whoever continues here makes it first."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> State:
@@ -55,7 +58,7 @@ class State:
         value: tuple[type, ...] = (*NUMBER, none)
         kinds = {
             "step": (int,), "best_step": (int, none), "best_value": value, "best_by": (str,), "skipped": (int,),
-            "source": (dict,),
+            "source": (dict,), "evaluation_due": (bool,),
             "best_eval_loss": value,  # what an earlier version called it, when there was no other
         }  # fmt: skip
         if unknown := found.keys() - kinds.keys():
@@ -71,7 +74,9 @@ class Wanted(IntEnum):
 
     NOTHING = 0
     CHECKPOINT = 1
-    LAST_CHECKPOINT = 2
+    """Between two steps, the evaluation of the first of them included."""
+    CHECKPOINT_AT_ONCE = 2
+    LAST_CHECKPOINT = 3
     """And no step after it."""
 
 
@@ -134,21 +139,58 @@ def run(
         sink.checkpoint(engine, state, line)
         saved = state.step
 
-    def attend() -> bool:
-        """While a step is made ready: see to what is wanted now; returns whether that is the end of training."""
-        told = engine.gather(sink.signals())
-        wanted = sink.heard({name: sum(of_rank[name] for of_rank in told) for name in told[0]})
-        if wanted and state.step > saved:
+    def attend(least: Wanted) -> bool:
+        """While a step is made ready, or a model evaluated: see to what is wanted now, if it is `least` or more;
+        returns whether that is the end of training."""
+        wanted = hear(engine, sink)
+        if wanted >= least and state.step > saved:
             save()
         return wanted == Wanted.LAST_CHECKPOINT
 
+    def concluded(wanted: Wanted) -> bool:
+        """Evaluate, save and compare the model of now, as the step number asks for or what is `wanted`; returns whether
+        training goes on."""
+        nonlocal line
+        step = state.step
+        if state.evaluation_due or step % eval_every == 0 or step == total_steps:
+            state.evaluation_due = True
+            found = source.evaluate(step, partial(attend, Wanted.CHECKPOINT_AT_ONCE))
+            if found is None:
+                return False
+            state.evaluation_due = False
+            evaluation, table = {"step": step, **found[0]}, found[1]
+            sink.metrics(evaluation)
+            line = {**line, **evaluation}
+            if is_best(config, state, evaluation) and sink.best_model(engine, evaluation, table):
+                state.best_step, state.best_value = step, evaluation[config.train.keep_by]
+            sink.last_model(engine, evaluation, table)
+        planned = step % checkpoint_every == 0 or step == total_steps
+        # One that was saved while it was evaluated is left as it is: to write it anew would be to have none meanwhile.
+        if (planned or wanted) and step > saved:
+            save()
+        if planned:
+            sink.compare(engine, state, line)
+        return wanted != Wanted.LAST_CHECKPOINT
+
     if state.step == 0:
         with phase("first evaluation"):
-            sink.metrics({"step": 0, **source.evaluate(0)[0]})
+            first = source.evaluate(0, partial(attend, Wanted.CHECKPOINT_AT_ONCE))
+        if first is None:
+            return state
+        sink.metrics({"step": 0, **first[0]})
+    elif state.evaluation_due and not concluded(Wanted.NOTHING):
+        return state
     while state.step < total_steps:
-        said = source.before(state.step, attend)
-        if said is None:
+        said = source.before(state.step, partial(attend, Wanted.CHECKPOINT))
+        if said is Instead.END:
             break
+        if said is Instead.PASS:
+            line = {}
+            state.step += 1
+            state.source = source.kept()
+            if not concluded(hear(engine, sink)):
+                break
+            continue
         line, signals = train_step(engine, config, source, feed, state.step, meter, sink.signals())
         line |= said
         state.step += 1
@@ -164,22 +206,15 @@ def run(
                 f"{state.skipped - 1} such steps that were skipped; try a lower optim.lr or a longer warm-up. "
                 "metrics.jsonl names their records; the same command continues from the last checkpoint"
             )
-        if state.step % eval_every == 0 or state.step == total_steps:
-            means, table = source.evaluate(state.step)
-            evaluation = {"step": state.step, **means}
-            sink.metrics(evaluation)
-            line = {**line, **evaluation}
-            if is_best(config, state, evaluation) and sink.best_model(engine, evaluation, table):
-                state.best_step, state.best_value = state.step, evaluation[config.train.keep_by]
-            sink.last_model(engine, evaluation, table)
-        planned = state.step % checkpoint_every == 0 or state.step == total_steps
-        if planned or wanted:
-            save()
-        if planned:
-            sink.compare(engine, state, line)
-        if wanted == Wanted.LAST_CHECKPOINT:
+        if not concluded(wanted):
             break
     return state
+
+
+def hear(engine: Engine, sink: Sink) -> Wanted:
+    """What is wanted now, asked between two calls of `train_step`. All ranks must call it together."""
+    told = engine.gather(sink.signals())
+    return sink.heard({name: sum(of_rank[name] for of_rank in told) for name in told[0]})
 
 
 def is_best(config: TrainConfig, state: State, evaluation: Line) -> bool:

@@ -15,9 +15,12 @@ from orpo_ray.training.loop import Line
 class Recorder:
     """One line per optimizer step and per evaluation, on disk before the next step begins if there is room."""
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, *, resumed_at: int) -> None:
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, *, resumed_at: int, evaluation_due: bool = False
+    ) -> None:
+        """`evaluation_due`: that of `resumed_at` is made again."""
         known = folder.last_steps()
-        folder.forget_after(resumed_at)
+        folder.forget_after(resumed_at, evaluation_too=evaluation_due)
         self._folder = folder
         self._unwritten = ""
         """Lines that the disk had no room for, or part of one."""

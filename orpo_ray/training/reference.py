@@ -77,11 +77,24 @@ def _log_probs(
 
 def load_reference(config: TrainConfig, device: torch.device) -> PackedPolicy:
     """The reference policy on `device`: `objective.reference`, or the model that training starts from."""
-    name = getattr(config.objective.compares, "reference", None)
+    name = _named(config)
     model = config.model
     if name is not None:
         model = model.model_copy(update={"name_or_path": name, "revision": None, "init": "pretrained"})
     return load_policy(model, seed=config.seed, device=device).eval()
+
+
+def reference_name(config: TrainConfig) -> str:
+    """What the reference is called in messages: the key that names it, and what that says."""
+    name, key = _named(config), "objective.reference"
+    if name is None:
+        return f"model.name_or_path: {config.model.name_or_path}, the reference"
+    return f"{key if config.objective.compares is config.objective else 'objective.pairs.reference'}: {name}"
+
+
+def _named(config: TrainConfig) -> str | None:
+    name: str | None = getattr(config.objective.compares, "reference", None)
+    return name
 
 
 def reference_key(weights: str, data: PairDataset | Mismatched) -> str:

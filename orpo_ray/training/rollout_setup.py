@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import ray
 import torch
@@ -14,6 +15,7 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData
 from orpo_ray.data.questions import prompts_of
 from orpo_ray.inference.critic import critic_of
+from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.rewards import RewardSource, find_rewards
 from orpo_ray.modeling.critic import ActorCritic
 from orpo_ray.modeling.digests import network_digest
@@ -23,13 +25,37 @@ from orpo_ray.modeling.reward import load_reward_model
 from orpo_ray.modeling.scorer import Scorer
 from orpo_ray.storage.checkpoints import Checkpoints
 from orpo_ray.storage.run_folder import RunFolder
+from orpo_ray.training.agreement import sampled_digest
 from orpo_ray.training.engine import Engine
-from orpo_ray.training.reference import load_reference
+from orpo_ray.training.reference import load_reference, reference_name
 from orpo_ray.training.rollout_files import RolloutFiles
 from orpo_ray.training.rollouts import RolloutSource
 from orpo_ray.training.saving import REFERENCE
 from orpo_ray.training.source import Arrays
-from orpo_ray.training.writers import Writers
+from orpo_ray.training.writers import Writers, visible_gpus
+
+
+class Places(NamedTuple):
+    """Where those stand who write and score."""
+
+    engines: int
+    gpus: float
+    """Of each engine, and of the scorer; 0: they take turns with training on its own device."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, device: torch.device) -> Places:
+        """On what training on `device` leaves free."""
+        assert config.rollouts is not None
+        asked = config.rollouts.engines
+        free = 0
+        if device.type == "cuda":
+            beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
+            free = int(ray.available_resources().get("GPU", 0)) - beside
+        if free < 1:
+            return cls(1 if asked == "auto" else asked, 0.0)
+        if free == 1:
+            return cls(1, 0.5)
+        return cls(free - 1 if asked == "auto" else min(asked, free - 1), 1.0)
 
 
 @dataclass(frozen=True)
@@ -38,8 +64,12 @@ class Beside:
     """What is trained: with its critic, where the objective has one."""
     reference: PackedPolicy
     rewards: Sequence[RewardSource]
+    """Of rank 0 alone."""
     digests: dict[str, str]
-    """Of what a run that continues has to have as it was, by the setting that names it."""
+    """Of what a run that continues has to have as it was, by the setting that names it; of rank 0 alone."""
+    same: dict[str, str]
+    """Digests of samples of what all ranks have to hold alike, by what it is called."""
+    places: Places
 
     @classmethod
     def of(
@@ -50,20 +80,44 @@ class Beside:
         device: torch.device,
         place: torch.device,
         warn: Warn,
+        *,
+        leads: bool,
     ) -> Beside:
-        """`place`: where the policy was loaded. Raises `UserError` where one of them is not there, or does not fit."""
+        """`place`: where the policy was loaded; `leads`: on rank 0. Raises `UserError` where one of them is not there,
+        or does not fit."""
         assert config.rollouts is not None and isinstance(policy, PackedPolicy)
-        rewards = find_rewards(config.rollouts, trust_remote_code=config.model.trust_remote_code)
+        rewards: list[RewardSource] = []
+        same: dict[str, str] = {}
+        if leads:  # all of their bytes are read
+            rewards = find_rewards(config.rollouts, trust_remote_code=config.model.trust_remote_code)
         if config.objective.has_critic:
-            update = {"name_or_path": critic_of(config, tokenizer), "tokenizer": None, "lora": None}
+            name = critic_of(config, tokenizer)
+            update = {"name_or_path": name, "tokenizer": None, "lora": None}
             model = config.model.model_copy(update={**update, "revision": None, "init": "pretrained"})
-            policy = ActorCritic(policy, load_reward_model(model, seed=config.seed, device=place, warn=warn))
+            critic = load_reward_model(model, seed=config.seed, device=place, warn=warn)
+            same[f"objective.critic: {name}"] = sampled_digest(critic.model)
+            policy = ActorCritic(policy, critic)
         plain = config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
         temperature = config.rollouts.temperature
         reference = load_reference(plain, device).at_temperature(temperature)
+        same[reference_name(config)] = sampled_digest(reference.model)
         digests = {f"rollouts.rewards.{source.label}": source.digest for source in rewards}
-        digests[REFERENCE] = network_digest(reference.model, reference.model.state_dict())
-        return cls(policy.at_temperature(temperature), reference, rewards, digests)
+        if leads:
+            digests[REFERENCE] = network_digest(reference.model, reference.model.state_dict())
+        places = Places.of(config, device)
+        return cls(policy.at_temperature(temperature), reference, rewards, digests, same, places)
+
+    def memory(self, config: TrainConfig, device: torch.device) -> int:
+        """Bytes of `device`, the trainer's, that engines and scorer will hold where they take turns with training."""
+        assert config.rollouts is not None
+        if device.type != "cuda" or self.places.gpus:
+            return 0
+        models = [source.judge for source in self.rewards if isinstance(source.judge, EvaluatedModel)]
+        scorer = sum(file.size for model in models for file in model.files)
+        if config.rollouts.engine != "vllm":
+            return scorer
+        engines_here = -(-self.places.engines // len(visible_gpus()))
+        return scorer + int(engines_here * config.rollouts.gpu_memory * torch.cuda.mem_get_info(device)[1])
 
     def source(
         self,
@@ -80,7 +134,7 @@ class Beside:
         """`kept` and `carried`: what the checkpoint kept that the run continues from."""
         writers = None
         if engine.rank == 0:
-            engines, gpus = _places(config, engine.device)
+            engines, gpus = self.places
             threads = torch.get_num_threads() * ranks_here  # of the trainers, who wait meanwhile
             writers = Writers(
                 config, self.policy.model, tokenizer, self.rewards, engine.device, threads, engines, gpus, folder.note
@@ -91,19 +145,3 @@ class Beside:
             engine, config, train, held_out, self.reference, writers, files,
             lambda: min(checkpoints.steps(), default=0), kept, carried,
         )  # fmt: skip
-
-
-def _places(config: TrainConfig, device: torch.device) -> tuple[int, float]:
-    """How many engines there are, and of how many GPUs each, and the scorer, are: what training leaves free; 0: they
-    take turns with training on its own device."""
-    assert config.rollouts is not None
-    asked = config.rollouts.engines
-    free = 0
-    if device.type == "cuda":
-        beside = config.eval.win_rate is not None  # which has an engine and a scorer of its own on one
-        free = int(ray.available_resources().get("GPU", 0)) - beside
-    if free < 1:
-        return (1 if asked == "auto" else asked), 0.0
-    if free == 1:
-        return 1, 0.5
-    return (free - 1 if asked == "auto" else min(asked, free - 1)), 1.0

@@ -15,29 +15,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from orpo_ray.cluster.turns import let_go
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.objectives import OnlineConfig, PolicyGradientSection
 from orpo_ray.data.dataset import Ids, Prompts
-from orpo_ray.data.packing import PackedBatch
 from orpo_ray.data.rollouts import Rollouts
 from orpo_ray.data.schedule import RoundSchedule
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request, request_seed
 from orpo_ray.inference.rewards import reward_metrics
 from orpo_ray.modeling.policy import PackedPolicy
+from orpo_ray.modeling.reward import StateDict
 from orpo_ray.objectives.advantages import Floats, adapted, explained_variance, mismatch, response_totals
 from orpo_ray.objectives.credit import token_columns
 from orpo_ray.objectives.registry import build_objective
-from orpo_ray.training.batches import MicroBatch, micro_batches, plan
-from orpo_ray.training.engine import Engine, evaluating
+from orpo_ray.training.batches import MicroBatch, micro_batches
+from orpo_ray.training.engine import Engine
 from orpo_ray.training.measuring import planned
 from orpo_ray.training.rollout_files import RolloutFiles
-from orpo_ray.training.round import Round, Written, first_of_each, groups_of, ids_of, learned_scores
-from orpo_ray.training.source import Arrays, schedule_of
+from orpo_ray.training.rollout_scores import by_token
+from orpo_ray.training.round import Round, Written, differing, first_of_each, groups_of, ids_of, learned_scores
+from orpo_ray.training.source import Arrays, Instead, schedule_of
 from orpo_ray.training.writers import Writers
 
 _Result = TypeVar("_Result")
@@ -46,7 +46,7 @@ _PATIENCE = 5.0  # seconds between looks of all ranks at whether rank 0 is done
 _APART = {"float32": ("mismatch_max", 1e-4), "bfloat16": ("mismatch_mean", 4 * 2.0**-7)}
 """How far a token's log-probs by engine and trainer may be apart, in nats, before it is told: the largest of float32;
 of bfloat16, whose logits alone are rounded by so much, the mean."""
-_BEGUN = "kl_coefficient"
+_BEGUN, _PASSED = "kl_coefficient", "rounds_passed_over"
 
 
 class _Stopped(Exception):
@@ -81,8 +81,14 @@ class RolloutSource:
         self._oldest = oldest
         self._coefficient = kept.get(_BEGUN, getattr(config.objective, "kl_coefficient", 0.0))
         """Of the next round."""
+        self._passed = int(kept.get(_PASSED, 0))
+        """Rounds in a row, up to this one, that had nothing to train on."""
         self._round: Round | None = None
         self._carried = carried
+        self._sent = -1
+        """The step whose weights the engines have."""
+        self._weights = ""
+        """Their digest, on rank 0."""
         self._over = threading.Event()
         """Set where what rank 0 works on is no longer wanted."""
         self._told_apart = False
@@ -105,32 +111,36 @@ class RolloutSource:
         return self.train.record(self._round.records[number])
 
     def kept(self) -> dict[str, float]:
-        return {_BEGUN: self._coefficient} if isinstance(self._config.objective, PolicyGradientSection) else {}
+        passed = {_PASSED: float(self._passed)} if self._passed else {}
+        priced = isinstance(self._config.objective, PolicyGradientSection)
+        return passed | ({_BEGUN: self._coefficient} if priced else {})
 
     def carried(self, step: int) -> Arrays:
         number, within = divmod(step, self.schedule.steps_per_round)
         held = self._round
         return held.arrays if within and held is not None and held.number == number else {}
 
-    def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float] | None:
+    def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float] | Instead:
         number, within = divmod(step, self.schedule.steps_per_round)
-        if self._round is not None and self._round.number == number:
-            return {}
-        self._round = None  # its memory is the next one's
-        if within:
-            self._round = self._continued(number, step)
-            return {}
-        try:
-            self._round, said = self._begin(number, step, attend)
-        except _Stopped:
-            return None
-        return said
+        said: dict[str, float] = {}
+        if self._round is None or self._round.number != number:
+            self._round = None  # its memory is the next one's
+            if within:
+                self._round = self._continued(number, step)
+            else:
+                try:
+                    self._round, said = self._begin(number, step, attend)
+                except _Stopped:
+                    return Instead.END
+        return said if self._round.steps else Instead.PASS
 
     def micro_batches(self, start: int) -> Iterator[MicroBatch]:
         each = self.schedule.steps_per_round
         while start < self.total_steps:
-            held, end = self._round, min((start // each + 1) * each, self.total_steps)
-            assert held is not None and held.number == start // each, "`before` has made it ready"
+            held = self._round
+            assert held is not None and held.number >= start // each, "`before` has made it ready"
+            start = max(start, held.number * each)  # those before it were passed over
+            end = min((held.number + 1) * each, self.total_steps)
             works = (
                 planned(self._engine, self._config, self.objective, held.texts, held.steps[step % each])
                 for step in range(start, end)
@@ -138,19 +148,23 @@ class RolloutSource:
             yield from micro_batches(works, self._engine.device)
             start = end
 
-    def evaluate(self, step: int) -> tuple[dict[str, float], None]:
+    def evaluate(self, step: int, attend: Callable[[], bool]) -> tuple[dict[str, float], None] | None:
         """One response to each of the first held-out prompts, of several sources in their proportion; the same seeds
         each time."""
         asked = first_of_each(self.held_out, self._rollouts.eval_prompts)
         prompts = [self.held_out.pair(int(i))[0] for i in asked]
         requests = self._requests("held out", prompts, 1)
         writers = self._writers
-        written = self._written(step, self.held_out, asked, requests, None, lambda: False)
+        try:
+            written = self._written(step, self.held_out, asked, requests, None, attend)
+        except _Stopped:
+            return None
         chosen = [i for i, scored in enumerate(written.scored) if scored.score is not None]
         line = self._told(written)
         texts = Rollouts([prompts[i] for i in chosen], [[ids_of(written.samples[i])] for i in chosen], {})
         if chosen:
-            old, reference, *_ = self._log_probs(texts)
+            where = f"evaluation of step {step}"
+            old, reference, *_ = self._given(texts, where, self.held_out, [int(asked[i]) for i in chosen])
             lengths = np.array([len(written.samples[i].ids) for i in chosen])
             line |= {"kl": float(response_totals(old - reference, lengths).mean()), "entropy": float(-old.mean())}
         if writers is not None:
@@ -172,20 +186,29 @@ class RolloutSource:
             [sample.ended == "length" for sample in written.samples],
             rollouts,
         )
-        groups = groups_of(written, scores, differing=isinstance(objective, OnlineConfig))
+        if self._writers is not None:
+            self._files.forget_before(lambda: self.schedule.round_of(self._oldest()))
+        begins = np.array([step, self.schedule.steps_per_pass, self.schedule.passes])
+        groups, needed = groups_of(written, scores), self.schedule.steps_per_pass
         if objective.name != "ppo":
             groups = {prompt: members for prompt, members in groups.items() if len(members) > 1}
-        if len(groups) < self.schedule.steps_per_pass:
+        if len(groups) < needed:
             raise UserError(
                 f"round {number}: {len(groups)} of {len(prompts)} prompts have responses whose scores can be trained "
-                f"on, and {self.schedule.steps_per_pass} steps need one each: {said['too_long']:.0f} responses are too "
-                f"long for a reward model, {said['not_finite']:.0f} scores are not finite"
-                + (", and of the other prompts best and worst are alike" if isinstance(objective, OnlineConfig) else "")
+                f"on, and {needed} steps need one each: {said['too_long']:.0f} responses are too long for a reward "
+                f"model, {said['not_finite']:.0f} scores are not finite"
             )
+        if isinstance(objective, OnlineConfig):
+            scored, groups = len(groups), differing(groups, written, scores)
+            said["alike"] = float(scored - len(groups))
+            if len(groups) < needed:
+                self._pass_over(f"round {number}: best and worst differ of {len(groups)} of {len(prompts)} prompts")
+                return self._round_of(number, {"begins": begins}), said
+        self._passed = 0
         records, members = list(groups), [member for group in groups.values() for member in group]
         responses = [[ids_of(written.samples[member]) for member in group] for group in groups.values()]
         texts = Rollouts([prompts[place] for place in records], responses, {})
-        old, reference, *critic = self._log_probs(texts)
+        old, reference, *critic = self._given(texts, f"round {number}", self.train, places[records].tolist())
         values = critic[0] if critic else None
         lengths = np.array([len(written.samples[member].ids) for member in members])
         engine = np.concatenate([written.samples[member].logps for member in members])
@@ -215,13 +238,24 @@ class RolloutSource:
             assert isinstance(objective, OnlineConfig)
             arrays = {"reference": response_totals(reference, lengths).astype(np.float32), "scores": learned}
         arrays |= {
-            "begins": np.array([step, self.schedule.steps_per_pass, self.schedule.passes]),
-            "records": places[records], "counts": counts, "lengths": lengths,
+            "begins": begins, "records": places[records], "counts": counts, "lengths": lengths,
             "ids": np.concatenate([ids_of(written.samples[member]) for member in members]),
         }  # fmt: skip
-        if self._writers is not None:
-            self._files.forget_before(lambda: self.schedule.round_of(self._oldest()))
         return self._round_of(number, arrays), said
+
+    def _pass_over(self, why: str) -> None:
+        """Have a round's steps count as done. Raises `UserError` after more than `train.max_skipped_steps` in a row."""
+        why += f", and {self.schedule.steps_per_pass} steps need one each"
+        most = self._config.train.max_skipped_steps
+        if self._passed == most:
+            before = f"after {most} such rounds that were passed over" if most else "none may be passed over"
+            raise UserError(
+                f"{why}; {before} (train.max_skipped_steps): what it answers is nearly always the same; try a higher "
+                "rollouts.temperature, more rollouts.samples, or the model of an earlier step"
+            )
+        self._passed += 1
+        if self._writers is not None:
+            self._writers.note(f"{why}: it is passed over")
 
     def _tell_apart(self, number: int, said: dict[str, float]) -> None:
         """Where engine and trainer differ by more than their dtype explains, which is said once."""
@@ -269,11 +303,14 @@ class RolloutSource:
     ) -> Written:
         """What the policy of `step` answers to `requests`, and what that scores, on all ranks. `number`: of the round,
         whose samples are kept on disk as they come. Raises `_Stopped` on all ranks where `attend` says so."""
-        weights, writers = self._engine.weights(), self._writers
+        writers, taken = self._writers, self._taken(step)
+        let_go(self._engine.device)
 
         def write() -> Written:
-            assert writers is not None and weights is not None
-            digest = self._drawn_by(writers.load(weights, step), requests)
+            assert writers is not None
+            if taken:  # out of the list: nobody holds them while they are drawn by
+                self._weights = writers.load(taken.pop(), step)
+            digest = self._drawn_by(self._weights, requests)
             held = [] if number is None else self._files.samples(number, digest)
             wanted = {(request.prompt, request.round): request for request in requests}
             found = {(one.prompt, one.sample): one for one in held if (one.prompt, one.sample) in wanted}
@@ -293,6 +330,14 @@ class RolloutSource:
 
         return self._by_rank_0(write, attend)
 
+    def _taken(self, step: int) -> list[StateDict]:
+        """On rank 0 the policy's weights, which is at `step`; nothing where the engines have them."""
+        if step == self._sent:
+            return []
+        self._sent = step
+        weights = self._engine.weights()
+        return [] if weights is None else [weights]
+
     def _drawn_by(self, weights: str, requests: list[Request]) -> str:
         """Digest of all that decides what is drawn: another run's responses under the same name are nothing to this."""
         rollouts = self._rollouts
@@ -301,47 +346,28 @@ class RolloutSource:
 
     def _by_rank_0(self, work: Callable[[], _Result], attend: Callable[[], bool]) -> _Result:
         """What `work` returns on rank 0, on all ranks. They meet now and then while it lasts, and `attend` to what else
-        there is: nobody hangs. Raises `_Stopped` where that says so; `work` then ends by itself."""
+        there is: nobody hangs. Raises `_Stopped` where that says so, or has said so before; `work` ends by itself."""
+        if self._over.is_set():
+            raise _Stopped
         running: Future[_Result] | None = self._thread.submit(work) if self._writers is not None else None
-        while not self._engine.gather(_is_done(running))[0]:
+        while not self._engine.broadcast(_is_done(running)):
             if attend():
                 self._over.set()
                 raise _Stopped
-        found: tuple[_Result | None, str] = None, ""
+        found: _Result | UserError | None = None
         try:
-            found = (running.result(), "") if running is not None else found
+            found = running.result() if running is not None else None
         except UserError as error:
-            found = None, str(error)
-        result, mistake = self._engine.gather(found)[0]
-        if mistake:
-            raise UserError(mistake)
-        return result  # type: ignore[no-any-return]
+            found = error
+        found = self._engine.broadcast(found)
+        if isinstance(found, UserError):
+            raise type(found)(str(found))
+        return found  # type: ignore[return-value]
 
-    def _log_probs(self, texts: Rollouts) -> tuple[Floats, ...]:
-        """`(tokens,)` each: by the policy, by the reference, and the critic's values where there is a critic."""
-        with evaluating(self._engine.policy):
-            old = self._by_token(texts, lambda batch: self._engine.forward(batch, by_token=True))
-        with torch.no_grad():
-            reference = self._by_token(texts, lambda batch: self._reference(batch, by_token=True))
-        return (old[:, 0], reference[:, 0], *(old[:, column] for column in range(1, old.shape[1])))
-
-    def _by_token(self, texts: Rollouts, forward: Callable[[PackedBatch], Tensor]) -> Floats:
-        """`(tokens, …)` of all responses of `texts`, computed by all ranks together."""
-        engine, budget = self._engine, self._config.train.tokens_per_microbatch
-        work = plan(
-            texts, np.arange(len(texts)), best_alone=False, score_prompts=False,
-            rank=engine.rank, ranks=engine.ranks, budget=budget,
-        )  # fmt: skip
-        tokens = texts.lengths()[:, 1:].sum(axis=1)
-        found: dict[int, Floats] = {}
-        for micro_batch in micro_batches([work], engine.device):
-            scored = forward(micro_batch.batch.to(engine.device))
-            if micro_batch.batch.weight:
-                rows = scored.double().cpu().numpy().reshape(scored.shape[0], -1)
-                parts = np.split(rows, tokens[micro_batch.pairs].cumsum()[:-1])
-                found |= dict(zip(micro_batch.pairs.tolist(), parts, strict=True))
-        every = {place: part for of_rank in engine.gather(found) for place, part in of_rank.items()}
-        return np.concatenate([every[place] for place in range(len(texts))])
+    def _given(self, texts: Rollouts, where: str, data: Prompts, records: Sequence[int]) -> tuple[Floats, ...]:
+        """See `by_token`. `records`: of `data`, that the rows of `texts` are responses to."""
+        names = [data.record(record) for record in records]
+        return by_token(self._engine, self._config, self._reference, texts, where, names)
 
     def _told(self, written: Written) -> dict[str, float]:
         """What is said of responses before the policy is asked about them."""

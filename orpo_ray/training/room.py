@@ -15,15 +15,16 @@ _GATHERED = 2 * 10**9  # of weights that ZeRO-3 holds whole at a time: DeepSpeed
 
 
 def choose_recomputation(
-    scorer: Scorer, config: TrainConfig, device: torch.device, *, ranks: int = 1, ranks_here: int = 1
+    scorer: Scorer, config: TrainConfig, device: torch.device, *, ranks: int = 1, ranks_here: int = 1, beside: int = 0
 ) -> Recomputation:
     """`train.memory`, or where it is `auto` the least recomputation that fits; the same on all of `ranks`.
 
-    `ranks_here`: those that share this machine's memory, where the device is a CPU. `scorer` holds its whole weights.
+    `ranks_here`: those that share this machine's memory, where the device is a CPU; `beside`: bytes of the device that
+    others will hold who are not there yet. `scorer` holds its whole weights.
     """
     if config.train.memory != "auto":
         return config.train.memory
-    room = int(_USABLE * _free(device, ranks_here)) - _to_come(scorer, config, ranks)
+    room = int(_USABLE * (_free(device, ranks_here) - beside)) - _to_come(scorer, config, ranks)
     level = LEVELS.index(least_recomputation(scorer, config.train.tokens_per_microbatch, room))
     if ranks > 1:  # under ZeRO-3 ranks gather weights together, so they must compute the same layers again
         most = torch.tensor(level, device=device)

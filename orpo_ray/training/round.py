@@ -40,12 +40,16 @@ class Round:
     records: list[int]
     """Of the training prompts, that each row of `texts` is of."""
     steps: list[NDArray[np.int64]]
+    """Rows of `texts`; none of a round that is passed over."""
     arrays: Arrays
     """All that this was made of, which a checkpoint in the middle of it keeps."""
 
     @classmethod
     def of(cls, number: int, arrays: Arrays, train: Prompts, schedule: RoundSchedule, *, pairs: bool) -> Round:
-        """The round that these arrays are of; `pairs`: each prompt's best and worst response alone."""
+        """The round that these arrays are of; `pairs`: each prompt's best and worst response alone. Without responses
+        it is one that is passed over."""
+        if "ids" not in arrays:
+            return cls(number, Rollouts([], [], {}), [], [], arrays)
         records = [int(record) for record in arrays["records"]]
         prompts = [train.pair(record)[0] for record in records]
         counts, lengths = arrays["counts"].astype(np.int64), arrays["lengths"].astype(np.int64)
@@ -88,15 +92,17 @@ def learned_scores(scores: Sequence[float | None], cut: Sequence[bool], rollouts
     return found - rollouts.cut_penalty * np.asarray(cut, np.float64)
 
 
-def groups_of(written: Written, scores: Floats, *, differing: bool) -> dict[int, list[int]]:
-    """By prompt of the round the places of its samples that have a score. `differing`: of prompts whose best and worst
-    are two; one response may be scored apart from itself by rounding."""
+def groups_of(written: Written, scores: Floats) -> dict[int, list[int]]:
+    """By prompt of the round the places of its samples that have a score."""
     groups: dict[int, list[int]] = {}
     for place, sample in enumerate(written.samples):
         if np.isfinite(scores[place]):
             groups.setdefault(sample.prompt, []).append(place)
-    if not differing:
-        return groups
+    return groups
+
+
+def differing(groups: dict[int, list[int]], written: Written, scores: Floats) -> dict[int, list[int]]:
+    """Those of `groups` whose best and worst are two; one response may be scored apart from itself by rounding."""
 
     def differ(places: list[int]) -> bool:
         best, worst = (places[find(scores[places])] for find in (np.argmax, np.argmin))

@@ -27,7 +27,7 @@ from orpo_ray.telemetry.logs import at_step, log
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.export import export_adapter, export_model
-from orpo_ray.training.loop import Line, Sink, State, Wanted, cost
+from orpo_ray.training.loop import Line, Sink, State, Wanted, cost, hear
 from orpo_ray.training.measuring import mean_reward
 from orpo_ray.training.recorder import Recorder
 from orpo_ray.training.saving import Saver
@@ -99,21 +99,26 @@ class RunSink(Sink):
             except (OSError, SafetensorError) as error:
                 folder.note(f"the model of step {evaluation['step']} was not kept: {error}")
                 kept = False
-        return bool(engine.gather(kept)[0])
+        return bool(engine.broadcast(kept))
 
     def make_good(self, engine: Engine, state: State) -> None:
         """A folder that came from a copy may lack the best model so far, or the last: those of now are they then."""
         train, best = self.config.train, self.config.train.best
         lacks_best = state.best_step is not None and not _is_there(self.folder.model, best, state.best_step)
-        lacks_last = state.step == self.source.total_steps and not _is_there(self._place_of_last, LAST, state.step)
+        ended = state.step == self.source.total_steps and not state.evaluation_due
+        lacks_last = ended and not _is_there(self._place_of_last, LAST, state.step)
         lost = (train.keep != "last" and lacks_best, train.keep != "best" and lacks_last)
-        lost_best, lost_last = engine.gather(lost)[0]
+        lost_best, lost_last = engine.broadcast(lost)
         if not (lost_best or lost_last):
+            return
+        found = self.source.evaluate(state.step, lambda: hear(engine, self) == Wanted.LAST_CHECKPOINT)
+        if found is None:  # the loop hears it, too, and whoever continues makes it good
+            state.evaluation_due |= ended
             return
         if self.leads and lost_best:
             instead = f"that of step {state.step} is kept in its place"
             self.folder.note(f"the model of step {state.best_step} is lost; {instead}")
-        line, table = self.source.evaluate(state.step)
+        line, table = found
         evaluation = {"step": state.step, **line}
         if lost_best and self.best_model(engine, evaluation, table):
             state.best_step, state.best_value = state.step, line[train.keep_by]
@@ -158,6 +163,7 @@ class RunSink(Sink):
             return Wanted.LAST_CHECKPOINT
         if self.alarm.urgent:
             log("a machine of this run goes away: saving", logging.WARNING)
+            return Wanted.CHECKPOINT_AT_ONCE
         return Wanted.CHECKPOINT
 
 

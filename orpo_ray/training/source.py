@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import Enum, auto
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,15 @@ from orpo_ray.training.measuring import evaluate_both, mismatched, planned
 Arrays = dict[str, NDArray[np.generic]]
 
 
+class Instead(Enum):
+    """What becomes of a step that is not trained."""
+
+    END = auto()
+    """It is not begun, nor any after it."""
+    PASS = auto()
+    """There is nothing to train on: it counts as done."""
+
+
 class Source(Protocol):
     """Its methods are called on every rank, in the same order."""
 
@@ -35,20 +45,20 @@ class Source(Protocol):
     def epoch(self, step: int) -> float:
         """Passes over the data that are done with `step` steps."""
 
-    def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float] | None:
+    def before(self, step: int, attend: Callable[[], bool]) -> dict[str, float] | Instead:
         """Make ready what global step `step` (from 0) trains on; returns what else is said in its line.
 
         Where that takes long, all ranks call `attend` together now and then; where it says that the run is to end,
-        returns None, and nothing is trained after it.
+        returns `Instead.END`.
         """
 
     def micro_batches(self, start: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the global steps from `start` on, each behind those of its reference point,
         where the objective has one."""
 
-    def evaluate(self, step: int) -> tuple[dict[str, float], Tensor | None]:
+    def evaluate(self, step: int, attend: Callable[[], bool]) -> tuple[dict[str, float], Tensor | None] | None:
         """Metrics of held-out data, `eval_*`, when `step` steps are done; and the table they were made of, where there
-        is one (see `measuring.scores`)."""
+        is one (see `measuring.scores`). None where `attend`, called as by `before`, says that the run is to end."""
 
     def record(self, number: int) -> int | str:
         """What a record is called in messages."""
@@ -124,7 +134,7 @@ class PairSource:
 
         return micro_batches(works(), engine.device)
 
-    def evaluate(self, step: int) -> tuple[dict[str, float], Tensor]:
+    def evaluate(self, step: int, attend: Callable[[], bool]) -> tuple[dict[str, float], Tensor]:
         return evaluate_both(self._engine, self._config, self.objective, self.held_out, self._unseen)
 
     def record(self, number: int) -> int | str:

@@ -34,12 +34,12 @@ from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.agreement import on_all, require_same, sampled_digest
 from orpo_ray.training.alarm import Alarm
 from orpo_ray.training.deepspeed_engine import engine_for
-from orpo_ray.training.engine import Engine, gather
+from orpo_ray.training.engine import Engine, broadcast
 from orpo_ray.training.loop import State, run
 from orpo_ray.training.lost_workers import lost_connection
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.recorder import Recorder
-from orpo_ray.training.reference import load_reference, with_reference
+from orpo_ray.training.reference import load_reference, reference_name, with_reference
 from orpo_ray.training.rollout_setup import Beside
 from orpo_ray.training.room import choose_recomputation
 from orpo_ray.training.run_sink import RunSink
@@ -103,16 +103,20 @@ def _train(
         # Under ZeRO-3 the device need not hold all of it, and the engine takes it there.
         place = torch.device("cpu") if config.train.zero_stage == 3 else device
         policy = on_all(lambda: load_scorer(objective.model, starting.model, seed=config.seed, device=place, warn=warn))
-        rollouts = None
+        rollouts, memory_beside = None, 0
         if starting.rollouts is not None:
-            rollouts = on_all(lambda: Beside.of(starting, policy, tokenizer, device, place, warn))
+            rollouts = on_all(lambda: Beside.of(starting, policy, tokenizer, device, place, warn, leads=leads))
+            for what, sampled in rollouts.same.items():
+                require_same(what, sampled)
+            memory_beside = rollouts.memory(config, device)
             policy, weights = rollouts.policy, weights | rollouts.digests
         if starting.model.has_weights:
             require_same(f"model.name_or_path: {starting.model.name_or_path}", sampled_digest(policy.model))
         if leads and (frozen := frozen_digest(policy.model)) is not None:
             weights[BASE] = frozen
     ranks, ranks_here = context.get_world_size(), context.get_local_world_size()
-    set_recomputation(policy, choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here))
+    level = choose_recomputation(policy, config, device, ranks=ranks, ranks_here=ranks_here, beside=memory_beside)
+    set_recomputation(policy, level)
     with phase("engine"):
         whole = probe(policy, policy) if config.train.zero_stage == 3 else None
         engine = engine_for(policy, config, device)
@@ -122,7 +126,7 @@ def _train(
     watchdog = Watchdog(engine, config.scaling.hang_timeout, folder.note)
     engine = watchdog.engine
     checkpoints = Checkpoints(config.checkpoints_location)
-    digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.gather(weights)[0]}
+    digests: dict[str, Any] = {"config": digest, "data": data.digest, "weights": engine.broadcast(weights)}
     with phase("resume"):
         state, carried = _resume(config, engine, checkpoints, digests, folder)
     at_step(state.step)
@@ -134,7 +138,8 @@ def _train(
         engine=kind,
     )
     with phase("trackers"):
-        recorder = Recorder(folder, config, resumed_at=state.step) if engine.rank == 0 else None
+        due = state.evaluation_due
+        recorder = Recorder(folder, config, resumed_at=state.step, evaluation_due=due) if engine.rank == 0 else None
     source: Source = (
         PairSource(engine, config, train_pairs, held_out, unseen)
         if rollouts is None
@@ -156,11 +161,11 @@ def _train(
         config, starting, source, policy, tokenizer, leads, digests, folder, recorder, saver, alarm, listener,
     )  # fmt: skip
     try:
-        sink.make_good(engine, state)
         with listener.listening() if leads else nullcontext():
+            sink.make_good(engine, state)
             run(engine, config, source, sink, state)
         saver.finish()
-        if state.step < source.total_steps:
+        if state.step < source.total_steps or state.evaluation_due:
             if leads:
                 stop.note_saved()
             return Outcome(state.step, stopped=True)
@@ -194,7 +199,8 @@ def _with_reference(config: TrainConfig, device: torch.device, *parts: Pairs) ->
     plain = config.model.model_copy(update={"lora": None})
     policy = on_all(lambda: load_reference(config.model_copy(update={"model": plain}), device))
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    weights: str = gather(network_digest(policy.model, policy.model.state_dict()) if rank == 0 else "")[0]
+    require_same(reference_name(config), sampled_digest(policy.model))
+    weights: str = broadcast(network_digest(policy.model, policy.model.state_dict()) if rank == 0 else "")
     with_log_probs = [
         with_reference(
             part,

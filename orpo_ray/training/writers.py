@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orpo_ray.atomic import new_file
+from orpo_ray.cluster.turns import let_go
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.dataset import Prompts
 from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.data.schedule import Indices
 from orpo_ray.data.templates import Renderer
-from orpo_ray.errors import UserError
+from orpo_ray.errors import Diverged, UserError
 from orpo_ray.inference.drawn import answer_of
 from orpo_ray.inference.generation import ENVIRONMENT, Request
 from orpo_ray.inference.live import LiveOptions, Sample, pack_weights
@@ -34,12 +35,16 @@ from orpo_ray.modeling.digests import network_digest
 from orpo_ray.modeling.lora import merged_weights
 from orpo_ray.modeling.reward import StateDict
 from orpo_ray.parsing import object_from_json
+from orpo_ray.storage.run_folder import RunFolder
+from orpo_ray.telemetry.metrics import run_and_trial
 from orpo_ray.training.export import export_model
 
 _AT_WORK = 512
 """Requests that an engine has at a time."""
-_SCORED_AT_ONCE = 64
-"""Prompts in one call of a scorer."""
+_SCORED_AT_ONCE = 512
+"""Responses in one call of a scorer, which has to answer within `scaling.hang_timeout`; and of no more than
+`_PROMPTS_AT_ONCE` prompts."""
+_PROMPTS_AT_ONCE = 64
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.GetTimeoutError)
 """Errors of an actor that is gone, or does not answer."""
 _SHOWN = 8
@@ -74,36 +79,39 @@ class Writers:
         self._weights: Any = None
         """In the object store."""
         self._step = -1
-        self._digest = ""
         self._lost = 0
 
     def load(self, weights: StateDict, step: int) -> str:
         """Have the engines draw by these weights, the policy's of `step`; returns their digest."""
-        if step != self._step:
-            whole = merged_weights(self._model, weights)
-            if self._step < 0:
-                export_model(
-                    self._folder,
-                    self._model,
-                    dict(whole),  # it is emptied while it is written
-                    self._tokenizer,
-                    self._config,
-                    {"step": step},
-                    None,
-                    "to draw from",
-                )
-            self._digest = network_digest(self._model, whole)
-            self._weights = None  # the store need not hold two policies
-            self._weights = ray.put(pack_weights(whole))
-            self._step = step
-            started = {number: engine for number, engine in enumerate(self._engines) if engine is not None}
-            loading = {number: engine.load.remote(self._weights, step) for number, engine in started.items()}
-            for number, call in loading.items():
-                try:
-                    self._answer_of(call)
-                except _LOST as error:
-                    self._forget(number, error)
-        return self._digest
+        digest = self._put(weights, step)
+        let_go(self._device)
+        started = {number: engine for number, engine in enumerate(self._engines) if engine is not None}
+        loading = {number: engine.load.remote(self._weights, step) for number, engine in started.items()}
+        for number, call in loading.items():
+            try:
+                self._answer_of(call)
+            except _LOST as error:
+                self._forget(number, error)
+        return digest
+
+    def _put(self, weights: StateDict, step: int) -> str:
+        """Into the object store, merged; and at first into a folder."""
+        whole = merged_weights(self._model, weights)
+        if self._step < 0:
+            export_model(
+                self._folder,
+                self._model,
+                dict(whole),  # it is emptied while it is written
+                self._tokenizer,
+                self._config,
+                {"step": step},
+                None,
+                "to draw from",
+            )
+        self._weights = None  # the store need not hold two policies
+        self._weights = ray.put(pack_weights(whole))
+        self._step = step
+        return network_digest(self._model, whole)
 
     def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
         """Samples of all `requests` as they end. A lost engine is begun anew, and asked again for what it had: the same
@@ -133,21 +141,15 @@ class Writers:
 
     def score(self, data: Prompts, records: NDArray[np.int64], samples: Sequence[Sample]) -> list[Scored]:
         """Of each sample. `records`: of `data`, that the prompts of the samples are."""
-        by_prompt: dict[int, list[int]] = {}
-        for place, sample in enumerate(samples):
-            by_prompt.setdefault(sample.prompt, []).append(place)
         found: dict[int, Scored] = {}
-        prompts = list(by_prompt)
-        for start in range(0, len(prompts), _SCORED_AT_ONCE):
+        for places in scored_together([sample.prompt for sample in samples]):
             block = []
-            for prompt in prompts[start : start + _SCORED_AT_ONCE]:
+            for prompt, of_prompt in places:
                 question = data.question(int(records[prompt]))
                 asked = data.pair(int(records[prompt]))[0].tolist()
-                answers = [self._answer(question, asked, samples[place]) for place in by_prompt[prompt]]
-                block.append((question, answers))
-            given = self._scores(block)
-            for prompt, of_prompt in zip(prompts[start : start + _SCORED_AT_ONCE], given, strict=True):
-                found |= dict(zip(by_prompt[prompt], of_prompt, strict=True))
+                block.append((question, [self._answer(question, asked, samples[place]) for place in of_prompt]))
+            for (_, of_prompt), given in zip(places, self._scores(block), strict=True):
+                found |= dict(zip(of_prompt, given, strict=True))
         return [found[place] for place in range(len(samples))]
 
     def show(
@@ -188,7 +190,7 @@ class Writers:
     @property
     def _folder(self) -> Path:
         """A model for engines to begin with. Its name keeps it out of a mirror: each try writes it anew."""
-        return self._config.run_dir / "rollouts" / ".model"
+        return RunFolder(self._config.run_dir).model_to_draw_from
 
     def _answer(self, question: Prompt, asked: Sequence[int], sample: Sample) -> Answer:
         return answer_of(question, asked, sample.ids, sample.ended, self._renderer)
@@ -204,7 +206,8 @@ class Writers:
                 gpu_memory=rollouts.gpu_memory if on_gpu else None, threads=None if on_gpu else threads,
             )  # fmt: skip
             kind = LiveVllm if rollouts.engine == "vllm" else LivePlain
-            self._engines[number] = engine = ray.remote(kind).options(**self._place(threads, number)).remote(options)
+            remote = ray.remote(kind).options(**self._place(threads, number))
+            self._engines[number] = engine = remote.remote(options, *run_and_trial(self._config.run_dir))
             try:
                 self._answer_of(engine.load.remote(self._weights, self._step))
             except _LOST as error:
@@ -215,7 +218,9 @@ class Writers:
         """By the scorer, which is begun anew where it was lost."""
         while True:
             if self._scorer is None:
-                self._scorer = ray.remote(Rewards).options(**self._place(self._threads)).remote(self._rewards)
+                remote = ray.remote(Rewards).options(**self._place(self._threads))
+                run, trial = run_and_trial(self._config.run_dir)
+                self._scorer = remote.remote(self._rewards, run=run, trial=trial)
             try:
                 found: list[list[Scored]] = self._answer_of(self._scorer.score.remote(block))
             except _LOST as error:
@@ -232,7 +237,7 @@ class Writers:
             return ray.get(call, timeout=self._config.scaling.hang_timeout if patience is None else patience)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
+                raise (Diverged if isinstance(error.cause, Diverged) else UserError)(str(error.cause)) from error
             raise
 
     def _place(self, threads: int, number: int = 0) -> dict[str, Any]:
@@ -244,7 +249,7 @@ class Writers:
         if self._device.type != "cuda":
             environment |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         elif not self._gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+            visible = visible_gpus()
             environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
         here = ray.get_runtime_context().get_node_id()
         return {
@@ -259,15 +264,16 @@ class Writers:
         self._engines[number] = None
 
     def _count_lost(self, what: str, error: Exception) -> None:
-        """Raises `UserError` where it cannot be begun, or too many were lost."""
+        """Raises `UserError` where one of its own keeps it from being begun, or too many were lost. What else keeps it
+        may be gone by the next try: memory that another process is giving back."""
         if isinstance(error, ray.exceptions.GetTimeoutError):
             error = TimeoutError(f"it has not answered for {self._config.scaling.hang_timeout:g} s")
         told = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
             ours = f"{UserError.__module__}.{UserError.__qualname__}: "
-            raise UserError(
-                told.removeprefix(ours) if told.startswith(ours) else f"rollouts: {what} cannot be started: {told}"
-            )
+            if told.startswith(ours):
+                raise UserError(told.removeprefix(ours))
+            told = f"it cannot be started: {told}"
         self._lost += 1
         most = self._config.scaling.max_failures
         if self._lost > most:
@@ -275,3 +281,28 @@ class Writers:
                 f"rollouts: {self._lost} actors were lost (scaling.max_failures={most}); the last, {what}: {told}"
             )
         self.note(f"rollouts: {what} was lost and is begun anew: {told}")
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA calls those that this process sees, which engines that take turns with it are spread over."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+
+
+def scored_together(prompts: Sequence[int]) -> Iterator[list[tuple[int, list[int]]]]:
+    """The calls of a scorer, each of prompts with the places of responses to them. `prompts`: of each response.
+
+    A prompt's responses are in one call, where it has not too many for one.
+    """
+    by_prompt: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        by_prompt.setdefault(prompt, []).append(place)
+    call: list[tuple[int, list[int]]] = []
+    for prompt, places in by_prompt.items():
+        for start in range(0, len(places), _SCORED_AT_ONCE):
+            part = places[start : start + _SCORED_AT_ONCE]
+            if len(call) == _PROMPTS_AT_ONCE or sum(len(of) for _, of in call) + len(part) > _SCORED_AT_ONCE:
+                yield call
+                call = []
+            call.append((prompt, part))
+    if call:
+        yield call

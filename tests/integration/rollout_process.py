@@ -11,9 +11,12 @@ import torch
 from engine_process import watch_gradients
 from live_models import SHAPES
 from rollout_runs import Trained, settings
+from rollout_stops import asking, slow_at
 
+from orpo_ray.training import rollouts
 from orpo_ray.training.deepspeed_engine import engine_for
 from orpo_ray.training.engine import Engine
+from orpo_ray.training.loop import Wanted
 
 
 def trained(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
@@ -31,8 +34,14 @@ def trained(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         gradients = watch_gradients(made)
         return made
 
-    run = Trained(config, engine=engine)
-    return {"lines": run.lines, "evaluations": run.evaluations, "gradients": gradients}
+    stopped = None
+    if "stop_at" in job:
+        rollouts._PATIENCE = 0.05
+        stopped = Trained(
+            config, engine=engine, writers=slow_at(job["stop_at"]), sink=asking(Wanted.LAST_CHECKPOINT)
+        ).state
+    run = Trained(config, engine=engine, begin=0 if stopped is None else stopped.step)
+    return {"lines": run.lines, "evaluations": run.evaluations, "gradients": gradients, "stopped": stopped}
 
 
 def main(out: str) -> None:

@@ -12,13 +12,17 @@ import pytest
 import ray
 import torch
 
-from orpo_ray.config import parse_config
+from orpo_ray.config import TrainConfig, parse_config
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.questions import prompts_of
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request
+from orpo_ray.inference.live import LiveOptions
+from orpo_ray.inference.live_plain import LivePlain
 from orpo_ray.inference.rewards import find_rewards
 from orpo_ray.modeling.loading import load_policy, load_tokenizer
+from orpo_ray.telemetry import logs
+from orpo_ray.training import writers as writers_module
 from orpo_ray.training.writers import Writers
 
 
@@ -27,12 +31,18 @@ def pid_of(actor: Any) -> int:
     return pid
 
 
+def place_of(actor: Any) -> dict[str, Any]:
+    """Whose its lines in the log are."""
+    found: dict[str, Any] = ray.get(actor.__ray_call__.remote(lambda _: logs._place))
+    return found
+
+
 def kill(actor: Any) -> None:
     os.kill(pid_of(actor), signal.SIGKILL)
 
 
-def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_path: Path) -> None:
-    config = parse_config(
+def settings(tmp_path: Path) -> TrainConfig:
+    return parse_config(
         {
             "name": "run", "model": {"name_or_path": "toy", "dtype": "float32"}, "storage": {"path": str(tmp_path)},
             "data": {"train": "toy", "eval": "toy-test", "max_length": 96, "max_prompt_length": 64, "limit": 50},
@@ -43,6 +53,10 @@ def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_
         },
         [], "test",
     )  # fmt: skip
+
+
+def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_path: Path) -> None:
+    config = settings(tmp_path)
     assert config.rollouts is not None
     policy, tokenizer = load_policy(config.model, seed=0), load_tokenizer(config.model)
     notes: list[str] = []
@@ -63,6 +77,8 @@ def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_
     first, second = drawn(0), drawn(1)
     assert first != second and not notes
     scored = writers.score(held_out, np.arange(4), second)
+    for actor, role in ((writers._engines[0], "engine"), (writers._scorer, "scorer")):
+        assert place_of(actor) == {"run": "run", "trial": "", "role": role}
     kill(writers._engines[0])
     assert drawn(0) == first, "lost before it was given weights"
     kill(writers._engines[0])
@@ -78,3 +94,38 @@ def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_
     (tmp_path / "run" / "samples.jsonl").mkdir()
     writers.show(0, held_out, np.arange(len(held_out)), first, scored)
     assert "samples.jsonl: the responses of step 0 are not kept" in notes[-1]
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_an_engine_that_cannot_begin_may_the_next_time(
+    failures: int, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a GPU's memory is not free yet that the one before it had."""
+
+    class Racing(LivePlain):
+        def __init__(self, options: LiveOptions, run: str = "", trial: str = "") -> None:
+            with (tmp_path / "tries").open("a+") as tries:
+                tries.write("x")
+                tries.seek(0)
+                if len(tries.read()) <= failures:
+                    raise ValueError("Free memory on device is less than desired GPU memory utilization")
+            super().__init__(options, run, trial)
+
+    config = settings(tmp_path).model_copy(update={"scaling": settings(tmp_path).scaling.model_copy(
+        update={"max_failures": 2})})  # fmt: skip
+    assert config.rollouts is not None
+    monkeypatch.setattr(writers_module, "LivePlain", Racing)
+    policy, tokenizer = load_policy(config.model, seed=0), load_tokenizer(config.model)
+    notes: list[str] = []
+    writers = Writers(
+        config, policy.model, tokenizer, find_rewards(config.rollouts), torch.device("cpu"), 1, 1, 0.0, notes.append
+    )
+    writers.load(dict(policy.model.state_dict()), 0)
+    asked = [Request(0, 0, [0, 5, 9], 1)]
+    if failures == 2:
+        assert [sample.prompt for found in writers.draw(asked) for sample in found] == [0]
+    else:
+        with pytest.raises(UserError, match=r"^rollouts: 3 actors were lost \(scaling.max_failures=2\)"):
+            list(writers.draw(asked))
+    why = "it cannot be started: ValueError: Free memory on device is less than desired GPU memory utilization"
+    assert notes == 2 * [f"rollouts: an engine was lost and is begun anew: {why}"]

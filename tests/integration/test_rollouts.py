@@ -56,7 +56,9 @@ TOGETHER = {
     for name, (network, own) in ALONE.items()
     for stage in STAGES[name]
 }
-PHASES = {1: ALONE, 2: TOGETHER}
+STOPPED = {"stopped": TOGETHER["ppo zero 2"]}
+"""In its last evaluation."""
+PHASES = {1: ALONE, 2: TOGETHER | STOPPED}
 """Runs by the number of ranks."""
 
 
@@ -67,7 +69,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     for ranks, jobs in PHASES.items():
         folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
         torch.save(
-            {name: {"network": network, "overrides": (*MOVING, *own)} for name, (network, own) in jobs.items()},
+            {
+                name: {"network": network, "overrides": (*MOVING, *own)} | ({"stop_at": 6} if name in STOPPED else {})
+                for name, (network, own) in jobs.items()
+            },
             folder / "jobs.pt",
         )
         with socket.socket() as free:
@@ -98,6 +103,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", [*ALONE, *TOGETHER])
 def test_every_sync_agrees_on_any_ranks(runs: dict[str, dict[str, Any]], name: str) -> None:
     assert_rounds_agree(runs[name]["lines"])
+
+
+def test_all_ranks_hear_a_stop_in_an_evaluation(runs: dict[str, dict[str, Any]]) -> None:
+    stopped, whole = runs["stopped"], runs["ppo zero 2"]
+    assert stopped["stopped"].step == 6 and stopped["stopped"].evaluation_due
+    assert stopped["lines"] == [] and stopped["evaluations"] == whole["evaluations"][-1:]
 
 
 @pytest.mark.parametrize("name", TOGETHER)

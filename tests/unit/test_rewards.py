@@ -38,7 +38,6 @@ from orpo_ray.inference.rewards import (
     listeners,
     look_at,
     reward_metrics,
-    want_messages,
 )
 from orpo_ray.modeling.reward import ensure_pad_token
 
@@ -162,8 +161,8 @@ def test_text_goes_to_a_stranger_and_ids_do_not(kind: str, tmp_path: Path) -> No
 
 
 def test_sources_are_asked_in_messages_where_one_wants_them(judge: Path, stranger: Path) -> None:
-    assert not want_messages(found({"r": str(judge), "t": "toy"}))
-    assert want_messages(found({"r": str(judge), "s": str(stranger)}))
+    asked = listeners(found({"r": str(judge), "s": str(stranger), "t": "toy"}))
+    assert {label: each.wants_messages for label, each in asked.items()} == {"r": False, "s": True}
 
 
 def test_several_prompts_and_sources_with_weights(judge: Path, stranger: Path, tmp_path: Path) -> None:

@@ -229,6 +229,15 @@ class TestProgress:
         assert told.left() == str(progress.timedelta(seconds=round(rounds * 108 - 7 - 50)))
 
 
+def test_a_run_that_went_back_is_in_an_earlier_round(tmp_path: Path) -> None:
+    """Its newest checkpoints were damaged: files of later rounds are of before."""
+    for number in (3, 4, 5):
+        age(draw_responses(tmp_path, number, 9), 100 - number)
+    assert RoundWatch(tmp_path).drawn() == Drawn(5, 9)
+    draw_responses(tmp_path, 4, 2)
+    assert RoundWatch(tmp_path).drawn() == Drawn(4, 2)
+
+
 def test_the_newest_file_is_by_number(tmp_path: Path) -> None:
     draw_responses(tmp_path, 999_999, 1)
     draw_responses(tmp_path, 1_000_000, 2)

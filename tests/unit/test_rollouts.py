@@ -304,16 +304,6 @@ def test_kl_of_a_run_is_of_its_rounds_alone(pairs: str, tmp_path: Path) -> None:
     assert ["kl" in line for line in trained.lines] == ["round" in line for line in trained.lines]
 
 
-def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
-    """Its scores may differ by rounding, or by a rule that draws lots."""
-    config = settings(
-        tmp_path, "objective={name: online, pairs: {name: orpo}}", "rollouts.samples=3", "rollouts.temperature=1e-3",
-        rule="lots",
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"0 of 8 prompts .* and of the other prompts best and worst are alike$"):
-        Trained(config)
-
-
 @pytest.mark.parametrize("packing", ["auto", "off"])
 def test_engine_and_trainer_cap_attention(packing: str, tmp_path: Path) -> None:
     """Gemma 2's: transformers' sdpa, its default, leaves the cap out."""

@@ -207,11 +207,14 @@ class TestRunFolder:
     def test_metrics_after_the_checkpoint_are_forgotten(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path)
         late = {"step": 2, "eval_win_rate": 0.6, "eval_win_rate_low": 0.5, "eval_win_rate_high": 0.7}
-        written = [{"step": 0, "eval_loss": 1}, {"step": 1}, {"step": 2}, {"step": 2, "eval_loss": 1}, {"step": 3},
-                   late, {"step": 4}]  # fmt: skip
+        trained = [{"step": step, "loss": 2} for step in range(5)]
+        written = [{"step": 0, "eval_loss": 1}, *trained[1:3], {"step": 2, "eval_loss": 1}, trained[3], late,
+                   trained[4]]  # fmt: skip
         folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in written) + '{"step": 2, "lo')
         folder.forget_after(2)  # the win-rate of step 2 came late, and stays
         assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [*written[:4], written[5]]
+        folder.forget_after(2, evaluation_too=True)  # it was saved before it was evaluated
+        assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == written[:3]
         folder.forget_after(0)  # begun anew, it evaluates step 0 again
         assert folder.metrics.read_text() == ""
 
@@ -239,6 +242,18 @@ def test_room_is_left_for_weights_that_zero_3_has_yet_to_bring(monkeypatch: pyte
         for stage in (2, 3)
     ]
     assert levels[0] == "none" and levels[1] != "none"
+
+
+@pytest.mark.parametrize(("beside", "level"), [(0, "none"), (10**9, "none"), (2 * 10**9, "full")])
+def test_room_is_left_for_engines_that_take_turns_with_training(
+    beside: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = PackedPolicy(build(FAMILIES["opt-pre-norm"], NAME))
+    none = activation_bytes(policy, 100)["none"]
+    states = 16 * sum(parameter.numel() for parameter in policy.parameters())
+    monkeypatch.setattr(room, "_free", lambda device, ranks_here: math.ceil((states + none + 1) / 0.8) + 10**9)
+    plain = config("train.tokens_per_microbatch=100", "train.zero_stage=0")
+    assert room.choose_recomputation(policy, plain, torch.device("cpu"), beside=beside) == level
 
 
 class TestLoading:
