@@ -362,6 +362,7 @@ SERVER = {"kind": "openai", "base_url": "https://api.example.com/v1", "model": "
         ({**SERVER, "base_url": "https://example.com/v1?api-key=SECRET"}, "should hold neither credentials nor"),
         ({**SERVER, "base_url": "example.com/v1"}, "should be a web address such as"),
         ({**SERVER, "base_url": "https://[::1/v1"}, "should be a web address"),
+        ({**SERVER, "extra_body": {"stream": True}}, "judges.vllm.extra_body: stream cannot be set here"),
         ({"kind": "vllm", "model": "m", "temperature": 0.001}, "vLLM draws at 0 and at 0.01 to 2"),
         ({"kind": "vllm", "model": "m", "base_url": "x"}, "unknown key judges.vllm.base_url"),
     ],
