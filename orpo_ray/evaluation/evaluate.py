@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def evaluate(
     console = console or Console(stderr=True)
     judging = plan_judging(config)
     plan = furthest(make_plan(config))
-    references = read_references(config, plan.prompts)
+    references, remarks = read_references(config, plan.prompts)
+    plan = replace(plan, notes=plan.notes + remarks)
     require_benchmarks(config, plan.prompts)
     folder = plan.folder
     if plan.last and _is_finished(folder, _key(plan, judging, references)):

@@ -51,8 +51,8 @@ RANKED_BY = {
 
 
 def require_benchmarks(config: EvaluationConfig, prompts: Sequence[Prompt]) -> None:
-    """Before hours of generation: raises `UserError` where `prompts` are none of a benchmark's of `config.measures`, and
-    where a file of `config.leaderboard` cannot be read, or does not have them."""
+    """Raises `UserError` where `prompts` are none of a benchmark's of `config.measures`, and where a file of
+    `config.leaderboard` cannot be read, or does not have them: better before hours of generation."""
     for name in config.measures:
         _published(config, name)
         if name == "ifeval":

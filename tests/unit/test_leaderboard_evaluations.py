@@ -114,6 +114,21 @@ def test_another_judging_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
     assert found["leaderboards"]["mt-bench"]["rows"][0]["noise"]["answers"] == 16
 
 
+@pytest.mark.parametrize(("count", "shown"), [(0, 0), (3, 2)])
+def test_references_are_shown_where_there_are_any(count: int, shown: int, tmp_path: Path) -> None:
+    """A benchmark's file of them has no answer to most prompts, and maybe to none of the first few."""
+    references = lines(tmp_path / "references.jsonl", [
+        {"question_id": 87 + 30 * (not count) + i, "choices": [{"index": 0, "turns": [f"known {i}", "and why"]}]}
+        for i in range(3)
+    ])  # fmt: skip
+    with JudgeServer(says="[[4]]") as server:
+        found = run(mt_bench(tmp_path, server, references=references))
+        with_one = [body for body in server.bodies if "An answer that is known to be good" in str(body)]
+        assert len(with_one) == 2 * 2 * shown and all("known " in str(body) for body in with_one)
+    assert any(f"a reference answer to {shown} of 8 prompts" in note for note in found["notes"])
+    assert any(f"has {3 - shown} answers to what is not asked" in note for note in found["notes"])
+
+
 def alpaca_eval(folder: Path, server: JudgeServer, **more: Any) -> EvaluationConfig:
     source, outputs = instructions(folder)
     judging = {"against": "base", "order": "alpaca_eval", **more.pop("judging", {})}
