@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -78,6 +78,13 @@ class ServerJudge(_Judge):
         if name is not None and not re.fullmatch("[A-Z_][A-Z0-9_]{0,99}", name):
             raise ValueError("should be the name of an environment variable in capitals; the key stays out of the file")
         return name
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_the_request_as_it_is(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"model", "messages", "stream", "n"} & body.keys():
+            raise ValueError(f"{min(taken)} cannot be set here: one answer, in one piece, of `model` is asked for")
+        return body
 
     @field_validator("base_url")
     @classmethod

@@ -48,11 +48,13 @@ class _Output:
     rounds: list[tuple[str, ...]]
 
 
-def read_outputs(asked: OutputsConfig, prompts: Sequence[Prompt], config: PromptsConfig) -> Outputs:
+def read_outputs(
+    asked: OutputsConfig, prompts: Sequence[Prompt], config: PromptsConfig, *, may_have_none: bool = False
+) -> Outputs:
     """The answers in `asked.outputs` to `prompts`, which were read by `config`.
 
     Raises `UserError`, naming the record, for one that is no answer, for a second answer to the same prompt, and where
-    none of the prompts is answered.
+    none of the prompts is answered, unless that may be.
     """
     settings = PromptsConfig(
         source=asked.outputs, split=asked.split, system=config.system, on_bad_record=config.on_bad_record,
@@ -85,7 +87,7 @@ def read_outputs(asked: OutputsConfig, prompts: Sequence[Prompt], config: Prompt
         else:
             answers[found[len(before)]] = output.rounds
         before.append(output.location)
-    if not any(answers):
+    if not any(answers) and not may_have_none:
         what = "question_id" if outputs[0].by_id else "prompt"
         raise UserError(
             f"{asked.outputs}: answers none of the {len(prompts)} prompts; its first {what} is "

@@ -15,15 +15,24 @@ References = list[list[str] | None]
 """Of each prompt the reference answer of each turn; None: it has none."""
 
 
-def read_references(config: EvaluationConfig, prompts: list[Prompt]) -> References:
-    """Of `judging.references`. Raises `UserError`, naming the key and the record, as `read_outputs` does."""
-    if config.judging.references is None:
-        return [None] * len(prompts)
+def read_references(config: EvaluationConfig, prompts: list[Prompt]) -> tuple[References, list[str]]:
+    """Of `judging.references`, and what is to be noted of them: only some prompts may have one, as in MT-Bench.
+
+    Raises `UserError`, naming the key and the record, as `read_outputs` does.
+    """
+    if config.judging.references is None or not config.judges:
+        return [None] * len(prompts), []
     try:
-        found = read_outputs(OutputsConfig(outputs=config.judging.references), prompts, config.prompts)
+        asked = OutputsConfig(outputs=config.judging.references)
+        found = read_outputs(asked, prompts, config.prompts, may_have_none=True)
     except UserError as error:
         raise UserError(f"judging.references: {error}") from None
-    return [list(rounds[0]) if rounds else None for rounds in found.answers]
+    references = [list(rounds[0]) if rounds else None for rounds in found.answers]
+    there = sum(each is not None for each in references)
+    notes = [f"The file of judging.references {remark}." for remark in found.remarks]
+    if there < len(prompts):
+        notes.append(f"Judges are shown a reference answer to {there} of {len(prompts)} prompts.")
+    return references, notes
 
 
 def answered(plan: EvaluationPlan, references: References) -> Answered:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone, share_o
 from orpo_ray.evaluation.cpu_engine import lacks_on_cpu
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
 from orpo_ray.evaluation.judging import JudgingPlan, judge, plan_judging
-from orpo_ray.evaluation.leaderboards import Leaderboards
+from orpo_ray.evaluation.leaderboards import Leaderboards, require_benchmarks
 from orpo_ray.evaluation.plan import ENGINES, EvaluationPlan, make_plan
 from orpo_ray.evaluation.progress import complete
 from orpo_ray.evaluation.results import STATISTICS, Embed, Tables, prompts_table, results_table, winrates
@@ -45,7 +47,9 @@ def evaluate(
     console = console or Console(stderr=True)
     judging = plan_judging(config)
     plan = furthest(make_plan(config))
-    references = read_references(config, plan.prompts)
+    references, remarks = read_references(config, plan.prompts)
+    plan = replace(plan, notes=plan.notes + remarks)
+    require_benchmarks(config, plan.prompts)
     folder = plan.folder
     if plan.last and _is_finished(folder, _key(plan, judging, references)):
         console.say(f"{folder.path}: already finished")
@@ -64,9 +68,11 @@ def _key(plan: EvaluationPlan, judging: JudgingPlan | None, references: Referenc
         {} if plan.judges and judging is None else {"answers": [work.judged_as for work in plan.answering.values()]}
     )
     categories = [prompt.category for prompt in plan.prompts] if config.prompts.category else []
-    files = {name: Path(file).read_text() for name, file in config.leaderboard if file and Path(file).is_file()}
+    paths = {name: Path(file).expanduser() for name, file in config.leaderboard if file}
+    files = {name: hashlib.blake2b(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
     later = {
         "measures": config.measures, "categories": categories, "leaderboard": files,
+        "fields": [dict(prompt.fields) for prompt in plan.prompts] if config.measures else [],
         "judging": judging and [judging.identity, config.judging.for_a_file(), references],
     }  # fmt: skip
     return content_key(

@@ -24,14 +24,15 @@ Pair = tuple[str, str]
 def judged_outcomes(judged: Judged, models: Sequence[str]) -> dict[str, dict[Pair, Floats]]:
     """By judge, of each two models that it compared: `(prompts, rounds)`, 1 where the first is better; NaN: none.
 
-    The mean over a conversation's turns. Ratings are compared as rewards are, by their means.
+    The mean over a conversation's turns. Ratings are compared as rewards are, by their means over the turns in which
+    both answers have one; an answer from elsewhere, which is there once, stands against each round of the others.
     """
     found = {}
     for judge in judged.counts:
         rated = _rated(judged, judge, models)
         if rated:
-            means = {model: _mean(np.where(asked, values, np.nan), (2, 3)) for model, (values, asked) in rated.items()}
-            by_pair = {(a, b): outcomes(means[a], means[b]) for a, b in combinations(means, 2)}
+            means = {model: _by_turn(values, asked) for model, (values, asked) in rated.items()}
+            by_pair = {(a, b): _of_ratings(means[a], means[b]) for a, b in combinations(means, 2)}
         else:
             prompts, rounds, turns, _ = judged.shape
             by_pair = {
@@ -80,6 +81,19 @@ def _compared(judged: Judged, judge: str, models: Sequence[str]) -> dict[Pair, V
 def _rated(judged: Judged, judge: str, models: Sequence[str]) -> dict[str, tuple[Floats, Flags]]:
     found = {model: judged.ratings(judge, model) for model in models}
     return {model: (values, asked) for model, (values, asked) in found.items() if asked.any()}
+
+
+def _by_turn(values: Floats, asked: Flags) -> Floats:
+    """Mean ratings `(prompts, rounds, turns)`; one that was asked for in the first round alone is there in all."""
+    means = _mean(np.where(asked, values, np.nan), (3,))
+    once = not asked[:, 1:].any()
+    return np.repeat(means[:, :1], means.shape[1], axis=1) if once else means
+
+
+def _of_ratings(a: Floats, b: Floats) -> Floats:
+    """Second turns are harder: a mean without one would win by what could not be read."""
+    both = ~np.isnan(a) & ~np.isnan(b)
+    return outcomes(*(_mean(np.where(both, each, np.nan), (2,)) for each in (a, b)))
 
 
 def _mean(values: Floats, axes: tuple[int, ...]) -> Floats:

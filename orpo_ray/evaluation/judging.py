@@ -62,7 +62,9 @@ class JudgingPlan:
 
 def plan_judging(config: EvaluationConfig) -> JudgingPlan | None:
     """None: nobody judges in words. Raises `UserError` for judges and prompts that the user has to mend."""
-    return JudgingPlan(JudgePrompt(config.judging), find_judges(config)) if config.judges else None
+    if not config.judges:
+        return None
+    return JudgingPlan(JudgePrompt(config.judging, config.prompts.turns), find_judges(config))
 
 
 def judge(

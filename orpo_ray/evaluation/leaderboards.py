@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.config import EvaluationConfig
-from orpo_ray.data.prompts import Prompt
+from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.judged import Judged
 from orpo_ray.evaluation.store import EvaluationFolder
@@ -32,9 +32,12 @@ from orpo_ray.leaderboards.files import (
     write_questions,
     write_responses,
 )
+from orpo_ray.leaderboards.ifeval import Prompt as Instructed
 from orpo_ray.leaderboards.ifeval import measure, prompt_of
+from orpo_ray.leaderboards.length_controlled import read_difficulty
 from orpo_ray.leaderboards.published import leaderboard, read_published
 from orpo_ray.leaderboards.verdicts import Files, aggregate
+from orpo_ray.statistics.judged_pairs import Verdicts, outcomes_of_verdicts
 
 Row = dict[str, Any]
 
@@ -45,6 +48,22 @@ RANKED_BY = {
     "ifeval": "prompt_strict",
 }
 """The number that a leaderboard is in order of."""
+
+
+def require_benchmarks(config: EvaluationConfig, prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError` where `prompts` are none of a benchmark's of `config.measures`, and where a file of
+    `config.leaderboard` cannot be read, or does not have them: better before hours of generation."""
+    for name in config.measures:
+        _published(config, name)
+        if name == "ifeval":
+            _instructed(prompts, [readable(prompt.as_found.prompt) for prompt in prompts])
+        elif name == "mt-bench":
+            _require_once(prompts, "question_id", [_question_id(prompt) for prompt in prompts])
+        else:
+            asked = [readable(prompt.as_found.prompt) for prompt in prompts]
+            _require_once(prompts, "instruction", asked)
+            if (difficulty := _difficulty(config, name)) is not None:
+                read_difficulty(difficulty, None).of(asked)
 
 
 class Leaderboards:
@@ -60,6 +79,7 @@ class Leaderboards:
     ) -> None:
         self._config, self._prompts, self._answered = config, prompts, answered
         self._folder = folder.leaderboards
+        self._judged = judged
         self._judgements = judged.judgements if judged else []
 
     def measured(self) -> dict[str, Row]:
@@ -77,25 +97,20 @@ class Leaderboards:
         found: dict[str, Row] = {}
         for name in self._config.measures:
             rows = makers[name](self._folder / name)
-            found[name] = {"ranked_by": RANKED_BY[name], "rows": rows, "published": self._published(name)}
+            found[name] = {"ranked_by": RANKED_BY[name], "rows": rows, "published": _published(self._config, name)}
         return found
 
-    def _published(self, name: str) -> list[Row]:
-        """Of `leaderboard.published`, highest first."""
-        path, by = self._config.leaderboard.published, RANKED_BY[name]
-        if path is None:
-            return []
-        return [
-            asdict(entry) for entry in leaderboard({}, read_published(Path(path).expanduser(), ("win_rate", by)), by)
-        ]
-
     def _alpaca_eval(self, name: str, folder: Path) -> list[Row]:
-        difficulty = self._config.leaderboard.difficulty if name == "alpaca-eval-2" else None
+        """None of a model of which no verdict could be read, which the judge's notes say."""
+        difficulty = _difficulty(self._config, name)
         rows = []
         for (judge, model, round), judgements in self._of_first_turn().items():
             path = folder / judge / f"{_of_round(model, round)}.json"
-            write_annotations(path, self._annotations(judge, model, judgements))
-            files = Files(path, None if difficulty is None else Path(difficulty).expanduser())
+            annotations = self._annotations(judge, model, judgements)
+            write_annotations(path, annotations)
+            if all(each.preference is None for each in annotations):
+                continue
+            files = Files(path, difficulty)
             rows += [{"judge": judge, "round": round, **row} for row in aggregate(name, files)["results"]]
         return rows
 
@@ -108,19 +123,20 @@ class Leaderboards:
         return found
 
     def _annotations(self, judge: str, model: str, judgements: Sequence[Judgement]) -> list[Annotation]:
-        """Of each prompt one: the mean of its orders and repeats, none where nothing could be read."""
+        """Of each prompt one, of all its orders and repeats, as everywhere: see `outcomes_of_verdicts`."""
+        against = judgements[0].against
+        assert self._judged is not None and against is not None
+        outcomes = outcomes_of_verdicts(Verdicts(*self._judged.of_pair(judge, model, against)))
         by_prompt: dict[int, list[Judgement]] = defaultdict(list)
         for each in judgements:
             by_prompt[each.prompt].append(each)
         found = []
         for number, own in sorted(by_prompt.items()):
-            read = [each.probability for each in own if each.probability is not None]
-            against = own[0].against
-            assert against is not None
+            outcome = float(outcomes[number, own[0].round])
             found.append(Annotation(
                 instruction=self._answered.questions[number][0],
                 output_1=self._text(against, number, own[0].round), output_2=self._text(model, number, own[0].round),
-                preference=1 + float(np.mean(read)) if read else None,
+                preference=None if np.isnan(outcome) else 1 + outcome,
                 generator_1=against, generator_2=model, annotator=judge,
                 raw_completion=own[0].words,
             ))  # fmt: skip
@@ -156,12 +172,7 @@ class Leaderboards:
         return rows
 
     def _ifeval(self, folder: Path) -> list[Row]:
-        prompts = []
-        for prompt, questions in zip(self._prompts, self._answered.questions, strict=True):
-            try:
-                prompts.append(prompt_of(prompt.location, {**prompt.fields, "prompt": questions[0]}))
-            except ValueError as error:
-                raise UserError(f"{prompt.location}: {error}; is it a prompt of IFEval?") from None
+        prompts = _instructed(self._prompts, [questions[0] for questions in self._answered.questions])
         rows = []
         for label, of_prompts in self._answered.answers.items():
             for round in range(max(map(len, of_prompts), default=0)):
@@ -175,6 +186,39 @@ class Leaderboards:
                 found = measure(responses, prompts, source=str(path)).to_json()
                 rows.append({"model": label, "round": round, "not_answered": texts.count(None), **found})
         return rows
+
+
+def _published(config: EvaluationConfig, name: str) -> list[Row]:
+    """Of `leaderboard.published`, highest first."""
+    path, by = config.leaderboard.published, RANKED_BY[name]
+    if path is None:
+        return []
+    return [asdict(entry) for entry in leaderboard({}, read_published(Path(path).expanduser(), ("win_rate", by)), by)]
+
+
+def _difficulty(config: EvaluationConfig, name: str) -> Path | None:
+    path = config.leaderboard.difficulty
+    return None if path is None or name != "alpaca-eval-2" else Path(path).expanduser()
+
+
+def _require_once(prompts: Sequence[Prompt], key: str, values: Sequence[int | str]) -> None:
+    """Raises `UserError` where two prompts have the same: the benchmark's files have one place for both."""
+    first: dict[int | str, str] = {}
+    for prompt, value in zip(prompts, values, strict=True):
+        if (before := first.setdefault(value, prompt.location)) != prompt.location:
+            raise UserError(
+                f"{prompt.location}: has the {key} {value!r:.80}, as {before} has; measures wants each once"
+            )
+
+
+def _instructed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Instructed]:
+    found = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        try:
+            found.append(prompt_of(prompt.location, {**prompt.fields, "prompt": text}))
+        except ValueError as error:
+            raise UserError(f"{prompt.location}: {error}; is it a prompt of IFEval?") from None
+    return found
 
 
 def _question_id(prompt: Prompt) -> int | str:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from orpo_ray.config import EvaluationConfig, ModelConfig
 from orpo_ray.config.evaluation import AskedModel, SamplingConfig
 from orpo_ray.config.judges import ServerJudge, VllmJudge
-from orpo_ray.data.records import BadRecord
+from orpo_ray.data.records import BadRecord, one_line
 from orpo_ray.errors import UserError
 from orpo_ray.inference.generation import Request, request_seed
 from orpo_ray.inference.models import EvaluatedModel, find_policy
@@ -122,7 +124,7 @@ def find_judges(config: EvaluationConfig) -> dict[str, Judge]:
             found[label] = judge
         else:
             tokenizer = asked.tokenizer and load_tokenizer(ModelConfig(name_or_path=asked.tokenizer))
-            found[label] = ServedJudge(label, asked, by_labels, _counter(tokenizer) if tokenizer else None)
+            found[label] = ServedJudge(label, asked, by_labels, _counter(label, tokenizer) if tokenizer else None)
         if by_labels and tokenizer:
             for text in judging.labels:
                 _require_one_token(label, tokenizer, text)
@@ -135,12 +137,18 @@ def _drawn(config: VllmJudge | ServerJudge, max_tokens: int) -> dict[str, Any]:
     return {"temperature": config.temperature, "max_tokens": max_tokens, **seed}
 
 
-def _counter(tokenizer: Any) -> Callable[[Asked], int]:
+def _counter(judge: str, tokenizer: Any) -> Callable[[Asked], int]:
     def count(asked: Asked) -> int:
+        """Raises `UserError` where the tokenizer's template does not take what is asked."""
+        text = f"{asked.system}\n{asked.user}"
         if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(asked.messages, tokenize=False, add_generation_prompt=True)
-        else:
-            text = f"{asked.system}\n{asked.user}"
+            try:
+                text = tokenizer.apply_chat_template(asked.messages, tokenize=False, add_generation_prompt=True)
+            except (TemplateError, TypeError, ValueError) as error:
+                hint = "; a prompt without `system` may be (judging.prompt)" if asked.system else ""
+                raise UserError(
+                    f"judges.{judge}.tokenizer: its chat template refuses what is asked: {one_line(error)}{hint}"
+                ) from None
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     return count

@@ -46,8 +46,9 @@ Fill = Callable[[Sequence[Turn]], tuple[str, str]]
 class JudgePrompt:
     """Makes of a conversation what judges are asked."""
 
-    def __init__(self, config: JudgingConfig) -> None:
-        """Raises `UserError`, naming the file, where `config.prompt` cannot be read or does not fit `config`."""
+    def __init__(self, config: JudgingConfig, turns: int = 1) -> None:
+        """`turns`: of a conversation at most. Raises `UserError`, naming the file, where `config.prompt` cannot be read
+        or does not fit `config`, such as one that does not show what is to be judged."""
         pairs = config.compares == "pairs"
         by_labels = pairs and config.reads == "labels"
         self.reads: Reads = "labels" if by_labels else "preference" if pairs else "rating"
@@ -62,7 +63,9 @@ class JudgePrompt:
             self._fill = _of_yaml(self.path, text, config.labels)
         else:
             self._fill = _of_alpaca_eval(self.path, text, pairs=pairs)
-        self._try_it(pairs=pairs)
+        for reference in (None, "qzwreferencezwq") if config.references else (None,):
+            for count in range(1, turns + 1):
+                self._try_it(pairs, count, reference)
 
     @property
     def name(self) -> str:
@@ -74,20 +77,19 @@ class JudgePrompt:
         system, user = self._fill(turns)
         return Asked(system, user, self.reads, self._labels, repeat)
 
-    def _try_it(self, *, pairs: bool) -> None:
-        """Raises `UserError` where the prompt shows a judge less than it is to judge."""
-        question, *answers = texts = ("qzwquestionzwq", "qzwfirstzwq", "qzwsecondzwq")[: 3 if pairs else 2]
-        system, user = self._fill([Turn(question, tuple(answers))])
-        missing = [text for text in texts if text not in system + user]
+    def _try_it(self, pairs: bool, count: int, reference: str | None) -> None:
+        """Raises `UserError` where a judge of the last of `count` turns is shown less than it is to judge."""
+        before = Turn("before", ("before",) * (1 + pairs), reference and "before")
+        last = Turn("qzwquestionzwq", ("qzwfirstzwq", "qzwsecondzwq")[: 1 + pairs], reference)
+        shown = "".join(self._fill([before] * (count - 1) + [last]))
+        answers = ("the answer shown first", "the other") if pairs else ("the answer",)
+        wanted = {"the question": last.question, **dict(zip(answers, last.answers, strict=True))}
+        if reference is not None:
+            wanted["the reference answer (judging.references)"] = reference
+        missing = [what for what, text in wanted.items() if text not in shown]
         if missing:
-            which = dict(
-                zip(
-                    texts,
-                    ("the question", "the answer shown first" if pairs else "the answer", "the other"),
-                    strict=False,
-                )
-            )
-            raise UserError(f"{self.path}: the judge's prompt does not show {which[missing[0]]}")
+            turn = f" of turn {count}" if count > 1 else ""
+            raise UserError(f"{self.path}: the judge's prompt does not show {missing[0]}{turn}")
 
 
 def _own_name(config: JudgingConfig) -> str:
@@ -111,6 +113,8 @@ def _of_yaml(path: Path, text: str, labels: tuple[str, str]) -> Fill:
         templates = [jinja.from_string(each) for each in (system, user)]
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{path}: line {error.lineno} of a text: {error.message}") from None
+    except RecursionError:
+        raise UserError(f"{path}: the template is nested too deep") from None
 
     def fill(turns: Sequence[Turn]) -> tuple[str, str]:
         shown = [
@@ -123,6 +127,8 @@ def _of_yaml(path: Path, text: str, labels: tuple[str, str]) -> Fill:
                 first, second = (template.render(turns=shown, labels=labels) for template in templates)
         except TimeOut:
             raise UserError(f"{path}: takes over {RENDER_SECONDS} seconds to fill in") from None
+        except (RecursionError, MemoryError) as error:
+            raise UserError(f"{path}: the template cannot be filled in: {type(error).__name__}") from None
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path}: the template cannot be filled in: {one_line(error)}") from None
         return first, second

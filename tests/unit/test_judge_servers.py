@@ -266,11 +266,15 @@ def test_a_server_without_log_probs_is_told_of(tmp_path: Path) -> None:
 def test_the_body_is_what_was_configured(tmp_path: Path) -> None:
     with JudgeServer() as server:
         config = config_of(
-            tmp_path, server, temperature=None, max_tokens=3, extra_body={"top_logprobs": 5, "max_tokens": None, "n": 1}
+            tmp_path,
+            server,
+            temperature=None,
+            max_tokens=3,
+            extra_body={"top_logprobs": 5, "max_tokens": None, "user": "me"},
         )
         run(config, answered("ab", 4))
         assert {key: value for key, value in server.bodies[0].items() if key != "messages"} == {
-            "model": "big", "logprobs": True, "top_logprobs": 5, "n": 1,
+            "model": "big", "logprobs": True, "top_logprobs": 5, "user": "me",
         }  # fmt: skip
         first = len(server.bodies)
         run(config_of(tmp_path, server, {"reads": "text", "repeats": 2}, temperature=0.7), answered("ab", 4))

@@ -19,7 +19,7 @@ from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.judged import judged
 from orpo_ray.judging.asking import Asked
-from orpo_ray.judging.judges import _require_one_token
+from orpo_ray.judging.judges import _counter, _require_one_token
 from orpo_ray.judging.places import Answered, places
 from orpo_ray.judging.prompts import JudgePrompt, Turn
 from orpo_ray.judging.reading import label_probability, preference, read
@@ -182,6 +182,9 @@ def test_fastchat_s_file_has_a_prompt_for_each_kind_of_conversation(tmp_path: Pa
         ("p.yaml", "user: '{{ turn.question }}'", "cannot be filled in: 'turn' is undefined"),
         ("p.yaml", "user: \"{{ ''.__class__.__mro__ }}\"", "cannot be filled in: access to attribute"),
         ("p.yaml", "user: [", "while parsing"),
+        ("p.yaml", "user: '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}'", "cannot be filled in: RecursionError"),
+        ("p.yaml", f"user: '{{{{ {'(' * 3000}1{')' * 3000} }}}}'", "nested too deep"),
+        ("p.yaml", "user: \"{{ 'x' * 10000000000000 }}\"", "cannot be filled in: MemoryError"),
         ("p.txt", "Which is better, {output_1} or {output_2}?", "does not show the question"),
         ("p.jsonl", '{"prompt_template": "", "system_prompt": "", "output_format": "[[rating]]"}\n', "holds no prompt"),
         ("p.jsonl", '{"system_prompt": "s"}\n', "line 1: has no prompt_template"),
@@ -193,6 +196,34 @@ def test_a_prompt_that_does_not_fit_is_said_before_anybody_is_asked(
     with pytest.raises(UserError) as error:
         prompt_of(tmp_path, name, content)
     assert str(error.value).startswith(str(tmp_path / name)) and told in str(error.value)
+
+
+FIRST_ALONE = "user: '{{ turns[0].question }} {{ turns[0].answer }}'"
+NO_REFERENCE = "user: '{% for turn in turns %}{{ turn.question }} {{ turn.answer }}{% endfor %}'"
+
+
+@pytest.mark.parametrize(
+    ("content", "turns", "references", "told"),
+    [
+        (FIRST_ALONE, 1, None, None),
+        (FIRST_ALONE, 2, None, "does not show the question of turn 2"),
+        (NO_REFERENCE, 3, None, None),
+        (NO_REFERENCE, 1, "r.jsonl", "does not show the reference answer (judging.references)"),
+        (NO_REFERENCE.replace("turn.answer", "turn.answer ~ turn.reference"), 2, "r.jsonl", None),
+        (NO_REFERENCE.replace("turn.answer", "turn.answer + turn.reference"), 2, "r.jsonl", "cannot be filled in"),
+    ],
+)
+def test_a_prompt_shows_each_turn_and_references(
+    content: str, turns: int, references: str | None, told: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text(content)
+    config = JudgingConfig(prompt=str(tmp_path / "p.yaml"), compares="rates", references=references)
+    if told is None:
+        JudgePrompt(config, turns)
+        return
+    with pytest.raises(UserError) as error:
+        JudgePrompt(config, turns)
+    assert told in str(error.value)
 
 
 # Who stands against whom, in which order.
@@ -362,6 +393,7 @@ SERVER = {"kind": "openai", "base_url": "https://api.example.com/v1", "model": "
         ({**SERVER, "base_url": "https://example.com/v1?api-key=SECRET"}, "should hold neither credentials nor"),
         ({**SERVER, "base_url": "example.com/v1"}, "should be a web address such as"),
         ({**SERVER, "base_url": "https://[::1/v1"}, "should be a web address"),
+        ({**SERVER, "extra_body": {"stream": True}}, "judges.vllm.extra_body: stream cannot be set here"),
         ({"kind": "vllm", "model": "m", "temperature": 0.001}, "vLLM draws at 0 and at 0.01 to 2"),
         ({"kind": "vllm", "model": "m", "base_url": "x"}, "unknown key judges.vllm.base_url"),
     ],
@@ -390,6 +422,19 @@ def test_a_key_may_go_to_this_machine(url: str) -> None:
     mapping = {**EVALUATION, "judges": {"j": {**SERVER, "base_url": url}}, "judging": {"compares": "rates"}}
     config = parse_as(EvaluationConfig, mapping, [], "f.yaml")
     assert parse_as(EvaluationConfig, config.for_a_file(), [], "again") == config
+
+
+def test_pairs_are_of_two_models() -> None:
+    mapping = {**EVALUATION, "judges": {"j": SERVER}}
+    with pytest.raises(UserError, match="models: a is alone"):
+        parse_as(EvaluationConfig, mapping, [], "f.yaml")
+
+
+def test_what_a_tokenizer_s_template_refuses_is_said() -> None:
+    tokenizer = toyworld.tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('No system role') }}"
+    with pytest.raises(UserError, match=r"judges\.j\.tokenizer: .*No system role; a prompt without `system`"):
+        _counter("j", tokenizer)(Asked("s", "u", "rating"))
 
 
 def test_a_label_that_is_no_token_is_named() -> None:

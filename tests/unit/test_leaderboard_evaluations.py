@@ -114,6 +114,21 @@ def test_another_judging_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
     assert found["leaderboards"]["mt-bench"]["rows"][0]["noise"]["answers"] == 16
 
 
+@pytest.mark.parametrize(("count", "shown"), [(0, 0), (3, 2)])
+def test_references_are_shown_where_there_are_any(count: int, shown: int, tmp_path: Path) -> None:
+    """A benchmark's file of them has no answer to most prompts, and maybe to none of the first few."""
+    references = lines(tmp_path / "references.jsonl", [
+        {"question_id": 87 + 30 * (not count) + i, "choices": [{"index": 0, "turns": [f"known {i}", "and why"]}]}
+        for i in range(3)
+    ])  # fmt: skip
+    with JudgeServer(says="[[4]]") as server:
+        found = run(mt_bench(tmp_path, server, references=references))
+        with_one = [body for body in server.bodies if "An answer that is known to be good" in str(body)]
+        assert len(with_one) == 2 * 2 * shown and all("known " in str(body) for body in with_one)
+    assert any(f"a reference answer to {shown} of 8 prompts" in note for note in found["notes"])
+    assert any(f"has {3 - shown} answers to what is not asked" in note for note in found["notes"])
+
+
 def alpaca_eval(folder: Path, server: JudgeServer, **more: Any) -> EvaluationConfig:
     source, outputs = instructions(folder)
     judging = {"against": "base", "order": "alpaca_eval", **more.pop("judging", {})}
@@ -122,16 +137,19 @@ def alpaca_eval(folder: Path, server: JudgeServer, **more: Any) -> EvaluationCon
 
 def test_alpaca_eval_is_what_its_own_files_give(tmp_path: Path) -> None:
     difficulty = tmp_path / "difficulty.json"
-    difficulty.write_text(json.dumps({f"Do {i}.": i / 10 - 0.5 for i in range(12)}))
+    lines(difficulty, [{"instruction": f"Do {i}.", "difficulty": i / 10 - 0.5} for i in range(12)])
     published = tmp_path / "published.json"
     published.write_text(json.dumps([{"name": "elsewhere", "win_rate": 12.5, "length_controlled_winrate": 10.25}]))
-    leaderboard = {"published": str(published)}
+    leaderboard = {"published": str(published), "difficulty": str(difficulty)}
     with JudgeServer() as server:
         found = run(alpaca_eval(tmp_path, server, leaderboard=leaderboard))
         assert server.answered.total() == 11  # none of the answers that are the same
     folder = tmp_path / "runs/board"
     [row] = found["leaderboards"]["alpaca-eval-2"]["rows"]
-    [own] = aggregate("alpaca-eval-2", Files(folder / "leaderboards/alpaca-eval-2/big/ours.json"))["results"]
+    [own] = aggregate("alpaca-eval-2", Files(folder / "leaderboards/alpaca-eval-2/big/ours.json", difficulty))[
+        "results"
+    ]
+    assert row["length_controlled"]["without_gamed_rows"] is not None
     assert {key: row[key] for key in own} == json.loads(json.dumps(own))
     assert row["n"] == 12 and row["identical"] == 1
     [ahead] = [pair for pair in found["pairs"] if pair["model"] == "ours"]
@@ -205,3 +223,90 @@ def test_prompts_that_are_none_of_the_benchmark_are_named(tmp_path: Path) -> Non
     source, outputs = instructions(tmp_path)
     with JudgeServer(says="[[3]]") as server, pytest.raises(UserError, match="has no question_id"):
         run(config_of(tmp_path, source, outputs, server, measures=["mt-bench"], judging={"compares": "rates"}))
+
+
+class ReadOnlyOfOurs(JudgeServer):
+    """Whose judge says something that is no label where the other's answer is shown first, or always."""
+
+    never = False
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        found = super().completion(body)
+        text = str(body["messages"])
+        if self.never or text.index("base does") < text.index("ours does"):
+            found["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = [{"token": "x", "logprob": 0.0}]
+        return found
+
+
+def test_a_pair_of_which_one_order_was_read_has_no_preference(tmp_path: Path) -> None:
+    with ReadOnlyOfOurs() as server:
+        found = run(alpaca_eval(tmp_path, server, judging={"order": "both"}))
+    [row] = found["leaderboards"]["alpaca-eval-2"]["rows"]
+    assert (row["n"], row["unreadable"]) == (1, 11)  # the same answer is a tie without asking
+    [trust] = found["judges"]["big"]["pairs"]
+    assert trust["left_out"] == 11
+
+
+def test_a_judge_of_which_nothing_is_read_ends_in_no_error(tmp_path: Path) -> None:
+    _, outputs = instructions(tmp_path)
+    asked = lines(tmp_path / "few.jsonl", [{"instruction": f"Do {i}."} for i in range(3)])
+    with ReadOnlyOfOurs() as server:
+        server.never = True
+        config = config_of(
+            tmp_path, asked, outputs, server, measures=["alpaca-eval-2"], judging={"against": "base"},
+        )  # fmt: skip
+        found = run(config)
+    assert found["leaderboards"]["alpaca-eval-2"]["rows"] == []
+    assert any("3 of 3 verdicts of the judge big cannot be read" in note for note in found["notes"])
+    assert "The judge big" in write_evaluation_report(tmp_path / "runs/board").read_text()
+
+
+def test_what_a_benchmark_cannot_take_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    source, outputs = instructions(tmp_path)
+    twice = lines(tmp_path / "twice.jsonl", [{"instruction": "Do 1."}] * 2)
+    lines(tmp_path / "few.json", [{"instruction": "Do 1.", "difficulty": 0.5}])
+    (tmp_path / "gzip.json").write_bytes(b"\x1f\x8b\xff")
+    tried = [
+        (source, {"difficulty": str(tmp_path / "none.json")}, "none.json"),
+        (source, {"difficulty": "https://localhost/d.json"}, "d.json"),
+        (source, {"difficulty": str(tmp_path / "few.json")}, "no difficulty of 11 of 12"),
+        (source, {"published": str(tmp_path / "gzip.json")}, "gzip.json"),
+        (twice, {}, "has the instruction 'Do 1.', as"),
+    ]
+    with JudgeServer() as server:
+        for prompts, leaderboard, said in tried:
+            with pytest.raises(UserError, match=said):
+                run(config_of(
+                    tmp_path, prompts, outputs, server, measures=["alpaca-eval-2"], judging={"against": "base"},
+                    leaderboard=leaderboard,
+                ))  # fmt: skip
+        assert not server.bodies
+
+
+def test_results_are_made_anew_where_a_file_beside_them_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    difficulty = tmp_path / "difficulty.json"
+    lines(difficulty, [{"instruction": f"Do {i}.", "difficulty": i / 10 - 0.5} for i in range(12)])
+    with JudgeServer() as server:
+        config = alpaca_eval(tmp_path, server, leaderboard={"difficulty": "~/difficulty.json"})
+        first = run(config)
+        assert run(config) == first
+        lines(difficulty, [{"instruction": f"Do {i}.", "difficulty": i / 5} for i in range(12)])
+        assert run(config)["key"] != first["key"]
+
+
+def test_ifeval_is_measured_anew_where_other_instructions_go_with_the_prompts(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    files = {"ours": lines(tmp_path / "ours.jsonl", [{"prompt": "Say 1.", "response": "bare"}])}
+    followed = []
+    for kinds in (INSTRUCTIONS[:1], INSTRUCTIONS[1:]):
+        asked = [{"key": 1, "prompt": "Say 1.", "instruction_id_list": kinds, "kwargs": [{}]}]
+        mapping = {
+            "name": "board", "models": files, "prompts": {"source": lines(tmp_path / "asked.jsonl", asked)},
+            "measures": ["ifeval"], "embedder": None, "storage": {"path": str(tmp_path / "runs")},
+        }  # fmt: skip
+        found = run(parse_as(EvaluationConfig, mapping, [], "test"))
+        followed.append(found["leaderboards"]["ifeval"]["rows"][0]["prompt_strict"]["followed"])
+    assert followed == [1, 0]
