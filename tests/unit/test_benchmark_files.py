@@ -13,13 +13,14 @@ from orpo_ray.config.benchmark_files import SHIPPED
 from orpo_ray.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MODELS = {"a": "runs/a", "b": "runs/b"}
 JUDGES = {"j": {"kind": "vllm", "model": "runs/j"}}
 OF_EVALUATIONS = ("alpaca-eval-1", "alpaca-eval-2", "ifeval", "mt-bench")
 
 
 def written(folder: Path, **content: Any) -> Path:
     file = folder / "e.yaml"
-    file.write_text(yaml.safe_dump({"name": "e", "models": {"a": "runs/a"}, "judges": JUDGES, **content}))
+    file.write_text(yaml.safe_dump({"name": "e", "models": MODELS, "judges": JUDGES, **content}))
     return file
 
 
@@ -61,10 +62,9 @@ def test_own_keys_win_and_labels_are_replaced_whole(tmp_path: Path) -> None:
     assert (config.sampling.rounds, config.sampling.max_tokens) == (2, 7)
     assert config.sampling.of("math").temperature == 0.5 and config.sampling.of("stem").temperature == 0.1
     reference = {"gpt4_1106_preview": {"path": "runs/other", "dtype": "float32"}}
-    other = load_as(EvaluationConfig, written(tmp_path, benchmark="alpaca-eval-2", models=reference))
-    assert other.model_dump()["models"] == {
-        "gpt4_1106_preview": {**reference["gpt4_1106_preview"], "chat_template": None}
-    }
+    other = load_as(EvaluationConfig, written(tmp_path, benchmark="alpaca-eval-2", models={**MODELS, **reference}))
+    replaced = {"gpt4_1106_preview": {**reference["gpt4_1106_preview"], "chat_template": None}}
+    assert other.model_dump()["models"] == {**MODELS, **replaced}
 
 
 def test_one_s_own_benchmark_is_one_more_file(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_one_s_own_benchmark_is_one_more_file(tmp_path: Path) -> None:
     own.write_text("prompts: {source: toy-test}\nreward_models: {r: toy}\nsampling: {temperature: 0}\n")
     config = load_as(EvaluationConfig, written(tmp_path, benchmark=str(own)))
     assert (config.prompts.source, config.reward_models, config.sampling.temperature) == ("toy-test", {"r": "toy"}, 0)
-    alone = load_as(EvaluationConfig, own, ["name=e", "models={a: runs/a}", f"judges={JUDGES}"])
+    alone = load_as(EvaluationConfig, own, ["name=e", f"models={MODELS}", f"judges={JUDGES}"])
     assert alone == config.model_copy(update={"benchmark": None})
 
 
@@ -90,7 +90,7 @@ def test_a_benchmark_alone_says_what_it_is(name: str) -> None:
     for load in (lambda: load_as(EvaluationConfig, file), lambda: load_any(file)):
         with pytest.raises(UserError, match=rf"{name}\.yaml: has no name, so it is a benchmark, .*`benchmark: .*`"):
             load()
-    named = load_as(EvaluationConfig, file, ["name=e", "models.a=runs/a", f"judges={JUDGES}"])
+    named = load_as(EvaluationConfig, file, ["name=e", "models.a=runs/a", "models.b=runs/b", f"judges={JUDGES}"])
     assert named.measures == (name,)
 
 
