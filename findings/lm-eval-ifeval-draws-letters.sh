@@ -14,7 +14,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3.11 -m venv "$folder/venv" 2>/dev/null || python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -qq --disable-pip-version-check 'lm-eval[ifeval]==0.4.13' 'langdetect==1.0.9' 'nltk==3.10.4'
+"$folder/venv/bin/pip" install -qq --no-compile --disable-pip-version-check 'lm-eval[ifeval]==0.4.13' 'langdetect==1.0.9' 'nltk==3.10.4'
 # It downloads a model of sentences as it is imported, unless this folder is there; what is shown here needs none.
 mkdir -p "$folder/nltk/tokenizers/punkt_tab"
 export NLTK_DATA="$folder/nltk" HF_HUB_OFFLINE=1
