@@ -74,7 +74,8 @@ def server(model: Path) -> Iterator[str]:
         [sys.executable, "-c", "from vllm.entrypoints.launchers.api_server.entry import main; main()", "--model",
          str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager",
          "--max-model-len", str(CONTEXT), "--served-model-name", "judge", "--generation-config", "vllm",
-         "--load-format", "safetensors", "--max-num-seqs", "8"],
+         "--load-format", "safetensors", "--max-num-seqs", "8", "--no-enable-chunked-prefill",
+         "--max-num-batched-tokens", str(CONTEXT)],  # as our engines: seeded draws want prompts whole on a CPU
         env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -132,12 +133,12 @@ def run(config: EvaluationConfig, there: Answered) -> tuple[Judged, str]:
 def test_the_same_verdicts_as_vllm_s_own_server_in_float32(
     judging: dict[str, Any], model: Path, server: str, ray_cluster: None, tmp_path: Path
 ) -> None:
-    tokens = {} if "order" in judging else {"max_tokens": 12}
+    drawn = {} if "order" in judging else {"max_tokens": 12, "temperature": 1.0}  # by the same seeds
     config = config_of(
         tmp_path,
         {
-            "local": {"kind": "vllm", "model": str(model), "dtype": "float32", **tokens},
-            "served": {"kind": "openai", "base_url": server, "model": "judge", "tokenizer": str(model), **tokens},
+            "local": {"kind": "vllm", "model": str(model), "dtype": "float32", **drawn},
+            "served": {"kind": "openai", "base_url": server, "model": "judge", "tokenizer": str(model), **drawn},
         },
         **judging,
     )
@@ -159,7 +160,7 @@ def test_the_same_verdicts_as_vllm_s_own_server_in_float32(
         read = [each.probability for each in local if each.probability is not None]
         assert len(read) > PROMPTS and len({round(value, 4) for value in read}) > PROMPTS / 2
     else:
-        assert len({each.words for each in local}) > 2
+        assert len({each.words for each in local}) > PROMPTS / 2
     counts = found.counts["served"]
     assert counts.prompt_tokens == found.counts["local"].prompt_tokens  # as vLLM's server counts them
     assert counts.served_by == {"judge": PROMPTS * times - too_long}
