@@ -61,9 +61,10 @@ def test_own_keys_win_and_labels_are_replaced_whole(tmp_path: Path) -> None:
     assert (config.sampling.rounds, config.sampling.max_tokens) == (2, 7)
     assert config.sampling.of("math").temperature == 0.5 and config.sampling.of("stem").temperature == 0.1
     reference = {"gpt4_1106_preview": {"path": "runs/other", "dtype": "float32"}}
-    other = load_as(EvaluationConfig, written(tmp_path, benchmark="alpaca-eval-2", models=reference))
+    both = {**reference, "a": "runs/a"}
+    other = load_as(EvaluationConfig, written(tmp_path, benchmark="alpaca-eval-2", models=both))
     assert other.model_dump()["models"] == {
-        "gpt4_1106_preview": {**reference["gpt4_1106_preview"], "chat_template": None}
+        "a": "runs/a", "gpt4_1106_preview": {**reference["gpt4_1106_preview"], "chat_template": None}
     }
 
 
