@@ -291,7 +291,8 @@ class EvaluationConfig(Section):
         twice = [label for label in self.judges if label in self.reward_models]
         if twice:
             raise ValueError(f"judges.{twice[0]}: a reward model has this name; choose another")
-        if self.judges and self.judging.compares == "pairs" and len(self.models) < 2:
+        measured = self.reward_models or "ifeval" in self.measures  # whatever judges say
+        if self.judges and not measured and self.judging.compares == "pairs" and len(self.models) < 2:
             raise ValueError(f"models: {next(iter(self.models))} is alone, and judging.compares=pairs needs two")
         if self.judging.against is not None and self.judges and self.judging.against not in self.models:
             raise ValueError(f"judging.against: no model is called {self.judging.against}")

@@ -46,10 +46,10 @@ def evaluate(
     """
     console = console or Console(stderr=True)
     judging = plan_judging(config)
-    plan = furthest(make_plan(config))
-    references, remarks = read_references(config, plan.prompts)
-    plan = replace(plan, notes=plan.notes + remarks)
+    plan = make_plan(config)
     require_benchmarks(config, plan.prompts)
+    references, remarks = read_references(config, plan.prompts)
+    plan = furthest(replace(plan, notes=plan.notes + remarks))
     folder = plan.folder
     if plan.last and _is_finished(folder, _key(plan, judging, references)):
         console.say(f"{folder.path}: already finished")

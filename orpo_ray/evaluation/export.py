@@ -2,9 +2,9 @@
 
 | benchmark | files | rounds |
 |---|---|---|
-| `alpaca-eval` | `LABEL.json`: `{instruction, output, generator}` | one file each: `LABEL-2.json`, … |
+| `alpaca-eval` | `LABEL.json`: `{instruction, output, generator}` | one file each: `LABEL+2.json`, … |
 | `mt-bench` | `LABEL.jsonl`: `{question_id, model_id, choices}` | a choice each |
-| `ifeval` | `LABEL.jsonl`: `{prompt, response}` | one file each: `LABEL-2.jsonl`, … |
+| `ifeval` | `LABEL.jsonl`: `{prompt, response}` | one file each: `LABEL+2.jsonl`, … |
 
 What was judged is written: with `answers.strip_thinking` without thoughts. Their tools know of no missing answer, so a
 prompt without one is left out and counted.
@@ -24,7 +24,15 @@ from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.records import one_line
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import EvaluationFolder
-from orpo_ray.leaderboards.files import Answer, Output, Response, write_answers, write_outputs, write_responses
+from orpo_ray.leaderboards.files import (
+    Answer,
+    Output,
+    Response,
+    of_round,
+    write_answers,
+    write_outputs,
+    write_responses,
+)
 
 Benchmark = Literal["alpaca-eval", "mt-bench", "ifeval"]
 
@@ -92,7 +100,7 @@ def _all(texts: Sequence[str | None]) -> list[str] | None:
 def _alpaca_eval(folder: Path, answered: _Answered) -> list[tuple[Path, int]]:
     written = []
     for round, answers in enumerate(answered.rounds):
-        path = folder / f"{_of_round(answered.label, round)}.json"
+        path = folder / f"{of_round(answered.label, round)}.json"
         given = [(prompt, texts) for prompt, texts in zip(answered.prompts, answers, strict=True) if texts]
         write_outputs(
             path, [Output(instruction=prompt["text"], output=texts[0], generator=answered.label)
@@ -105,7 +113,7 @@ def _alpaca_eval(folder: Path, answered: _Answered) -> list[tuple[Path, int]]:
 def _ifeval(folder: Path, answered: _Answered) -> list[tuple[Path, int]]:
     written = []
     for round, answers in enumerate(answered.rounds):
-        path = folder / f"{_of_round(answered.label, round)}.jsonl"
+        path = folder / f"{of_round(answered.label, round)}.jsonl"
         given = [(prompt, texts) for prompt, texts in zip(answered.prompts, answers, strict=True) if texts]
         write_responses(path, [Response(prompt=prompt["text"], response=texts[0]) for prompt, texts in given])
         written.append((path, len(answers) - len(given)))
@@ -125,10 +133,6 @@ def _mt_bench(folder: Path, answered: _Answered) -> list[tuple[Path, int]]:
             answers.append(Answer(question_id=number, model=answered.label, choices=choices))
     write_answers(path, answers)
     return [(path, lacking)]
-
-
-def _of_round(label: str, round: int) -> str:
-    return label if round == 0 else f"{label}-{round + 1}"
 
 
 _WRITERS: dict[str, Callable[[Path, _Answered], list[tuple[Path, int]]]] = {

@@ -27,6 +27,7 @@ from orpo_ray.leaderboards.files import (
     Judgment,
     Question,
     Response,
+    of_round,
     write_annotations,
     write_judgments,
     write_questions,
@@ -105,7 +106,7 @@ class Leaderboards:
         difficulty = _difficulty(self._config, name)
         rows = []
         for (judge, model, round), judgements in self._of_first_turn().items():
-            path = folder / judge / f"{_of_round(model, round)}.json"
+            path = folder / judge / f"{of_round(model, round)}.json"
             annotations = self._annotations(judge, model, judgements)
             write_annotations(path, annotations)
             if all(each.preference is None for each in annotations):
@@ -165,7 +166,7 @@ class Leaderboards:
                 ))  # fmt: skip
         rows = []
         for (judge, round), judgments in by_judge.items():
-            path = folder / f"{_of_round(judge, round)}_single.jsonl"
+            path = folder / f"{of_round(judge, round)}_single.jsonl"
             write_judgments(path, judgments)
             found = aggregate("mt-bench", Files(path, prompts=questions))["results"]
             rows += [{**row, "judge": judge, "round": round} for row in found]
@@ -181,7 +182,7 @@ class Leaderboards:
                     Response(prompt=prompt.text, response=text[0] if text else "")
                     for prompt, text in zip(prompts, texts, strict=True)
                 ]
-                path = folder / f"{_of_round(label, round)}.jsonl"
+                path = folder / f"{of_round(label, round)}.jsonl"
                 write_responses(path, responses)
                 found = measure(responses, prompts, source=str(path)).to_json()
                 rows.append({"model": label, "round": round, "not_answered": texts.count(None), **found})
@@ -226,7 +227,3 @@ def _question_id(prompt: Prompt) -> int | str:
     if not isinstance(known_by, int | str):
         raise UserError(f"{prompt.location}: has no question_id; is it a question of MT-Bench?")
     return known_by
-
-
-def _of_round(label: str, round: int) -> str:
-    return label if round == 0 else f"{label}-{round + 1}"

@@ -190,6 +190,11 @@ def read_responses(path: Path) -> list[Response]:
     return list(found.values())
 
 
+def of_round(label: str, round: int) -> str:
+    """What the file of a label's round is called, counted from 0: no label has a `+`, so none is another's file."""
+    return label if round == 0 else f"{label}+{round + 1}"
+
+
 def records(path: Path) -> Iterator[tuple[str, Row]]:
     """Where each record of a file stands, and its fields. Raises `UserError` at one that cannot be read."""
     try:

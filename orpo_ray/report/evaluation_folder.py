@@ -33,6 +33,17 @@ class Sampling(BaseModel):
     max_tokens: int
     rounds: int
     seed: int
+    by_category: dict[str, dict[str, float | None]] = {}
+    """What is drawn otherwise in a category; None: as in all."""
+
+    @property
+    def rows(self) -> list[tuple[str, float | int]]:
+        """Name and value of each setting."""
+        of_all = [(name.replace("_", " "), value) for name, value in self if not isinstance(value, dict)]
+        return of_all + [
+            (f"{name.replace('_', ' ')} of {category}", value)
+            for category, own in self.by_category.items() for name, value in own.items() if value is not None
+        ]  # fmt: skip
 
 
 class Lengths(BaseModel):

@@ -86,6 +86,7 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """What was compared: what each number is, the number, and a word on it."""
     numbers, sampling = evaluation.numbers, evaluation.numbers.sampling
     models, word = numbers.models.values(), f"top-p {sampling.top_p:g}, at most {sampling.max_tokens:,} tokens"
+    word += f"; otherwise in {', '.join(sampling.by_category)}" * bool(sampling.by_category)
     responses, asked = sum(m.responses for m in models), sum(m.asked for m in models)
     own = [name for name in DATA_LABELS if any(name in prompt.data for prompt in evaluation.prompts)]
     rounds = f"{number(numbers.rounds)} round{'' if numbers.rounds == 1 else 's'}"

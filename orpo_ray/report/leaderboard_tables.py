@@ -98,10 +98,13 @@ class _Ifeval(BaseModel):
 def sections(leaderboards: Mapping[str, Leaderboard]) -> list[dict[str, Any]]:
     """Of each benchmark its title, rows with published ones among them, remarks, and failed instructions by model."""
     return [
-        {"title": TITLES.get(name, name), "published": bool(found.published), **_MAKERS[name](found)}
+        {
+            "title": TITLES.get(name, name), "published": bool(found.published),
+            "left_out": max(len(found.published) - SHOWN_PUBLISHED, 0), **_MAKERS[name](found),
+        }
         for name, found in leaderboards.items()
         if name in _MAKERS and found.rows
-    ]
+    ]  # fmt: skip
 
 
 def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An evaluation's page in a real browser: it fits, runs nothing but its own script, and its responses can be read."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chromium import CHROMIUM, Chromium
-from evaluation_run import NASTY, change, make_evaluation
+from evaluation_run import NASTY, add_judges, change, make_evaluation, numbers
 
 from orpo_ray.report import write_evaluation_report
 from orpo_ray.report.evaluation_browser import entries
@@ -136,6 +137,26 @@ def test_responses_are_ordered_by_margin(browser, run, page, judge, turn):
     assert status == (
         f"60 of 60 prompts: dpo wins {wins}, {59 - wins - losses} ties, sft wins {losses}, 1 without both rewards."
     ).replace(" 1 ties", " 1 tie")
+
+
+def test_verdicts_are_counted_as_the_numbers_count_them(browser, tmp_path):
+    """A comparison of which one order could not be read has no winner on the page either."""
+    folder = add_judges(make_evaluation(tmp_path / "e"))
+    [pair] = [
+        each for each in numbers(folder)["pairs"]
+        if (each["model"], each["against"], each["reward_model"]) == ("orpo", "sft", "labels")
+    ]  # fmt: skip
+    assert pair["wins"] + pair["ties"] + pair["losses"] < 180
+    browser.open(write_evaluation_report(folder))
+    counts = np.zeros(4, int)
+    for turn in "123":
+        set_control(browser, a="orpo", b="sft", judge="labels", round=turn)
+        (status,) = content(browser, "#browser-status")
+        told = re.fullmatch(
+            r"60 of 60 prompts: orpo wins (\d+), (\d+) ties?, sft wins (\d+)(?:, (\d+) without a verdict)?\.", status
+        )
+        counts += [int(count or 0) for count in told.groups()]
+    assert counts.tolist()[:3] == [pair["wins"], pair["ties"], pair["losses"]] and counts.sum() == 180
 
 
 def test_each_response_shows_its_reward_the_winner_and_whether_it_was_cut(browser, run, page):

@@ -240,11 +240,11 @@ def test_what_is_written_for_others_is_read_again(benchmark: str, asked: str, tm
     if benchmark == "alpaca-eval":
         texts = {path.name: [(o.instruction, o.output, o.generator) for o in read_outputs(path)] for path, _ in written}
         expected = {"a.json": [(PROMPTS[i], f"answer {i}", "a") for i in (0, 1, 3)],
-                    "a-2.json": [(PROMPTS[i], f"other {i}", "a") for i in (0, 1, 3)]}  # fmt: skip
+                    "a+2.json": [(PROMPTS[i], f"other {i}", "a") for i in (0, 1, 3)]}  # fmt: skip
     elif benchmark == "ifeval":
         texts = {path.name: [(r.prompt, r.response) for r in read_responses(path)] for path, _ in written}
         expected = {"a.jsonl": [(PROMPTS[i], f"answer {i}") for i in (0, 1, 3)],
-                    "a-2.jsonl": [(PROMPTS[i], f"other {i}") for i in (0, 1, 3)]}  # fmt: skip
+                    "a+2.jsonl": [(PROMPTS[i], f"other {i}") for i in (0, 1, 3)]}  # fmt: skip
     else:
         texts = {path.name: [(a.question_id, a.choices) for a in read_answers(path)] for path, _ in written}
         expected = {"a.jsonl": [(81 + i, ((f"answer {i}",), (f"other {i}",))) for i in (0, 1, 3)]}

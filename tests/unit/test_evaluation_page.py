@@ -169,6 +169,15 @@ def test_one_round_has_no_deviation(tmp_path):
         assert "sd over rounds –" in path.read_text()
 
 
+def test_what_a_category_is_drawn_by_is_said(tmp_path):
+    folder = make_evaluation(tmp_path / "e", prompts=12)
+    own = {"<math>": {"temperature": 0.25, "top_p": None, "max_tokens": None}}
+    change(folder, lambda content: content["sampling"].update(by_category=own))
+    page = write_evaluation_report(folder).read_text()
+    assert "otherwise in &lt;math&gt;" in page
+    assert "<dt>temperature of &lt;math&gt;</dt><dd>0.25</dd>" in page and "top p of" not in page
+
+
 def test_an_earlier_versions_folder_gives_a_page_that_says_what_it_lacks(tmp_path):
     run = make_evaluation(tmp_path / "run", prompts=8)
 

@@ -425,7 +425,7 @@ def test_a_key_may_go_to_this_machine(url: str) -> None:
 
 
 def test_pairs_are_of_two_models() -> None:
-    mapping = {**EVALUATION, "judges": {"j": SERVER}}
+    mapping = {**EVALUATION, "judges": {"j": SERVER}, "reward_models": {}}
     with pytest.raises(UserError, match="models: a is alone"):
         parse_as(EvaluationConfig, mapping, [], "f.yaml")
 

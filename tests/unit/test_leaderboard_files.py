@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fuzzing import assert_one_line, cases, odd_texts, odd_values
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpo_ray.config.section import NAME
 from orpo_ray.errors import UserError
 from orpo_ray.leaderboards import files, length_controlled
 
@@ -250,3 +252,8 @@ def test_weights_are_read_of_csv_and_json(tmp_path: Path, shared: Path) -> None:
     )  # fmt: skip
     assert length_controlled.read_weights(path) == published
     assert "gemma-2b-it" in published
+
+
+def test_the_file_of_a_round_is_that_of_no_other_label() -> None:
+    assert files.of_round("a", 0) == "a"
+    assert all(re.match(NAME, files.of_round("a", round)) is None for round in range(1, 12))

@@ -40,12 +40,27 @@
       .filter((each) => (other === undefined ? each[2] === model && each[3] === null : each[3] !== null && [model, other].includes(each[2]) && [model, other].includes(each[3])));
   const compares = () => data.prompts.some((entry) => entry.verdicts.some((each) => each[0] === Number(judge.value) && each[3] !== null));
 
+  const mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
+
+  function by(rows, key) {
+    const found = new Map();
+    for (const row of rows) found.set(key(row), [...(found.get(key(row)) ?? []), row]);
+    return [...found.values()];
+  }
+
+  // As the numbers are made: the mean of turns, each of its orders, each of its judgings. A turn of which one order could
+  // not be read has none.
+  function outcome(said, model) {
+    const order = (each) => each[5] === null || each[5] === (each[2] === model);
+    const read = (rows) => rows.filter((each) => each[4] !== null).map((each) => (each[2] === model ? each[4] : 1 - each[4]));
+    const turns = by(said, (each) => each[7]).map((turn) => mean(by(turn, order).map((rows) => mean(read(rows)))));
+    return mean(turns.filter((each) => !Number.isNaN(each)));
+  }
+
   function apart(entry, pair) {
     if (sides.length > 1 && pairwise) {
       const [model, other] = sides.map((side) => Number(side.value));
-      const read = verdicts(entry, model, other).filter((each) => each[4] !== null);
-      const mean = read.reduce((sum, each) => sum + (each[2] === model ? each[4] : 1 - each[4]), 0) / read.length;
-      return read.length ? mean - 0.5 : NaN;
+      return outcome(verdicts(entry, model, other), model) - 0.5;
     }
     const [ours, theirs = null] = pair.map(reward);
     return ours === null || theirs === null ? NaN : ours - theirs;
