@@ -336,7 +336,7 @@ def test_odd_values_end_no_page(
 def test_pages_of_pairs_are_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte for byte but for what is drawn by matplotlib, the style sheet and the version; whoever changes the page of a
     run of pairs on purpose changes these sums."""
-    monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **__: buffer.write("<svg></svg>"))
+    monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **__: buffer.write("<svg></svg>\n"))
     known = {
         "orpo": "cbe5b92a0de55180",
         "sft": "14227d4534eddf0b",
