@@ -25,7 +25,7 @@ from orpo_ray.judging.places import Answered
 from orpo_ray.judging.store import VerdictStore
 from orpo_ray.terminal import Console
 
-PROMPTS = 120
+PROMPTS = 40
 KEY = "sk-test-4f9aB71c0dE8"
 
 
@@ -73,23 +73,24 @@ def rows(judged: Judged) -> str:
 
 
 def test_a_server_that_fails_a_tenth_loses_nothing_and_is_asked_nothing_twice(tmp_path: Path) -> None:
+    there, calls = answered(prompts=120), 2 * (120 - 12) - 1
     with JudgeServer() as server:
-        smooth = run(config_of(tmp_path / "smooth", server))
-        assert server.answered.total() == CALLS == sum(each.shown_first is not None for each in smooth.judgements)
+        smooth = run(config_of(tmp_path / "smooth", server), there)
+        assert server.answered.total() == calls == sum(each.shown_first is not None for each in smooth.judgements)
     with JudgeServer(tenth) as server:
         said = io.StringIO()
-        found = run(config_of(tmp_path / "rough", server), said=said)
+        found = run(config_of(tmp_path / "rough", server), there, said)
         assert rows(found) == rows(smooth)
-        assert set(server.answered.values()) == {1} and server.answered.total() == CALLS
+        assert set(server.answered.values()) == {1} and server.answered.total() == calls
         assert set(server.faults) == {"500", "503", "429", "rubbish", "empty", "drop"}
-        assert len(server.bodies) == CALLS + server.faults.total()
+        assert len(server.bodies) == calls + server.faults.total()
         assert f"{server.faults.total()} calls were lost, and made again" in said.getvalue()
         assert f"{server.faults['429']} of asked to wait (429)" in said.getvalue()
         assert server.most_at_once <= 6
-        again = run(config_of(tmp_path / "rough", server), said=said)
-        assert rows(again) == rows(smooth) and server.answered.total() == CALLS
-        more = run(config_of(tmp_path / "rough", server), answered("abcd"))
-        assert server.answered.total() == CALLS + PROMPTS - PROMPTS // 10  # those of the new model alone
+        again = run(config_of(tmp_path / "rough", server), there, said)
+        assert rows(again) == rows(smooth) and server.answered.total() == calls
+        more = run(config_of(tmp_path / "rough", server), answered("abcd", 120))
+        assert server.answered.total() == calls + 120 - 12  # those of the new model alone
         assert [each for each in more.judgements if each.model != "d"] == found.judgements
 
 
@@ -106,14 +107,12 @@ def test_a_call_that_gets_no_answer_in_time_is_made_again(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kept", [1, 25, 60])
 def test_a_killed_driver_goes_on_to_the_same_bytes(tmp_path: Path, kept: int) -> None:
-    there = answered(prompts=40)
     with JudgeServer() as server:
-        whole = rows(run(config_of(tmp_path / "whole", server), there))
-        calls = server.answered.total()
+        whole = rows(run(config_of(tmp_path / "whole", server)))
     with JudgeServer(lambda *_: "slow") as server:
         config = config_of(tmp_path / "killed", server)
         store = VerdictStore(EvaluationFolder(config.storage.run_dir("e")).verdicts).path("j")
-        child = multiprocessing.get_context("fork").Process(target=run, args=(config, there))
+        child = multiprocessing.get_context("fork").Process(target=run, args=(config,))
         child.start()
         while not store.is_file() or store.read_bytes().count(b"\n") < kept:
             assert child.is_alive()
@@ -125,10 +124,10 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(tmp_path: Path, kept: int) ->
         lines = store.read_bytes().count(b"\n")
         store.write_bytes(store.read_bytes() + b'{"key": "torn off')
         asked = server.answered.total()
-        assert kept <= lines < calls and asked <= lines + 6
-        assert rows(run(config, there)) == whole
-        assert server.answered.total() == asked + calls - lines
-        assert len(store.read_text().splitlines()) == calls
+        assert kept <= lines < CALLS and asked <= lines + 6
+        assert rows(run(config)) == whole
+        assert server.answered.total() == asked + CALLS - lines
+        assert len(store.read_text().splitlines()) == CALLS
 
 
 def test_what_the_server_refuses_is_unreadable_and_not_asked_for_ever(tmp_path: Path) -> None:
