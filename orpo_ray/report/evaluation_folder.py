@@ -19,7 +19,6 @@ from orpo_ray.report.columns import FLAG, KEY, NUMBER, TEXT, read_columns
 from orpo_ray.report.judge_numbers import Judge
 from orpo_ray.report.leaderboard_tables import Leaderboard
 
-"""The data set's own responses, which stand among the models' with these labels."""
 SIGNIFICANCE = 0.05
 STATISTICS = 2
 """From here on lengths are compared in characters; what is older has no win-rate at equal lengths."""
