@@ -92,6 +92,11 @@ class Model(BaseModel):
     odds: Odds | None
     diversity: Diversity
 
+    @property
+    def was_asked(self) -> bool:
+        """And is not a file of answers from elsewhere, of which nobody knows how they were drawn."""
+        return self.bos is not None
+
 
 class DataAccuracy(BaseModel):
     accuracy: float

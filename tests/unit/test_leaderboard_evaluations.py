@@ -201,7 +201,7 @@ def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
     }  # fmt: skip
     assert base["not_answered"] == 1 and base["prompt_strict"]["followed"] == 3
     page = write_evaluation_report(tmp_path / "runs/board").read_text()
-    assert "IFEval" in page and "punctuation:no_comma" in page and "was not asked 1 prompts" in page
+    assert "IFEval" in page and "punctuation:no_comma" in page and "base has no answer to 1 prompts" in page
 
 
 @pytest.mark.parametrize(
