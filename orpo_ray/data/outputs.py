@@ -84,8 +84,10 @@ def read_outputs(
             unasked.append(output.location)
         elif len(before) == len(found):
             raise UserError(f"{output.location}: answers what {before[0]} answers, so which of the two counts?")
+        elif answers[place := found[len(before)]]:
+            raise UserError(f"{output.location}: answers {prompts[place].location}, as a record of another kind does")
         else:
-            answers[found[len(before)]] = output.rounds
+            answers[place] = output.rounds
         before.append(output.location)
     if not any(answers) and not may_have_none:
         what = "question_id" if outputs[0].by_id else "prompt"

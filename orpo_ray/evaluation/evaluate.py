@@ -144,9 +144,11 @@ def read_winrates(folder: EvaluationFolder) -> dict[str, Any]:
 def _is_finished(folder: EvaluationFolder, key: str) -> bool:
     """Whether the results are those of `key`; damaged ones are not, and are made again."""
     try:
-        return folder.results.is_file() and read_winrates(folder).get("key") == key
+        found = read_winrates(folder)
     except UserError:
         return False
+    tables = [folder.results, *([folder.judgements] if found.get("judges") else [])]
+    return found.get("key") == key and all(table.is_file() for table in tables)
 
 
 def _embedder(config: EvaluationConfig) -> tuple[Embed | None, list[str]]:

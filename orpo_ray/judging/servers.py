@@ -351,7 +351,7 @@ def _likely(choice: dict[str, Any]) -> list[tuple[str, float]]:
         first = content[0] if content else None
         tokens = member(first, "top_logprobs", list) if isinstance(first, dict) else []
         return [(member(token, "token", str), float(member(token, "logprob", *NUMBER))) for token in tokens]
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
         raise ValueError("it tells no log-probs; where the server has none, set judging.reads=text") from None
 
 
@@ -374,6 +374,6 @@ def _seconds_asked_for(headers: Any) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             return None
     return max(seconds, 0.0) if seconds < float("inf") else None

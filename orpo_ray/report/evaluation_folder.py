@@ -19,7 +19,6 @@ from orpo_ray.report.columns import FLAG, KEY, NUMBER, TEXT, read_columns
 from orpo_ray.report.judge_numbers import Judge
 from orpo_ray.report.leaderboard_tables import Leaderboard
 
-"""The data set's own responses, which stand among the models' with these labels."""
 SIGNIFICANCE = 0.05
 STATISTICS = 2
 """From here on lengths are compared in characters; what is older has no win-rate at equal lengths."""
@@ -92,6 +91,11 @@ class Model(BaseModel):
     """None: of answers from elsewhere no tokens are known."""
     odds: Odds | None
     diversity: Diversity
+
+    @property
+    def was_asked(self) -> bool:
+        """And is not a file of answers from elsewhere, of which nobody knows how they were drawn."""
+        return self.bos is not None
 
 
 class DataAccuracy(BaseModel):

@@ -51,6 +51,7 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         "evaluation.html",
         title=numbers.name,
         numbers=numbers,
+        given=not all(model.was_asked for model in numbers.models.values()),
         labels=list(numbers.models),
         outdated=numbers.statistics < STATISTICS,
         disagreements=evaluation_words.disagreements(numbers, ranked),
@@ -94,7 +95,9 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         ("Models", number(len(numbers.models)), ", ".join(numbers.models)),
         ("Prompts", number(numbers.prompts), f"with the data's {' and '.join(own)}" if own else ""),
         ("Responses", number(responses), f"of {number(asked)} asked for, in {rounds}"),
-        ("Sampling", f"T = {sampling.temperature:g}", word),
+        ("Sampling", f"T = {sampling.temperature:g}", word)
+        if any(model.was_asked for model in models)
+        else ("Sampling", "–", "all answers were made elsewhere"),
     ]
 
 

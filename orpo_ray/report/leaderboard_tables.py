@@ -157,7 +157,7 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
         "instructions ": number(row.instruction_strict.n),
     }) for row in rows]  # fmt: skip
     remarks = [f"{row.model}: {note}." for row in rows for note in row.remarks]
-    remarks += [f"{row.model} was not asked {row.not_answered} prompts, which follow nothing." for row in rows
+    remarks += [f"{row.model} has no answer to {row.not_answered} prompts, which count as not followed." for row in rows
                 if row.not_answered]  # fmt: skip
     failures = [
         (

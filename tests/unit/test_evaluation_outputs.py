@@ -102,6 +102,7 @@ def test_alike_prompts_take_their_answers_in_order(tmp_path: Path) -> None:
 
 REFUSED = {
     "twice": ([SHAPES["mt-bench"](0), SHAPES["mt-bench"](0)], r"a\.jsonl:2: answers what .*:1 answers"),
+    "in two ways": ([SHAPES["mt-bench"](0), SHAPES["ifeval"](0)], r"a\.jsonl:2: answers .*asked\.jsonl:1, as"),
     "none of them": ([{"prompt": "Hm?", "response": "x"}], r"answers none of the 4 prompts; its first prompt is 'Hm"),
     "no question_id": ([{"choices": [{"turns": ["x"]}]}], r"a\.jsonl:1: no question_id"),
     "no turns": ([{"question_id": 81, "choices": [{"index": 0}]}], r"a\.jsonl:1: no answer: choices\[0\] has no turns"),
@@ -195,7 +196,8 @@ def test_where_nothing_is_judged_a_measure_is_made_of_the_answers(tmp_path: Path
     folder = evaluate(config, Console(file=io.StringIO()))
     [row] = json.loads(folder.winrates.read_text())["leaderboards"]["ifeval"]["rows"]
     assert (row["model"], row["not_answered"]) == ("a", 1)
-    assert "<html" in write_evaluation_report(folder.path).read_text()
+    page = write_evaluation_report(folder.path).read_text()
+    assert "<html" in page and "all answers were made elsewhere" in page and "tokens were sampled" not in page
 
 
 def test_thoughts_are_cut_before_anything_is_judged(tmp_path: Path) -> None:

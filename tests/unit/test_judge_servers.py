@@ -252,6 +252,15 @@ def test_a_key_that_is_none_is_said_before_anything_is_asked(
         assert "a\nb" not in str(error.value)
 
 
+def test_no_number_of_a_server_is_too_large_to_be_read() -> None:
+    for day, hour in (("01 Jan 99999999999999999999", 1), ("01 Jan 2020", 10**20)):
+        assert servers._seconds_asked_for({"retry-after": f"Mon, {day} {hour}:00:00 GMT"}) is None
+    assert servers._seconds_asked_for({"retry-after": "1e999"}) is None
+    top = [{"token": "m", "logprob": -(10**400)}]
+    with pytest.raises(ValueError, match="no log-probs"):
+        servers._likely({"logprobs": {"content": [{"top_logprobs": top}]}})
+
+
 def test_a_server_without_log_probs_is_told_of(tmp_path: Path) -> None:
     with JudgeServer() as server:
         complete = server.completion
