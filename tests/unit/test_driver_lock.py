@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from orpo_ray.cli import main
 from orpo_ray.config import EvaluationConfig
+from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation import evaluate
 from orpo_ray.storage import driver_lock
@@ -217,14 +217,15 @@ def test_a_command_is_refused_in_one_line(
     assert said.count("\n") == 1 and f"{tmp_path / 'run'}: another driver" in said
 
 
-def test_an_evaluation_is_refused(tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    hold(tmp_path)
-    folder = evaluate.EvaluationFolder(tmp_path)
-    plan = SimpleNamespace(folder=folder, judges={}, policies={}, notes=[])
-    monkeypatch.setattr(evaluate, "make_plan", lambda config: plan)
-    config = EvaluationConfig.model_validate(
-        {"name": "e", "models": {"a": "x"}, "prompts": {"source": "toy-test"}, "reward_models": {"truth": "toy"}}
-    )
+def test_an_evaluation_is_refused(tmp_path: Path, hold: Hold) -> None:
+    (folder := tmp_path / "e").mkdir()
+    hold(folder)
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps([{"prompt": next(iter(toyworld.records("toy-test")))["prompt"], "response": "So."}]))
+    config = EvaluationConfig.model_validate({
+        "name": "e", "models": {"a": str(given)}, "prompts": {"source": str(given), "format": "prompts"},
+        "reward_models": {"truth": "toy"}, "storage": {"path": str(tmp_path)},
+    })  # fmt: skip
     with pytest.raises(UserError, match="another driver"):
         evaluate.evaluate(config)
-    assert list(tmp_path.iterdir()) == [tmp_path / LOCK]
+    assert list(folder.iterdir()) == [folder / LOCK]

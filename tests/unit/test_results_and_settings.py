@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 
 from orpo_ray.config import EvaluationConfig, ScoreConfig
+from orpo_ray.data import toyworld
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation import evaluate, score
 from orpo_ray.evaluation.store import EvaluationFolder, ScoreFolder
@@ -20,13 +21,13 @@ def interrupt(*given: Any) -> NoReturn:
 
 def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation that is interrupted while it generates."""
-    plan = SimpleNamespace(folder=EvaluationFolder(folder), judges={}, policies={}, notes=[], prompts=[])
-    monkeypatch.setattr(evaluate, "make_plan", lambda config: plan)
     monkeypatch.setattr(evaluate, "_work", interrupt)
+    given = folder.parent / "given.json"
+    given.write_text(json.dumps([{"prompt": next(iter(toyworld.records("toy-test")))["prompt"], "response": "So."}]))
     evaluate.evaluate(
         EvaluationConfig.model_validate({
-            "name": "new", "models": {"a": "x"}, "prompts": {"source": "toy-test"}, "reward_models": {"truth": "toy"},
-            "embedder": None,
+            "name": folder.name, "models": {"a": str(given)}, "prompts": {"source": str(given), "format": "prompts"},
+            "reward_models": {"truth": "toy"}, "embedder": None, "storage": {"path": str(folder.parent)},
         })
     )  # fmt: skip
 
