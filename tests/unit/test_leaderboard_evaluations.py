@@ -305,6 +305,18 @@ def test_results_are_made_anew_where_a_file_beside_them_has_changed(
         assert run(config)["key"] != first["key"]
 
 
+def test_verdicts_are_read_anew_where_they_would_be_read_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with JudgeServer() as server:
+        config = alpaca_eval(tmp_path, server)
+        run(config)
+        for module in ("orpo_ray.judging.asking", "orpo_ray.evaluation.judging"):
+            monkeypatch.setattr(f"{module}.VERSION", 10**6)
+        run(config)
+        assert server.answered.total() == 22
+
+
 def test_ifeval_is_measured_anew_where_other_instructions_go_with_the_prompts(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     files = {"ours": lines(tmp_path / "ours.jsonl", [{"prompt": "Say 1.", "response": "bare"}])}
