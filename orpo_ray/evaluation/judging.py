@@ -22,7 +22,7 @@ from orpo_ray.evaluation.progress import answer, counting
 from orpo_ray.evaluation.store import EvaluationFolder
 from orpo_ray.inference.generation import Request, Response
 from orpo_ray.inference.models import EvaluatedModel
-from orpo_ray.judging.asking import Asked
+from orpo_ray.judging.asking import VERSION, Asked
 from orpo_ray.judging.budget import estimated_tokens, forecast, require_within
 from orpo_ray.judging.judges import Judge, LocalJudge, ServedJudge, find_judges
 from orpo_ray.judging.places import Answered, places
@@ -46,7 +46,8 @@ class JudgingPlan:
     @property
     def identity(self) -> dict[str, Any]:
         """JSON values that decide the verdicts on given answers, for a hash."""
-        return {"prompt": self.prompt.digest, "judges": {label: each.identity for label, each in self.judges.items()}}
+        judges = {label: each.identity for label, each in self.judges.items()}
+        return {"version": VERSION, "prompt": self.prompt.digest, "judges": judges}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What is named beside the numbers of each judge."""
@@ -102,7 +103,8 @@ def judge(
             local.append((each, fitting, missing))
         else:
             served.append((each, _calls(each, missing, console)))
-    _ask_servers(config, served, store, console)
+    answering = {label for label in plan.judges if any(key in store.of(label) for key in keys[label] if key)}
+    _ask_servers(config, served, answering, store, console)
     _ask_engines(config, [each for each in local if each[1]], store, resources, console)
     verdicts = {
         label: [None if key is None else store.of(label).get(key) for key in keys[label]] for label in plan.judges
@@ -125,12 +127,22 @@ def _calls(judge: ServedJudge, missing: Mapping[str, Asked], console: Console) -
 
 
 def _ask_servers(
-    config: EvaluationConfig, served: list[tuple[ServedJudge, list[Call]]], store: VerdictStore, console: Console
+    config: EvaluationConfig,
+    served: list[tuple[ServedJudge, list[Call]]],
+    answering: set[str],
+    store: VerdictStore,
+    console: Console,
 ) -> None:
+    """`answering`: judges that have given verdicts here before."""
     wanted = [(judge, calls) for judge, calls in served if calls]
     if not wanted:
         return
-    servers = [Server(judge.label, judge.config, judge.answer_tokens, console.say) for judge, _ in wanted]
+    servers = [
+        Server(
+            judge.label, judge.config, judge.answer_tokens, console.say, has_answered=judge.label in answering
+        )
+        for judge, _ in wanted
+    ]  # fmt: skip
     bars = {judge.label: (f"verdicts of {judge.label}", len(calls)) for judge, calls in wanted}
     with counting(config.name, bars, console) as count:
 

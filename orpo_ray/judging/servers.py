@@ -81,10 +81,19 @@ class _RefusedCall(Exception):
 class Server:
     """One judge."""
 
-    def __init__(self, label: str, config: ServerJudge, answer_tokens: int, say: Callable[[str], None]) -> None:
-        """`answer_tokens`: of one answer at most; `say`: takes lines for the user. Raises `UserError` where the
-        environment lacks the key."""
+    def __init__(
+        self,
+        label: str,
+        config: ServerJudge,
+        answer_tokens: int,
+        say: Callable[[str], None],
+        *,
+        has_answered: bool = False,
+    ) -> None:
+        """`answer_tokens`: of one answer at most; `say`: takes lines for the user; `has_answered`: such calls before,
+        so that the few that are left may be what it refuses. Raises `UserError` where the environment lacks the key."""
         self._label, self._config, self._answer_tokens, self._say = label, config, answer_tokens, say
+        self._has_answered = has_answered
         self._key = key_of(label, config)
         self._budget = Budget(label, config)
         self._todo: deque[Call] = deque()
@@ -114,7 +123,10 @@ class Server:
                 for worker in workers:
                     worker.cancel()
         if self._failure is None and self._refused:  # all that were asked
-            self._failure = self._told_of_refusals()
+            if self._has_answered:
+                self._keep_refused(keep)
+            else:
+                self._failure = self._told_of_refusals()
         if self._failure is not None:
             raise self._failure
 
@@ -134,8 +146,11 @@ class Server:
                 self.account.answered += 1
                 keep(verdict)
             if self.account.answered:
-                while self._refused:
-                    keep(self._refused.pop())
+                self._keep_refused(keep)
+
+    def _keep_refused(self, keep: Callable[[Verdict], None]) -> None:
+        while self._refused:
+            keep(self._refused.pop())
 
     def _fail(self, error: UserError) -> None:
         self._failure = self._failure or error

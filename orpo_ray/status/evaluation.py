@@ -36,16 +36,21 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     asked = None if prompts is None else prompts * len(asked_labels) * rounds * turns
     blocks = None if prompts is None else math.ceil(prompts / PROMPTS_IN_BLOCK)
     judged_blocks = min(judged, default=0 if judge_labels else blocks or 0)
+    written = sorted((folder / "verdicts").glob("*.jsonl"))
+    in_words = config.get("judges")
+    verdicts = {file.stem: _lines(file) for file in written if isinstance(in_words, dict) and file.stem in in_words}
     # Pieces that were removed to save room do not unfinish it.
     begun = any(pieces)
     finished = (folder / "winrates.json").is_file() and (not begun or (responses == asked and judged_blocks == blocks))
-    age = age_of([folder / "config.yaml", *(file for each in of_turns for file in each.path.glob("re*/*/*.parquet"))])
+    age = age_of(
+        [folder / "config.yaml", *written, *(file for each in of_turns for file in each.path.glob("re*/*/*.parquet"))]
+    )
     driver = driver_of(folder, config)
     state = state_of(finished, age, driver)
     winners = _winners(read_numbers(folder / "winrates.json")) if state == "finished" else {}
     facts = {
         "prompts": prompts, "models": labels, "rounds": rounds, "responses": responses, "responses_of_all": asked,
-        "judged_blocks": judged_blocks, "blocks": blocks,
+        "judged_blocks": judged_blocks, "blocks": blocks, **({"verdicts": verdicts} if in_words else {}),
         "winners": {judge: best for judge, (best, _) in winners.items()},
     }  # fmt: skip
     brief = f"{responses} of {_or(asked)} responses"
@@ -56,8 +61,11 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
             + (f" x {turns} turns" if turns > 1 else ""),
         ),
         ("responses", f"{responses} of {_or(asked)}"),
-        ("judged", f"{judged_blocks} of {_or(blocks)} blocks of {PROMPTS_IN_BLOCK} prompts"),
     ]
+    if judge_labels or not in_words:
+        rows.append(("judged", f"{judged_blocks} of {_or(blocks)} blocks of {PROMPTS_IN_BLOCK} prompts"))
+    if in_words:
+        rows.append(("verdicts", ", ".join(f"{count} by {label}" for label, count in verdicts.items()) or "none yet"))
     if winners:
         brief = "; ".join(f"{best} by {judge}{by}" for judge, (best, by) in winners.items())
         rows.append(("winner", brief))
@@ -92,6 +100,14 @@ def pieces_of(folder: Path, label: object) -> list[Path]:
     folders = [Path(found) for found in glob.glob(f"{glob.escape(str(folder / str(label)))}-{'[0-9a-f]' * 12}")]
     newest = max(folders, key=lambda found: found.stat().st_mtime, default=None)
     return sorted(newest.glob("*.parquet")) if newest is not None else []
+
+
+def _lines(file: Path) -> int:
+    """Verdicts, those of other settings included."""
+    try:
+        return file.read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 def _rows(file: Path) -> int | None:

@@ -144,6 +144,19 @@ def test_what_the_server_refuses_is_unreadable_and_not_asked_for_ever(tmp_path: 
         )
 
 
+def test_the_last_calls_may_be_those_that_are_refused(tmp_path: Path) -> None:
+    """Such as of a new model, or where a driver was killed when all others were answered."""
+    with JudgeServer() as server:
+        run(config_of(tmp_path, server), answered("ab", 5))
+        before = len(server.bodies)
+        server.fault = lambda *_: "400"
+        for _ in range(2):
+            found = run(config_of(tmp_path, server), answered("ab", 6))
+            assert found.counts["j"].unreadable == 1 and len(server.bodies) == before + 1
+        with pytest.raises(UserError, match="the server answers none of the calls"):
+            run(config_of(tmp_path, server))
+
+
 def test_a_request_that_is_wrong_altogether_is_an_error(tmp_path: Path) -> None:
     with JudgeServer(lambda *_: "400") as server:
         with pytest.raises(

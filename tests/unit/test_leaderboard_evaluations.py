@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from judge_server import JudgeServer
 
-from orpo_ray.config import EvaluationConfig, parse_as
+from orpo_ray.config import EvaluationConfig, parse_as, read_yaml
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.leaderboards.verdicts import Files, aggregate
 from orpo_ray.report import write_evaluation_report
+from orpo_ray.status.evaluation import evaluation_status
 from orpo_ray.terminal import Console
 
 MODELS = {"ours": 0, "base": 1}
@@ -111,6 +112,10 @@ def test_another_judging_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
         table.unlink()
         run(mt_bench(tmp_path, server))  # all is there: nothing is asked
         assert server.answered.total() == before and table.read_bytes() == said
+        folder = table.parent
+        status = evaluation_status(folder, read_yaml(folder / "config.yaml"), "")
+        assert ("verdicts", f"{before} by big") in status.rows and status.state == "finished"
+        assert not any(name == "judged" for name, _ in status.rows), "no reward model is asked"
         found = run(mt_bench(tmp_path, server, repeats=2))
         assert server.answered.total() == 2 * before
     assert found["judges"]["big"]["counts"]["asked"] == 2 * before
@@ -298,6 +303,18 @@ def test_results_are_made_anew_where_a_file_beside_them_has_changed(
         assert run(config) == first
         lines(difficulty, [{"instruction": f"Do {i}.", "difficulty": i / 5} for i in range(12)])
         assert run(config)["key"] != first["key"]
+
+
+def test_verdicts_are_read_anew_where_they_would_be_read_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with JudgeServer() as server:
+        config = alpaca_eval(tmp_path, server)
+        run(config)
+        for module in ("orpo_ray.judging.asking", "orpo_ray.evaluation.judging"):
+            monkeypatch.setattr(f"{module}.VERSION", 10**6)
+        run(config)
+        assert server.answered.total() == 22
 
 
 def test_ifeval_is_measured_anew_where_other_instructions_go_with_the_prompts(tmp_path: Path) -> None:
