@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -185,19 +186,12 @@ def test_a_server_that_stays_away_ends_it_and_what_is_there_is_kept(tmp_path: Pa
 
 
 def test_a_limited_server_is_waited_for_however_often_it_says_so(tmp_path: Path) -> None:
-    """Far more often than `retries`, as long as it answers others."""
-    with JudgeServer() as server:
-        answers: list[float] = []
-
-        def busy(body: dict[str, Any], attempt: int) -> str | None:
-            if answers and time.monotonic() - answers[-1] < 0.02:
-                return "429"
-            answers.append(time.monotonic())
-            return None
-
-        server.fault = busy
-        found = run(config_of(tmp_path, server, retries=1, concurrency=12), answered(prompts=10))
-        assert found.counts["j"].asked == sum(server.answered.values()) and server.faults["429"] > 12
+    """It answers each third call: some are put off far more often than `retries`, while others are answered."""
+    arrived = itertools.count()
+    with JudgeServer(lambda *_: "429" if next(arrived) % 3 else None) as server:
+        found = run(config_of(tmp_path, server, retries=3, concurrency=12))
+        assert found.counts["j"].asked == server.answered.total() == CALLS
+        assert server.faults["429"] >= 2 * CALLS - 2 and max(server.attempts.values()) > 5
 
 
 def test_the_pace_is_kept(tmp_path: Path) -> None:
