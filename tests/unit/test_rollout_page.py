@@ -334,7 +334,7 @@ def test_odd_values_end_no_page(
 
 
 def test_pages_of_pairs_are_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Byte for byte but for what is drawn by matplotlib, the style sheet, the version and the policy, in which there is a
+    """Byte for byte but for what matplotlib draws, the style sheet, the version and the policy, in which there is a
     sum of the script of evaluations; whoever changes the page of a run of pairs on purpose changes these sums."""
     monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **__: buffer.write("<svg></svg>\n"))
     known = {
