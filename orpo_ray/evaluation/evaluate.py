@@ -47,13 +47,13 @@ def evaluate(
     console = console or Console(stderr=True)
     judging = plan_judging(config)
     plan = make_plan(config)
-    require_benchmarks(config, plan.prompts)
     references, remarks = read_references(config, plan.prompts)
     plan = furthest(replace(plan, notes=plan.notes + remarks))
     folder = plan.folder
     if plan.last and _is_finished(folder, _key(plan, judging, references)):
         console.say(f"{folder.path}: already finished")
         return folder
+    require_benchmarks(config, plan.prompts)
     if judging is not None:
         judging.require_keys()
     with only_driver(folder.path, console, wait=wait):

@@ -34,7 +34,7 @@ from orpo_ray.leaderboards.files import (
     write_responses,
 )
 from orpo_ray.leaderboards.ifeval import Prompt as Instructed
-from orpo_ray.leaderboards.ifeval import measure, prompt_of
+from orpo_ray.leaderboards.ifeval import measure, prompt_of, require_checkers
 from orpo_ray.leaderboards.length_controlled import read_difficulty
 from orpo_ray.leaderboards.published import leaderboard, read_published
 from orpo_ray.leaderboards.verdicts import Files, aggregate
@@ -57,7 +57,9 @@ def require_benchmarks(config: EvaluationConfig, prompts: Sequence[Prompt]) -> N
     for name in config.measures:
         _published(config, name)
         if name == "ifeval":
-            _instructed(prompts, [readable(prompt.as_found.prompt) for prompt in prompts])
+            asked = [readable(prompt.as_found.prompt) for prompt in prompts]
+            _require_once(prompts, "prompt", asked)
+            require_checkers(_instructed(prompts, asked))
         elif name == "mt-bench":
             _require_once(prompts, "question_id", [_question_id(prompt) for prompt in prompts])
         else:

@@ -170,6 +170,14 @@ def measure(
     )
 
 
+def require_checkers(prompts: Sequence[Prompt]) -> None:
+    """Raises `UserError`, before there are responses, where `measure` would because of the prompts or of `lm-eval`."""
+    with open_checkers() as checkers:
+        for prompt in prompts:
+            for i in range(len(prompt.instructions)):
+                _checker(checkers, prompt, i)
+
+
 def measure_files(responses: Path, prompts: Path) -> IfevalResult:
     """Of IFEval's own files: `{"prompt", "response"}` for each prompt, and `input_data.jsonl`. Raises as `measure`."""
     asked = read_prompts(prompts)

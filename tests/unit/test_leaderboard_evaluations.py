@@ -291,6 +291,31 @@ def test_what_a_benchmark_cannot_take_is_refused_before_anything_is_asked(tmp_pa
         assert not server.bodies
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"instruction_id_list": ["no:such"]}, "no:such: lm-eval .* has no checker"),
+        ({"kwargs": [{"words": 1}]}, r"its arguments \{'words': 1\} are refused"),
+        ({"key": 0}, "has the prompt 'Say 1.', as"),
+    ],
+)
+def test_instructions_that_cannot_be_checked_are_refused_before_anything_is_asked(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    asked = {"key": 1, "prompt": "Say 1.", "instruction_id_list": INSTRUCTIONS[:1], "kwargs": [{}]}
+    mapping = {
+        "name": "board", "models": {"ours": lines(tmp_path / "ours.jsonl", [{"prompt": "Say 1.", "response": "no"}])},
+        "prompts": {"source": lines(tmp_path / "asked.jsonl", [asked, {**asked, **changed}])},
+        "measures": ["ifeval"], "embedder": None, "storage": {"path": str(tmp_path / "runs")},
+    }  # fmt: skip
+    if "key" not in changed:
+        lines(tmp_path / "asked.jsonl", [{**asked, **changed}])
+    with pytest.raises(UserError, match=said):
+        run(parse_as(EvaluationConfig, mapping, [], "test"))
+    assert not (tmp_path / "runs/board").exists()
+
+
 def test_results_are_made_anew_where_a_file_beside_them_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
