@@ -7,6 +7,7 @@ knows of rounds, so each round is a set of files of its own.
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +35,7 @@ from orpo_ray.leaderboards.files import (
     write_responses,
 )
 from orpo_ray.leaderboards.ifeval import Prompt as Instructed
-from orpo_ray.leaderboards.ifeval import measure, prompt_of, require_checkers
+from orpo_ray.leaderboards.ifeval import measure, prompt_of, require_checkers, write_prompts
 from orpo_ray.leaderboards.length_controlled import read_difficulty
 from orpo_ray.leaderboards.published import leaderboard, read_published
 from orpo_ray.leaderboards.verdicts import Files, aggregate
@@ -98,6 +99,7 @@ class Leaderboards:
             "ifeval": self._ifeval,
         }
         found: dict[str, Row] = {}
+        shutil.rmtree(self._folder, ignore_errors=True)  # of models and rounds that are no more
         for name in self._config.measures:
             rows = makers[name](self._folder / name)
             found[name] = {"ranked_by": RANKED_BY[name], "rows": rows, "published": _published(self._config, name)}
@@ -176,6 +178,7 @@ class Leaderboards:
 
     def _ifeval(self, folder: Path) -> list[Row]:
         prompts = _instructed(self._prompts, [questions[0] for questions in self._answered.questions])
+        write_prompts(folder / "input_data.jsonl", prompts)
         rows = []
         for label, of_prompts in self._answered.answers.items():
             for round in range(max(map(len, of_prompts), default=0)):

@@ -132,7 +132,7 @@ def read_annotations(path: Path) -> list[Annotation]:
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """As JSON lines, which `gen_judgment.py` takes."""
-    _write_lines(path, ({
+    write_lines(path, ({
         "question_id": answer.question_id,
         "model_id": answer.model,
         "choices": [{"index": i, "turns": list(turns)} for i, turns in enumerate(answer.choices)],
@@ -144,7 +144,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    _write_lines(path, ({**vars(question), "turns": list(question.turns)} for question in questions))
+    write_lines(path, ({**vars(question), "turns": list(question.turns)} for question in questions))
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -159,7 +159,7 @@ def read_questions(path: Path) -> list[Question]:
 
 def write_judgments(path: Path, judgments: Iterable[Judgment]) -> None:
     """As JSON lines, which `show_result.py --input-file` takes: what could not be read is -1 there."""
-    _write_lines(path, (_without_none({
+    write_lines(path, (_without_none({
         "question_id": judgment.question_id,
         "model": judgment.model,
         "judge": None if judgment.judge is None else [judgment.judge, judgment.judge_prompt or ""],
@@ -178,7 +178,7 @@ def read_judgments(path: Path) -> list[Judgment]:
 
 def write_responses(path: Path, responses: Iterable[Response]) -> None:
     """As JSON lines, which `instruction_following_eval` takes."""
-    _write_lines(path, (vars(response) for response in responses))
+    write_lines(path, (vars(response) for response in responses))
 
 
 def read_responses(path: Path) -> list[Response]:
@@ -355,7 +355,8 @@ def _write_array(path: Path, rows: Iterable[Row]) -> None:
     _write(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
-def _write_lines(path: Path, rows: Iterable[Row]) -> None:
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """As JSON, a line each."""
     _write(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 

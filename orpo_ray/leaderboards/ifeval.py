@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.errors import UserError
-from orpo_ray.leaderboards.files import Response, Row, read_responses, records
+from orpo_ray.leaderboards.files import Response, Row, read_responses, records, write_lines
 from orpo_ray.leaderboards.ifeval_checkers import SEED, Checker, Checkers, Found, open_checkers, versions
 from orpo_ray.parsing import kind, member
 from orpo_ray.statistics.winrate import prompt_interval
@@ -182,6 +182,15 @@ def measure_files(responses: Path, prompts: Path) -> IfevalResult:
     """Of IFEval's own files: `{"prompt", "response"}` for each prompt, and `input_data.jsonl`. Raises as `measure`."""
     asked = read_prompts(prompts)
     return measure(read_responses(responses), asked, source=str(responses))
+
+
+def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
+    """As `input_data.jsonl`, which `read_prompts` reads."""
+    write_lines(path, (
+        {"key": prompt.key, "prompt": prompt.text, "instruction_id_list": [each.kind for each in prompt.instructions],
+         "kwargs": [dict(each.arguments) for each in prompt.instructions]}
+        for prompt in prompts
+    ))  # fmt: skip
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -205,6 +205,9 @@ def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
         (1, "punctuation:no_comma"), (2, "startend:quotation"),
     }  # fmt: skip
     assert base["not_answered"] == 1 and base["prompt_strict"]["followed"] == 3
+    files = tmp_path / "runs/board/leaderboards/ifeval"
+    [again] = aggregate("ifeval", Files(files / "ours.jsonl", prompts=files / "input_data.jsonl"))["results"]
+    assert {key: ours[key] for key in again} == json.loads(json.dumps(again))
     page = write_evaluation_report(tmp_path / "runs/board").read_text()
     assert "IFEval" in page and "punctuation:no_comma" in page and "base has no answer to 1 prompts" in page
 
