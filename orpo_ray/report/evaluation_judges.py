@@ -71,7 +71,7 @@ def _rated(model: str, rated: Rated) -> Row:
     turns = {f"turn {turn}": _mean(mean) for turn, mean in enumerate(rated.turns, 1)} if len(rated.turns) > 1 else {}
     return {
         "model": model,
-        "score": _unknown(rated.unknown, "score") if rated.score is None else _mean(rated.score),
+        "mean rating": _unknown(rated.unknown, "score") if rated.score is None else _mean(rated.score),
         **turns,
         **{category: number(mean and mean.mean, 2) for category, mean in rated.categories.items()},
         "unreadable": _of(sum(rated.unreadable), sum(rated.asked)),

@@ -114,7 +114,7 @@ def agreement(numbers: Numbers) -> list[Row]:
     """How far each two reward models agree on who wins."""
     return [
         {
-            "reward models": " and ".join(entry.reward_models),
+            "judges" if numbers.judges else "reward models": " and ".join(entry.reward_models),
             "same verdict": percent(entry.agree, 1),
             "Cohen's κ": number(entry.kappa, 2),
             "Spearman": number(entry.spearman, 2),
