@@ -3,9 +3,10 @@
     python benchmarks/leaderboards.py
 
 Models are of 8 million parameters with OPT's vocabulary and random weights: they end no answer, and as judges they say
-nothing that is a rating, so these are times and no scores. MT-Bench: 80 questions of two turns, 512 tokens an answer (two
-turns of 1,024 do not fit their context), rated by a local judge in at most 128 tokens. AlpacaEval 2: 805 instructions, 256
-tokens an answer; that model and gemma-2b-it's published outputs beside the reference's, by the labels of a local judge.
+nothing that is a rating, so these are times and no scores. MT-Bench: 80 questions of two turns, 512 tokens an answer,
+since two turns of 1,024 do not fit their context, rated by a local judge in at most 128 tokens. AlpacaEval 2: 805
+instructions, 256 tokens an answer; that model and gemma-2b-it's published outputs beside the reference's, by the labels
+of a local judge.
 """
 
 from __future__ import annotations
