@@ -58,6 +58,7 @@ ELSEWHERE = {
     r"orpo-ray \w+ configs/(opt-|mistral-|paper/)": "needs GPUs and the Hub",
     r"RAY_A\w+=.* orpo-ray train configs/opt-": "needs GPUs and the Hub",
     r"RAY_ADDRESS=auto orpo-ray doctor": "by test_doctor_cluster.py",
+    r"orpo-ray verdicts ": "with files of each benchmark, by unit/test_verdicts.py and unit/test_ifeval.py",
     r"ray job submit .* jobs/(train|sweep|evaluate|pipeline)\.py": "with other runs, by tests/cluster/test_jobs.py",
     r"ray job submit -- python -c .*request_resources": "by tests/cluster/test_autoscaling.py",
     r"ray job (logs|stop)": "by tests/cluster/test_jobs.py",
