@@ -6,7 +6,10 @@ import math
 import re
 from collections.abc import Iterable
 
+import numpy as np
+
 from orpo_ray.judging.asking import Asked
+from orpo_ray.leaderboards import alpaca_eval
 from orpo_ray.leaderboards.mt_bench import rating
 
 TOP_TOKENS = 20
@@ -16,6 +19,8 @@ _MARK = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _PROBABILITY = {"A": 1.0, "B": 0.0, "C": 0.5}
 _RANK = re.compile(r"""["']model["']\s*:\s*["']model_([12])["']\s*,\s*["']rank["']\s*:\s*["']?(\d+)""")
 _THOUGHTS_END = "</think>"
+_NOTHING = -9999.0
+"""What servers write for a log-prob of minus infinity."""
 
 
 def read(asked: Asked, words: str, likely: Iterable[tuple[str, float]] = ()) -> tuple[float | None, float | None]:
@@ -34,12 +39,12 @@ def label_probability(labels: tuple[str, str], likely: Iterable[tuple[str, float
     """P(first label) / (P(first) + P(second)), as AlpacaEval 2 has it: a label that is not among the likeliest tokens
     counts nothing. None where neither is. A tokenizer may have a label with a space before it, too: they add up."""
     first, second = (label.strip() for label in labels)
-    weights = {first: 0.0, second: 0.0}
+    found: dict[str, float] = {}
     for token, logp in likely:
-        if (text := token.strip()) in weights and not math.isnan(logp):
-            weights[text] += math.exp(min(logp, 0.0))
-    total = weights[first] + weights[second]
-    return weights[first] / total if total else None
+        if (text := token.strip()) in (first, second) and logp > _NOTHING:
+            found[text] = float(np.logaddexp(found.get(text, -math.inf), min(logp, 0.0)))
+    probability = alpaca_eval.label_probability(found, (first, second))
+    return None if math.isnan(probability) else probability
 
 
 def preference(said: str) -> float | None:
