@@ -11,6 +11,7 @@ from pathlib import Path
 from orpo_ray.bench.stages.models import plan_evaluation, random_policy
 from orpo_ray.bench.stages.way import Way
 from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig, ScoringConfig
 from orpo_ray.config.evaluation_benchmark import GenerationBenchmarkConfig
 from orpo_ray.evaluation.pipeline import AT_WORK
@@ -31,6 +32,7 @@ class Bare:
     """vLLM as it is, with the options of our engine: everything in one call."""
 
     def __init__(self, options: EngineOptions, sampling: SamplingConfig) -> None:
+        use_assigned_cpus()  # as ours does: an actor's CPU, and not all of the machine's
         self._engine, self._options, self._sampling = load_engine(options, sampling.seed), options, sampling
 
     def generate(self, requests: list[Request]) -> int:
