@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -431,7 +432,7 @@ def test_pairs_are_of_two_models() -> None:
 
 
 def test_what_a_tokenizer_s_template_refuses_is_said() -> None:
-    tokenizer = toyworld.tokenizer()
+    tokenizer = deepcopy(toyworld.tokenizer())  # it is everybody's
     tokenizer.chat_template = "{{ raise_exception('No system role') }}"
     with pytest.raises(UserError, match=r"judges\.j\.tokenizer: .*No system role; a prompt without `system`"):
         _counter("j", tokenizer)(Asked("s", "u", "rating"))
