@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from orpo_ray.config import read_yaml
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.errors import UserError
+from orpo_ray.judging.verdict import Judgement
 from orpo_ray.report.columns import FLAG, KEY, NUMBER, TEXT, read_columns
 from orpo_ray.report.judge_numbers import Judge
 from orpo_ray.report.leaderboard_tables import Leaderboard
@@ -212,31 +213,12 @@ class Responses:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A row of `verdicts.parquet`."""
-
-    judge: str
-    prompt: int
-    round: int
-    turn: int
-    model: str
-    against: str | None
-    """None: one answer was rated."""
-    shown_first: bool | None
-    """Whether `model`'s answer was; None: nobody was asked, since both answers are the same."""
-    probability: float | None
-    """That `model`'s is the better one; None where it was not readable."""
-    rating: float | None
-    words: str | None
-
-
-@dataclass(frozen=True)
 class Evaluation:
     config: dict[str, Any]
     numbers: Numbers
     prompts: list[Prompt]
     responses: Responses
-    verdicts: list[Said]
+    verdicts: list[Judgement]
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -275,13 +257,14 @@ def read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(config, numbers, prompts, responses, verdicts)
 
 
-def _verdicts(path: Path) -> list[Said]:
+def _verdicts(path: Path) -> list[Judgement]:
     types = {
         "judge": TEXT, "prompt": KEY, "round": KEY, "turn": KEY, "model": TEXT, "against": TEXT, "shown_first": FLAG,
-        "probability": NUMBER, "rating": NUMBER, "words": TEXT,
+        "repeat": KEY, "probability": NUMBER, "rating": NUMBER, "words": TEXT,
     }  # fmt: skip
     columns = read_columns(path, types)
-    return [Said(*row) for row in zip(*(columns[name] for name in types), strict=True)]
+    rows = zip(*(columns[name] for name in types), strict=True)
+    return [Judgement(**dict(zip(types, row, strict=True))) for row in rows]
 
 
 def _conversations(columns: dict[str, list[Any]], further: Mapping[int, list[str]]) -> dict[str, list[Any]]:
