@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from orpo_ray.modeling.critic import ActorCritic
 from orpo_ray.modeling.experts import shares, whole_shape
 from orpo_ray.modeling.linear import product
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.modeling.scorer import Scorer
+
+if TYPE_CHECKING:
+    from orpo_ray.modeling.scorer import Scorer
 
 # A multiply and an add for each of: the forward product, the gradient of its input, that of its weight.
 _TRAINED, _FROZEN = 6.0, 4.0

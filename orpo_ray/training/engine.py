@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from orpo_ray.cluster.allocator import keep_freed_memory
-from orpo_ray.config import OptimConfig
 from orpo_ray.data.packing import PackedBatch
-from orpo_ray.modeling.reward import StateDict
-from orpo_ray.modeling.scorer import Scorer
+
+if TYPE_CHECKING:  # they need more than a bare GPU box has, where the engine is measured (doctor/gpu)
+    from orpo_ray.config import OptimConfig
+    from orpo_ray.modeling.reward import StateDict
+    from orpo_ray.modeling.scorer import Scorer
 
 _TOGETHER = 1 << 24  # gradients that one all-reduce sums, in elements: they are copied once more
 
