@@ -2,3 +2,6 @@
 
 It needs torch and transformers alone, so it also runs where the rest is not installed: `python -m orpo_ray.doctor.gpu`.
 """
+
+SECONDS = 520.0
+"""The time that a check takes at most, where nothing else is said."""

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-SECONDS = 520.0
+from orpo_ray.doctor.gpu import SECONDS
+from orpo_ray.errors import UserError
 
 
 def main() -> int:
@@ -18,7 +19,6 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true", help="the same on the CPU, at toy size")
     arguments = parser.parse_args()
     from orpo_ray.doctor.gpu.run import check_gpu
-    from orpo_ray.errors import UserError
 
     try:
         return check_gpu(arguments.seconds, arguments.out, toy=arguments.toy, start=start)

@@ -78,9 +78,10 @@ class _time_limit:
 
     def __init__(self, lines: Lines, seconds: float, path: Path) -> None:
         def stop() -> None:
-            _end(lines, path, complete=False)
-            sys.stdout.flush()
-            os._exit(1)
+            try:
+                _end(lines, path, complete=False)
+            finally:
+                os._exit(1)
 
         self._timer = threading.Timer(max(0.0, seconds - lines.seconds), stop)
         self._timer.daemon = True
@@ -90,6 +91,7 @@ class _time_limit:
 
     def __exit__(self, *raised: object) -> None:
         self._timer.cancel()
+        self._timer.join()  # if it has begun to end the process, let it
 
 
 def _end(lines: Lines, path: Path, *, complete: bool) -> int:

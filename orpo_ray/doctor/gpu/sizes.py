@@ -36,7 +36,7 @@ class Way(NamedTuple):
     memory: str
     """What is computed again, as `train.memory`; of the baseline `none` or `full`."""
     precision: str = "bfloat16"
-    """`bfloat16`: of weights, with float32 master copies of what is trained; `autocast`: weights in float32, products in
+    """`bfloat16`: of weights, with float32 masters of what is trained; `autocast`: weights in float32, products in
     bfloat16, as Hugging Face's trainers have it."""
 
 

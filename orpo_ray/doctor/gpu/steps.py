@@ -160,12 +160,12 @@ def _states(trainer: _Trainer) -> dict[str, int]:
 
 def _measured(check: Check, trainer: _Trainer, before: int) -> dict[str, int]:
     """Bytes: weights with the optimizer's states; what forward and backward hold beside them and gradients; and the
-    most of a step of two micro-batches, the second of which finds gradients there. `before`: held without it."""
+    most of a step of two micro-batches, the second of which finds gradients there. `before`: held without it, which it
+    gives its batches up for."""
     device = check.device
-    device.free()
-    held = device.held()
     for weight in trainer.trained:  # there already, so that they do not grow while activations shrink
         weight.grad = torch.zeros_like(weight)
+    device.free()
     with_gradients = device.held()
     device.start_peak()
     with trainer.computing():
@@ -178,7 +178,10 @@ def _measured(check: Check, trainer: _Trainer, before: int) -> dict[str, int]:
     device.free()
     device.start_peak()
     trainer.step(0, 1)
-    return {"states": held - before, "activations": activations, "peak": device.peak() - before}
+    peak = device.peak()
+    trainer.losses.clear()
+    device.free()
+    return {"states": device.held() - before, "activations": activations, "peak": peak - before}
 
 
 def _profile(check: Check, model: Model) -> Iterator[Fields]:
