@@ -96,7 +96,7 @@ def _activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
         if storage.data_ptr() not in weights:
             place = adapted if storage.nbytes() in experts else kept
             place[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would hold the graph that holds it, where it is what an operator gave
 
     with torch.random.fork_rng(), saved_tensors_hooks(keep, lambda tensor: tensor), products, torch.enable_grad():
         # alive: what is freed could give its address to the next

@@ -66,12 +66,13 @@ def test_lines_are_as_the_example_and_the_guide_have_them(done: tuple[Lines, str
 
 def test_memory_is_near_what_is_predicted(done: tuple[Lines, str]) -> None:
     """Of a toy model, of which batches and what a CPU needs beside are a larger part than of a large one."""
-    found = [line for line in done[0] if line["stage"] == "memory" and line["model"] == "toy-opt"]
-    assert len(found) == 6
-    for line in found:
+    every = [line for line in done[0] if line["stage"] == "memory"]
+    found = [line for line in every if line["model"] == "toy-opt"]
+    assert (len(every), len(found)) == (11, 6)
+    for line in every:
         measured, predicted = line["measured_gib"], line["predicted_gib"]
         assert 0.99 < measured["states"] / (predicted["weights"] + predicted["optimizer"]) < 1.02
-        if line["who"] == "orpo_ray":
+        if line in found and line["who"] == "orpo_ray":
             assert 0.9 < measured["activations"] / predicted["activations"] < 1.5
             assert 0.9 < measured["peak"] / sum(predicted.values()) < 1.3
     levels = {line["memory"]: line["measured_gib"]["activations"] for line in found if line["who"] == "orpo_ray"}
