@@ -46,16 +46,22 @@ class Varlen(NamedTuple):
     """`(segments + 1,)` int32: where the queries of each segment begin."""
     cu_seq_k: Tensor
     """`(segments + 1,)` int32: where its keys begin in `keys`."""
+    copies: Tensor
+    """`(keys,)` int32: places in `keys`, those of one packed token beside each other, in order."""
+    cu_copies: Tensor
+    """`(tokens + 1,)` int32: where those of each packed token begin in `copies`."""
     max_q: int
     max_k: int
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor, int, int]:
+        return self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k
+
     def to(self, device: torch.device) -> Varlen:
-        keys, cu_seq_q, cu_seq_k = (tensor.to(device, non_blocking=True) for tensor in self[:3])
-        return self._replace(keys=keys, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k)
+        return Varlen(*(tensor.to(device, non_blocking=True) for tensor in self[:-2]), self.max_q, self.max_k)
 
     def pinned(self) -> Varlen:
-        keys, cu_seq_q, cu_seq_k = (tensor.pin_memory() for tensor in self[:3])
-        return self._replace(keys=keys, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k)
+        return Varlen(*(tensor.pin_memory() for tensor in self[:-2]), self.max_q, self.max_k)
 
 
 class Block(NamedTuple):
@@ -110,11 +116,15 @@ class Layout:
         queries = spans[:, 1] - spans[:, 0]
         lengths = queries + spans[:, 3] - spans[:, 2]
         keys = np.concatenate([np.r_[p0:p1, q0:q1] for q0, q1, p0, p1 in self.segments])
-        starts_q, starts_k = (np.r_[0, each.cumsum()].astype(np.int32) for each in (queries, lengths))
+        copies = keys.argsort(kind="stable").astype(np.int32)
+        starts = (np.r_[0, each.cumsum()].astype(np.int32) for each in (queries, lengths, np.bincount(keys)))
+        cu_seq_q, cu_seq_k, cu_copies = map(torch.from_numpy, starts)
         host = Varlen(
             torch.from_numpy(keys),
-            torch.from_numpy(starts_q),
-            torch.from_numpy(starts_k),
+            cu_seq_q,
+            cu_seq_k,
+            torch.from_numpy(copies),
+            cu_copies,
             int(queries.max()),
             int(lengths.max()),
         )

@@ -7,8 +7,9 @@ layer (and through the recomputation of gradient checkpointing) to the function 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from orpo_ray.data.packing import Block, Layout, causal_mask
+from orpo_ray.modeling.varlen import Kernel, attend, capability_of, kernel_for
+from orpo_ray.telemetry.logs import log
 
 NAME = "shared_prefix"
 _CHUNKS = -1
@@ -49,10 +52,11 @@ def shared_prefix_attention(
     if window == _CHUNKS:
         raise NotImplementedError("its attention is in chunks")
     if softcap is not None or s_aux is not None:
+        if capability_of(query.device) is not None:
+            _say_slow("no kernel has its soft cap or its sinks")
         compute: Callable[..., Tensor] = partial(_attend, scale=scaling, softcap=softcap, sinks=s_aux, dropout=dropout)
-    # The varlen kernel exists for CUDA in half precision and has no dropout.
-    elif layout and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
-        return _varlen(query[0], key[0], value[0], layout, scaling, window)[None], None
+    elif layout and (kernel := _kernel(query, value, dropout)) is not None:
+        return attend(kernel, query, key, value, layout, scale=scaling, window=window, dropout=dropout), None
     else:
         compute = partial(
             F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling,
@@ -65,27 +69,24 @@ def shared_prefix_attention(
     return _part_by_part(compute, query, key, value, layout, window), None
 
 
-def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
-) -> Tensor:
-    """One FlashAttention call: keys of the prompt gathered per continuation, causal aligned bottom-right."""
-    from torch.nn.attention.varlen import varlen_attn  # CUDA builds of torch only
+def _kernel(query: Tensor, value: Tensor, dropout: float) -> Kernel | None:
+    """That which computes a whole row at once; None: none does, on a CPU or for these."""
+    capability = capability_of(query.device)
+    if capability is None:
+        return None
+    head_dim, value_dim = query.shape[3], value.shape[3]
+    kernel = kernel_for(query.dtype, head_dim, value_dim, capability, dropout)
+    if kernel is None:
+        heads = f"{head_dim}" if head_dim == value_dim else f"{head_dim} and {value_dim}"
+        device = ".".join(map(str, capability))
+        _say_slow(f"none is for heads of {heads} in {query.dtype} on a device of compute capability {device}")
+    return kernel
 
-    keys, cu_seq_q, cu_seq_k, max_q, max_k = layout.varlen
-    attended = varlen_attn(
-        query.transpose(0, 1).contiguous(),
-        key.transpose(0, 1)[keys],
-        value.transpose(0, 1)[keys],
-        cu_seq_q,
-        cu_seq_k,
-        max_q,
-        max_k,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=key.shape[0] != query.shape[0],
-    )
-    assert isinstance(attended, Tensor)  # a tuple only where auxiliary outputs are asked for
-    return attended
+
+@cache
+def _say_slow(why: str) -> None:
+    """Once in a process, since it is so in every layer and batch."""
+    log("attention takes a kernel for each segment, not one for all", logging.WARNING, why=why)
 
 
 def _attend(
@@ -120,7 +121,7 @@ def _attend(
 def _part_by_part(
     compute: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, layout: Layout, window: int | None
 ) -> Tensor:
-    """Attention of one of the layout's parts after another: the path of CPUs and of float32."""
+    """Attention of one of the layout's parts after another: on CPUs, and where no kernel takes the whole row."""
     # split, not slices: the gradient of each slice would be a zeroed tensor of the whole row.
     sizes = [part.end - part.start for part in layout.parts]
     padding = query.shape[2] - sum(sizes)  # behind the row (see `policy.hidden_states`)

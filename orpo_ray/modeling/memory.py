@@ -34,7 +34,7 @@ LEVELS: tuple[Recomputation, ...] = ("none", "selective", "full")
 
 _KEPT_OPERATORS = (
     "aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise", "aten::_scaled_dot_product",
-    "torch_attn::_varlen_attn",
+    "torch_attn::_varlen_attn", "aten::_efficient_attention_forward",
 )  # fmt: skip
 _SMALL_CHUNK = 1 << 27
 _PROBE_TOKENS = 64

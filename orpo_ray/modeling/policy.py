@@ -23,6 +23,9 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     output = model.base_model(
         input_ids=ids[:1],
         position_ids=ids[1:],
+        # Says that nothing is padding. Else transformers looks among the positions for rows that are packed in its own
+        # way, and the host waits for the device to say that there are some.
+        attention_mask=torch.ones_like(ids[:1]),
         layout=batch.layout,
         use_cache=False,
     )

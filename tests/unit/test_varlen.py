@@ -1,0 +1,288 @@
+"""The attention of CUDA devices, a kernel for a whole row, on CPU kernels of its operators (`varlen_cpu`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, build, random_examples
+from test_attention import HEADS, PADDING, attended, examples_of, random_sizes
+from test_packing_parity import plain_logps
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PretrainedConfig
+from varlen_cpu import CALLS, Fault, faulty, pretend_cuda
+
+from orpo_ray.data.packing import Layout, pack
+from orpo_ray.modeling import attention, varlen
+from orpo_ray.modeling.attention import NAME, shared_prefix_attention
+from orpo_ray.modeling.memory import LEVELS, Recomputation, set_recomputation
+from orpo_ray.modeling.policy import PackedPolicy, hidden_states
+from orpo_ray.modeling.varlen import EFFICIENT, FLASH, Kernel, kernel_for
+
+KERNELS = pytest.mark.parametrize("kernel", [FLASH, EFFICIENT], ids=["flash", "efficient"])
+EXACT = {"flash": torch.float64, "efficient": torch.float32}
+"""In which dtype a whole model is computed by each kernel."""
+
+
+class Recorder(TorchDispatchMode):
+    """The operators that were called, each with its arguments' devices."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.called: list[tuple[str, tuple[Any, ...], set[str]]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        self.called.append((operator.name(), args, {x.device.type for x in tensors}))
+        return operator(*args, **kwargs)
+
+
+class TestTheChoice:
+    @pytest.mark.parametrize(
+        ("dtype", "head_dim", "value_dim", "capability", "dropout", "expected"),
+        [
+            (torch.bfloat16, 64, 64, (8, 0), 0.0, FLASH),
+            (torch.float16, 128, 128, (9, 0), 0.0, FLASH),
+            (torch.bfloat16, 80, 80, (12, 0), 0.0, FLASH),
+            (torch.bfloat16, 256, 256, (8, 6), 0.0, FLASH),
+            (torch.bfloat16, 264, 264, (9, 0), 0.0, EFFICIENT),
+            (torch.bfloat16, 192, 128, (9, 0), 0.0, EFFICIENT),  # multi-head latent attention
+            (torch.bfloat16, 64, 64, (9, 0), 0.1, EFFICIENT),
+            (torch.bfloat16, 100, 100, (9, 0), 0.0, None),
+            (torch.bfloat16, 64, 64, (7, 5), 0.0, None),
+            (torch.float16, 64, 64, (7, 5), 0.0, EFFICIENT),
+            (torch.float16, 12, 12, (8, 0), 0.0, None),
+            (torch.float32, 64, 64, (9, 0), 0.0, EFFICIENT),
+            (torch.float32, 64, 64, (7, 0), 0.1, EFFICIENT),
+            (torch.float32, 12, 12, (8, 0), 0.0, EFFICIENT),
+            (torch.float32, 6, 6, (8, 0), 0.0, None),
+            (torch.float32, 8, 6, (8, 0), 0.0, None),
+            (torch.float64, 64, 64, (9, 0), 0.0, None),
+        ],
+    )
+    def test_of_a_kernel(
+        self,
+        dtype: torch.dtype,
+        head_dim: int,
+        value_dim: int,
+        capability: tuple[int, int],
+        dropout: float,
+        expected: Kernel | None,
+    ) -> None:
+        assert kernel_for(dtype, head_dim, value_dim, capability, dropout) == expected
+
+    @pytest.mark.parametrize(
+        ("options", "why"),
+        [
+            ({}, "none is for heads of 8 in torch.float64 on a device of compute capability 9.0"),
+            ({"softcap": 20.0}, "no kernel has its soft cap or its sinks"),
+        ],
+    )
+    def test_what_no_kernel_takes_is_computed_part_by_part_and_said_once(
+        self, options: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        layout = pack(random_examples(seed=1, prompts=3), score_prompts=False).layout
+        expected = attended(layout, 2, torch.float64, **options)
+        pretend_cuda(monkeypatch)
+        attention._say_slow.cache_clear()
+        with caplog.at_level(logging.WARNING, logger="orpo_ray"):
+            found = [attended(layout, 2, torch.float64, **options) for _ in range(2)]
+        assert [record.values["why"] for record in caplog.records] == [why]  # type: ignore[attr-defined]
+        assert all(torch.equal(a, b) for each in found for a, b in zip(each, expected, strict=True))
+        assert not CALLS
+
+    def test_a_cpu_has_no_kernel_and_says_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        assert varlen.capability_of(torch.device("cpu")) is None
+        attended(pack(random_examples(seed=1, prompts=2), score_prompts=False).layout, 2, torch.float64)
+        assert not caplog.records
+
+    def test_the_operator_is_called_as_both_versions_of_torch_have_it(self) -> None:
+        """2.11 and 2.13."""
+        arguments = [argument.name for argument in torch.ops.torch_attn._varlen_attn.default._schema.arguments]
+        assert arguments[:10] == [
+            "query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "is_causal", "scale", "window_size",
+        ]  # fmt: skip
+
+
+def of_kernel(kernel: Kernel, layout: Layout, kv_heads: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """As `attended`, in float64 by `kernel`."""
+    with monkeypatch.context() as patch:
+        pretend_cuda(patch)
+        patch.setattr(attention, "kernel_for", lambda *told: kernel)
+        return attended(layout, kv_heads, torch.float64, **options)
+
+
+class TestARow:
+    @KERNELS
+    @pytest.mark.parametrize("kv_heads", [1, 2, 4])
+    @pytest.mark.parametrize("window", [None, 1, 3, 20])
+    def test_equals_its_parts(
+        self, kernel: Kernel, window: int | None, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rng = np.random.default_rng(kv_heads)
+        for _ in range(4):
+            layout = pack(examples_of(random_sizes(rng)), score_prompts=False).layout
+            options = {"sliding_window": window, "scaling": float(rng.uniform(0.1, 1))}
+            found = of_kernel(kernel, layout, kv_heads, monkeypatch, **options)
+            torch.testing.assert_close(found, attended(layout, kv_heads, torch.float64, **options), rtol=0, atol=1e-12)
+            assert not found[0][0, -PADDING:].any()
+
+    @KERNELS
+    @pytest.mark.parametrize("continuations", range(1, 9))
+    def test_of_any_number_of_continuations(
+        self, kernel: Kernel, continuations: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        examples = random_examples(seed=continuations, prompts=3, continuations=continuations, longest=12)
+        examples += random_examples(seed=9, prompts=1, continuations=1)  # another number than the rest
+        layout = pack(examples, score_prompts=False).layout
+        found = of_kernel(kernel, layout, 2, monkeypatch, sliding_window=9)
+        torch.testing.assert_close(
+            found, attended(layout, 2, torch.float64, sliding_window=9), rtol=0, atol=1e-12
+        )
+
+    @KERNELS
+    @pytest.mark.parametrize("fault", ["top left", "window off by one", "keys rolled"])
+    def test_a_kernel_that_sees_other_keys_is_noticed(
+        self, kernel: Kernel, fault: Fault, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layout = pack(random_examples(seed=4, prompts=3), score_prompts=False).layout
+        expected = attended(layout, 2, torch.float64, sliding_window=9)
+        with faulty(fault):
+            found = of_kernel(kernel, layout, 2, monkeypatch, sliding_window=9)
+        assert all(float((a - b).abs().max()) > 1e-2 for a, b in zip(found, expected, strict=True))
+
+    @KERNELS
+    def test_gradients_of_copies_are_sums_in_order(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No operator that adds to places that may be the same: on a device these race, or sort."""
+        layout = pack(random_examples(seed=4, prompts=3, continuations=4), score_prompts=False).layout
+        with Recorder() as recorder:
+            first = of_kernel(kernel, layout, 2, monkeypatch)
+        names = {name for name, _, _ in recorder.called}
+        assert {"aten::index_select", "aten::_embedding_bag_forward_only"} <= names
+        assert not [name for name in names if any(word in name for word in ("index_put", "index_add", "scatter"))]
+        second = of_kernel(kernel, layout, 2, monkeypatch)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_in_half_precision_is_near(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        layout = pack(random_examples(seed=4, prompts=3), score_prompts=False).layout
+        expected = attended(layout, 2, dtype)
+        pretend_cuda(monkeypatch)
+        found = attended(layout, 2, dtype)
+        assert CALLS == {"flash": 1, "flash_backward": 1}
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == dtype
+            assert float((a - b).abs().max()) < 0.05 * float(b.abs().max())
+
+    @KERNELS
+    def test_keeps_no_copies_of_keys_for_backward(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept: list[int] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[-1] += tensor.untyped_storage().nbytes()
+            return tensor
+
+        for sizes in ([[32, 32]], [[32, 4, 4, 4, 4, 4, 4, 4, 4]]):
+            layout = pack(examples_of(sizes), score_prompts=False).layout
+            kept.append(0)
+            with saved_tensors_hooks(keep, lambda tensor: tensor):
+                of_kernel(kernel, layout, 2, monkeypatch)
+        one, eight = kept
+        extra = 8 * HEADS * 32 * (9 - 2) if kernel is EFFICIENT else 0  # its log-sums are padded to 32 a segment
+        assert eight <= one + extra
+
+
+class TestDropout:
+    def test_takes_the_kernel_that_has_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pretend_cuda(monkeypatch)
+        layout = pack(random_examples(seed=4, prompts=2), score_prompts=False).layout
+        attended(layout, 2, torch.bfloat16, dropout=0.5)
+        assert CALLS == {"efficient": 1, "efficient_backward": 1}
+
+    def test_zeroes_weights_and_keeps_their_mean(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pretend_cuda(monkeypatch)
+        layout = pack(examples_of([[3, 2, 2], [2, 3, 1]]), score_prompts=False).layout
+        ones = torch.ones(1, 1, layout.segments[-1].end, 4)
+        torch.manual_seed(0)
+        call: Callable[[], Tensor] = lambda: shared_prefix_attention(  # noqa: E731
+            torch.nn.Identity(), ones, ones, ones, None, layout=layout, dropout=0.5
+        )[0]
+        drawn = torch.stack([call() for _ in range(400)])
+        assert (drawn == 0).any()
+        assert (drawn.mean(0) - 1).abs().max() < 0.25
+
+    def test_backward_drops_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pretend_cuda(monkeypatch)
+        monkeypatch.setattr(attention, "kernel_for", lambda *told: EFFICIENT)
+        layout = pack(examples_of([[3, 2, 2]]), score_prompts=False).layout
+
+        def computed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            torch.manual_seed(0)
+            options: dict[str, Any] = {"layout": layout, "dropout": 0.4, "sliding_window": 3}
+            return shared_prefix_attention(torch.nn.Identity(), query, key, value, None, **options)[0]
+
+        inputs = [torch.randn(1, heads, 7, 2, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1)]
+        assert torch.autograd.gradcheck(computed, inputs)  # type: ignore[no-untyped-call]
+
+
+class TestModels:
+    @KERNELS
+    @pytest.mark.parametrize("recomputation", LEVELS)
+    def test_sums_and_gradients_equal_plain_forwards(
+        self,
+        family: PretrainedConfig,
+        recomputation: Recomputation,
+        kernel: Kernel,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Against Hugging Face's own in float64; errors of gradients are relative to the largest of the model."""
+        name = "flash" if kernel is FLASH else "efficient"
+        examples = random_examples(seed=7, prompts=3, longest=20)
+        weights = torch.linspace(-1, 1, 9, dtype=torch.float64)
+        plain = build(family, "sdpa", torch.float64)
+        expected = torch.cat([plain_logps(plain, example) for example in examples])
+        (expected * weights).sum().backward()
+        policy = PackedPolicy(build(family, NAME, EXACT[name])).train()
+        set_recomputation(policy, recomputation)
+        pretend_cuda(monkeypatch, (9, 0), *([torch.float64] if kernel is FLASH else []))
+        found = policy(pack(examples, score_prompts=True))
+        (found * weights).sum().backward()
+        layers = family.num_hidden_layers
+        again = layers * (recomputation == "full")
+        assert CALLS == {name: layers + again, f"{name}_backward": layers}
+        tolerance = 1e-6 if kernel is FLASH else 2e-6
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=1e-5)
+        scale = max(float(p.grad.abs().max()) for p in plain.parameters() if p.grad is not None)
+        for (place, own), packed in zip(plain.named_parameters(), policy.model.parameters(), strict=True):
+            assert (own.grad is None) == (packed.grad is None), place
+            if own.grad is not None and packed.grad is not None:
+                assert float((packed.grad - own.grad).abs().max()) <= tolerance * scale, place
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_the_host_waits_for_nothing(
+        self, family: PretrainedConfig, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On the meta device nothing can be read back, and all that comes from the host can be seen."""
+        pretend_cuda(monkeypatch)
+        network = build(family, NAME, dtype).train().to("meta")
+        batch = pack(random_examples(seed=2, prompts=3), score_prompts=True)
+        assert batch.layout.varlen.max_q  # which a thread computes ahead
+        on_device = batch.to(torch.device("meta"))
+        with Recorder() as recorder:
+            total = hidden_states(network, on_device).sum()
+            if dtype == torch.bfloat16:  # torch 2.13's own meta kernel of the other backward takes too few arguments
+                total.backward()
+        names = [name for name, _, _ in recorder.called]
+        assert ("torch_attn::_varlen_attn" if dtype == torch.bfloat16 else "aten::_efficient_attention_forward") in names
+        waits = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_to_cpu")
+        for name, _, devices in recorder.called:
+            if "meta" in devices:
+                assert name.removeprefix("aten::") not in waits
+                assert "cpu" not in devices or name == "aten::copy_", name
