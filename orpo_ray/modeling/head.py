@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from orpo_ray.modeling.linear import SharedLinear, gram, product
+from orpo_ray.modeling.kernels import logprobs_for
+from orpo_ray.modeling.linear import SharedLinear, gram, product, product_in_float32
 
 # Elements that softmax works on at once: on a CPU few enough to stay in its cache, on a device enough to fill it.
 _CPU_BLOCK = 1 << 22
@@ -33,6 +35,9 @@ class LogprobHead(SharedLinear):
     """Of the logits (Cohere, Granite)."""
     softcap: float | None = None
     """What bounds the logits (Gemma 2): `softcap * tanh(logits / softcap)`."""
+    float32_logits = False
+    """Whether a product in half precision is left in float32, in which it was added up: not rounded to what a logit of
+    17 has of bfloat16, 0.06, before its softmax."""
 
     @classmethod
     def of(cls, network: PreTrainedModel) -> LogprobHead:
@@ -50,27 +55,47 @@ class LogprobHead(SharedLinear):
         the log-probs `(predictions,)` of those tokens, in float32 at least, for `hidden (predictions, width)`.
         """
         if targets is None:
-            return super().forward(hidden)
-        rows = max(1, self.chunk_bytes // (self.out_features * hidden.element_size()))
-        chunks = _slices(targets.numel(), rows)
-        behind = None if self.scale == 1.0 and self.softcap is None else _Behind(self.scale, self.softcap)
-        logps: Tensor = _Logprob.apply(hidden, self.weight, self.bias, targets, chunks, behind)  # type: ignore[no-untyped-call]
+            if not self.float32_logits:
+                return super().forward(hidden)
+            exact = _exact(hidden)
+            return F.linear(hidden.to(exact), self.weight.to(exact), None if self.bias is None else self.bias.to(exact))
+        rows = max(1, self.chunk_bytes // (self.out_features * self.bytes_per_logit))
+        way = _Way(self.scale, self.softcap, self.float32_logits, torch.is_grad_enabled())
+        logps: Tensor = _Logprob.apply(  # type: ignore[no-untyped-call]
+            hidden, self.weight, self.bias, targets, _slices(targets.numel(), rows), way
+        )
         return logps
 
+    @property
+    def bytes_per_logit(self) -> int:
+        """Held at once: a logit, and the gradient in its place; `float32_logits` have theirs, of half precision, beside
+        them."""
+        size = self.weight.element_size()
+        return 4 + size if self.float32_logits and size < 4 else size
 
-class _Behind(NamedTuple):
-    """What is done to logits behind the layer."""
 
-    scale: float
-    softcap: float | None
+class _Way(NamedTuple):
+    """How log-probs are made of logits."""
 
-    def apply(self, logits: Tensor) -> Tensor:
-        """In place."""
+    scale: float = 1.0
+    """What logits are multiplied by behind the layer."""
+    softcap: float | None = None
+    float32: bool = False
+    """Whether the layer's product is."""
+    learns: bool = True
+    """Whether backward may follow."""
+
+    @property
+    def as_they_are(self) -> bool:
+        return self.scale == 1.0 and self.softcap is None
+
+    def behind(self, logits: Tensor) -> Tensor:
+        """What is done to logits behind the layer, in place."""
         logits.mul_(self.scale)
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def back(self, residuals: Tensor, logits: Tensor) -> Tensor:
-        """`residuals`, gradients of what `apply` gave as `logits`, made those of what it was given, in place."""
+        """`residuals`, gradients of what `behind` gave as `logits`, made those of what it was given, in place."""
         residuals.mul_(self.scale)
         return residuals if self.softcap is None else residuals.mul_(1 - (logits / self.softcap).square())
 
@@ -91,16 +116,17 @@ class _Logprob(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         chunks: list[slice],
-        behind: _Behind | None,
+        way: _Way,
     ) -> Tensor:
         logps = torch.empty(targets.shape, dtype=_exact(hidden), device=hidden.device)
+        way = way._replace(learns=way.learns and any(ctx.needs_input_grad))
         residuals = None
         for rows in chunks:
             del residuals  # before there are others
-            logps[rows], residuals = _residuals(hidden[rows], weight, bias, targets[rows], behind)
+            logps[rows], residuals = _residuals(hidden[rows], weight, bias, targets[rows], way)
         ctx.save_for_backward(hidden, weight, bias, targets)
         # Not a saved tensor: backward lets go of it as soon as it is used.
-        ctx.chunks, ctx.held, ctx.behind = chunks, residuals, behind
+        ctx.chunks, ctx.held, ctx.way = chunks, residuals, way
         return logps
 
     @staticmethod
@@ -115,7 +141,7 @@ class _Logprob(torch.autograd.Function):
         residuals, ctx.held = ctx.held, None  # a second backward computes it again
         for rows in reversed(ctx.chunks):  # the last is held
             if residuals is None:
-                residuals = _residuals(hidden[rows], weight, bias, targets[rows], ctx.behind)[1]
+                residuals = _residuals(hidden[rows], weight, bias, targets[rows], ctx.way)[1]
             grad_hidden[rows] = product(residuals, weight.t())
             if ctx.needs_input_grad[1]:
                 grad_weight = _plus_product(grad_weight, residuals, scaled[rows])
@@ -133,21 +159,18 @@ class _Logprob(torch.autograd.Function):
 
 
 def _residuals(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, behind: _Behind | None
-) -> tuple[Tensor, Tensor]:
-    """Log-probs `(rows,)` of `targets (rows,)`, and the gradient `(rows, vocab)` of minus them by the layer's logits:
-    `softmax - onehot(target)`, through what lies `behind` it."""
-    logits = product(hidden, weight, bias)
-    if behind is None:
-        return _of_logits(logits, targets)
-    given = behind.apply(logits)
-    logps, residuals = _of_logits(given.clone() if behind.softcap else given, targets)
-    return logps, behind.back(residuals, given)
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, way: _Way
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs `(rows,)` of `targets (rows,)`, and, where something learns by it, the gradient `(rows, vocab)` of
+    minus them by the layer's logits, in the dtype of `hidden`."""
+    logits = (product_in_float32 if way.float32 else product)(hidden, weight, bias)
+    return _of_logits(logits, targets, way, hidden.dtype)
 
 
 def logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probs, in float32 at least, of `targets (...)` by `logits (..., vocab)`, in the shape of `targets`."""
-    logps: Tensor = _LogprobOfLogits.apply(logits, targets)  # type: ignore[no-untyped-call]
+    way = _Way(learns=torch.is_grad_enabled() and logits.requires_grad)
+    logps: Tensor = _LogprobOfLogits.apply(logits, targets, way)  # type: ignore[no-untyped-call]
     return logps
 
 
@@ -155,20 +178,39 @@ class _LogprobOfLogits(torch.autograd.Function):
     """Log-softmax at the targets: of the logits one copy is held, the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, way: _Way) -> Tensor:
         own = logits.clone(memory_format=torch.contiguous_format).flatten(0, -2)
-        logps, residuals = _of_logits(own, targets.flatten())
-        ctx.residuals = residuals.view_as(logits)
+        logps, residuals = _of_logits(own, targets.flatten(), way, logits.dtype)
+        ctx.residuals = None if residuals is None else residuals.view_as(logits)
         return logps.view_as(targets)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None]:
-        return (ctx.residuals * -grad_logps[..., None]).to(ctx.residuals.dtype), None
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None, None]:
+        return (ctx.residuals * -grad_logps[..., None]).to(ctx.residuals.dtype), None, None
 
 
-def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs `(rows,)` of `targets (rows,)`, and, in place of `logits (rows, vocab)`, `softmax - onehot(target)`."""
+def _of_logits(logits: Tensor, targets: Tensor, way: _Way, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Log-probs `(rows,)` of `targets (rows,)` by `logits (rows, vocab)`, which do not stay as they are; and, where
+    something learns by it, the gradient of minus them in `dtype`: `softmax - onehot(target)`, through what lies behind
+    the layer. It takes the logits' place where it is of their dtype."""
+    if (fused := logprobs_for(logits)) is not None:
+        residuals = None
+        if way.learns:
+            residuals = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
+        return fused(logits, targets, residuals, way.scale, way.softcap), residuals
+    if way.as_they_are:
+        logps = _log_softmax(logits, targets, way.learns)
+        return logps, logits.to(dtype) if way.learns else None
+    given = way.behind(logits)
+    own = given.clone() if way.softcap and way.learns else given
+    logps = _log_softmax(own, targets, way.learns)
+    return logps, way.back(own, given).to(dtype) if way.learns else None
+
+
+def _log_softmax(logits: Tensor, targets: Tensor, learns: bool) -> Tensor:
+    """Log-probs `(rows,)` of `targets (rows,)` by `logits (rows, vocab)`, by PyTorch's operators. In place of the
+    logits is, where it `learns`, `softmax - onehot(target)`, and else nothing of use."""
     exact = _exact(logits)
     logps = torch.empty(targets.shape, dtype=exact, device=logits.device)
     size = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _DEVICE_BLOCK) // logits.shape[1])
@@ -179,12 +221,14 @@ def _of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         torch.log_softmax(every, -1, out=every)
         logp = every.gather(1, target)
         logps[rows] = logp[:, 0]
+        if not learns:
+            continue
         every.exp_()
         if scratch is not None:
             block.copy_(every)
         # The target's own entry apart: in bfloat16, softmax - 1 of a probable token would have no digit left.
         block.scatter_(1, target, logp.expm1().to(block.dtype))
-    return logps, logits
+    return logps
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

@@ -31,6 +31,18 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(a, b, bias)
 
 
+def product_in_float32(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`product`, whose result is in float32 where `a`, `b` and `bias` are in half precision.
+
+    A GPU adds up in float32 as it is, and is asked not to round; elsewhere `b` is copied to float32 first.
+    """
+    if a.device.type == "cuda" and a.dtype in (torch.bfloat16, torch.float16):
+        result = torch.mm(a, b.t(), out_dtype=torch.float32)
+        return result if bias is None else result.add_(bias)
+    exact = torch.promote_types(a.dtype, torch.float32)
+    return product(a.to(exact), b.to(exact), None if bias is None else bias.to(exact))
+
+
 class SharedLinear(nn.Linear):
     """A linear layer in the place of another, whose parameters it shares."""
 
