@@ -318,6 +318,7 @@ def _policy_work(
         prompts=[prompt.as_found.prompt for prompt in prompts],
         **({"stop": stop_ids} if stop_ids else {}), **({"engine": "transformers"} if plain else {}),
         **({"categories": [prompt.category for prompt in prompts]} if sampling.by_category else {}),
+        **({"deterministic": True} if config.generation.deterministic else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
     scored = bool(pairs[0]) and config.log_probs
