@@ -133,8 +133,8 @@ def lacks_batch_invariance(capability: tuple[int, int] | None) -> str:
         return ""
     has = "an unknown one" if capability is None else ".".join(map(str, capability))
     return (
-        "generation.deterministic, train.deterministic: vLLM has batch-invariant kernels for GPUs of compute capability "
-        f"{'.'.join(map(str, _HOPPER))} (H100) and above, and this one's is {has}; leave it out"
+        "generation.deterministic, train.deterministic: vLLM's batch-invariant kernels are of compute capability "
+        f"{'.'.join(map(str, _HOPPER))} (H100) and above, and this GPU's is {has}; leave it out"
     )
 
 
