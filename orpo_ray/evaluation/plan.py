@@ -277,7 +277,9 @@ def judge_works(
     for label, judge in reward_models.items():
         speaker = listeners.get(label)
         # Of models that were trained here, what is there stays as it is.
-        recipe = {} if judge is None or judge.trained_here else {"recipe": "huggingface"}
+        recipe: dict[str, Any] = {} if judge is None or judge.trained_here else {"recipe": "huggingface"}
+        if isinstance(config, EvaluationConfig) and config.generation.deterministic and config.scoring.engine == "vllm":
+            recipe["deterministic"] = True
         model = TRUTH if judge is None else [judge.digest, judge.dtype, config.scoring.model_dump()]
         template = speaker and [speaker.template, speaker.wants_messages]
         rewards = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, build, random_groups, random_pairs
+from live_models import opt, save
 from rollout_runs import Trained, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, OPTConfig
@@ -22,7 +23,9 @@ from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.pipeline import Pipeline
+from orpo_ray.evaluation.plan import make_plan
 from orpo_ray.inference.generation import BATCH_INVARIANT, ENVIRONMENT, lacks_batch_invariance
+from orpo_ray.judging.judges import find_judges
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.memory import set_recomputation
 from orpo_ray.modeling.policy import PackedPolicy
@@ -225,3 +228,23 @@ def test_gpus_without_such_kernels_are_refused(capability: tuple[int, int] | Non
 def test_the_engine_that_has_none_is_refused() -> None:
     with pytest.raises(UserError, match=r"^test: generation\.deterministic: is of vLLM's kernels"):
         evaluation("generation.deterministic=true", "generation.engine=transformers")
+
+
+def test_what_was_drawn_with_it_is_apart_from_what_was_not(tmp_path: Path) -> None:
+    """Else a folder could hold some of each, and not come out the same again."""
+    policy = tmp_path / "policy"
+    save(policy, opt(), seed=1)
+    mapping = {
+        "name": "e", "models": {"a": str(policy)}, "prompts": {"source": "toy-test", "limit": 2},
+        "reward_models": {"r": "toy"}, "judging": {"compares": "rates"},
+        "judges": {"j": {"kind": "vllm", "model": str(policy), "chat_template": "chatml"}},
+        "storage": {"path": str(tmp_path)}, "sampling": {"max_tokens": 8},
+    }  # fmt: skip
+    found = [
+        parse_as(EvaluationConfig, mapping, [f"generation.deterministic={asked}"], "test")
+        for asked in ("false", "true")
+    ]
+    folders = [make_plan(each).policies["a"].responses.folder for each in found]
+    identities = [find_judges(each)["j"].identity for each in found]
+    assert folders[0] != folders[1]
+    assert identities[1] == {**identities[0], "deterministic": True}
