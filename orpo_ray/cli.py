@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -457,17 +458,39 @@ Versions, compiler, GPUs, /dev/shm, free disk, storage that every node writes an
 and whether the nodes reach each other. Each check is a line, OK, WARN or FAIL, with what to do. CONFIG is that of a
 run, an evaluation or a sweep: its storage is looked at, and whether the cluster has room for it.
 
+With --gpu instead: one GPU is measured for nine minutes, a JSON object a line, and packing held against plain
+forwards there; with --toy the same on the CPU, at toy size.
+
 {OVERRIDES}
 \b
 Examples:
   orpo-ray doctor configs/toy-orpo.yaml
+  orpo-ray doctor --gpu
   RAY_ADDRESS=auto orpo-ray doctor configs/mistral-7b-orpo-beta.yaml storage.path=/shared/runs
 """,
 )
 def doctor(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file of what is to run.")] = None,
     overrides: OverridesArgument = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Measure one GPU, and nothing else.")] = False,
+    toy: Annotated[bool, typer.Option("--toy", help="With --gpu: on the CPU, at toy size.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", min=1, help="With --gpu: stop after S seconds; default: 520.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --gpu: for the lines; default: a new one here.")
+    ] = None,
 ) -> None:
+    start = time.perf_counter()
+    if gpu and config is not None:
+        raise UserError("doctor: --gpu looks at no configuration; leave CONFIG out")
+    if not gpu and (toy or seconds is not None or out is not None):
+        raise UserError("doctor: --toy, --seconds and --out say how --gpu is done; add it, or leave them out")
+    if gpu:
+        from orpo_ray.doctor.gpu import SECONDS
+        from orpo_ray.doctor.gpu.run import check_gpu
+
+        raise typer.Exit(check_gpu(seconds or SECONDS, out, toy=toy, start=start))
     from orpo_ray.config import StorageConfig, TrainConfig, load_any
 
     resolved = None if config is None else load_any(config, overrides)

@@ -178,6 +178,9 @@ class GenerationConfig(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
     """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here); in float32 what is
     stored in float16."""
+    deterministic: bool = False
+    """On GPUs (compute capability 9.0 and above): vLLM's batch-invariant kernels, by which a response is the same
+    whatever is computed beside it. Slower."""
 
 
 class ScoringConfig(Section):
@@ -253,6 +256,8 @@ class EvaluationConfig(Section):
         if self.generation.engine == "transformers":
             if self.scaling.tensor_parallel > 1:
                 raise ValueError("scaling.tensor_parallel: the engine transformers computes on one GPU")
+            if self.generation.deterministic:
+                raise ValueError("generation.deterministic: is of vLLM's kernels, and generation.engine=transformers")
             halves = [label for label, model in self.asked.items() if model.dtype == "float16"]
             if halves:
                 raise ValueError(f"models.{halves[0]}.dtype: the engine transformers computes in float32 or bfloat16")

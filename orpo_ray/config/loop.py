@@ -72,6 +72,10 @@ class LoopConfig(Section):
     memory: Literal["auto", "none", "selective", "full"] = "auto"
     """What backward computes again to save memory: nothing, all but matrix products and attention, or whole layers
     (gradient checkpointing); `auto`: the least of these that fits. Changes memory and speed, not the result."""
+    deterministic: bool = False
+    """On GPUs: deterministic kernels and rings alone, so that a run that is resumed on nodes of one kind ends in the
+    same bits, as it does on CPUs anyway; engines that it has draw the same whatever they draw beside it. Costs
+    speed."""
     eval_every_steps: Count | None = None
     """Default: at each epoch's end."""
     checkpoint_every_steps: Count | None = None

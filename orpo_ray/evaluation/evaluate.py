@@ -176,6 +176,8 @@ def _work(plan: EvaluationPlan, resources: Resources | None, console: Console) -
         given = given or scorers_alone(scaling, nodes, most=blocks)
         if not (given.generator_gpus or given.scorer_gpus):
             _require_cpu_engines(plan)
+            if plan.config.generation.deterministic:
+                console.say("note: generation.deterministic: is of GPUs, and changes nothing on CPUs")
         return given
 
     complete(plan, share, lambda given: _described(plan, given), console)

@@ -20,7 +20,14 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.plan import ENGINES
 from orpo_ray.evaluation.work import Judgements, Task
-from orpo_ray.inference.generation import ENVIRONMENT, EngineOptions, Generator, Request, Response
+from orpo_ray.inference.generation import (
+    BATCH_INVARIANT,
+    ENVIRONMENT,
+    EngineOptions,
+    Generator,
+    Request,
+    Response,
+)
 from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.plain_generation import PlainGenerator
 from orpo_ray.inference.scoring import Scorer, not_finite
@@ -278,6 +285,12 @@ class Pipeline:
         engine.drop()
         engine.label = ""
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        on_gpus = self._resources.generator_gpus or self._resources.scorer_gpus
+        asked = isinstance(self._config, EvaluationConfig) and self._config.generation.deterministic
+        return ENVIRONMENT | (BATCH_INVARIANT if on_gpus and asked else {})
+
     def _start_generator(self, label: str) -> Any:
         import ray
 
@@ -286,7 +299,7 @@ class Pipeline:
         actor = ray.remote(PlainGenerator if plain else Generator).options(
             num_cpus=resources.cpus,
             num_gpus=resources.generator_gpus,
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env={"env_vars": self._environment},
             scheduling_strategy=_ANYWHERE,
         )
         if plain:
@@ -305,7 +318,7 @@ class Pipeline:
         return ray.remote(Scorer).options(
             num_cpus=resources.cpus,
             num_gpus=resources.scorer_gpus,
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env={"env_vars": self._environment},
             scheduling_strategy=_ANYWHERE,
         )
 

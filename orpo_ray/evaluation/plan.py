@@ -277,7 +277,9 @@ def judge_works(
     for label, judge in reward_models.items():
         speaker = listeners.get(label)
         # Of models that were trained here, what is there stays as it is.
-        recipe = {} if judge is None or judge.trained_here else {"recipe": "huggingface"}
+        recipe: dict[str, Any] = {} if judge is None or judge.trained_here else {"recipe": "huggingface"}
+        if isinstance(config, EvaluationConfig) and config.generation.deterministic and config.scoring.engine == "vllm":
+            recipe["deterministic"] = True
         model = TRUTH if judge is None else [judge.digest, judge.dtype, config.scoring.model_dump()]
         template = speaker and [speaker.template, speaker.wants_messages]
         rewards = {
@@ -318,6 +320,7 @@ def _policy_work(
         prompts=[prompt.as_found.prompt for prompt in prompts],
         **({"stop": stop_ids} if stop_ids else {}), **({"engine": "transformers"} if plain else {}),
         **({"categories": [prompt.category for prompt in prompts]} if sampling.by_category else {}),
+        **({"deterministic": True} if config.generation.deterministic else {}),
     )  # fmt: skip
     pairs = [prompt.as_found.completions for prompt in prompts]
     scored = bool(pairs[0]) and config.log_probs

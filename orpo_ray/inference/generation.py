@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig
+from orpo_ray.errors import UserError
 from orpo_ray.telemetry.logs import log, log_as
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+BATCH_INVARIANT = {"VLLM_BATCH_INVARIANT": "1"}
+"""Besides, for an engine on GPUs that gives a request the same bits whatever it computes beside it. vLLM's modules read
+it as they are imported."""
+_HOPPER = (9, 0)  # the least compute capability that these kernels are for
 
 SECONDS_BETWEEN_ANSWERS = 1.0
 _TOKENS_IN_BATCH = 4096
@@ -89,9 +94,11 @@ def request_seed(seed: int, prompt: str, occurrence: int, round: int) -> int:
 
 
 def load_engine(options: EngineOptions, seed: int = 0, **more: Any) -> Any:
-    """vLLM's `LLM` for one policy. `seed`: of what is drawn by requests without one. `more`: as `LLM` takes it."""
+    """vLLM's `LLM` for one policy. `seed`: of what is drawn by requests without one. `more`: as `LLM` takes it. Raises
+    `UserError` where this process was to be batch-invariant (see `BATCH_INVARIANT`), and its GPU cannot be."""
     from vllm import LLM
 
+    require_batch_invariance()
     on_gpu = options.gpu_memory is not None
     # On a CPU: eager, since compiling would take longer than all of a small model's responses; prompts whole,
     # since vLLM cannot rewind a CPU's seeded generator after a part of one ("does not use offset").
@@ -108,6 +115,27 @@ def load_engine(options: EngineOptions, seed: int = 0, **more: Any) -> Any:
         tensor_parallel_size=options.tensor_parallel, enable_prefix_caching=True, seed=seed,
         trust_remote_code=options.trust_remote_code, load_format="safetensors", **where, **more,
     )  # fmt: skip
+
+
+def require_batch_invariance() -> None:
+    """Raises `UserError` where this process was to be batch-invariant (see `BATCH_INVARIANT`), and its GPU is none that
+    vLLM has such kernels for."""
+    from vllm import envs
+    from vllm.platforms import current_platform as here
+
+    if envs.VLLM_BATCH_INVARIANT and here.is_cuda() and (lack := lacks_batch_invariance(here.get_device_capability())):
+        raise UserError(lack)
+
+
+def lacks_batch_invariance(capability: tuple[int, int] | None) -> str:
+    """Why vLLM on a GPU of this compute capability cannot be batch-invariant, in a line; empty: it can."""
+    if capability is not None and tuple(capability) >= _HOPPER:
+        return ""
+    has = "an unknown one" if capability is None else ".".join(map(str, capability))
+    return (
+        "generation.deterministic, train.deterministic: vLLM's batch-invariant kernels are of compute capability "
+        f"{'.'.join(map(str, _HOPPER))} (H100) and above, and this GPU's is {has}; leave it out"
+    )
 
 
 def sampling_params(sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ...] = (), top_tokens: int = 0) -> Any:

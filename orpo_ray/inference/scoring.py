@@ -22,6 +22,7 @@ from orpo_ray.data.formats import Tools, Turns
 from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.data.records import BadRecord
 from orpo_ray.errors import UserError
+from orpo_ray.inference.generation import require_batch_invariance
 from orpo_ray.inference.listening import Listener, listener
 from orpo_ray.inference.models import TRUTH, EvaluatedModel
 from orpo_ray.inference.node_files import on_this_node
@@ -159,6 +160,7 @@ class VllmJudge(_NetworkJudge):
     def __init__(self, model: EvaluatedModel, chat_template: str | None, budget: int, device: torch.device) -> None:
         from vllm import LLM
 
+        require_batch_invariance()
         super().__init__(model, chat_template)
         self._packed = partial(PackedJudge, model, chat_template, budget, device)
         self._engine: Any = LLM(

@@ -31,6 +31,8 @@ class LocalJudge:
     model: EvaluatedModel
     speaker: Speaker
     by_labels: bool
+    deterministic: bool = False
+    """`generation.deterministic`."""
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -54,6 +56,7 @@ class LocalJudge:
         return {
             "kind": "vllm", "model": self.model.digest, "dtype": self.model.generation_dtype, "template": template,
             "stop": self.stop_ids, **_drawn(self.config, self.sampling.max_tokens),
+            **({"deterministic": True} if self.deterministic else {}),
         }  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def find_judges(config: EvaluationConfig) -> dict[str, Judge]:
             policy = AskedModel(path=asked.model, dtype=asked.dtype, chat_template=asked.chat_template)
             trust = config.trust_remote_code
             model = find_policy(label, policy, config.storage.cache_dir, section="judges", trust_remote_code=trust)
-            judge = LocalJudge(label, asked, model, Speaker(model, None), by_labels)
+            judge = LocalJudge(label, asked, model, Speaker(model, None), by_labels, config.generation.deterministic)
             tokenizer = judge.speaker.tokenizer
             if judge.speaker.renderer.template is None:
                 raise UserError(f"judges.{label}: {asked.model} has no chat template; set judges.{label}.chat_template")

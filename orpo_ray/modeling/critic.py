@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.modeling.reward import PackedRewardModel
+
+if TYPE_CHECKING:  # it loads models, for which more is needed than a bare GPU box has (doctor/gpu)
+    from orpo_ray.modeling.reward import PackedRewardModel
 
 
 class ActorCritic(PackedPolicy):

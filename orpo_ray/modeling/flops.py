@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from orpo_ray.modeling.critic import ActorCritic
 from orpo_ray.modeling.experts import shares, whole_shape
 from orpo_ray.modeling.linear import product
 from orpo_ray.modeling.policy import PackedPolicy
-from orpo_ray.modeling.scorer import Scorer
+
+if TYPE_CHECKING:
+    from orpo_ray.modeling.scorer import Scorer
 
 # A multiply and an add for each of: the forward product, the gradient of its input, that of its weight.
 _TRAINED, _FROZEN = 6.0, 4.0
+_FIRST_PRODUCTS = 3  # that are not timed
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,25 @@ def _operations(weight: torch.nn.Parameter) -> float:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
-    """The best matmul rate (FLOP/s) that this device reached in a short trial: the denominator of MFU."""
+    """The best matmul rate (FLOP/s) that this device reached in a short trial: the denominator of MFU.
+
+    The clock begins when the first products are done: they start cuBLAS or compile a kernel, and a device that has
+    idled has yet to raise its frequency.
+    """
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)
-    product(a, b)  # the first use of a kernel compiles it
-    best = float("inf")
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+
+    def timed() -> float:
         start = time.perf_counter()
         product(a, b)
-        if device.type == "cuda":
+        if device.type == "cuda":  # a call returns before its product is there
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    for _ in range(_FIRST_PRODUCTS):
+        timed()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
+        best = min(best, timed())
     return 2.0 * size**3 / best

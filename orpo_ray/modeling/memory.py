@@ -10,7 +10,7 @@ The result is the same up to the order of floating-point sums in the log-prob he
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from orpo_ray.modeling.critic import ActorCritic
 from orpo_ray.modeling.experts import is_of_all_experts
 from orpo_ray.modeling.head import LogprobHead
 from orpo_ray.modeling.policy import PackedPolicy, hidden_states
-from orpo_ray.modeling.scorer import Scorer
+
+if TYPE_CHECKING:
+    from orpo_ray.modeling.scorer import Scorer
 
 Recomputation = Literal["none", "selective", "full"]
 LEVELS: tuple[Recomputation, ...] = ("none", "selective", "full")
@@ -94,7 +96,7 @@ def _activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
         if storage.data_ptr() not in weights:
             place = adapted if storage.nbytes() in experts else kept
             place[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would hold the graph that holds it, where it is what an operator gave
 
     with torch.random.fork_rng(), saved_tensors_hooks(keep, lambda tensor: tensor), products, torch.enable_grad():
         # alive: what is freed could give its address to the next

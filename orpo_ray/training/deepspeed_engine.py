@@ -202,6 +202,16 @@ def engine_for(policy: Scorer, config: TrainConfig, device: torch.device) -> Eng
     return DeepSpeedEngine(policy, config, device)
 
 
+def local_rank(device: torch.device) -> str:
+    """`LOCAL_RANK` of a process that computes on this CUDA `device`.
+
+    DeepSpeed takes it for the device's index among those that the process sees, as transformers does. Ray Train sets it
+    to the worker's number on its node: another one where each worker sees its own device alone, or where Ray's ids are
+    not in the order of workers.
+    """
+    return str(device.index or 0)
+
+
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's own configuration for a run."""
     stage, half = config.train.zero_stage, config.model.dtype == "bfloat16"

@@ -7,20 +7,23 @@ loop cannot tell them apart, and either continues from the other's checkpoints.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from orpo_ray.cluster.allocator import keep_freed_memory
-from orpo_ray.config import OptimConfig
 from orpo_ray.data.packing import PackedBatch
-from orpo_ray.modeling.reward import StateDict
-from orpo_ray.modeling.scorer import Scorer
+from orpo_ray.training.gradient_sums import GradientSums
 
-_TOGETHER = 1 << 24  # gradients that one all-reduce sums, in elements: they are copied once more
+if TYPE_CHECKING:  # they need more than a bare GPU box has, where the engine is measured (doctor/gpu)
+    from orpo_ray.config import OptimConfig
+    from orpo_ray.modeling.reward import StateDict
+    from orpo_ray.modeling.scorer import Scorer
 
 
 class Piece(NamedTuple):
@@ -127,7 +130,7 @@ class TorchEngine:
     """AdamW on float32 weights: the policy's own, or master copies of bfloat16 ones.
 
     Alone, or on every rank of an initialised `torch.distributed` process group with the gradients of all (ZeRO stage
-    0). Gradients accumulate in float32.
+    0). Gradients accumulate in float32, those of a bfloat16 weight as soon as backward has them.
     """
 
     replicated = True
@@ -146,24 +149,38 @@ class TorchEngine:
         for group in groups:
             group["params"] = [p if p.dtype == torch.float32 else p.detach().float() for p in group["params"]]
         self._weights = [p for group in groups for p in group["params"]]
-        self._copies = [(low, full) for low, full in zip(trained, self._weights, strict=True) if low is not full]
+        copies = [(low, full) for low, full in zip(trained, self._weights, strict=True) if low is not full]
+        self._low, self._full = [low for low, _ in copies], [full for _, full in copies]
         names = {id(parameter): name for name, parameter in policy.named_parameters()}
         self._names = [names[id(parameter)] for parameter in trained]
         self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        held = {id(parameter): weight for parameter, weight in zip(trained, self._weights, strict=True)}
+        in_order = [held[key] for key in names if key in held]
+        self._sums = GradientSums(in_order) if self.ranks > 1 else None
+        self._last = False
+        engine = weakref.ref(self)  # its policy may outlive it
+        for parameter in trained if self._sums is not None else self._low:
+            parameter.register_post_accumulate_grad_hook(partial(_arrived, engine, held[id(parameter)]))
 
     def forward(self, batch: PackedBatch, *, by_token: bool = False) -> Tensor:
         return scored(self.policy, batch.to(self.device), by_token)
 
     def backward(self, share: Tensor, *, last: bool) -> None:
+        self._last = last
         share.backward()  # type: ignore[no-untyped-call]
-        for low, full in self._copies:
-            if low.grad is not None:
-                full.grad = low.grad.float() if full.grad is None else full.grad.add_(low.grad)
-                low.grad = None
+
+    def arrived(self, parameter: Tensor, weight: Tensor) -> None:
+        """Backward has the gradient of `parameter`, whose float32 weight is `weight`."""
+        if parameter is not weight:
+            assert parameter.grad is not None
+            weight.grad = parameter.grad.float() if weight.grad is None else weight.grad.add_(parameter.grad)
+            parameter.grad = None
+        if self._sums is not None and self._last:
+            self._sums.ready(weight)
 
     def step(self, lr: float) -> float:
-        if self.ranks > 1:
-            self._sum_gradients()
+        if self._sums is not None:
+            self._sums.finish()
         norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -173,22 +190,10 @@ class TorchEngine:
         self._copy_down()
         return norm
 
-    def _sum_gradients(self) -> None:
-        waiting: list[Tensor] = []
-        for weight in self._weights:
-            if weight.grad is None:  # nothing of this rank's share asked for it
-                weight.grad = torch.zeros_like(weight)
-            waiting.append(weight.grad)
-            if sum(gradient.numel() for gradient in waiting) >= _TOGETHER:
-                _sum_together(waiting)
-                waiting = []
-        if waiting:
-            _sum_together(waiting)
-
     def _copy_down(self) -> None:
-        with torch.no_grad():
-            for low, full in self._copies:
-                low.copy_(full)
+        if self._low:
+            with torch.no_grad():
+                torch._foreach_copy_(self._low, self._full)
 
     def all_sum(self, values: Tensor) -> Tensor:
         if self.ranks > 1:
@@ -223,12 +228,9 @@ class TorchEngine:
         self._copy_down()
 
 
-def _sum_together(gradients: list[Tensor]) -> None:
-    """Each becomes its sum over ranks, by one collective: one has a price of its own, whatever its size."""
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+def _arrived(engine: weakref.ref[TorchEngine], weight: Tensor, parameter: Tensor) -> None:
+    if (alive := engine()) is not None:
+        alive.arrived(parameter, weight)
 
 
 def gather(value: Any) -> list[Any]:

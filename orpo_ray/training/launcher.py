@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from orpo_ray.cluster.allocator import ENVIRONMENT
+from orpo_ray.cluster import allocator
 from orpo_ray.cluster.connection import connect, connect_if_ready
 from orpo_ray.cluster.groups import waiting_workers
 from orpo_ray.cluster.hosts import Marks, marked
@@ -27,6 +27,7 @@ from orpo_ray.storage.run_folder import RunFolder, join_files, require_kept, wri
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
+from orpo_ray.training import determinism
 from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
@@ -213,7 +214,7 @@ def _fit(
             name=folder.ray.name,
             checkpoint_config=CheckpointConfig(num_to_keep=1),  # models that wait for validation are kept besides
             failure_config=FailureConfig(max_failures=config.scaling.max_failures),
-            worker_runtime_env=None if use_gpu else {"env_vars": ENVIRONMENT},
+            worker_runtime_env={"env_vars": environment_of_workers(config, use_gpu)},
             callbacks=[LostWorkers(folder.path)],
         ),
         validation_config=validation
@@ -236,6 +237,13 @@ def _fit(
     if outcome.stopped:
         raise KeyboardInterrupt
     return outcome
+
+
+def environment_of_workers(config: TrainConfig, use_gpu: bool) -> dict[str, str]:
+    """What workers have to find in their environment as they start."""
+    if not use_gpu:
+        return allocator.ENVIRONMENT
+    return determinism.ENVIRONMENT if config.train.deterministic else {}
 
 
 def _where_it_stopped(folder: RunFolder) -> str:

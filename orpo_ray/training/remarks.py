@@ -12,7 +12,19 @@ Schedule = StepSchedule | RoundSchedule
 def remarks(config: TrainConfig, schedule: Schedule) -> list[str]:
     """To be said before the run of `config` begins."""
     said = _repeated_epochs(schedule), _repeated_prompts(schedule), _endless_warmup(config, schedule)
-    return [text for text in said if text]
+    return [text for text in (*said, *_not_alike(config)) if text]
+
+
+def _not_alike(config: TrainConfig) -> list[str]:
+    """What of the settings may leave last bits to chance on GPUs, though `train.deterministic` asks for the same."""
+    if not config.train.deterministic:
+        return []
+    said = []
+    if config.train.memory == "auto":
+        said.append("train.memory=auto may take another level when the run is resumed, which adds up in another order")
+    if config.rollouts is not None and config.rollouts.engine == "transformers":
+        said.append("rollouts.engine=transformers rounds by what it draws at a time")
+    return [f"train.deterministic: on GPUs last bits may still differ: {each}" for each in said]
 
 
 def _repeated_epochs(schedule: Schedule) -> str:

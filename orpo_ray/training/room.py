@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
+from orpo_ray.cluster.turns import let_go
 from orpo_ray.config import TrainConfig
 from orpo_ray.modeling.memory import LEVELS, Recomputation, least_recomputation
 from orpo_ray.modeling.scorer import Scorer
@@ -34,8 +35,12 @@ def choose_recomputation(
 
 
 def _free(device: torch.device, ranks_here: int) -> int:
+    """Bytes that are free, those included that were in use before: by the reference, as of DPO, or by checks of the
+    model. PyTorch's allocator keeps them for this process, and the device counts them as taken."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        let_go(device)  # what it keeps is in pieces, of which a larger tensor can be made only by the device
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return int(psutil.virtual_memory().available) // ranks_here
 
 

@@ -33,7 +33,8 @@ from orpo_ray.telemetry.metrics import checkpoint_finished, run_and_trial
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.training.agreement import on_all, require_same, sampled_digest
 from orpo_ray.training.alarm import Alarm
-from orpo_ray.training.deepspeed_engine import engine_for
+from orpo_ray.training.deepspeed_engine import engine_for, local_rank
+from orpo_ray.training.determinism import deterministic
 from orpo_ray.training.engine import Engine, broadcast
 from orpo_ray.training.loop import State, run
 from orpo_ray.training.lost_workers import lost_connection
@@ -65,7 +66,8 @@ def train_worker(payload: dict[str, Any]) -> Outcome:
     log("worker started", ranks=context.get_world_size(), host=socket.gethostname(), process=os.getpid())
     try:
         on_all(lambda: _look(payload["marks"], payload["paths"]))
-        return _train(config, starting, payload["digest"], payload["fingerprints"], StopRequest(payload["stop"]))
+        with deterministic(config.train.deterministic):
+            return _train(config, starting, payload["digest"], payload["fingerprints"], StopRequest(payload["stop"]))
     except UserError as error:
         log("worker ends", logging.ERROR, reason=str(error))
         return Outcome(mistake=str(error), diverged=isinstance(error, Diverged))
@@ -83,6 +85,8 @@ def _train(
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed looks for one
         use_assigned_cpus()
+    else:
+        os.environ["LOCAL_RANK"] = local_rank(device)
     with phase("data"):
         tokenizer, data = on_all(lambda: _read(config, starting, fingerprints))
         require_same("data.train and data.eval", data.digest)

