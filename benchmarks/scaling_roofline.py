@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from scaling_model import OPTIMIZER_BYTES, Lengths, Load, Network, build
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-
 from transformers import AttentionInterface
 
 from orpo_ray.config.schema import LoraConfig
 from orpo_ray.data.packing import pack
-from orpo_ray.modeling.attention import NAME, _varlen, shared_prefix_attention
+from orpo_ray.modeling import attention, head
+from orpo_ray.modeling.attention import NAME
+from orpo_ray.modeling.kernels.logprob import bytes_moved
 from orpo_ray.modeling.lora import add_adapters
 from orpo_ray.modeling.memory import Recomputation, set_recomputation
 from orpo_ray.objectives.orpo import orpo
@@ -39,7 +41,7 @@ ACCUMULATION_BYTES = 10
 
 @dataclass(frozen=True)
 class Device:
-    """What a device reaches. Defaults: one H100 SXM, assumed from its data sheet until a file of measurements is given."""
+    """What a device reaches; by default an H100 SXM, until it is measured."""
 
     peak: float = 989e12
     """FLOP/s in bfloat16 of the data sheet: the denominator of MFU."""
@@ -152,9 +154,8 @@ def _varlen_rows(
     rows, _, width, _ = query.shape
     starts = torch.empty(rows + 1, dtype=torch.int32, device=META)
     flat = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value)]
-    attended = varlen_attn(
-        *flat, starts, starts, width, width, scale=scaling, window_size=(-1, 0), enable_gqa=key.shape[1] != query.shape[1]
-    )
+    grouped = key.shape[1] != query.shape[1]
+    attended = varlen_attn(*flat, starts, starts, width, width, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
     assert isinstance(attended, Tensor)
     return attended.view(rows, width, *attended.shape[1:]), None
 
@@ -163,24 +164,26 @@ AttentionInterface.register(_ROWS, _varlen_rows)
 
 
 @contextmanager
-def _path_of_gpus() -> Iterator[None]:
-    """Packed attention as a device computes it."""
+def _path_of_gpus(counting: Counting) -> Iterator[None]:
+    """Packed attention and log-probs as a device computes them: FlashAttention, and the fused kernel by its bytes."""
 
-    def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, layout: Any,
-        scaling: float | None = None, sliding_window: int | None = None, **options: Any,
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        return _varlen(query[0], key[0], value[0], layout, scaling, sliding_window)[None], None
+    def fused(
+        logits: Tensor, targets: Tensor, residuals: Tensor | None, scale: float = 1.0, softcap: float | None = None
+    ) -> Tensor:
+        rows, vocabulary = logits.shape
+        written = None if residuals is None else residuals.dtype
+        counting.add("elements", 0.0, bytes_moved(rows, vocabulary, logits.dtype, written))
+        return torch.empty(rows, device=META)
 
-    AttentionInterface.register(NAME, attention)
-    try:
+    with (
+        patch.object(attention, "capability_of", lambda device: (9, 0)),
+        patch.object(head, "logprobs_for", lambda logits: fused),
+    ):
         yield
-    finally:
-        AttentionInterface.register(NAME, shared_prefix_attention)
 
 
 def _add_update(counting: Counting, model: torch.nn.Module, micro_batches: int) -> None:
-    """Accumulation of gradients and the optimizer, whose operators are fused, by the bytes of each trained parameter."""
+    """Sums of gradients and the optimizer, whose operators are fused, by the bytes of each trained parameter."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     counting.add("update", 0.0, trained * (ACCUMULATION_BYTES * micro_batches + OPTIMIZER_BYTES))
 
@@ -194,9 +197,10 @@ class Subject:
     def __init__(self, family: str, device: Device, *, lora: bool = False, **sizes: int) -> None:
         self._device = device
         with META:
-            self._policy = build(family, **sizes).to(torch.bfloat16)
+            self._policy = build(family, **sizes)
             if lora:
                 add_adapters(self._policy.model, LoraConfig(), seed=0)
+        self._policy.to(torch.bfloat16)  # behind peft, which leaves adapters without memory in float32
         self.network = Network.of(self._policy)
 
     def packed(self, micro_batches: Sequence[Lengths], level: Recomputation) -> Counts:
@@ -212,7 +216,7 @@ class Subject:
         counting = Counting(self._device, Load.of(lengths).visible)
         shape = torch.tensor([[prompt - 1, *responses] for prompt, *responses in lengths.tolist()])
         totals = Totals(len(lengths), int(shape[:, :2].sum()))
-        with _path_of_gpus(), counting:
+        with _path_of_gpus(counting), counting:
             sums = self._policy(batch.to(META)).view(-1, 3)
             orpo(sums, shape.to(META), totals, lambda_=0.1)[0].backward()
         return counting.counts()
