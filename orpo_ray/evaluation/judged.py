@@ -52,15 +52,29 @@ class Judged:
     """By judge."""
     shape: tuple[int, int, int, int]
     """Prompts, rounds, turns, repeats."""
+    answered: Answered
+    """What was judged."""
 
-    def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags]:
-        """That the answer shown FIRST is better, and whether the judge was asked: both `(prompts, rounds, 2, repeats)`.
+    def characters(self, model: str) -> Floats:
+        """Of each answer of a model, as judges are shown it: `(prompts, rounds, turns)`, NaN where there is none. One
+        that is there once, such as from a file, stands in every round."""
+        found = np.full(self.shape[:3], np.nan)
+        for prompt, rounds in enumerate(self.answered.answers[model]):
+            for round in range(self.shape[1] if len(rounds) == 1 else len(rounds)):
+                answers = rounds[round if len(rounds) > 1 else 0] or []
+                found[prompt, round, : len(answers)] = [len(text) for text in answers[: self.shape[2]]]
+        return found
 
-        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, or unreadable. Answers that are the
-        same are 0.5 in the place of the first, and not asked.
+    def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags, Flags]:
+        """That the answer shown FIRST is better, whether a verdict was asked for, and whether that was too long for the
+        judge: all `(prompts, rounds, 2, repeats)`.
+
+        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, too long, or unreadable. Answers
+        that are the same are 0.5 in the place of the first, and not asked.
         """
         prompts, rounds, _, repeats = self.shape
-        first, asked = np.full((prompts, rounds, 2, repeats), np.nan), np.zeros((prompts, rounds, 2, repeats), bool)
+        first = np.full((prompts, rounds, 2, repeats), np.nan)
+        asked, too_long = np.zeros(first.shape, bool), np.zeros(first.shape, bool)
         for each in self.judgements:
             if each.judge != judge or each.turn != turn or {each.model, each.against} != {model, against}:
                 continue
@@ -68,18 +82,20 @@ class Judged:
             place = (each.prompt, each.round, int(shown != (each.model == model)), each.repeat)
             if each.probability is not None:
                 first[place] = each.probability if shown else 1 - each.probability
-            asked[place] = each.shown_first is not None
-        return first, asked
+            asked[place], too_long[place] = each.shown_first is not None, each.too_long
+        return first, asked, too_long
 
-    def ratings(self, judge: str, model: str) -> tuple[Floats, Flags]:
-        """Ratings, and whether the judge was asked: both `(prompts, rounds, turns, repeats)`. NaN: none."""
-        ratings, asked = np.full(self.shape, np.nan), np.zeros(self.shape, bool)
+    def ratings(self, judge: str, model: str) -> tuple[Floats, Flags, Flags]:
+        """Ratings, whether one was asked for, and whether that was too long for the judge: all
+        `(prompts, rounds, turns, repeats)`. NaN: none."""
+        ratings = np.full(self.shape, np.nan)
+        asked, too_long = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
         for each in self.judgements:
             if each.judge == judge and each.model == model and each.against is None:
                 place = (each.prompt, each.round, each.turn, each.repeat)
                 ratings[place] = np.nan if each.rating is None else each.rating
-                asked[place] = True
-        return ratings, asked
+                asked[place], too_long[place] = True, each.too_long
+        return ratings, asked, too_long
 
     def table(self) -> pa.Table:
         """A row for each judgement."""
@@ -135,7 +151,7 @@ def judged(
                 sorted(Counter(verdict.served_by for verdict in once.values() if verdict.served_by).items())
             ),
         )
-    return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats))
+    return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats), answered)
 
 
 def _judgement(label: str, place: Place, same: bool, verdict: Verdict | None) -> Judgement:

@@ -53,3 +53,8 @@ class Judgement:
     @property
     def readable(self) -> bool:
         return self.probability is not None or self.rating is not None
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the judge was not asked, since its context had no room."""
+        return self.words is None and not self.readable

@@ -91,12 +91,10 @@ def test_mt_bench_is_what_its_own_files_give(tmp_path: Path) -> None:
     own = aggregate("mt-bench", Files(
         folder / "leaderboards/mt-bench/big_single.jsonl", prompts=folder / "leaderboards/mt-bench/question.jsonl",
     ))["results"]  # fmt: skip
-    assert [{key: value for key, value in row.items() if key != "round"} for row in board["rows"]] == json.loads(
-        json.dumps(own)
-    )
-    assert [row["score"]["score"] for row in board["rows"]] == [7.5, 7.5]
+    assert [{key: row[key] for key in own[0]} for row in board["rows"]] == json.loads(json.dumps(own))
+    assert [row["score"]["mean"] for row in board["rows"]] == [7.5, 7.5]
     assert list(board["rows"][0]["categories"]) == ["math", "coding", "stem"]
-    assert found["judges"]["big"]["rated"]["ours"]["score"]["mean"] == 7.5
+    assert found["judges"]["big"]["rated"]["ours"]["score"] == board["rows"][0]["score"]
     assert found["judges"]["big"]["rated"]["ours"]["categories"]["stem"]["questions"] == 2
     assert found["judges"]["big"]["described"]["model"] == "big"
     assert found["pairs"][0]["win_rate"] == 0.5  # all alike: ratings compare as rewards do
@@ -204,12 +202,18 @@ def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
     assert {(each["key"], each["instruction"]) for each in ours["failures"]} == {
         (1, "punctuation:no_comma"), (2, "startend:quotation"),
     }  # fmt: skip
-    assert base["not_answered"] == 1 and base["prompt_strict"]["followed"] == 3
+    assert (base["missing"], base["empty"]) == ([3], [])
+    assert (base["prompt_strict"]["followed"], base["prompt_strict"]["n"]) == (3, 4)
     files = tmp_path / "runs/board/leaderboards/ifeval"
-    [again] = aggregate("ifeval", Files(files / "ours.jsonl", prompts=files / "input_data.jsonl"))["results"]
-    assert {key: ours[key] for key in again} == json.loads(json.dumps(again))
+    for label, row in (("ours", ours), ("base", base)):
+        [again] = aggregate("ifeval", Files(files / f"{label}.jsonl", prompts=files / "input_data.jsonl"))["results"]
+        assert {key: row[key] for key in again} == json.loads(json.dumps(again))
     page = write_evaluation_report(tmp_path / "runs/board").read_text()
-    assert "IFEval" in page and "punctuation:no_comma" in page and "base has no answer to 1 prompts" in page
+    assert (
+        "IFEval" in page
+        and "punctuation:no_comma" in page
+        and "base: 1 of 4 prompts have no response, and count as not followed: 3" in page
+    )
 
 
 @pytest.mark.parametrize(
