@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,8 @@ class Counts:
     """Of prompts and of answers, of each verdict once, as far as the judge told."""
     served_by: dict[str, int]
     """Verdicts by the model that a server says has answered."""
+    elsewhere: dict[str, int]
+    """Verdicts by the address of a server at which they were given, where that is not the judge's address now."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ class Judged:
             if len(counts.served_by) > 1:
                 models = ", ".join(f"{model} {count}" for model, count in counts.served_by.items())
                 notes.append(f"The server of the judge {judge} answered by several models ({models}).")
+            if counts.elsewhere:
+                places = ", ".join(f"{count} at {address}" for address, count in counts.elsewhere.items())
+                notes.append(
+                    f"Verdicts of the judge {judge} were given at other addresses than its base_url ({places}): they "
+                    "are found by the model's name, on the word of its servers."
+                )
             if counts.too_long:
                 notes.append(
                     f"{counts.too_long} of {counts.asked} judgements are too long for the judge {judge}, and count in "
@@ -128,9 +137,10 @@ def judged(
     verdicts: Mapping[str, Sequence[Verdict | None]],
     answered: Answered,
     repeats: int,
+    servers: Mapping[str, str] = MappingProxyType({}),
 ) -> Judged:
     """`found`: all places, and whether the answers there are the same; `verdicts`: of each judge one for each place,
-    None where it was not asked."""
+    None where it was not asked; `servers`: where judges are asked now, by judge."""
     judgements = [
         _judgement(label, place, same, verdict)
         for label, given in verdicts.items()
@@ -147,11 +157,16 @@ def judged(
             too_long=sum(verdict is None for verdict in asked),
             prompt_tokens=sum(verdict.prompt_tokens or 0 for verdict in once.values()),
             tokens=sum(verdict.tokens or 0 for verdict in once.values()),
-            served_by=dict(
-                sorted(Counter(verdict.served_by for verdict in once.values() if verdict.served_by).items())
+            served_by=_counted(verdict.served_by for verdict in once.values()),
+            elsewhere=_counted(
+                verdict.server if verdict.server != servers.get(label) else None for verdict in once.values()
             ),
         )
     return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats), answered)
+
+
+def _counted(names: Iterable[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(name for name in names if name).items()))
 
 
 def _judgement(label: str, place: Place, same: bool, verdict: Verdict | None) -> Judgement:

@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orpo_ray.config import EvaluationConfig
@@ -91,11 +91,10 @@ def judge(
     served: list[tuple[ServedJudge, list[Call]]] = []
     local: list[tuple[LocalJudge, dict[str, Request], dict[str, Asked]]] = []
     for label, each in plan.judges.items():
-        known = store.of(label)
         missing = {
             key: asked
             for key, (_, asked) in zip(keys[label], found, strict=True)
-            if key is not None and asked is not None and key not in known
+            if key is not None and asked is not None and key not in store.found
         }
         if isinstance(each, LocalJudge):
             requests = {key: each.request(number, asked) for number, (key, asked) in enumerate(missing.items())}
@@ -103,13 +102,14 @@ def judge(
             local.append((each, fitting, missing))
         else:
             served.append((each, _calls(each, missing, console)))
-    answering = {label for label in plan.judges if any(key in store.of(label) for key in keys[label] if key)}
+    answering = {label for label in plan.judges if any(key in store.found for key in keys[label] if key)}
     _ask_servers(config, served, answering, store, console)
     _ask_engines(config, [each for each in local if each[1]], store, resources, console)
-    verdicts = {
-        label: [None if key is None else store.of(label).get(key) for key in keys[label]] for label in plan.judges
-    }
-    return judged([(place, asked is None) for place, asked in found], verdicts, answered, config.judging.repeats)
+    verdicts = {label: [None if key is None else store.found.get(key) for key in keys[label]] for label in plan.judges}
+    servers = {label: each.config.base_url for label, each in plan.judges.items() if isinstance(each, ServedJudge)}
+    return judged(
+        [(place, asked is None) for place, asked in found], verdicts, answered, config.judging.repeats, servers
+    )
 
 
 def _calls(judge: ServedJudge, missing: Mapping[str, Asked], console: Console) -> list[Call]:
@@ -146,16 +146,16 @@ def _ask_servers(
     bars = {judge.label: (f"verdicts of {judge.label}", len(calls)) for judge, calls in wanted}
     with counting(config.name, bars, console) as count:
 
-        def keeper(label: str) -> Callable[[Verdict], None]:
+        def keeper(judge: ServedJudge) -> Callable[[Verdict], None]:
             def keep(verdict: Verdict) -> None:
-                store.keep(label, verdict)
-                count(label, 1)
+                store.keep(judge.label, replace(verdict, server=judge.config.base_url))
+                count(judge.label, 1)
 
             return keep
 
         try:
             asyncio.run(ask_all([
-                (server, calls, keeper(judge.label)) for server, (judge, calls) in zip(servers, wanted, strict=True)
+                (server, calls, keeper(judge)) for server, (judge, calls) in zip(servers, wanted, strict=True)
             ]))  # fmt: skip
         finally:
             for server, (judge, _) in zip(servers, wanted, strict=True):

@@ -23,6 +23,8 @@ class Verdict:
     """Of its answer."""
     served_by: str | None = None
     """The model that a server says has answered: more than a name that stands for one version after another."""
+    server: str | None = None
+    """The address at which it was asked, which is no part of `key`; None of a local judge."""
 
     @property
     def readable(self) -> bool:

@@ -349,9 +349,9 @@ def test_verdicts_are_found_again_and_a_torn_line_is_none(tmp_path: Path) -> Non
     path = store.path("j")
     path.write_bytes(path.read_bytes()[:-7])
     again = VerdictStore(tmp_path)
-    assert list(again.of("j").values()) == verdicts[:-1] and again.of("other") == {}
+    assert list(again.found.values()) == verdicts[:-1]
     again.keep("j", verdicts[-1])
-    assert VerdictStore(tmp_path).of("j") == store.of("j")
+    assert VerdictStore(tmp_path).found == store.found
 
 
 LINE = (
@@ -369,7 +369,7 @@ LINE = (
 def test_a_damaged_verdict_is_named(line: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "j.jsonl").write_text(line + "\n")
     with pytest.raises(UserError) as error:
-        VerdictStore(tmp_path).of("j")
+        VerdictStore(tmp_path).keep("other", Verdict("b", None, None, ""))
     assert str(error.value).startswith(f"{tmp_path / 'j.jsonl'}, line 1: ") and told in str(error.value)
 
 
