@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,6 +103,8 @@ def judge(
         else:
             served.append((each, _calls(each, missing, console)))
     answering = {label for label in plan.judges if any(key in store.found for key in keys[label] if key)}
+    for each, _ in served:
+        _say_elsewhere(each, [store.found[key] for key in set(keys[each.label]) if key in store.found], console)
     _ask_servers(config, served, answering, store, console)
     _ask_engines(config, [each for each in local if each[1]], store, resources, console)
     verdicts = {label: [None if key is None else store.found.get(key) for key in keys[label]] for label in plan.judges}
@@ -124,6 +126,17 @@ def _calls(judge: ServedJudge, missing: Mapping[str, Asked], console: Console) -
     console.say(f"judge {judge.label} ({config.model} at {config.base_url}): {expected}{pace}")
     count = judge.count or estimated_tokens
     return [Call(key, asked, count(asked) + judge.answer_tokens) for key, asked in missing.items()]
+
+
+def _say_elsewhere(judge: ServedJudge, known: Sequence[Verdict], console: Console) -> None:
+    """Before anything is asked: whoever meant another model of that name can still stop."""
+    others = Counter(each.server for each in known if each.server and each.server != judge.config.base_url)
+    if others:
+        places = ", ".join(f"{count} at {address}" for address, count in sorted(others.items()))
+        console.say(
+            f"judge {judge.label}: {others.total()} verdicts of {judge.config.model} are there already, given elsewhere"
+            f" ({places}); another model needs another name"
+        )
 
 
 def _ask_servers(

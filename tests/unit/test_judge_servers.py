@@ -151,7 +151,9 @@ def test_a_judge_that_is_called_otherwise_is_asked_nothing_again(tmp_path: Path,
         assert (verdicts / "renamed.jsonl").is_file() == bool(kept) and not after.notes()
         address = server.url
     with JudgeServer() as server:
-        moved = run(config_of(tmp_path, server))
+        said = io.StringIO()
+        moved = run(config_of(tmp_path, server), said=said)
+        assert f"{CALLS} verdicts of big are there already, given elsewhere ({CALLS} at {address})" in said.getvalue()
         assert not server.bodies and moved.judgements == before.judgements
         assert moved.counts["j"].elsewhere == {address: CALLS}
         [note] = moved.notes()
