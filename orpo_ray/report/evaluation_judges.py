@@ -63,6 +63,7 @@ def _trust(pair: JudgedPair) -> Row:
         "asked, first model shown first": number(pair.asked[0]),
         "asked, shown second": number(pair.asked[1]),
         "unreadable": _of(sum(pair.unreadable), sum(pair.asked)),
+        "too long for the judge": number(sum(pair.too_long)),
         "judged again": _noise(pair.noise),
     }
 
@@ -75,6 +76,7 @@ def _rated(model: str, rated: Rated) -> Row:
         **turns,
         **{category: number(mean and mean.mean, 2) for category, mean in rated.categories.items()},
         "unreadable": _of(sum(rated.unreadable), sum(rated.asked)),
+        "too long for the judge": number(sum(rated.too_long)),
         "judged again": _noise(rated.noise),
     }
 
@@ -127,7 +129,7 @@ def _noise(noise: Noise | None) -> str:
     if noise is None:
         return "–"
     means = " and ".join(f"{mean:.3g}" for mean in noise.means)
-    return f"{percent(noise.flips, 1)} flip; {means}"
+    return f"{percent(noise.flips, 1)} flip" + (f"; {means}" if means else "")
 
 
 def _unknown(unknown: Mapping[str, str], name: str) -> str:

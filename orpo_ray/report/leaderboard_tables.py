@@ -54,7 +54,7 @@ class _AlpacaEval(BaseModel):
 
 
 class _Score(BaseModel):
-    score: float
+    mean: float
     ci95: Interval
 
 
@@ -86,7 +86,6 @@ class _Failure(BaseModel):
 class _Ifeval(BaseModel):
     model: str
     round: int
-    not_answered: int
     prompt_strict: _Rate
     instruction_strict: _Rate
     prompt_loose: _Rate
@@ -127,11 +126,11 @@ def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
 
 def _mt_bench(found: Leaderboard) -> dict[str, Any]:
     rows = [_MtBench.model_validate(row) for row in found.rows]
-    table = [(row.score.score if row.score else None, {
+    table = [(row.score.mean if row.score else None, {
         **_whose(row.model, row.judge, row.round),
         "score": _score(row.score),
         **{f"turn {turn}": _score(score) for turn, score in row.turns.items()},
-        **{category: f"{score.score:.2f}" for category, score in row.categories.items()},
+        **{category: f"{score.mean:.2f}" for category, score in row.categories.items()},
         "unreadable": number(len(row.unreadable)),
     }) for row in rows]  # fmt: skip
     remarks = [f"{row.model}, by {row.judge}: {remark}." for row in rows for remark in row.remarks]
@@ -157,8 +156,6 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
         "instructions ": number(row.instruction_strict.n),
     }) for row in rows]  # fmt: skip
     remarks = [f"{row.model}: {note}." for row in rows for note in row.remarks]
-    remarks += [f"{row.model} has no answer to {row.not_answered} prompts, which count as not followed." for row in rows
-                if row.not_answered]  # fmt: skip
     failures = [
         (
             _named(row.model, row.round),
@@ -220,7 +217,7 @@ def _here(found: _Here) -> str:
 
 
 def _score(found: _Score | None) -> str:
-    return "–" if found is None else f"{found.score:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
+    return "–" if found is None else f"{found.mean:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
 
 
 def _rate(found: _Rate) -> str:

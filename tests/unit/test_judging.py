@@ -291,10 +291,11 @@ def test_answers_that_are_the_same_tie_without_asking_and_missing_ones_are_left_
         {"j": [None if asked is None else Verdict("k", 0.9, None, "m") for _, asked in found]}, answered, 1,
     )  # fmt: skip
     assert result.counts["j"].same == 3 and result.counts["j"].asked == 7
-    first, asked_at = result.of_pair("j", "one", "two", turn=0)
+    first, asked_at, too_long = result.of_pair("j", "one", "two", turn=0)
+    assert not too_long.any()
     assert first.shape == (6, 1, 2, 1) and first[0, 0, 0, 0] == 0.5 and not asked_at[0].any()
     assert (first[asked_at] == 0.9).all() and np.isnan(first[5]).all()
-    other, asked_other = result.of_pair("j", "two", "one", turn=0)
+    other, asked_other, _ = result.of_pair("j", "two", "one", turn=0)
     np.testing.assert_array_equal(other[2:], first[2:, :, ::-1])
     np.testing.assert_array_equal(asked_other[2:], asked_at[2:, :, ::-1])
 
@@ -307,7 +308,8 @@ def test_single_answers_are_rated_turn_by_turn() -> None:
     verdicts[3] = Verdict("3", None, None, "I   cannot\nsay")
     given_all: list[Verdict | None] = [*verdicts[:-1], None]
     result = judged([(place, False) for place, _ in found], {"j": given_all}, there(TWO), 2)
-    ratings, asked = result.ratings("j", "one")
+    ratings, asked, too_long = result.ratings("j", "one")
+    assert not too_long.any() and np.argwhere(result.ratings("j", "two")[2]).tolist() == [[5, 0, 1, 1]]
     assert ratings.shape == (6, 1, 2, 2) and asked.all() and ratings[0, 0, 0].tolist() == [1.0, 2.0]
     assert math.isnan(ratings[0, 0, 1, 1])
     assert (result.counts["j"].unreadable, result.counts["j"].too_long) == (1, 1)
@@ -347,9 +349,9 @@ def test_verdicts_are_found_again_and_a_torn_line_is_none(tmp_path: Path) -> Non
     path = store.path("j")
     path.write_bytes(path.read_bytes()[:-7])
     again = VerdictStore(tmp_path)
-    assert list(again.of("j").values()) == verdicts[:-1] and again.of("other") == {}
+    assert list(again.found.values()) == verdicts[:-1]
     again.keep("j", verdicts[-1])
-    assert VerdictStore(tmp_path).of("j") == store.of("j")
+    assert VerdictStore(tmp_path).found == store.found
 
 
 LINE = (
@@ -367,7 +369,7 @@ LINE = (
 def test_a_damaged_verdict_is_named(line: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "j.jsonl").write_text(line + "\n")
     with pytest.raises(UserError) as error:
-        VerdictStore(tmp_path).of("j")
+        VerdictStore(tmp_path).keep("other", Verdict("b", None, None, ""))
     assert str(error.value).startswith(f"{tmp_path / 'j.jsonl'}, line 1: ") and told in str(error.value)
 
 
