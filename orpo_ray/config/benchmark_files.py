@@ -6,10 +6,12 @@ Those that come along lie in `benchmarks/` beside this file, so that they are fo
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
 from orpo_ray.config.loading import read_yaml
+from orpo_ray.config.paths import expanded, require_place
 from orpo_ray.errors import UserError
 
 SHIPPED = Path(__file__).parent / "benchmarks"
@@ -38,10 +40,13 @@ def with_benchmark(mapping: dict[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _file(named: str, origin: str) -> Path:
-    own, shipped = Path(named).expanduser(), SHIPPED / f"{named}.yaml"
-    if own.is_file():
+    try:
+        own, shipped = expanded(require_place(named)), SHIPPED / f"{named}.yaml"
+    except ValueError as error:
+        raise UserError(f"{origin}: benchmark: {error}") from None
+    if os.path.isfile(own):  # `Path.is_file` raises where a name is too long
         return own
-    if "/" not in named and shipped.is_file():
+    if "/" not in named and os.path.isfile(shipped):
         return shipped
     names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     close = difflib.get_close_matches(named, names, n=1)
