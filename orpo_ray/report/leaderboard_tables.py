@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -121,7 +121,7 @@ def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
         "the same": number(row.identical),
     }) for row in rows]  # fmt: skip
     columns = {"win-rate": "win_rate", "length-controlled, AlpacaEval 2's": "length_controlled_winrate"}
-    remarks = [f"{row.model}, by {row.judge}: {remark}." for row in rows for remark in row.remarks]
+    remarks = _said((f"{row.model}, by {row.judge}", row.round, row.remarks) for row in rows)
     return {"rows": _among(table, found, columns), "remarks": remarks, "failures": []}
 
 
@@ -134,15 +134,14 @@ def _mt_bench(found: Leaderboard) -> dict[str, Any]:
         **{category: f"{score.score:.2f}" for category, score in row.categories.items()},
         "unreadable": number(len(row.unreadable)),
     }) for row in rows]  # fmt: skip
-    remarks = [f"{row.model}, by {row.judge}: {remark}." for row in rows for remark in row.remarks]
-    unread = [f"{row.model}, by {row.judge}: unreadable are {_places(row)}." for row in rows if row.unreadable]
-    return {"rows": _among(table, found, {"score": "score"}), "remarks": remarks + unread, "failures": []}
+    remarks = _said((f"{row.model}, by {row.judge}", row.round, [*row.remarks, *_unreadable(row)]) for row in rows)
+    return {"rows": _among(table, found, {"score": "score"}), "remarks": remarks, "failures": []}
 
 
-def _places(row: _MtBench) -> str:
-    """Of what was unreadable, each once."""
+def _unreadable(row: _MtBench) -> list[str]:
+    """Where, each place once."""
     places = dict.fromkeys(f"question {place['question_id']} turn {place['turn']}" for place in row.unreadable)
-    return ", ".join([*places][:MOST_FAILURES])
+    return [f"unreadable are {', '.join([*places][:MOST_FAILURES])}"] if places else []
 
 
 def _ifeval(found: Leaderboard) -> dict[str, Any]:
@@ -156,9 +155,7 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
         "prompts ": number(row.prompt_strict.n),
         "instructions ": number(row.instruction_strict.n),
     }) for row in rows]  # fmt: skip
-    remarks = [f"{row.model}: {note}." for row in rows for note in row.remarks]
-    remarks += [f"{row.model} has no answer to {row.not_answered} prompts, which count as not followed." for row in rows
-                if row.not_answered]  # fmt: skip
+    remarks = _said((row.model, row.round, [*row.remarks, *_not_answered(row)]) for row in rows)
     failures = [
         (
             _named(row.model, row.round),
@@ -180,14 +177,20 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
     }
 
 
+def _not_answered(row: _Ifeval) -> list[str]:
+    return [f"{row.not_answered} prompts have no answer and count as not followed"] if row.not_answered else []
+
+
 _MAKERS: dict[str, Callable[[Leaderboard], dict[str, Any]]] = {
     "alpaca-eval-1": _alpaca_eval, "alpaca-eval-2": _alpaca_eval, "mt-bench": _mt_bench, "ifeval": _ifeval,
 }  # fmt: skip
 
 
 def _among(own: Sequence[tuple[float | None, Row]], found: Leaderboard, columns: Mapping[str, str]) -> list[Row]:
-    """Best first, those without the number last. Published ones say that they are, and have numbers in `columns`."""
-    blank = dict.fromkeys(own[0][1], "–")
+    """Best first, those without the number last. Published ones say that they are, and have numbers in `columns`. All
+    rows have the columns that any has: a model may have no rating in a category."""
+    blank = dict.fromkeys((column for _, row in own for column in row), "–")
+    own = [(rank, {**blank, **row}) for rank, row in own]
     published = [
         (entry.numbers.get(found.ranked_by),
          {**blank, "model": f"{entry.name} (published)",
@@ -195,6 +198,27 @@ def _among(own: Sequence[tuple[float | None, Row]], found: Leaderboard, columns:
         for entry in found.published[:SHOWN_PUBLISHED]
     ]  # fmt: skip
     return [row for _, row in sorted([*own, *published], key=lambda each: (each[0] is None, -(each[0] or 0)))]
+
+
+def _said(rows: Iterable[tuple[str, int, Sequence[str]]]) -> list[str]:
+    """Each remark once, with whose it is and, where not all rounds have it, in which: `rows` of who, round, remarks."""
+    rounds: dict[str, list[int]] = {}
+    found: dict[str, dict[str, list[int]]] = {}
+    for who, round, remarks in rows:
+        rounds.setdefault(who, []).append(round)
+        for remark in remarks:
+            found.setdefault(remark, {}).setdefault(who, []).append(round)
+    return [f"{_whom(theirs, rounds)}: {remark}." for remark, theirs in found.items()]
+
+
+def _whom(theirs: Mapping[str, Sequence[int]], rounds: Mapping[str, Sequence[int]]) -> str:
+    if len(rounds) > 1 and theirs == rounds:
+        return "All"
+    names = [
+        who if own == rounds[who] else f"{who}, round {' and '.join(str(round + 1) for round in own)}"
+        for who, own in theirs.items()
+    ]
+    return "; ".join(names)
 
 
 def _whose(model: str, judge: str, round: int) -> Row:
