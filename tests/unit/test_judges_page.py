@@ -11,6 +11,7 @@ import pytest
 from evaluation_run import add_judges, change, make_evaluation
 from test_evaluation_page import tables, visible
 
+from orpo_ray.errors import UserError
 from orpo_ray.leaderboards.files import Annotation, Judgment, write_annotations, write_judgments
 from orpo_ray.leaderboards.verdicts import Files, aggregate
 from orpo_ray.report import write_evaluation_report
@@ -144,19 +145,48 @@ def test_a_remark_that_all_rounds_have_is_said_once(page: Path) -> None:
     assert text.count(same) == 1 and f"All: {same}" in text
     assert text.count("rows have no preference") == 1
     assert "sft, by labels, round 2; orpo, by labels, round 2: 1 rows have no preference" in text
-    assert text.count("unreadable are question 85 turn 2.") == 1
-    assert "sft, by rater: unreadable are question 85 turn 2." in text
+    assert text.count("are 85 (2).") == 1
+    assert "sft, by rater: unreadable, by question (and turn), are 85 (2)." in text
     assert text.count("an argument was drawn") == text.count("prompts have no answer and count as not followed") == 1
+    assert "In order of “length-controlled, AlpacaEval 2's”, rows without it last. Published numbers" in text
     assert "5 more, which are lower, are not shown" in text
 
 
 def test_a_category_without_a_rating_moves_no_column(page: Path) -> None:
     [table] = [t for t in tables(page) if "writing" in t[0] and "score" in t[0]]
     rows = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
-    of = {name: [row for row in rows if row["model"].split(",")[0] == name] for name in ("sft", "orpo")}
-    assert len(of["sft"]) == len(of["orpo"]) == ROUNDS
+    of = {name: [row for row in rows if row["model"] == name] for name in ("sft", "orpo")}
+    assert {row["round"] for row in of["sft"]} == {row["round"] for row in of["orpo"]} == {"1", "2", "3"}
+    assert "are 111 (1, 2), 112 (1, 2), " in visible(page)
     assert {row["math"] for row in of["orpo"]} == {"–"} and all(float(row["math"]) for row in of["sft"])
     assert all(row["unreadable"] == "20" for row in of["orpo"]) and {row["unreadable"] for row in of["sft"]} == {"1"}
+
+
+def test_one_s_own_models_stand_out_among_published_ones(page: Path) -> None:
+    rows = re.findall(r'<tr( class="published")?><th scope="row">(.*?)</th>', page.read_text(encoding="utf-8"))
+    told = (
+        {bool(kind) for kind, cell in rows if "(published)" in cell},
+        {bool(kind) for kind, cell in rows if "(p" not in cell},
+    )
+    assert told == ({True}, {False})
+    [table] = [t for t in tables(page) if "refitted without gamed rows" in t[0]]
+    assert sum("(published)" in row[0] for row in table) == 40 and [row[0] for row in table].count("sft") == ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("board", "told"),
+    [
+        ({"ranked_by": "model"}, "leaderboards.mt-bench.ranked_by: Input should be 'win_rate'"),
+        ({"rows": [{"model": "sft"}]}, "leaderboards.mt-bench.rows: judge: Field required"),
+    ],
+)
+def test_a_board_that_is_none_is_told(board: dict[str, Any], told: str, tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", prompts=8, rounds=1)
+    whole = {"ranked_by": "score", "rows": [], "published": [], **board}
+    change(folder, lambda content: content.update(leaderboards={"mt-bench": whole}))
+    with pytest.raises(UserError) as error:
+        write_evaluation_report(folder)
+    assert str(error.value).startswith(f"{folder / 'winrates.json'}: {told}")
 
 
 @pytest.mark.parametrize(
