@@ -144,8 +144,8 @@ def _mt_bench(found: Leaderboard) -> dict[str, Any]:
         "unreadable": number(len(row.unreadable)),
     }) for row in rows]  # fmt: skip
     remarks = _said((f"{row.model}, by {row.judge}", row.round, [*row.remarks, *_unreadable(row)]) for row in rows)
-    rows = _among(table, found, {"score": "score"})
-    return {"rows": rows, "order": "score", "remarks": remarks, "failures": []}
+    among = _among(table, found, {"score": "score"})
+    return {"rows": among, "order": "score", "remarks": remarks, "failures": []}
 
 
 def _unreadable(row: _MtBench) -> list[str]:
