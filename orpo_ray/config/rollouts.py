@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from orpo_ray.config.objectives import KL_STEP, PolicyGradientSection
+from orpo_ray.config.paths import Place
 from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, PathSection, RunName, Section, WholeOrAuto
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ VLLM_TEMPERATURES = (0.01, 2.0)
 class RewardSourceConfig(PathSection):
     """One of those that score responses. Where only its path is given, the text alone stands for it."""
 
-    path: str
+    path: Place
     """Run folder, folder or Hub id of a reward model of any family; `toy`, the embedded world's ground truth; or
     `FILE.py:FUNCTION`, which is called with lists of prompts and responses, as text, and returns a number for each."""
     weight: Number = 1.0

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.config import EvaluationConfig
+from orpo_ray.config.paths import expanded
 from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.judged import Judged
@@ -217,13 +218,13 @@ def _published(config: EvaluationConfig, name: str) -> list[Row]:
     path, by = config.leaderboard.published, RANKED_BY[name]
     if path is None:
         return []
-    entries = read_published(Path(path).expanduser(), ("win_rate", by))
+    entries = read_published(expanded(path), ("win_rate", by))
     return [asdict(entry) for entry in ranked(entries, by)]
 
 
 def _difficulty(config: EvaluationConfig, name: str) -> Path | None:
     path = config.leaderboard.difficulty
-    return None if path is None or name != "alpaca-eval-2" else Path(path).expanduser()
+    return None if path is None or name != "alpaca-eval-2" else expanded(path)
 
 
 def _require_once(prompts: Sequence[Prompt], key: str, values: Sequence[int | str]) -> None:

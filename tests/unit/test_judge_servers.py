@@ -245,8 +245,9 @@ def test_a_limited_server_is_waited_for_however_often_it_says_so(tmp_path: Path)
 
 def test_the_pace_is_kept(tmp_path: Path) -> None:
     with JudgeServer(lambda body, attempt: None if attempt else "500") as server:
-        run(config_of(tmp_path, server, calls_per_minute=3000), answered("ab", prompts=12))
-        assert len(server.times) == 18 and server.times[-1] - server.times[0] >= 17 * 0.02 - 0.02
+        run(config_of(tmp_path, server, calls_per_minute=1500), answered("ab", prompts=12))
+        assert len(server.times) == 18
+        assert server.times[-1] - server.times[0] >= 17 * 0.04 - 0.1  # the first takes a while to connect
 
 
 def test_a_budget_is_held_before_and_while_it_is_spent(tmp_path: Path) -> None:
@@ -334,11 +335,12 @@ def test_the_body_is_what_was_configured(tmp_path: Path) -> None:
             server,
             temperature=None,
             max_tokens=3,
-            extra_body={"top_logprobs": 5, "max_tokens": None, "user": "me"},
+            max_tokens_key="max_completion_tokens",
+            extra_body={"top_logprobs": 5, "user": "me"},
         )
         run(config, answered("ab", 4))
         assert {key: value for key, value in server.bodies[0].items() if key != "messages"} == {
-            "model": "big", "logprobs": True, "top_logprobs": 5, "user": "me",
+            "model": "big", "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 5, "user": "me",
         }  # fmt: skip
         first = len(server.bodies)
         run(config_of(tmp_path, server, {"reads": "text", "repeats": 2}, temperature=0.7), answered("ab", 4))

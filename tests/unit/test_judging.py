@@ -396,7 +396,6 @@ SERVER = {"kind": "openai", "base_url": "https://api.example.com/v1", "model": "
         ({**SERVER, "base_url": "https://example.com/v1?api-key=SECRET"}, "should hold neither credentials nor"),
         ({**SERVER, "base_url": "example.com/v1"}, "should be a web address such as"),
         ({**SERVER, "base_url": "https://[::1/v1"}, "should be a web address"),
-        ({**SERVER, "extra_body": {"stream": True}}, "judges.vllm.extra_body: stream cannot be set here"),
         ({"kind": "vllm", "model": "m", "temperature": 0.001}, "vLLM draws at 0 and at 0.01 to 2"),
         ({"kind": "vllm", "model": "m", "base_url": "x"}, "unknown key judges.vllm.base_url"),
     ],
@@ -405,6 +404,25 @@ def test_a_judge_that_cannot_be_meant_is_refused_without_showing_secrets(judge: 
     with pytest.raises(UserError) as error:
         parse_as(EvaluationConfig, {**EVALUATION, "judges": {"vllm": judge}}, [], "f.yaml")
     assert told in str(error.value) and "SECRET" not in str(error.value)
+
+
+OWN = {
+    "model": "set the judge's model", "messages": "judging.prompt", "stream": "read in one piece",
+    "stream_options": "read in one piece", "n": "judging.repeats", "best_of": "judging.repeats",
+    "use_beam_search": "judging.repeats", "max_tokens": "set the judge's max_tokens",
+    "max_completion_tokens": "max_tokens_key", "temperature": "set the judge's temperature",
+    "seed": "set the judge's seed", "logprobs": "judging.reads",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OWN)
+@pytest.mark.parametrize("value", [None, 10**9, True])
+def test_a_body_of_more_neither_goes_beyond_the_budget_nor_changes_what_is_said_of_it(key: str, value: Any) -> None:
+    judge = {**SERVER, "extra_body": {"top_logprobs": 5, key: value}}
+    with pytest.raises(UserError) as error:
+        parse_as(EvaluationConfig, {**EVALUATION, "judges": {"j": judge}}, [], "f.yaml")
+    told = str(error.value)
+    assert told.startswith(f"f.yaml: judges.j.extra_body: {key} cannot be set here: ") and OWN[key] in told
 
 
 @pytest.mark.parametrize(
