@@ -131,7 +131,7 @@ BYTES: dict[str, tuple[torch.dtype, head._Way, torch.dtype, int, int]] = {
     "bfloat16": (HALF, head._Way(), HALF, 28, 6),
     "bfloat16, values alone": (HALF, head._Way(learns=False), HALF, 14, 2),
     "bfloat16, scaled": (HALF, head._Way(0.5), HALF, 36, 6),
-    "bfloat16, capped": (HALF, head._Way(1.0, 30.0), HALF, 68, 6),
+    "bfloat16, capped": (HALF, head._Way(1.0, 30.0), HALF, 70, 6),
     "float32_logits": (SINGLE, head._Way(float32=True), HALF, 22, 10),
     "float32": (SINGLE, head._Way(), SINGLE, 16, 12),
 }
