@@ -39,7 +39,7 @@ def logprobs(
             _logprob[(rows,)](
                 logits, targets.contiguous(), logps, logits if residuals is None else residuals, vocab, scale,
                 1.0 if softcap is None else softcap, CAPPED=softcap is not None, WRITES=residuals is not None,
-                BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)), num_warps=_WARPS,
+                BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)), num_warps=_WARPS, enable_fp_fusion=True,
             )  # fmt: skip
     return logps
 
