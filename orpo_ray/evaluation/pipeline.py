@@ -22,7 +22,7 @@ from orpo_ray.evaluation.model_split import require_split
 from orpo_ray.evaluation.places import Places, share_of, starts_workers
 from orpo_ray.evaluation.plan import ENGINES
 from orpo_ray.evaluation.work import Judgements, Task
-from orpo_ray.inference.generation import EngineOptions, Generator, Request, Response
+from orpo_ray.inference.generation import ENVIRONMENT, EngineOptions, Generator, Request, Response
 from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.plain_generation import PlainGenerator
 from orpo_ray.inference.scoring import Scorer, not_finite
@@ -136,7 +136,7 @@ class Pipeline:
         """`judgements`: of the answers, by reward models; None where nobody scores them."""
         self._config = config
         self._resources = resources
-        self._places = Places(resources)
+        self._places = Places(resources, ENVIRONMENT)
         self._progress = progress
         self._questions = questions
         self._judgements = judgements

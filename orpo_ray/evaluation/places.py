@@ -8,10 +8,10 @@ ask for as much of a bundle each. Any other engine has GPUs of one node by itsel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from orpo_ray.evaluation.cluster import Resources
-from orpo_ray.inference.generation import ENVIRONMENT
 from orpo_ray.inference.scoring import GpuShare
 
 _SCORER = 0.3  # of a GPU that it shares; a number for Ray's books alone, which know no memory
@@ -41,7 +41,7 @@ def group_of(resources: Resources, engine: int) -> Group | None:
 
 
 def engine_options(resources: Resources, engine: int, group: Any = None) -> dict[str, Any]:
-    """Of the Ray actor of an engine. `group`: what Ray has made of `group_of`."""
+    """Of the Ray actor of an engine, but for what all share. `group`: what Ray has made of `group_of`."""
     if resources.gpu_memory is None:
         return _options(resources.cpus, 0, _HIDDEN)
     if group is None:
@@ -60,7 +60,7 @@ def starts_workers(resources: Resources, engine: int) -> bool:
 
 
 def scorer_options(resources: Resources, scorer: int, group: Any = None) -> dict[str, Any]:
-    """Of the Ray actor of a scorer. `group`: that of the engine whose GPU it shares."""
+    """Of the Ray actor of a scorer, but for what all share. `group`: that of the engine whose GPU it shares."""
     if resources.gpu_memory is None:
         return _options(resources.cpus, 0, _HIDDEN)
     shared = resources.shared_place(scorer)
@@ -83,7 +83,7 @@ def _options(
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     return {
-        "num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": {**ENVIRONMENT, **(environment or {})}},
+        "num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": dict(environment or {})},
         "scheduling_strategy": _ANYWHERE
         if group is None
         else PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
@@ -93,18 +93,20 @@ def _options(
 class Places:
     """Of one pipeline: groups are made as they are needed, and go with `release`."""
 
-    def __init__(self, resources: Resources) -> None:
-        self._resources = resources
+    def __init__(self, resources: Resources, environment: Mapping[str, str]) -> None:
+        """`environment`: variables of all actors."""
+        self._resources, self._environment = resources, environment
         self._groups: dict[int, Any] = {}
 
     def engine(self, number: int) -> dict[str, Any]:
         """See `engine_options`."""
-        return engine_options(self._resources, number, self._group(number))
+        return self._with_environment(engine_options(self._resources, number, self._group(number)))
 
     def scorer(self, number: int) -> dict[str, Any]:
         """See `scorer_options`."""
         shared = self._resources.shared_place(number)
-        return scorer_options(self._resources, number, None if shared is None else self._group(shared[0]))
+        group = None if shared is None else self._group(shared[0])
+        return self._with_environment(scorer_options(self._resources, number, group))
 
     def release(self) -> None:
         """Give back what groups hold. Whoever stands in one is ended."""
@@ -113,6 +115,10 @@ class Places:
         for group in self._groups.values():
             ray.util.remove_placement_group(group)
         self._groups.clear()
+
+    def _with_environment(self, options: dict[str, Any]) -> dict[str, Any]:
+        own = options["runtime_env"]["env_vars"]
+        return {**options, "runtime_env": {"env_vars": {**self._environment, **own}}}
 
     def _group(self, engine: int) -> Any:
         """Ray makes it when there is room; until then its actors wait."""

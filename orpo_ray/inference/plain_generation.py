@@ -60,7 +60,7 @@ class PlainGenerator:
         started = time.monotonic()
         policy = on_this_node(policy)
         use_assigned_cpus()
-        if gpu_memory is not None:
+        if gpu_memory is not None and torch.cuda.is_available():
             limit_memory(gpu_memory)
         self._network = load_network(policy.settings, policy.name)
         tokenizer = load_tokenizer(policy.settings)
