@@ -198,10 +198,15 @@ class EvaluationScaling(Section):
     """vLLM engines at work at once; `auto`: what the cluster has room for beside the scorers."""
     scorers: CountOrAuto = "auto"
     tensor_parallel: Count = 1
-    """GPUs of one engine."""
+    """GPUs that each layer of a model is split over."""
+    pipeline_parallel: Count = 1
+    """Parts that the layers are cut into, each on `tensor_parallel` GPUs: an engine has the product of both, of one
+    node or, where none has so many, of several."""
     use_gpu: Literal[True, False, "auto"] = "auto"
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.9
-    """Share of a GPU's memory that an engine on a GPU of its own takes."""
+    """Share of a GPU's memory that engine and scorer take."""
+    scorer_memory: Annotated[Number, Field(gt=0, lt=1)] = 0.25
+    """How much of it is a scorer's that shares a GPU with an engine."""
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 10
     """Actors that may be lost before the evaluation stops."""
 
@@ -255,8 +260,9 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _engine_has_what_is_asked(self) -> EvaluationConfig:
         if self.generation.engine == "transformers":
-            if self.scaling.tensor_parallel > 1:
-                raise ValueError("scaling.tensor_parallel: the engine transformers computes on one GPU")
+            for key in ("tensor_parallel", "pipeline_parallel"):
+                if getattr(self.scaling, key) > 1:
+                    raise ValueError(f"scaling.{key}: the engine transformers computes on one GPU")
             if self.generation.deterministic:
                 raise ValueError("generation.deterministic: is of vLLM's kernels, and generation.engine=transformers")
             halves = [label for label, model in self.asked.items() if model.dtype == "float16"]

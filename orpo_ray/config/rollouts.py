@@ -61,6 +61,9 @@ class RolloutsConfig(Section):
     training."""
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.4
     """Share of a GPU's memory that an engine takes."""
+    sleep: bool = True
+    """Have engines that take turns with training on its GPU let go of the memory there while others are at work
+    (vLLM's sleep mode at level 2: cache and weights, which are loaded anew before they write)."""
 
     @model_validator(mode="after")
     def _the_engine_draws_at_the_temperature(self) -> RolloutsConfig:

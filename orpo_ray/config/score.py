@@ -10,13 +10,15 @@ from orpo_ray.config.benchmark_files import with_benchmark
 from orpo_ray.config.evaluation import Label, PromptsConfig, ScoringConfig
 from orpo_ray.config.paths import Place
 from orpo_ray.config.schema import StorageConfig
-from orpo_ray.config.section import CountOrAuto, Integer, Section
+from orpo_ray.config.section import CountOrAuto, Integer, Number, Section
 
 
 class ScorersScaling(Section):
     scorers: CountOrAuto = "auto"
     """Scorers at work at once; `auto`: one on every GPU, or what the CPUs have room for."""
     use_gpu: Literal[True, False, "auto"] = "auto"
+    gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory that vLLM takes of it in a scorer, with the check of its rewards (`scoring.engine`)."""
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 10
     """Scorers that may be lost before the work stops."""
 
