@@ -35,7 +35,7 @@ class Measured:
     def read(cls, path: Path) -> Measured:
         """Of a file of JSON lines. Raises `ValueError` where it is of a rehearsal, or of another format."""
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        start = next((line for line in lines if line["stage"] == "start"), {})
+        start: dict[str, Any] = next((line for line in lines if line["stage"] == "start"), {})
         if start.get("format") != FORMAT:
             raise ValueError(f"{path}: format {start.get('format')}; this reads {FORMAT}")
         if start["toy"]:

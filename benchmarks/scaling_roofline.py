@@ -153,7 +153,7 @@ def _varlen_rows(
 
     rows, _, width, _ = query.shape
     starts = torch.empty(rows + 1, dtype=torch.int32, device=META)
-    flat = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value)]
+    own, keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
     grouped = key.shape[1] != query.shape[1]
     attended = varlen_attn(*flat, starts, starts, width, width, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
     assert isinstance(attended, Tensor)
@@ -239,7 +239,7 @@ class Subject:
                 counting = Counting(self._device, rows * width * (width + 1) / 2)
                 with counting:
                     logits = network(input_ids=ids, use_cache=False).logits
-                    logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None]).sum().backward()
+                    logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None]).sum().backward()  # type: ignore[no-untyped-call]
                 total += counting.counts()
         network.set_attn_implementation(NAME)
         return total

@@ -218,6 +218,11 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
 
 
+def _is_here(path: str) -> bool:
+    """Whether there is such a path, or such a file or folder with a part of it named behind."""
+    return os.path.exists(path) or os.path.exists(path.rpartition(":")[0])
+
+
 class TrainConfig(Section):
     """A training run. Its folder is `storage.path/name`."""
 
@@ -346,7 +351,7 @@ class TrainConfig(Section):
     def local_paths(self) -> dict[str, str]:
         """Data and models that this host has, by the key that names each: absolute paths."""
         named = {key: _absolute(section[name]) for key, section, name in named_paths(self.model_dump(by_alias=True))}
-        return {key: path for key, path in named.items() if path.startswith("/")}
+        return {key: path for key, path in named.items() if os.path.isabs(path) and _is_here(path)}
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same run for a process that stands in another folder: existing local paths made absolute."""
