@@ -33,7 +33,7 @@ import yaml
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from orpo_ray.bench.results import machine
-from orpo_ray.leaderboards.files import read_annotations, read_answers, read_judgments
+from orpo_ray.leaderboards.files import annotation, read_answers, read_judgments, records
 from orpo_ray.statistics.agreement import agreement_of_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,7 +211,8 @@ def of_pairs(run: Path, own_numbers: list[dict[str, Any]]) -> dict[str, Any]:
     scores: dict[str, Any] = {row["model"]: {key: row.get(key) for key in kept} for row in own_numbers}
     by_judge, by_rule = {}, {}
     for name, score in scores.items():
-        rows = read_annotations(run / f"leaderboards/alpaca-eval-2/judge/{name}.json")
+        file = run / f"leaderboards/alpaca-eval-2/judge/{name}.json"
+        rows = [annotation(location, row) for location, row in records(file)]
         said = np.array([np.nan if row.preference is None else row.preference - 1 for row in rows])
         better = np.array([_better(row.output_2, row.output_1) for row in rows])
         score["by_the_rule"] = round(100 * float(better.mean()), 2)

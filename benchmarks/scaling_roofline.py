@@ -155,7 +155,9 @@ def _varlen_rows(
     starts = torch.empty(rows + 1, dtype=torch.int32, device=META)
     own, keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
     grouped = key.shape[1] != query.shape[1]
-    attended = varlen_attn(*flat, starts, starts, width, width, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
+    attended = varlen_attn(
+        own, keys, values, starts, starts, width, width, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+    )
     assert isinstance(attended, Tensor)
     return attended.view(rows, width, *attended.shape[1:]), None
 
@@ -218,7 +220,7 @@ class Subject:
         totals = Totals(len(lengths), int(shape[:, :2].sum()))
         with _path_of_gpus(counting), counting:
             sums = self._policy(batch.to(META)).view(-1, 3)
-            orpo(sums, shape.to(META), totals, lambda_=0.1)[0].backward()
+            orpo(sums, shape.to(META), totals, lambda_=0.1)[0].backward()  # type: ignore[no-untyped-call]
         return counting.counts()
 
     def padded(self, micro_batches: Sequence[Lengths], level: Recomputation) -> Counts:
