@@ -114,7 +114,9 @@ def data(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     short_help="Compare models by reward win-rate.",
     epilog=EXIT_CODES,
     help=f"""\
-Compare models as CONFIG says: generate with vLLM, judge with reward models, and say who wins by how much.
+Compare models as CONFIG says: generate with vLLM, judge with reward models or with models that judge in words
+(`judges`: local ones, or any OpenAI-compatible server), and say who wins by how much. `benchmark: alpaca-eval-2`,
+mt-bench, ifeval or a file of your own brings prompts, settings and its own numbers.
 
 Engines and scorers work at the same time, on this machine or on the Ray cluster that it belongs to. The folder,
 storage.path/name, receives every response with its rewards (results.parquet), winrates.json (win-rates with
@@ -125,7 +127,7 @@ evaluation that was interrupted; adding a model computes that model's responses 
 \b
 Examples:
   orpo-ray evaluate configs/toy-winrate.yaml
-  orpo-ray evaluate configs/hh-winrate.yaml sampling.rounds=5 scaling.generators=7
+  orpo-ray evaluate configs/paper/opt-125m-hh-winrate.yaml sampling.rounds=5 scaling.generators=7
 """,
 )
 def evaluate(config: ConfigArgument, overrides: OverridesArgument = None) -> None:

@@ -64,7 +64,7 @@ Examples:
 )
 def outputs(
     evaluation: Annotated[Path, typer.Argument(metavar="EVALUATION", help="Folder of a finished evaluation.")],
-    benchmark: Annotated[str, typer.Option(metavar="NAME", help="alpaca-eval, mt-bench or ifeval: whose files.")],
+    benchmark: Annotated[str, typer.Option(metavar="NAME", help="alpaca-eval (1 or 2), mt-bench or ifeval.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: outputs/NAME in EVALUATION.")] = None,
 ) -> None:
     from orpo_ray.evaluation.export import export_outputs

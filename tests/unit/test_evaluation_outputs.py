@@ -244,6 +244,7 @@ def test_what_is_written_for_others_is_read_again(benchmark: str, asked: str, tm
     assert all(path.is_relative_to(folder.path / "outputs" / benchmark) and lacking == 1 for path, lacking in written)
     texts: dict[str, list[Any]]
     if benchmark == "alpaca-eval":
+        assert export_outputs(folder.path, "alpaca-eval-2") == written, "the name that it is evaluated by"
         texts = {path.name: [(o.instruction, o.output, o.generator) for o in read_outputs(path)] for path, _ in written}
         expected = {"a.json": [(PROMPTS[i], f"answer {i}", "a") for i in (0, 1, 3)],
                     "a+2.json": [(PROMPTS[i], f"other {i}", "a") for i in (0, 1, 3)]}  # fmt: skip
