@@ -38,7 +38,10 @@ class Segment(NamedTuple):
 
 
 class Varlen(NamedTuple):
-    """A layout as variable-length attention kernels take it: the keys of each segment gathered side by side."""
+    """A layout as variable-length attention kernels take it: the keys of each segment gathered side by side.
+
+    A prompt and its first continuation are one segment, since they stand side by side in the row.
+    """
 
     keys: Tensor
     """`(keys,)` int64: packed positions."""
@@ -122,10 +125,15 @@ class Layout:
 
     @cached_property
     def varlen(self) -> Varlen:
-        spans = np.asarray(self.segments, dtype=np.int64)
+        segments: list[Segment] = []
+        for segment in self.segments:
+            if segment.prompt_start < segment.prompt_end == segment.start:  # the first continuation
+                segment = segments.pop()._replace(end=segment.end)
+            segments.append(segment)
+        spans = np.asarray(segments, dtype=np.int64)
         queries = spans[:, 1] - spans[:, 0]
         lengths = queries + spans[:, 3] - spans[:, 2]
-        keys = np.concatenate([np.r_[p0:p1, q0:q1] for q0, q1, p0, p1 in self.segments])
+        keys = np.concatenate([np.r_[p0:p1, q0:q1] for q0, q1, p0, p1 in segments])
         copies = keys.argsort(kind="stable").astype(np.int32)
         starts = (np.r_[0, each.cumsum()].astype(np.int32) for each in (queries, lengths, np.bincount(keys)))
         cu_seq_q, cu_seq_k, cu_copies = map(torch.from_numpy, starts)

@@ -1,8 +1,8 @@
 """Attention of a whole packed row in one call, by the variable-length kernels of CUDA devices.
 
-They read the keys of a segment side by side, so those of a prompt are gathered for itself and for each of its
-continuations. Backward is given what the row has, once, and gathers again. The gradients of a key's copies are summed
-in their order by one reduction: the backward of indexing would sort or race.
+They read the keys of a segment side by side, so those of a prompt are gathered for each of its continuations but the
+first, which stands beside it. Backward is given what the row has, once, and gathers again. The gradients of a key's
+copies are summed in their order by one reduction: the backward of indexing would sort or race.
 
 What neither kernel takes (soft caps, sinks, odd widths of heads, float64; a window in float32 or beside dropout)
 `modeling.attention` computes part by part.
@@ -124,7 +124,8 @@ class _Row(torch.autograd.Function):
 def _gathered(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, row: Varlen) -> tuple[Tensor, Tensor]:
     """Keys and values `(keys, heads, width)` as the kernel reads them."""
     groups = 1 if kernel.grouped else query.shape[1] // key.shape[1]
-    keys, values = (each.index_select(0, row.keys) for each in (key, value))
+    copies = len(row.keys) > len(key)  # else each prompt has one continuation at most
+    keys, values = (each.index_select(0, row.keys) if copies else each.contiguous() for each in (key, value))
     return (keys, values) if groups == 1 else (keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1))
 
 
@@ -133,6 +134,8 @@ def _summed(grad: Tensor, heads: int, row: Varlen) -> Tensor:
     width)`. Sums of half precision are of float32, on CUDA."""
     if grad.shape[1] != heads:
         grad = grad.reshape(len(grad), heads, -1, grad.shape[2]).sum(2)
+    if len(row.keys) == len(row.cu_copies) - 1:
+        return grad
     summed = F.embedding_bag(row.copies, grad.flatten(1), row.cu_copies, mode="sum", include_last_offset=True)
     return summed.view(-1, *grad.shape[1:])
 

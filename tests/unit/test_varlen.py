@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,25 @@ class TestARow:
         assert not [name for name in names if any(word in name for word in ("index_put", "index_add", "scatter"))]
         second = of_kernel(kernel, layout, 2, monkeypatch)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    @KERNELS
+    def test_a_single_continuation_needs_no_copies(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        examples = random_examples(seed=4, prompts=3, continuations=1) + examples_of([[5], [1, 1]])
+        layout = pack(examples, score_prompts=False).layout
+        assert torch.equal(layout.varlen.keys, torch.arange(layout.segments[-1].end))
+        with Recorder() as recorder:
+            found = of_kernel(kernel, layout, 2, monkeypatch)
+        assert not {"aten::index_select", "aten::_embedding_bag_forward_only"} & {name for name, _ in recorder.called}
+        torch.testing.assert_close(found, attended(layout, 2, torch.float64), rtol=0, atol=1e-12)
+
+    def test_copies_are_those_of_all_continuations_but_the_first(self) -> None:
+        row = pack(examples_of([[3, 2, 1], [1, 1, 2, 1]]), score_prompts=False).layout.varlen
+        assert row.keys.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 6, 8, 9, 6, 10]
+        assert row.cu_seq_q.tolist() == [0, 5, 6, 8, 10, 11]
+        assert row.cu_seq_k.tolist() == [0, 5, 9, 11, 14, 16]
+        assert (row.max_q, row.max_k) == (5, 5)
+        copies = [row.copies[a:b].tolist() for a, b in pairwise(row.cu_copies.tolist())]
+        assert copies == [[0, 5], [1, 6], [2, 7], [3], [4], [8], [9, 11, 14], [10], [12], [13], [15]]
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_in_half_precision_is_near(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
