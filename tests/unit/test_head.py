@@ -1,4 +1,4 @@
-"""The log-prob head: logits in float32, and what is left out where nothing learns (gradients: test_packing_parity)."""
+"""The log-prob head: logits in float32, and what is left out where nothing learns. Gradients: test_packing_parity."""
 
 from __future__ import annotations
 
