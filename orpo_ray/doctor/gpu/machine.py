@@ -8,7 +8,6 @@ import platform
 from collections.abc import Iterator
 
 import torch
-import torch.nn.attention.varlen as varlen
 
 from orpo_ray.doctor.gpu.check import Check, Fields
 
@@ -18,6 +17,8 @@ _DTYPES = {torch.bfloat16: 20, torch.float32: 5}
 
 
 def machine(check: Check) -> Iterator[Fields]:
+    from torch.nn.attention import varlen  # from 2.11 on; a stage is to fail without it, not the whole check
+
     options = inspect.signature(varlen.varlen_attn).parameters
     yield {
         "device": check.device.about(),
