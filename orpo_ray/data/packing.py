@@ -7,10 +7,10 @@ so that each log-prob equals that of the plain text `prompt + continuation`, at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,10 @@ class Segment(NamedTuple):
 
 
 class Varlen(NamedTuple):
-    """A layout as variable-length attention kernels take it: the keys of each segment gathered side by side."""
+    """A layout as variable-length attention kernels take it: the keys of each segment gathered side by side.
+
+    A prompt and its first continuation are one segment, since they stand side by side in the row.
+    """
 
     keys: Tensor
     """`(keys,)` int64: packed positions."""
@@ -55,13 +58,18 @@ class Varlen(NamedTuple):
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor, int, int]:
+        """As kernels are told of the segments."""
         return self.cu_seq_q, self.cu_seq_k, self.max_q, self.max_k
 
     def to(self, device: torch.device) -> Varlen:
-        return Varlen(*(tensor.to(device, non_blocking=True) for tensor in self[:-2]), self.max_q, self.max_k)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Varlen:
-        return Varlen(*(tensor.pin_memory() for tensor in self[:-2]), self.max_q, self.max_k)
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Varlen:
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in self._fields[:-2]}
+        return self._replace(**changed)
 
 
 class Block(NamedTuple):
@@ -111,11 +119,21 @@ class Layout:
         return [part.to(self.device) if isinstance(part, Block) else part for part in _parts(self.segments)]
 
     @cached_property
+    def longest(self) -> int:
+        """Keys of the segment that has most: its prompt's and its own."""
+        return max(end - start + prompt_end - prompt_start for start, end, prompt_start, prompt_end in self.segments)
+
+    @cached_property
     def varlen(self) -> Varlen:
-        spans = np.asarray(self.segments, dtype=np.int64)
+        segments: list[Segment] = []
+        for segment in self.segments:
+            if segment.prompt_start < segment.prompt_end == segment.start:  # the first continuation
+                segment = segments.pop()._replace(end=segment.end)
+            segments.append(segment)
+        spans = np.asarray(segments, dtype=np.int64)
         queries = spans[:, 1] - spans[:, 0]
         lengths = queries + spans[:, 3] - spans[:, 2]
-        keys = np.concatenate([np.r_[p0:p1, q0:q1] for q0, q1, p0, p1 in self.segments])
+        keys = np.concatenate([np.r_[p0:p1, q0:q1] for q0, q1, p0, p1 in segments])
         copies = keys.argsort(kind="stable").astype(np.int32)
         starts = (np.r_[0, each.cumsum()].astype(np.int32) for each in (queries, lengths, np.bincount(keys)))
         cu_seq_q, cu_seq_k, cu_copies = map(torch.from_numpy, starts)
@@ -126,7 +144,7 @@ class Layout:
             torch.from_numpy(copies),
             cu_copies,
             int(queries.max()),
-            int(lengths.max()),
+            self.longest,
         )
         return host.to(self.device)
 

@@ -51,11 +51,13 @@ def shared_prefix_attention(
     window = sliding_window if attention_mask is None else int(attention_mask)
     if window == _CHUNKS:
         raise NotImplementedError("its attention is in chunks")
+    if layout and window is not None and window >= layout.longest:
+        window = None  # it hides nothing
     if softcap is not None or s_aux is not None:
         if capability_of(query.device) is not None:
             _say_slow("no kernel has its soft cap or its sinks")
         compute: Callable[..., Tensor] = partial(_attend, scale=scaling, softcap=softcap, sinks=s_aux, dropout=dropout)
-    elif layout and (kernel := _kernel(query, value, dropout)) is not None:
+    elif layout and (kernel := _kernel(query, value, dropout, window)) is not None:
         return attend(kernel, query, key, value, layout, scale=scaling, window=window, dropout=dropout), None
     else:
         compute = partial(
@@ -69,17 +71,19 @@ def shared_prefix_attention(
     return _part_by_part(compute, query, key, value, layout, window), None
 
 
-def _kernel(query: Tensor, value: Tensor, dropout: float) -> Kernel | None:
+def _kernel(query: Tensor, value: Tensor, dropout: float, window: int | None) -> Kernel | None:
     """That which computes a whole row at once; None: none does, on a CPU or for these."""
     capability = capability_of(query.device)
     if capability is None:
         return None
     head_dim, value_dim = query.shape[3], value.shape[3]
-    kernel = kernel_for(query.dtype, head_dim, value_dim, capability, dropout)
+    slides = window is not None
+    kernel = kernel_for(query.dtype, head_dim, value_dim, capability, dropout=dropout > 0, slides=slides)
     if kernel is None:
         heads = f"{head_dim}" if head_dim == value_dim else f"{head_dim} and {value_dim}"
+        within = " within a window" * slides + " with dropout" * (dropout > 0)
         device = ".".join(map(str, capability))
-        _say_slow(f"none is for heads of {heads} in {query.dtype} on a device of compute capability {device}")
+        _say_slow(f"none is for heads of {heads} in {query.dtype}{within} on a device of compute capability {device}")
     return kernel
 
 

@@ -72,7 +72,8 @@ def activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
     """Bytes that forward and backward of `tokens` packed tokens hold beside weights, gradients and optimizer.
 
     Of a short probe, scaled up: what it keeps grows with its tokens, but for what adapters make of experts' weights, a
-    copy of each. The log-prob head's logits come on top.
+    copy of each. The log-prob head's logits come on top. What attention on a CUDA device gathers of one layer at a time
+    (`modeling.varlen`: a prompt's keys for each continuation) is not counted.
     """
     if isinstance(scorer, ActorCritic):
         critic = activation_bytes(scorer.critic, tokens)

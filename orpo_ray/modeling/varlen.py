@@ -1,10 +1,11 @@
 """Attention of a whole packed row in one call, by the variable-length kernels of CUDA devices.
 
-They read the keys of a segment side by side, so those of a prompt are gathered for itself and for each of its
-continuations. Backward is given what the row has, once, and gathers again. The gradients of a key's copies are summed
-in their order by one reduction: the backward of indexing would sort or race.
+They read the keys of a segment side by side, so those of a prompt are gathered for each of its continuations but the
+first, which stands beside it. Backward is given what the row has, once, and gathers again. The gradients of a key's
+copies are summed in their order by one reduction: the backward of indexing would sort or race.
 
-What neither kernel takes (soft caps, sinks, odd widths of heads, float64) `modeling.attention` computes part by part.
+What neither kernel takes (soft caps, sinks, odd widths of heads, float64; a window in float32 or beside dropout)
+`modeling.attention` computes part by part.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Call(NamedTuple):
     scale: float | None
     """None: one over the square root of the head's width."""
     window: int | None
-    """Keys that a query sees at most, its own among them."""
+    """Keys that a query sees at most, its own among them; None: all that are not behind it."""
     dropout: float
 
 
@@ -55,20 +56,23 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
 
 
 def kernel_for(
-    dtype: torch.dtype, head_dim: int, value_dim: int, capability: tuple[int, int], dropout: float
+    dtype: torch.dtype, head_dim: int, value_dim: int, capability: tuple[int, int], *, dropout: bool, slides: bool
 ) -> Kernel | None:
-    """The quickest that computes this; None: there is none.
+    """The quickest that computes this; None: there is none. `slides`: whether a window hides some keys.
 
     That is FlashAttention, which is for half precision and by way of `torch.nn.attention.varlen` (as of 2.13) has no
-    dropout; else the memory-efficient kernel, which has, and is for float32 too.
+    dropout; else the memory-efficient kernel, which has, and is for float32 too. The latter's backward places a window
+    as if segments had as many keys as queries (`kernel_backward.h` of 2.13), so it is given none.
     """
     if any(width * dtype.itemsize % _ALIGNED for width in (head_dim, value_dim)):
         return None
     ampere = capability >= _AMPERE
-    if dtype in _HALF and ampere and head_dim == value_dim <= _WIDEST and not dropout:
+    # Between 192 and 224 it has no backward on consumers' cards.
+    flash_width = head_dim == value_dim <= _WIDEST and not 192 < head_dim <= 224
+    if dtype in _HALF and ampere and flash_width and not dropout:
         return FLASH
     takes = (torch.float32, torch.float16, *([torch.bfloat16] if ampere else []))
-    return EFFICIENT if dtype in takes else None
+    return EFFICIENT if dtype in takes and not slides else None
 
 
 def attend(
@@ -83,7 +87,10 @@ def attend(
     dropout: float,
 ) -> Tensor:
     """`(1, tokens, heads, value_dim)`, contiguous, of `query (1, heads, tokens, head_dim)`, `key (1, kv_heads, tokens,
-    head_dim)` and `value (1, kv_heads, tokens, value_dim)`. Tokens behind the layout's see nothing and are zero."""
+    head_dim)` and `value (1, kv_heads, tokens, value_dim)`. Tokens behind the layout's see nothing and are zero.
+
+    `kernel`: what `kernel_for` has found for these; `window`: None where it hides nothing.
+    """
     inputs = [x[0].transpose(0, 1) for x in (query, key, value)]
     padding = query.shape[2] - layout.segments[-1].end
     if padding:  # not by default: the gradient of a slice is a zeroed tensor of the whole
@@ -117,7 +124,8 @@ class _Row(torch.autograd.Function):
 def _gathered(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, row: Varlen) -> tuple[Tensor, Tensor]:
     """Keys and values `(keys, heads, width)` as the kernel reads them."""
     groups = 1 if kernel.grouped else query.shape[1] // key.shape[1]
-    keys, values = (each.index_select(0, row.keys) for each in (key, value))
+    copies = len(row.keys) > len(key)  # else each prompt has one continuation at most
+    keys, values = (each.index_select(0, row.keys) if copies else each.contiguous() for each in (key, value))
     return (keys, values) if groups == 1 else (keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1))
 
 
@@ -125,7 +133,9 @@ def _summed(grad: Tensor, heads: int, row: Varlen) -> Tensor:
     """Gradients `(keys, heads or a multiple, width)` of what was gathered, as those of the row's own `(tokens, heads,
     width)`. Sums of half precision are of float32, on CUDA."""
     if grad.shape[1] != heads:
-        grad = grad.unflatten(1, (heads, -1)).sum(2)
+        grad = grad.reshape(len(grad), heads, -1, grad.shape[2]).sum(2)
+    if len(row.keys) == len(row.cu_copies) - 1:
+        return grad
     summed = F.embedding_bag(row.copies, grad.flatten(1), row.cu_copies, mode="sum", include_last_offset=True)
     return summed.view(-1, *grad.shape[1:])
 
@@ -159,7 +169,7 @@ def _sides(window: int | None) -> list[int]:
 def _efficient(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, ...]:
     attended, log_sums, seed, offset, *_ = torch.ops.aten._efficient_attention_forward(
         query[None], key[None], value[None], None, *call.row.bounds, call.dropout, _FROM_BOTTOM_RIGHT, True,
-        scale=call.scale, window_size=call.window,
+        scale=call.scale,
     )  # fmt: skip
     return attended[0], log_sums, seed, offset
 
@@ -167,11 +177,10 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[T
 def _efficient_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, results: tuple[Tensor, ...], call: Call
 ) -> tuple[Tensor, ...]:
-    """torch's own backward of the operator (2.13) leaves the window out."""
     attended, log_sums, seed, offset = results
     *found, _ = torch.ops.aten._efficient_attention_backward(
         grad[None], query[None], key[None], value[None], None, attended[None], *call.row.bounds, log_sums, call.dropout,
-        seed, offset, _FROM_BOTTOM_RIGHT, False, scale=call.scale, window_size=call.window,
+        seed, offset, _FROM_BOTTOM_RIGHT, False, scale=call.scale,
     )  # fmt: skip
     return tuple(each[0] for each in found)
 

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from orpo_ray.data.packing import pack
 from orpo_ray.modeling import head, memory
-from orpo_ray.modeling.attention import NAME, shared_prefix_attention
+from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.memory import Recomputation, activation_bytes, least_recomputation, set_recomputation
 from orpo_ray.modeling.policy import PackedPolicy
 from orpo_ray.objectives.orpo import orpo
@@ -93,30 +93,6 @@ def test_orpo_gradients_equal_a_dense_float64_reference(
             continue
         assert actual.grad is not None, name
         assert (actual.grad - expected.grad).abs().max() <= tolerance * scale, name
-
-
-@pytest.mark.parametrize("window", [None, 7])
-def test_varlen_layout_describes_the_same_attention(window: int | None) -> None:
-    """What the CUDA kernel is told, computed naively: keys gathered, causal from the bottom right, windowed."""
-    torch.manual_seed(0)
-    layout = pack(random_examples(seed=11, prompts=3, continuations=2), score_prompts=False).layout
-    tokens = layout.segments[-1].end
-    query, key, value = torch.randn(1, 4, tokens, 8), torch.randn(1, 2, tokens, 8), torch.randn(1, 2, tokens, 8)
-    expected, _ = shared_prefix_attention(
-        torch.nn.Identity(), query, key, value, None, layout=layout, sliding_window=window
-    )
-    index, cu_q, cu_k, max_q, max_k = layout.varlen
-    keys, values = (x[0].repeat_interleave(2, dim=0)[:, index] for x in (key, value))
-    assert (cu_q.dtype, cu_k.dtype) == (torch.int32, torch.int32)
-    assert int(cu_q.diff().max()) == max_q
-    assert int(cu_k.diff().max()) == max_k
-    for i in range(len(cu_q) - 1):
-        (q0, q1), (k0, k1) = cu_q[i : i + 2].tolist(), cu_k[i : i + 2].tolist()
-        distance = (torch.arange(q1 - q0) + (k1 - k0) - (q1 - q0))[:, None] - torch.arange(k1 - k0)
-        visible = (distance >= 0) & (distance < (window or max_k))
-        scores = query[0, :, q0:q1] @ keys[:, k0:k1].transpose(1, 2) / 8**0.5
-        attended = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ values[:, k0:k1]
-        torch.testing.assert_close(attended.transpose(0, 1), expected[0, q0:q1])
 
 
 def test_prompts_are_scored_only_on_request() -> None:

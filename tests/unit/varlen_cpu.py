@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
@@ -89,8 +90,7 @@ def _segments(cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *rows:
     assert [int(cu_seq_q[-1]), int(cu_seq_k[-1]), int(cu_seq_k[-1])] == [len(row) for row in rows]
     assert all(row.stride(-1) == 1 and row.shape[1] for row in rows)
     starts = zip(cu_seq_q.tolist(), cu_seq_k.tolist(), strict=True)
-    pairs = list(starts)
-    return [(slice(a, b), slice(c, d)) for (a, c), (b, d) in zip(pairs, pairs[1:], strict=False)]
+    return [(slice(a, b), slice(c, d)) for (a, c), (b, d) in pairwise(starts)]
 
 
 def _window(is_causal: bool, sides: list[int]) -> int | None:
@@ -180,7 +180,6 @@ def efficient(
     compute_log_sumexp: bool = False,
     *,
     scale: float | None = None,
-    window_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
     CALLS["efficient"] += 1
     _check_efficient(query, key, value, bias, custom_mask_type)
@@ -190,7 +189,7 @@ def efficient(
     seed = torch.randint(2**31, ())
     attended = []
     for index, (q, k) in enumerate(parts):
-        part = Segment(query[0, q], key[0, k], value[0, k], scale, window_size)
+        part = Segment(query[0, q], key[0, k], value[0, k], scale, None)
         log_sums[index, :, : part.log_sums.shape[1]] = part.log_sums
         attended.append(part.forward(part.dropped(dropout_p, int(seed) + index)))
     return torch.cat(attended)[None], log_sums, seed, torch.zeros((), dtype=torch.int64), max_seqlen_q, max_seqlen_k
@@ -215,7 +214,6 @@ def efficient_backward(
     bias_requires_grad: bool,
     *,
     scale: float | None = None,
-    window_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     CALLS["efficient_backward"] += 1
     _check_efficient(query, key, value, bias, custom_mask_type)
@@ -224,7 +222,7 @@ def efficient_backward(
     grads = [torch.empty_like(x) for x in (query, key, value)]
     parts = _segments(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, query[0], key[0], value[0])
     for index, (q, k) in enumerate(parts):
-        part = Segment(query[0, q], key[0, k], value[0, k], scale, window_size)
+        part = Segment(query[0, q], key[0, k], value[0, k], scale, None)
         factors = part.dropped(dropout_p, int(philox_seed) + index)
         found = part.backward(grad_out[0, q], key.shape[2], factors)
         for grad, own, place in zip(grads, found, (q, k, k), strict=True):
