@@ -21,6 +21,7 @@ _LATER_KEYS = {
     "model.revision": None, "data.temperature": None, "data.columns": None, "data.roles": None, "data.system": None,
     "data.prefer": None, "data.unread": None, "data.comparisons": "every_pair", "objective.loss": "bradley_terry",
     "data.unseen_fraction": None, "train.keep_by": "eval_loss", "train.keep_mode": "auto", "rollouts": None,
+    "model.float32_logits": False,
 }  # fmt: skip
 """That came after there were runs: at their default they do not count, so that those runs are continued."""
 

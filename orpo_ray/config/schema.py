@@ -51,6 +51,10 @@ class ModelConfig(Section):
     """Hub id or folder; default: the model's own."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """What the network computes in. Master weights, losses and optimizer states are float32 either way."""
+    float32_logits: bool = False
+    """Of a bfloat16 policy: have its logits in float32, not rounded to 8 bits before their softmax, so that a trainer's
+    and an engine's log-probs agree. Written into the model's configuration (`head_dtype`), which vLLM reads too. Takes
+    three times the memory of logits."""
     keep_dropout: bool = False
     """Train with the dropout that the model ships with (OPT: 0.1): the authors' code does, TRL does not."""
     packing: Literal["auto", "shared_prefix", "off"] = "auto"
@@ -257,6 +261,12 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _rollouts_suit_the_objective(self) -> TrainConfig:
         require_suited(self)
+        return self
+
+    @model_validator(mode="after")
+    def _logits_are_a_policys(self) -> TrainConfig:
+        if self.model.float32_logits and self.objective.model == "reward":
+            raise ValueError("model.float32_logits: a reward model has no logits of tokens; leave it out")
         return self
 
     @model_validator(mode="after")

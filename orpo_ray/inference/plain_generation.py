@@ -34,6 +34,7 @@ from orpo_ray.inference.drawn import Decoder
 from orpo_ray.inference.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
 from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.node_files import on_this_node
+from orpo_ray.modeling.head import LogprobHead
 from orpo_ray.modeling.loading import build_network, load_config, load_tokenizer, require_weights
 from orpo_ray.telemetry.logs import log, log_as
 
@@ -81,6 +82,8 @@ def load_network(settings: ModelConfig, name: str) -> PreTrainedModel:
     network, missing = build_network(AutoModelForCausalLM, load_config(settings), settings, seed=0)
     require_weights(name, missing)
     network.generation_config = GenerationConfig()  # what is asked for is drawn, whatever the folder says
+    if getattr(network.config, "head_dtype", None) == "float32":
+        network.set_output_embeddings(LogprobHead.of(network))
     network.eval().to(device)
     return network
 

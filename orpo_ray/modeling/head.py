@@ -42,12 +42,14 @@ class LogprobHead(SharedLinear):
     @classmethod
     def of(cls, network: PreTrainedModel) -> LogprobHead:
         """In the place of a network's output layer. What a network does to its logits behind that layer, the
-        log-probs have had done to them; the logits have not, as it goes on doing it."""
+        log-probs have had done to them; the logits have not, as it goes on doing it. They are in float32 where the
+        network's configuration says so as vLLM reads it: `head_dtype`."""
         head = cls.from_linear(network.get_output_embeddings())
         config = network.config.get_text_config()
         factor, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
         head.scale = float(factor) / float(divisor)
         head.softcap = getattr(config, "final_logit_softcapping", None)
+        head.float32_logits = getattr(network.config, "head_dtype", None) == "float32"
         return head
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -55,16 +57,20 @@ class LogprobHead(SharedLinear):
         the log-probs `(predictions,)` of those tokens, in float32 at least, for `hidden (predictions, width)`.
         """
         if targets is None:
-            if not self.float32_logits:
-                return super().forward(hidden)
-            exact = _exact(hidden)
-            return F.linear(hidden.to(exact), self.weight.to(exact), None if self.bias is None else self.bias.to(exact))
+            return self._in_float32(hidden) if self.float32_logits else super().forward(hidden)
         rows = max(1, self.chunk_bytes // (self.out_features * self.bytes_per_logit))
         way = _Way(self.scale, self.softcap, self.float32_logits, torch.is_grad_enabled())
         logps: Tensor = _Logprob.apply(  # type: ignore[no-untyped-call]
             hidden, self.weight, self.bias, targets, _slices(targets.numel(), rows), way
         )
         return logps
+
+    def _in_float32(self, hidden: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            logits = product_in_float32(hidden.flatten(0, -2), self.weight, self.bias)
+            return logits.view(*hidden.shape[:-1], self.out_features)
+        exact = _exact(hidden)
+        return F.linear(hidden.to(exact), self.weight.to(exact), None if self.bias is None else self.bias.to(exact))
 
     @property
     def bytes_per_logit(self) -> int:

@@ -69,9 +69,16 @@ def load_policy(model: ModelConfig, *, seed: int, device: torch.device = CPU, wa
     `parity.choose_way`), or `warn` is told why not. Raises `UserError` for a model that is not there, is not in
     safetensors, lacks weights, or whose log-probs nothing here computes.
     """
-    network, missing = build_network(AutoModelForCausalLM, load_config(model), model, seed, warn)
+    config = load_config(model)
+    if model.float32_logits:
+        config.head_dtype = "float32"
+    network, missing = build_network(AutoModelForCausalLM, config, model, seed, warn)
     require_weights(model.name_or_path, missing)
     alone = make_ready(network, PackedPolicy, model, seed, device, warn)
+    if alone and model.float32_logits:
+        raise UserError(
+            f"model.float32_logits: {model.name_or_path} is asked a text at a time, with its own output layer: {alone}"
+        )
     return PackedPolicy(network, alone=alone).train()
 
 

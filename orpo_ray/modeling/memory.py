@@ -117,8 +117,9 @@ def _activation_bytes(scorer: Scorer, tokens: int) -> dict[Recomputation, int]:
 def _head_bytes(scorer: Scorer, tokens: int, level: Recomputation) -> int:
     if not isinstance(scorer, PackedPolicy):
         return 0
-    weight = scorer.model.get_output_embeddings().weight
-    logits: int = tokens * weight.shape[0] * weight.element_size()
+    head = scorer.model.get_output_embeddings()
+    each = head.bytes_per_logit if isinstance(head, LogprobHead) else head.weight.element_size()
+    logits: int = tokens * head.weight.shape[0] * each
     return min(logits, _SMALL_CHUNK if level == "full" else LogprobHead.chunk_bytes)
 
 

@@ -35,11 +35,11 @@ def logprobs(
     assert logits.is_contiguous() and (residuals is None or residuals.is_contiguous())
     logps = torch.empty(rows, dtype=torch.float32, device=logits.device)
     if rows:
-        with torch.cuda.device_of(logits):  # Triton launches on the current device
+        with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # Triton launches on the current device
             _logprob[(rows,)](
-                logits, targets.contiguous(), logps, logits if residuals is None else residuals, vocab, scale,
-                1.0 if softcap is None else softcap, CAPPED=softcap is not None, WRITES=residuals is not None,
-                BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)), num_warps=_WARPS,
+                logits, targets.contiguous(), logps, logits if residuals is None else residuals, vocab, float(scale),
+                1.0 if softcap is None else float(softcap), CAPPED=softcap is not None, WRITES=residuals is not None,
+                BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)), num_warps=_WARPS, enable_fp_fusion=True,
             )  # fmt: skip
     return logps
 
@@ -51,7 +51,7 @@ def bytes_moved(rows: int, vocab: int, logits: torch.dtype, residuals: torch.dty
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _logprob(
+def _logprob(  # type: ignore[no-untyped-def]
     logits,
     targets,
     logps,
@@ -62,7 +62,7 @@ def _logprob(
     CAPPED: tl.constexpr,
     WRITES: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     row = tl.program_id(0).to(tl.int64)  # rows * vocab may pass 2^31
     logits += row * vocab
     residuals += row * vocab
