@@ -54,7 +54,8 @@ def _by_label(values: Tensor, desirable: Tensor, totals: Totals) -> Metrics:
     """Shares of the means of `values (responses,)` over desirable and undesirable responses."""
     undesirable = totals.pairs - totals.desirable
     sides = (("chosen", desirable, totals.desirable), ("rejected", ~desirable, undesirable))
-    return {name: values[side].sum() / (count or torch.nan) for name, side, count in sides}
+    # Not `values[side]`, for which the host would wait to know how many there are.
+    return {name: values.where(side, 0.0).sum() / (count or torch.nan) for name, side, count in sides}
 
 
 def kto_pair(

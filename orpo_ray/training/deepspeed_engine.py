@@ -73,12 +73,13 @@ class DeepSpeedEngine:
         # DeepSpeed averages over ranks; shares of the global totals have to be added.
         self._engine.backward(share * self.ranks, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Tensor:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
         skipped = self._engine.optimizer.overflow  # the norm is then that of the step before
-        return math.inf if skipped else float(self._engine.get_global_grad_norm())
+        norm = math.inf if skipped else self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float64, device=self.device)
 
     def all_sum(self, values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)

@@ -55,8 +55,9 @@ class Engine(Protocol):
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of this micro-batch's share of the loss; `last` of the step on this rank."""
 
-    def step(self, lr: float) -> float:
-        """Clip, update, clear gradients; returns the global gradient norm before clipping.
+    def step(self, lr: float) -> Tensor:
+        """Clip, update, clear gradients; returns the global gradient norm before clipping, `()` on the device: to read
+        it is to wait for all that came before.
 
         Where that norm is not finite nothing is updated, on any rank.
         """
@@ -178,14 +179,15 @@ class TorchEngine:
         if self._sums is not None and self._last:
             self._sums.ready(weight)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Tensor:
         if self._sums is not None:
             self._sums.finish()
-        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm))
+        norm = torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if math.isfinite(norm):
-            self.optimizer.step()
+        # The fused kernel looks at it, and leaves all as it is where it is 1: the host need not know.
+        self.optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+        self.optimizer.step()
         self.optimizer.zero_grad()
         self._copy_down()
         return norm

@@ -296,9 +296,9 @@ def train_step(
         if last:
             break
     lr = learning_rate(step, source.total_steps, config.optim)
-    grad_norm = engine.step(lr)
+    norm = engine.step(lr)
     told = {"flops": flops, **signals}
-    totals = _sum_over_ranks(engine, shares, told)
+    totals, grad_norm = _sum_over_ranks(engine, shares, told, norm)
     seconds = time.perf_counter() - started
     line: Line = {
         "step": step + 1,
@@ -324,11 +324,17 @@ def _pairs_at_fault(engine: Engine, finite: list[tuple[Indices, Tensor]]) -> lis
     return sorted({pair for pair, flag in all_rows if not flag} or {pair for pair, _ in all_rows})
 
 
-def _sum_over_ranks(engine: Engine, shares: Metrics, told: dict[str, float]) -> dict[str, float]:
-    """The only point of a step where the host waits for the device. `told`: numbers that are on the host."""
-    on_host = torch.tensor(list(told.values()), dtype=torch.float64, device=engine.device)
+def _sum_over_ranks(
+    engine: Engine, shares: Metrics, told: dict[str, float], norm: Tensor
+) -> tuple[dict[str, float], float]:
+    """The only point of a step where the host waits for the device. `told`: numbers that are on the host; `norm`: one
+    that is on the device, and is the same on all ranks."""
+    on_host = torch.tensor(list(told.values()), dtype=torch.float64)
+    if engine.device.type == "cuda":  # pinned, it gets there without a wait of its own
+        on_host = on_host.pin_memory().to(engine.device, non_blocking=True)
     summed = engine.all_sum(torch.cat([torch.stack([share.double() for share in shares.values()]), on_host]))
-    return dict(zip([*shares, *told], summed.tolist(), strict=True))
+    *totals, read = torch.cat([summed, norm.double().view(1)]).tolist()
+    return dict(zip([*shares, *told], totals, strict=True)), read
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -63,7 +63,7 @@ class WatchedEngine:
     def backward(self, share: Tensor, *, last: bool) -> None:
         self._told(lambda: self._engine.backward(share, last=last))
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Tensor:
         return self._told(lambda: self._engine.step(lr))
 
     def all_sum(self, values: Tensor) -> Tensor:

@@ -241,7 +241,7 @@ def summed(settings: dict[str, Any]) -> dict[str, Any]:
         for value in given:
             share = engine.forward(torch.full((64,), value, dtype=torch.bfloat16))  # type: ignore[arg-type]
             engine.backward(share, last=value is given[-1])
-        return engine.step(1e-3)
+        return float(engine.step(1e-3))
 
     tiny = 2.0**-9
     norm = step(*[(1.0, tiny), (tiny, 0.0)][engine.rank])

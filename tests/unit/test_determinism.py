@@ -14,7 +14,7 @@ from families import FAMILIES, build, random_groups, random_pairs
 from live_models import opt, save
 from rollout_runs import Trained, settings
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForSequenceClassification, OPTConfig
+from transformers import AutoModelForSequenceClassification
 
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as, parse_config
 from orpo_ray.config.identity import digest
@@ -93,7 +93,7 @@ def references(data: Any) -> np.ndarray:
 
 def scorer_of(run_: TrainConfig, shape: str) -> Scorer:
     if build_objective(run_.objective).model == "reward":
-        small = OPTConfig(**{**FAMILIES[shape].to_dict(), "num_labels": 1})
+        small = type(FAMILIES[shape])(**{**FAMILIES[shape].to_dict(), "num_labels": 1, "pad_token_id": 1})
         torch.manual_seed(0)
         return PackedRewardModel(AutoModelForSequenceClassification.from_config(small, attn_implementation=NAME))
     dtype = torch.bfloat16 if run_.model.dtype == "bfloat16" else torch.float32

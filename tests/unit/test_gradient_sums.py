@@ -92,7 +92,7 @@ def test_an_engine_sums_in_the_last_micro_batch_alone(
                 engine.backward(-engine.forward(batch).sum() / 9, last=number == 2)
                 begun.append(len(summed))
                 assert all(low.grad is None for low in policy.parameters() if low.dtype != torch.float32)
-            norms.append(engine.step(1e-2))
+            norms.append(float(engine.step(1e-2)))
         return norms, [weight.detach().float().numpy().tobytes() for weight in policy.parameters()], begun
 
     alone, together = trained(1), trained(2)
@@ -106,6 +106,6 @@ def test_an_engine_that_is_gone_leaves_the_policy_to_the_next() -> None:
     for _ in range(2):
         engine = TorchEngine(policy, OptimConfig(lr=1e-2))
         engine.backward(-engine.forward(batch).sum(), last=True)
-        norms.append(engine.step(0.0))
+        norms.append(float(engine.step(0.0)))
         del engine
     assert norms[0] == norms[1] > 0

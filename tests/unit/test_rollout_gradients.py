@@ -74,15 +74,15 @@ class Watched(TorchEngine):
         super().__init__(policy, config.optim)
         self.seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
-        share.backward()  # type: ignore[no-untyped-call]
+    def arrived(self, parameter: Tensor, weight: Tensor) -> None:
+        pass  # not into float32 yet
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Tensor:
         named = dict(self.policy.named_parameters())
         weights = {name: parameter.detach().clone() for name, parameter in named.items()}
         gradients = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         self.seen.append((weights, gradients))
-        for low, full in self._copies:
+        for low, full in zip(self._low, self._full, strict=True):
             full.grad, low.grad = (None if low.grad is None else low.grad.float()), None
         return super().step(lr)
 

@@ -118,7 +118,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(kind: str, tmp_path: Path)
     class Watched(TorchEngine):
         gradients: dict[str, Tensor]
 
-        def step(self, lr: float) -> float:
+        def step(self, lr: float) -> Tensor:
             named = self.policy.named_parameters()
             self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
             return super().step(lr)
