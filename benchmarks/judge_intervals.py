@@ -121,7 +121,7 @@ def rating_coverage(questions: int, simulations: int = SIMULATIONS) -> dict[str,
     for seed in range(simulations):
         given = ratings(questions)
         rated = rated_answers(given, np.ones(given.shape, dtype=bool), resamples=RESAMPLES, seed=seed)
-        assert rated.score and rated.noise
+        assert rated.score and rated.noise and rated.noise.sd_by_chance is not None
         rows.append((rated.score.mean, *rated.score.ci95))
         expected.append(rated.noise.sd_by_chance)
         apart.append(np.diff(rated.noise.means)[0])

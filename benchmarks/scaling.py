@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py
 
-Four parts, minutes of two CPU cores in all; `--parts` picks some, the results of the others stay in `--out`.
+Five parts, minutes of two CPU cores in all; `--parts` picks some, the results of the others stay in `--out`.
 
 - input: the schedule of a step at up to 4,096 ranks over up to ten million pairs, with the trainer's own code, and the
   memory it takes (scaling_input.py).
@@ -10,6 +10,9 @@ Four parts, minutes of two CPU cores in all; `--parts` picks some, the results o
   model's coefficients fitted to them (scaling_fit.py).
 - traffic: what DeepSpeed sends and holds, counted (scaling_traffic.py).
 - predict: the cost model (scaling_model.py) with published figures of H100 nodes (scaling_predict.py); and the figure.
+- device: a step on one H100, operator by operator, beside padded rows (scaling_device.py).
+
+`--measured FILE`, lines of `orpo-ray doctor --gpu`, takes the place of what predict and device assume of a GPU.
 """
 
 from __future__ import annotations
@@ -20,17 +23,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import scaling_device
 import scaling_fit
 import scaling_input
 import scaling_traffic
 import torch
 from scaling_figure import draw
+from scaling_measured import Measured
 from scaling_model import Lengths
 from scaling_predict import Predictions
 
 from orpo_ray.bench.results import machine
 
-PARTS = ("input", "fit", "traffic", "predict")
+PARTS = ("input", "fit", "traffic", "predict", "device")
 
 
 def main() -> None:
@@ -42,7 +47,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/scaling"), help="token caches (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/scaling.png"))
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="lines of orpo-ray doctor --gpu")
     arguments = parser.parse_args()
+    measured = Measured() if arguments.measured is None else Measured.read(arguments.measured)
 
     lengths: dict[str, Lengths] = {
         "UltraFeedback": scaling_input.real_lengths(
@@ -64,8 +71,10 @@ def main() -> None:
             (step["ranks"], step["batch"]): step["plan_seconds"] + step["pack_seconds"]
             for row in results["input"] if row["state"] == "found split" for step in row["steps"]
         }  # fmt: skip  # the largest data set comes last
-        results["predicted"] = Predictions(lengths, prepared, results["traffic"]).all()
+        results["predicted"] = Predictions(lengths, prepared, results["traffic"], measured).all()
         draw(results, arguments.figure)
+    if "device" in arguments.parts:
+        results["device"] = scaling_device.steps(lengths["UltraFeedback"], measured)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

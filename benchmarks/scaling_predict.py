@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
+from scaling_measured import Measured
 from scaling_model import (
     FAMILIES,
     Cluster,
@@ -46,8 +47,14 @@ class Predictions:
     `scaling_traffic.py`.
     """
 
-    def __init__(self, lengths: dict[str, Lengths], prepared: dict[tuple[int, int], float], traffic: Rows) -> None:
-        self.lengths, self.prepared = lengths, prepared
+    def __init__(
+        self,
+        lengths: dict[str, Lengths],
+        prepared: dict[tuple[int, int], float],
+        traffic: Rows,
+        measured: Measured | None = None,
+    ) -> None:
+        self.lengths, self.prepared, self.measured = lengths, prepared, measured or Measured()
         self.nets = {family: network(family) for family in FAMILIES}
         self.activations = {family: activation_bytes(family, BUDGETS[family]) for family in FAMILIES}
         self.collectives = {}
@@ -60,8 +67,14 @@ class Predictions:
     def _deal(self, family: str, data: str, pairs: int, gpus: int) -> list[Step]:
         return steps_of(self.lengths[data], pairs, gpus, BUDGETS[family], max(1, 4096 // pairs))
 
-    def time(self, family: str, data: str, gpus: int, pairs: int, setting: Setting, cluster: Cluster) -> StepTime:
+    def cluster(self, family: str, level: Recomputation) -> tuple[Cluster, str]:
+        """And the device whose utilisation it has; empty: it is assumed."""
+        return self.measured.cluster(family, level, self.nets[family], self.lengths["UltraFeedback"])
+
+    def time(self, family: str, data: str, gpus: int, pairs: int, setting: Setting, gbits: int = 400) -> StepTime:
+        """`gbits`: of network for each GPU."""
         stage, level = setting
+        cluster = replace(self.cluster(family, level)[0], network=gbits / 8 * 1e9)
         dealt = self._dealt(family, data, pairs, gpus)
         return step_time(
             self.nets[family], dealt, self.collectives[family, stage], cluster, self.prepared[gpus, pairs], stage, level
@@ -81,10 +94,12 @@ class Predictions:
         for family, data, gpus, stage in itertools.product(FAMILIES, self.lengths, GPUS, STAGES):
             fitting = [one for one in self.fitting(family, gpus, CARDS["80 GB"]) if one[0] == stage]
             for setting, pairs in itertools.product(fitting[:1], dict.fromkeys((PAIRS_A_GPU * gpus, PAIRS_A_STEP))):
-                time = self.time(family, data, gpus, pairs, setting, Cluster())
+                time = self.time(family, data, gpus, pairs, setting)
+                cluster, device = self.cluster(family, setting[1])
                 row = {
                     "network": family, "data": data, "gpus": gpus, "pairs": pairs, "stage": stage, "memory": setting[1],
                     **asdict(time), "limit": time.limit, "best": time.best, "worst": time.worst,
+                    "utilisation": cluster.utilisation, "measured_on": device,
                 }  # fmt: skip
                 rows.append(row)
         return rows
@@ -93,9 +108,9 @@ class Predictions:
         """Tokens a GPU in a step of one micro-batch, below which communication takes longer than computation."""
         rows = []
         for family, gpus, stage, gbits in itertools.product(FAMILIES, GPUS, STAGES, GBITS):
-            cluster = replace(Cluster(), network=gbits / 8 * 1e9)
+            cluster, _ = self.cluster(family, "none")
             pairs = PAIRS_A_GPU * gpus
-            time = self.time(family, "UltraFeedback", gpus, pairs, (stage, "none"), cluster)
+            time = self.time(family, "UltraFeedback", gpus, pairs, (stage, "none"), gbits)
             mean = Load.of(self.lengths["UltraFeedback"])
             a_token = mean.flops(self.nets[family]) / mean.tokens / (cluster.peak * cluster.utilisation)
             row = {
@@ -111,7 +126,7 @@ class Predictions:
         for family, gpus, (card, size) in itertools.product(FAMILIES, (1, *GPUS), CARDS.items()):
 
             def seconds(setting: Setting, family: str = family, gpus: int = gpus) -> float:
-                return self.time(family, "UltraFeedback", gpus, PAIRS_A_GPU * gpus, setting, Cluster()).worst
+                return self.time(family, "UltraFeedback", gpus, PAIRS_A_GPU * gpus, setting).worst
 
             best = min(self.fitting(family, gpus, size), key=seconds, default=None)
             row: dict[str, Any] = {"network": family, "gpus": gpus, "card": card, "setting": None}
@@ -125,6 +140,7 @@ class Predictions:
     def all(self) -> dict[str, Any]:
         return {
             "assumed": {**asdict(Cluster()), "card_margin": MARGIN},
+            "measured_on": self.measured.device,
             "networks": {family: asdict(net) for family, net in self.nets.items()},
             "tokens_a_micro_batch": BUDGETS,
             "mean_tokens_a_pair": {data: float(one.sum(axis=1).mean()) for data, one in self.lengths.items()},

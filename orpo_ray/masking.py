@@ -2,9 +2,9 @@
 
 What counts as one: the password of a URL (and the bare user of a web address, often a token), parameters of a query,
 a fragment or a connection string whose name says so, the signature of a pre-signed URL, what follows `Bearer` or
-stands in an `Authorization` header, tokens that are known by how they begin (`hf_…`), and a text under a key such as
-`api_key`. The mask is the same for any secret, so a run is still known as the same one after its credentials have
-changed.
+stands in an `Authorization` header, tokens that are known by how they begin (`hf_…`, `sk-proj-…`), and a text under a
+key such as `api_key`. The mask is the same for any secret, so a run is still known as the same one after its
+credentials have changed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ _PARAMETER = re.compile(
     r"(?<=[?&;#])([^=&;#\s?]+)="  # of a query, of a fragment, of Azure's connection strings
     r"((?:[^&;#\s'\"]|;(?![^=&;#\s?]+=))+)"  # a `;` ends it only before another one
 )
-# Tokens of the Hub, of GitHub and JWTs. `hf_MistralForCausalLM` is none: cases alternate, or there are digits, or it is
-# long; nor is a commit's hash. What stands before may be percent-encoded.
+_SERVER_KEY = r"sk-(?:proj|svcacct|admin|ant|or)"
+# Tokens of the Hub, of GitHub, of model servers, and JWTs. `hf_MistralForCausalLM` is none: cases alternate, or there
+# are digits, or it is long; nor is a commit's hash, or `sk-learn-2024`. What stands before may be percent-encoded.
 _TOKEN = re.compile(
     r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))(?:"
     r"(hf_|api_org_)(?![0-9a-f]{40}(?![A-Za-z0-9]))"
     r"(?:[A-Za-z0-9]{34,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}|(?=[A-Za-z]*[a-z][A-Z][a-z][A-Z])[A-Za-z]{12,})"
     r"|(gh[opsur]_|github_pat_)\w{20,}"
     r"|(hf_oauth_|hf_jwt_)[\w\-.]{16,}"
+    rf"|({_SERVER_KEY}-)[\w\-]{{16,}}|(sk-)(?=[A-Za-z]*\d)[A-Za-z0-9]{{20,}}"
     r"|(?<![\w\-])(eyJ)[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]*)"
 )
 _HEADER = r"(?<![A-Za-z])(?i:authorization)['\"]?\s*[:=]\s*['\"]?"
@@ -52,7 +54,8 @@ _CREDENTIAL = re.compile(
     r"[\w.~+/=\-]{6,}"
 )
 _MASKED = re.compile(
-    rf"(?:hf_|hf_oauth_|hf_jwt_|api_org_|gh[opsur]_|github_pat_|eyJ|\b(?i:bearer)\s+|{_HEADER}(?:[A-Za-z]+\s+)?"
+    rf"(?:hf_|hf_oauth_|hf_jwt_|api_org_|gh[opsur]_|github_pat_|eyJ|{_SERVER_KEY}-|\bsk-|\b(?i:bearer)\s+|"
+    rf"{_HEADER}(?:[A-Za-z]+\s+)?"
     r"|[?&;#][^=&;#\s?]+=)\*\*\*"
 )
 

@@ -6,19 +6,25 @@ Those that come along lie in `benchmarks/` beside this file, so that they are fo
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
 from orpo_ray.config.loading import read_yaml
+from orpo_ray.config.paths import expanded, require_place
 from orpo_ray.errors import UserError
 
 SHIPPED = Path(__file__).parent / "benchmarks"
 _BY_LABEL = ("models", "reward_models", "judges")
-"""Sections of labels: who has a label of the benchmark's replaces all that it says of it."""
+_BY_NAME = (*_BY_LABEL, "prompts.columns", "prompts.roles", "sampling.by_category")
+"""Mappings whose keys are names and no settings."""
 
 
 def with_benchmark(mapping: dict[str, Any], origin: str) -> dict[str, Any]:
     """`mapping` over what the file says that its `benchmark` names; a key of a section at a time, its own keys win.
+
+    Of a mapping of names (`sampling.by_category`) `{}` or null leaves nothing that the file says, and null for a name
+    leaves that one out. Who has a label of the file's (`models`, `judges`) replaces all that it says of it.
 
     Raises `UserError`, naming `origin`, where there is no such file, and where `mapping` itself is a benchmark.
     """
@@ -38,10 +44,13 @@ def with_benchmark(mapping: dict[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _file(named: str, origin: str) -> Path:
-    own, shipped = Path(named).expanduser(), SHIPPED / f"{named}.yaml"
-    if own.is_file():
+    try:
+        own, shipped = expanded(require_place(named)), SHIPPED / f"{named}.yaml"
+    except ValueError as error:
+        raise UserError(f"{origin}: benchmark: {error}") from None
+    if os.path.isfile(own):  # `Path.is_file` raises where a name is too long
         return own
-    if "/" not in named and shipped.is_file():
+    if "/" not in named and os.path.isfile(shipped):
         return shipped
     names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     close = difflib.get_close_matches(named, names, n=1)
@@ -49,12 +58,21 @@ def _file(named: str, origin: str) -> Path:
     raise UserError(f"{origin}: benchmark: {named!r:.80} is no file, and none that comes along; {hint}")
 
 
-def _over(defaults: dict[str, Any], own: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
-    """`whole`: the values below are taken as they are."""
+def _over(defaults: dict[str, Any], own: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """`above`: the dotted key that both are found under, with a dot behind it."""
     found = dict(defaults)
     for key, value in own.items():
-        below = found.get(key)
-        if isinstance(value, dict) and isinstance(below, dict) and not whole:
-            value = _over(below, value, whole=key in _BY_LABEL)
+        here, below = above + key, found.get(key)
+        if isinstance(below, dict) and here in _BY_NAME and value is None:
+            del found[key]
+            continue
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _names(below, value, here) if here in _BY_NAME else _over(below, value, f"{here}.")
         found[key] = value
     return found
+
+
+def _names(defaults: dict[str, Any], own: dict[str, Any], key: str) -> dict[str, Any]:
+    left_out = [name for name, value in own.items() if value is None and name in defaults]
+    found = {**defaults, **own} if key in _BY_LABEL else _over(defaults, own, f"{key}.")
+    return {name: value for name, value in found.items() if name not in left_out} if own else {}

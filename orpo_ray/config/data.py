@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from orpo_ray.config.paths import Place
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.section import NAME, Count, Integer, Number
 
@@ -25,7 +26,7 @@ Reading = Comparisons | Literal["labels", "prompts"]
 class SourceConfig(RecordsConfig):
     """One of several sources of pairs."""
 
-    source: str
+    source: Place
     """As `data.train`."""
     name: Annotated[str, Field(pattern=NAME, max_length=60)]
     """What it is called in counts, metrics and messages. Its order of pairs follows from the name and `seed`."""
@@ -40,7 +41,7 @@ class SourceConfig(RecordsConfig):
 
 
 Sources = Annotated[
-    Annotated[str, Tag(SOURCES[str])] | Annotated[list[SourceConfig], Field(min_length=1), Tag(SOURCES[list])],
+    Annotated[Place, Tag(SOURCES[str])] | Annotated[list[SourceConfig], Field(min_length=1), Tag(SOURCES[list])],
     Discriminator(lambda value: SOURCES.get(type(value))),
 ]
 

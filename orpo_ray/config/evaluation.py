@@ -19,6 +19,7 @@ from pydantic import (
 from orpo_ray.config.benchmark_files import with_benchmark
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
 from orpo_ray.config.judges import JudgeConfig, JudgingConfig
+from orpo_ray.config.paths import Place
 from orpo_ray.config.records import PairFormat, RecordsConfig
 from orpo_ray.config.rollouts import VLLM_TEMPERATURES
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
@@ -43,7 +44,7 @@ DATA_LABELS = ("chosen", "rejected")
 class AskedModel(PathSection):
     """A model that answers. Where only its path is given, the text alone stands for it."""
 
-    path: str
+    path: Place
     """Run folder, folder, Hub id, or LoRA adapter (which names its base)."""
     chat_template: str | None = None
     """Overrides the model's own and `prompts.chat_template`: a named template or a Jinja text."""
@@ -55,7 +56,7 @@ class OutputsConfig(Section):
     """Answers that were made elsewhere: a model that is not asked. Where only its file is given and that is JSON, the
     text alone stands for it."""
 
-    outputs: str
+    outputs: Place
     """File, URL or Hub id of records with a prompt and a response, or with several: AlpacaEval's outputs, MT-Bench's
     answers, IFEval's responses (docs/evaluation.md)."""
     split: str = "test"
@@ -88,7 +89,7 @@ AnsweringModel = Annotated[
 
 
 class PromptsConfig(RecordsConfig):
-    source: str
+    source: Place
     """Where the prompts come from: what `data.train` takes (pairs, whose own responses are then judged too), or
     records with `prompt` (text or messages), `instruction` and `input` (Alpaca), or `turns` (MT-Bench)."""
     split: str = "test"
@@ -168,9 +169,9 @@ Measure = Literal["alpaca-eval-1", "alpaca-eval-2", "mt-bench", "ifeval"]
 class LeaderboardConfig(Section):
     """Files beside those numbers that a benchmark's own leaderboard has."""
 
-    difficulty: str | None = None
+    difficulty: Place | None = None
     """Of AlpacaEval's instructions: without it there is no length-controlled win-rate as AlpacaEval 2 defines it."""
-    published: str | None = None
+    published: Place | None = None
     """A table of published numbers, among which one's own are shown."""
 
 
@@ -197,10 +198,15 @@ class EvaluationScaling(Section):
     """vLLM engines at work at once; `auto`: what the cluster has room for beside the scorers."""
     scorers: CountOrAuto = "auto"
     tensor_parallel: Count = 1
-    """GPUs of one engine."""
+    """GPUs that each layer of a model is split over."""
+    pipeline_parallel: Count = 1
+    """Parts that the layers are cut into, each on `tensor_parallel` GPUs: an engine has the product of both, of one
+    node or, where none has so many, of several."""
     use_gpu: Literal[True, False, "auto"] = "auto"
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.9
-    """Share of a GPU's memory that an engine on a GPU of its own takes."""
+    """Share of a GPU's memory that engine and scorer take."""
+    scorer_memory: Annotated[Number, Field(gt=0, lt=1)] = 0.25
+    """How much of it is a scorer's that shares a GPU with an engine."""
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 10
     """Actors that may be lost before the evaluation stops."""
 
@@ -209,13 +215,13 @@ class EvaluationConfig(Section):
     """An evaluation. Its folder is `storage.path/name`."""
 
     name: Label
-    benchmark: str | None = None
+    benchmark: Place | None = None
     """One that comes along (alpaca-eval-1, alpaca-eval-2, mt-bench, ifeval), or a file: its keys are defaults here."""
     models: Annotated[dict[Label, AnsweringModel], Field(min_length=1)]
     """Label to run folder, folder, Hub id, or LoRA adapter (which names its base), or to a mapping of more keys; or to
     a JSON file of answers that were made elsewhere."""
     prompts: PromptsConfig
-    reward_models: dict[Label, str] = Field(default_factory=dict)
+    reward_models: dict[Label, Place] = Field(default_factory=dict)
     """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
     measures: tuple[Measure, ...] = ()
     """Benchmarks whose own numbers are made, too."""
@@ -229,7 +235,7 @@ class EvaluationConfig(Section):
     judges: dict[Label, JudgeConfig] = Field(default_factory=dict)
     """Models that judge in words: local ones, or behind OpenAI-compatible servers."""
     judging: JudgingConfig = JudgingConfig()
-    embedder: str | None = "all-MiniLM-L6-v2"
+    embedder: Place | None = "all-MiniLM-L6-v2"
     """Sentence-embedding model of the diversity metrics: this name, a folder or a Hub id; null: leave them out."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
@@ -254,8 +260,9 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _engine_has_what_is_asked(self) -> EvaluationConfig:
         if self.generation.engine == "transformers":
-            if self.scaling.tensor_parallel > 1:
-                raise ValueError("scaling.tensor_parallel: the engine transformers computes on one GPU")
+            for key in ("tensor_parallel", "pipeline_parallel"):
+                if getattr(self.scaling, key) > 1:
+                    raise ValueError(f"scaling.{key}: the engine transformers computes on one GPU")
             if self.generation.deterministic:
                 raise ValueError("generation.deterministic: is of vLLM's kernels, and generation.engine=transformers")
             halves = [label for label, model in self.asked.items() if model.dtype == "float16"]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from orpo_ray.config.evaluation import Label, PromptsConfig, SamplingConfig, ScoringConfig
 from orpo_ray.config.judges import JudgingConfig
+from orpo_ray.config.paths import Place
 from orpo_ray.config.section import Count, Section
 
 
@@ -13,7 +14,7 @@ class _Stages(Section):
     """Models are folders with a shape: their weights are random, since speed does not depend on them."""
 
     name: Label
-    tokenizer: str
+    tokenizer: Place
     """Of policy and judge: Hub id or folder."""
     prompts: PromptsConfig
     """Pairs; `limit` says how many."""
@@ -25,7 +26,7 @@ class GenerationBenchmarkConfig(_Stages):
     """The engine that an evaluation's pipeline feeds, against one bare `LLM.generate`; an actor and a CPU each."""
 
     measures: Literal["generation"]
-    policy: str
+    policy: Place
     sampling: SamplingConfig = SamplingConfig()
 
 
@@ -33,7 +34,7 @@ class ScoringBenchmarkConfig(_Stages):
     """The packed scorer against Hugging Face's forward over padded batches, six real responses to a prompt."""
 
     measures: Literal["scoring"]
-    judge: str
+    judge: Place
     batches: tuple[Count, ...] = (24, 6)
     """Texts in a padded batch; each size is measured with the texts in order and sorted by length."""
 
@@ -42,8 +43,8 @@ class PipelineBenchmarkConfig(_Stages):
     """Generation and scoring at once, a CPU each, against each of them alone."""
 
     measures: Literal["pipeline"]
-    policy: str
-    judge: str
+    policy: Place
+    judge: Place
     sampling: SamplingConfig = SamplingConfig()
     scoring: ScoringConfig = ScoringConfig()
 
@@ -52,7 +53,7 @@ class JudgingBenchmarkConfig(_Stages):
     """Verdicts of a local judge by the engine that it is asked through, against one bare `LLM.generate`."""
 
     measures: Literal["judging"]
-    judge: str
+    judge: Place
     chat_template: str | None = None
     """Of the judge, where its tokenizer has none."""
     judging: JudgingConfig = JudgingConfig()

@@ -10,7 +10,7 @@ from typing import Any
 _FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
     "data": ("max_record_characters", "date"),  # where they change the pairs, their digest tells
-    "rollouts": ("engine", "engines", "gpus", "gpu_memory", "eval_prompts"),
+    "rollouts": ("engine", "engines", "gpus", "gpu_memory", "sleep", "eval_prompts"),
     "train": (
         "tokens_per_microbatch", "memory", "deterministic", "zero_stage", "deepspeed", "offload_optimizer", "keep",
         "keep_checkpoints", "keep_best_checkpoints", "checkpoint_every_steps", "checkpoint_every_minutes",

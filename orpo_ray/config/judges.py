@@ -9,10 +9,23 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from orpo_ray.config.paths import Place
 from orpo_ray.config.section import Count, FreeForm, Integer, Number, RunName, Section
 
 TOKENS_OF_LABEL, TOKENS_OF_TEXT = 1, 2048
 """What a judge may write by default: a label, or its reasons and a verdict."""
+
+
+_ONE_PIECE = "each answer is read in one piece"
+_ONE_ANSWER = "each call has one answer; to judge again set judging.repeats"
+_MOST_TOKENS = "set the judge's max_tokens (and max_tokens_key, for what the server calls it)"
+_OWN = {
+    "model": "set the judge's model", "messages": "they are made of judging.prompt", "stream": _ONE_PIECE,
+    "stream_options": _ONE_PIECE, "n": _ONE_ANSWER, "best_of": _ONE_ANSWER, "use_beam_search": _ONE_ANSWER,
+    "max_tokens": _MOST_TOKENS, "max_completion_tokens": _MOST_TOKENS, "temperature": "set the judge's temperature",
+    "seed": "set the judge's seed", "logprobs": "judging.reads says whether they are asked for",
+}  # fmt: skip
+"""Keys of a request's body that are not a person's to add, and what to set instead."""
 
 
 class _Judge(Section):
@@ -31,7 +44,7 @@ class VllmJudge(_Judge):
     """A local model, on this project's own vLLM engines."""
 
     kind: Literal["vllm"]
-    model: str
+    model: Place
     """Run folder, folder, Hub id, or LoRA adapter."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     chat_template: str | None = None
@@ -66,10 +79,12 @@ class ServerJudge(_Judge):
     """Calls of one command, those that are asked again included."""
     max_tokens_total: Annotated[Integer, Field(ge=0, le=10**15)] | None = None
     """Tokens of one command, of prompts and answers."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """Folder or Hub id of its tokenizer, by which the forecast counts; null: a token for every four characters."""
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the most tokens of an answer: OpenAI's reasoning models take the second alone."""
     extra_body: FreeForm = Field(default_factory=dict)
-    """More of each request's body, as the server takes it; it goes before what this project sends."""
+    """More of each request's body, as the server takes it, such as a `top_logprobs` below our 20."""
 
     @field_validator("api_key_env")
     @classmethod
@@ -82,8 +97,9 @@ class ServerJudge(_Judge):
     @field_validator("extra_body")
     @classmethod
     def _leaves_the_request_as_it_is(cls, body: dict[str, Any]) -> dict[str, Any]:
-        if taken := {"model", "messages", "stream", "n"} & body.keys():
-            raise ValueError(f"{min(taken)} cannot be set here: one answer, in one piece, of `model` is asked for")
+        """What is sent, forecast, paid for and named beside the numbers is said by keys of our own."""
+        if taken := next((key for key in body if key in _OWN), None):
+            raise ValueError(f"{taken} cannot be set here: {_OWN[taken]}")
         return body
 
     @field_validator("base_url")
@@ -126,7 +142,7 @@ class JudgingConfig(Section):
     """`pairs`: which of two answers is better; `rates`: how good one answer is, from 1 to 10."""
     against: RunName | None = None
     """The model that every other is compared with; null: every two of them are."""
-    prompt: str | None = None
+    prompt: Place | None = None
     """A file with the judge's prompt: YAML with `system` and `user` in Jinja, AlpacaEval's `.txt`, or FastChat's
     `judge_prompts.jsonl`; null: this project's own."""
     reads: Literal["labels", "text"] = "labels"
@@ -136,7 +152,7 @@ class JudgingConfig(Section):
     order: Literal["seeded", "both", "alpaca_eval"] = "seeded"
     """Which of two answers is shown first: drawn by `seed` for each two, each once, or as AlpacaEval draws it."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
-    references: str | None = None
+    references: Place | None = None
     """A file of reference answers, as MT-Bench has them, shown to the judge where a prompt has one."""
     repeats: Annotated[Integer, Field(ge=1, le=1000)] = 1
     """How often each is judged."""

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
+from orpo_ray.config.paths import Place
 from orpo_ray.config.section import Number, Section
 
 NllTokens = Literal["prompt_and_chosen", "chosen"]
@@ -106,7 +107,7 @@ class DpoConfig(ReferenceSection):
     title = "DPO"
     name: Literal["dpo"] = "dpo"
     beta: Annotated[Number, Field(gt=0)] = 0.1
-    reference: str | None = None
+    reference: Place | None = None
     """Hub id or folder of the reference model; default: the model that training starts from."""
 
 
@@ -116,7 +117,7 @@ class IpoConfig(ReferenceSection):
     title = "IPO"
     name: Literal["ipo"] = "ipo"
     tau: Annotated[Number, Field(gt=0)] = 0.1
-    reference: str | None = None
+    reference: Place | None = None
 
 
 class KtoPairConfig(ReferenceSection):
@@ -127,7 +128,7 @@ class KtoPairConfig(ReferenceSection):
     beta: Annotated[Number, Field(gt=0)] = 0.1
     baseline: Annotated[Number, Field(ge=0)] = 0.0
     """The reference point z0, in nats per response; fixed, so that steps may be cut anywhere."""
-    reference: str | None = None
+    reference: Place | None = None
 
 
 class KtoConfig(ReferenceSection):
@@ -141,7 +142,7 @@ class KtoConfig(ReferenceSection):
     1 <= desirable_weight * n_D / (undesirable_weight * n_U) <= 4/3."""
     undesirable_weight: Annotated[Number, Field(ge=0)] = 1.0
     """The paper's lambda_U."""
-    reference: str | None = None
+    reference: Place | None = None
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -208,7 +209,7 @@ class PolicyGradientSection(ObjectiveSection):
     """Nats per response that the coefficient is adapted to; null: it is fixed."""
     kl_horizon: Annotated[Number, Field(gt=0)] = 2000
     """Responses in which the coefficient adapts."""
-    reference: str | None = None
+    reference: Place | None = None
     """Hub id or folder of the reference model; default: the model that training starts from."""
 
     @property
@@ -233,7 +234,7 @@ class PpoConfig(PolicyGradientSection):
     """Of the critic's loss beside the policy's."""
     whiten_advantages: bool = True
     """Over all response tokens of a batch of rollouts."""
-    critic: str | None = None
+    critic: Place | None = None
     """What the critic starts from: a reward model, or language model, with the policy's tokens; default: the first of
     `rollouts.rewards` that is a model with these."""
 

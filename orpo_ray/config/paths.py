@@ -1,9 +1,32 @@
-"""Where a training run's configuration may name a file or a folder to read."""
+"""Texts that may be paths: how they are checked and expanded, and where a training run's configuration has them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+
+def require_place(text: str) -> str:
+    """`text` itself. Raises `ValueError` where it can be no path, and so nothing that stands in a path's place."""
+    if "\0" in text:
+        raise ValueError(f"no path and no address has NUL in it ({text!r:.80})")
+    if os.path.expanduser(text).startswith("~"):
+        user = text.partition("/")[0]
+        raise ValueError(f"there is no home folder {user:.80} here; for a folder that is called so write ./{user:.80}")
+    return text
+
+
+Place = Annotated[str, AfterValidator(require_place)]
+"""A text that is, or may be, the path of a file or folder: beside them it may take Hub ids, addresses or names."""
+
+
+def expanded(place: str) -> Path:
+    """The path with `~` replaced; of whatever is no path as it is."""
+    return Path(os.path.expanduser(place))
 
 
 def named_paths(mapping: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from orpo_ray.config.evaluation import EvaluationConfig, Label
 from orpo_ray.config.loading import parse_as, read_yaml
+from orpo_ray.config.paths import expanded
 from orpo_ray.config.schema import StorageConfig, TrainConfig
 from orpo_ray.config.section import FreeForm, Section
 from orpo_ray.errors import UserError
@@ -53,7 +54,7 @@ def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> Pipel
     evaluation = parse_as(EvaluationConfig, config.evaluate, [], f"{path}: evaluate")
     made = {run.run_dir for run in runs.values()}
     asked = [*(model.path for model in evaluation.asked.values()), *evaluation.reward_models.values()]
-    if not made & {Path(os.path.expanduser(model)).resolve() for model in asked}:
+    if not made & {expanded(model).resolve() for model in asked}:
         raise UserError(f"{path}: evaluate: none of its models is a run of train ({', '.join(map(str, made))})")
     if config.storage is None:
         return Pipeline(runs, evaluation)

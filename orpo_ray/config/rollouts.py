@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from orpo_ray.config.objectives import KL_STEP, PolicyGradientSection
+from orpo_ray.config.paths import Place
 from orpo_ray.config.section import Count, CountOrAuto, Integer, Number, PathSection, RunName, Section, WholeOrAuto
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ VLLM_TEMPERATURES = (0.01, 2.0)
 class RewardSourceConfig(PathSection):
     """One of those that score responses. Where only its path is given, the text alone stands for it."""
 
-    path: str
+    path: Place
     """Run folder, folder or Hub id of a reward model of any family; `toy`, the embedded world's ground truth; or
     `FILE.py:FUNCTION`, which is called with lists of prompts and responses, as text, and returns a number for each."""
     weight: Number = 1.0
@@ -60,6 +61,9 @@ class RolloutsConfig(Section):
     training."""
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.4
     """Share of a GPU's memory that an engine takes."""
+    sleep: bool = True
+    """Have engines that take turns with training on its GPU let go of the memory there while others are at work
+    (vLLM's sleep mode at level 2: cache and weights, which are loaded anew before they write)."""
 
     @model_validator(mode="after")
     def _the_engine_draws_at_the_temperature(self) -> RolloutsConfig:

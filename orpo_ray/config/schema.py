@@ -13,7 +13,7 @@ from orpo_ray.config.identity import digest
 from orpo_ray.config.loop import LoopConfig, OptimConfig
 from orpo_ray.config.metrics import REWARD
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
-from orpo_ray.config.paths import named_paths
+from orpo_ray.config.paths import Place, expanded, named_paths
 from orpo_ray.config.rollouts import VLLM_TEMPERATURES, RolloutsConfig, require_suited
 from orpo_ray.config.section import Count, Fraction, Integer, Number, RunName, Section
 
@@ -40,14 +40,14 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    name_or_path: str
+    name_or_path: Place
     """Hub id, folder, the folder of an earlier run, or `toy` (the embedded OPT-shaped model)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id, for its configuration, tokenizer and weights; default: `main`. Wherever else a
     Hub id may stand, the revision stands behind it: `org/name@revision`."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random`: the architecture of `name_or_path` with fresh weights drawn from `seed`."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """Hub id or folder; default: the model's own."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """What the network computes in. Master weights, losses and optimizer states are float32 either way."""
@@ -92,9 +92,9 @@ class ResumeConfig(Section):
 class WinRateConfig(Section):
     """A small evaluation of every checkpoint that comes by the number of steps, beside training."""
 
-    against: str
+    against: Place
     """Run folder, folder or Hub id of the model to win against."""
-    reward_model: str
+    reward_model: Place
     """Run folder, folder or Hub id of the judge; `toy` is the embedded world's ground truth."""
     prompts: Count = 128
     """The first so many of `data.eval`."""
@@ -156,14 +156,14 @@ class ScalingConfig(Section):
 
 
 class StorageConfig(Section):
-    path: str = "runs"
+    path: Place = "runs"
     """Folder of run folders; on several nodes it must be shared by all of them."""
-    cache: str | None = None
+    cache: Place | None = None
     """Folder of tokenised data; default: `.cache` in `path`."""
-    checkpoints: str | None = None
+    checkpoints: Place | None = None
     """Folder or URL (s3://, gs://, any of pyarrow's or fsspec's) where runs keep their checkpoints, each in a folder of
     its name; default: in the run's folder, or its copy's."""
-    mirror: str | None = None
+    mirror: Place | None = None
     """Folder or URL where a copy of each folder in `path` is kept while a command works on it: a machine that has the
     copy alone goes on from it."""
 
@@ -177,20 +177,20 @@ class StorageConfig(Section):
     def checkpoints_of(self, name: str) -> str:
         """Folder or URL where the run `name` keeps its checkpoints."""
         if self.checkpoints is not None:
-            return folder_in(_expanded(self.checkpoints), name)
+            return folder_in(_in_full(self.checkpoints), name)
         copy = self.copy_of(name)
         return str(self.run_dir(name) / "checkpoints") if copy is None else folder_in(copy, "checkpoints")
 
     def copy_of(self, name: str) -> str | None:
         """Folder or URL of the copy of the folder `name`."""
-        return None if self.mirror is None else folder_in(_expanded(self.mirror), name)
+        return None if self.mirror is None else folder_in(_in_full(self.mirror), name)
 
     def run_dir(self, name: str) -> Path:
-        return _home(self.path).resolve() / name
+        return expanded(self.path).resolve() / name
 
     @property
     def cache_dir(self) -> Path:
-        folder = _home(self.path) / ".cache" if self.cache is None else _home(self.cache)
+        folder = expanded(self.path) / ".cache" if self.cache is None else expanded(self.cache)
         return folder.resolve()
 
 
@@ -203,24 +203,24 @@ def folder_in(location: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}{options}"
 
 
-def _expanded(place: str) -> str:
+def _in_full(place: str) -> str:
     """A folder made absolute; a URL as it is."""
-    return place if "://" in place else str(_home(place).resolve())
-
-
-def _home(name: str) -> Path:
-    """A path with `~` replaced; one of a user who is not there stays as it is."""
-    return Path(os.path.expanduser(name))
+    return place if "://" in place else str(expanded(place).resolve())
 
 
 def _absolute(name: str) -> str:
     """A path that exists, made absolute, a subset (FOLDER:SUBSET) or function (FILE.py:FUNCTION) kept; anything else (a
     Hub id, a URL) as it is."""
-    path = _home(name)
+    path = expanded(name)
     folder, colon, subset = name.rpartition(":")
-    if colon and os.path.exists(_home(folder)) and not os.path.exists(path):
-        return f"{_home(folder).resolve()}:{subset}"
+    if colon and os.path.exists(expanded(folder)) and not os.path.exists(path):
+        return f"{expanded(folder).resolve()}:{subset}"
     return str(path.resolve()) if os.path.exists(path) else name  # `Path.exists` raises where a name is too long
+
+
+def _is_here(path: str) -> bool:
+    """Whether there is such a path, or such a file or folder with a part of it named behind."""
+    return os.path.exists(path) or os.path.exists(path.rpartition(":")[0])
 
 
 class TrainConfig(Section):
@@ -351,7 +351,7 @@ class TrainConfig(Section):
     def local_paths(self) -> dict[str, str]:
         """Data and models that this host has, by the key that names each: absolute paths."""
         named = {key: _absolute(section[name]) for key, section, name in named_paths(self.model_dump(by_alias=True))}
-        return {key: path for key, path in named.items() if path.startswith("/")}
+        return {key: path for key, path in named.items() if os.path.isabs(path) and _is_here(path)}
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same run for a process that stands in another folder: existing local paths made absolute."""
@@ -359,6 +359,6 @@ class TrainConfig(Section):
         for _, section, key in named_paths(mapping):
             section[key] = _absolute(section[key])
         places = (("checkpoints", self.storage.checkpoints), ("mirror", self.storage.mirror))
-        elsewhere = {key: None if place is None else _expanded(place) for key, place in places}
+        elsewhere = {key: None if place is None else _in_full(place) for key, place in places}
         mapping["storage"] = {"path": str(self.run_dir.parent), "cache": str(self.cache_dir), **elsewhere}
         return TrainConfig.model_validate(mapping)

@@ -8,14 +8,17 @@ from pydantic import Field, field_validator
 
 from orpo_ray.config.benchmark_files import with_benchmark
 from orpo_ray.config.evaluation import Label, PromptsConfig, ScoringConfig
+from orpo_ray.config.paths import Place
 from orpo_ray.config.schema import StorageConfig
-from orpo_ray.config.section import CountOrAuto, Integer, Section
+from orpo_ray.config.section import CountOrAuto, Integer, Number, Section
 
 
 class ScorersScaling(Section):
     scorers: CountOrAuto = "auto"
     """Scorers at work at once; `auto`: one on every GPU, or what the CPUs have room for."""
     use_gpu: Literal[True, False, "auto"] = "auto"
+    gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory that vLLM takes of it in a scorer, with the check of its rewards (`scoring.engine`)."""
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 10
     """Scorers that may be lost before the work stops."""
 
@@ -24,9 +27,9 @@ class ScoreConfig(Section):
     """Rewards of responses that are there. The folder is `storage.path/name`."""
 
     name: Label
-    benchmark: str | None = None
+    benchmark: Place | None = None
     """One that comes along (reward-bench), or a file: its keys are defaults here."""
-    reward_models: Annotated[dict[Label, str], Field(min_length=1)]
+    reward_models: Annotated[dict[Label, Place], Field(min_length=1)]
     """Label to run folder, folder or Hub id; `toy` is the embedded world's ground truth."""
     prompts: PromptsConfig
     """Pairs, or records with `prompt` and `responses`, `response` or `output`."""

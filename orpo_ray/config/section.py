@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from orpo_ray.config.paths import Place
 from orpo_ray.masking import masked_tree
 
 _FOR_A_FILE = "for a file"
@@ -97,7 +98,7 @@ class Section(BaseModel):
 class PathSection(Section):
     """Settings of what is found at a path. Where only its path is given, the text alone stands for it."""
 
-    path: str
+    path: Place
 
     @model_validator(mode="before")
     @classmethod

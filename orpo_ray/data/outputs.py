@@ -24,7 +24,10 @@ from orpo_ray.data.prompts import Prompt, read_each, readable
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.responses import ResponseReader
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import member
 
+LOGGED = "filtered_resps"
+"""What a record of `lm-eval`'s logged samples has: `samples_TASK_DATE.jsonl`."""
 _NAMED = 3
 """Records that a remark names."""
 
@@ -64,6 +67,8 @@ def read_outputs(
     account = Account()
 
     def read(record: Record, value: dict[str, Any]) -> _Output:
+        if LOGGED in value:
+            return _logged(record, value)
         return _chosen(record, value) if "choices" in value else _responses(record, reader(value))
 
     outputs = read_each(settings, account, read, "answer", None)
@@ -155,6 +160,26 @@ def _text(turns: Turns) -> str:
     if len(turns) > 1 or turns[0]["role"] != "assistant":
         raise BadRecord("more than an answer", "a message of the assistant's is wanted, and nothing else")
     return turns[0]["content"]
+
+
+def of_logged_sample(value: dict[str, Any]) -> tuple[str, str]:
+    """The prompt and the response, as it was checked, of a sample that `lm-eval` has logged of a task whose documents
+    have a `prompt`, as IFEval's have. Raises `ValueError` for another, and for one with several responses."""
+    doc, responses = member(value, "doc", dict), member(value, LOGGED, list)
+    if len(responses) != 1 or not isinstance(responses[0], str):
+        raise ValueError(f"{LOGGED} should hold one text")
+    try:
+        return member(doc, "prompt", str), responses[0]
+    except ValueError as error:
+        raise ValueError(f"doc: {error}") from None
+
+
+def _logged(record: Record, value: dict[str, Any]) -> _Output:
+    try:
+        prompt, response = of_logged_sample(value)
+    except ValueError as error:
+        raise BadRecord("no answer", str(error)) from None
+    return _Output(record.location, prompt.strip(), False, [(checked_text(response, LOGGED),)])
 
 
 def _chosen(record: Record, value: dict[str, Any]) -> _Output:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import fsspec
 
 from orpo_ray.config.data import BUILT_IN, MAX_RECORD_CHARACTERS
+from orpo_ray.config.paths import expanded
 from orpo_ray.data.delimited import DELIMITERS
 from orpo_ray.data.folders import Folder, files_of_split, listed, not_read
 from orpo_ray.data.readers import base_extension, read_file
@@ -66,10 +67,10 @@ def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD
         raise UserError(f"{source!r}: no file and no address has NUL in its name")
     if source in BUILT_IN:
         return ToySource(source)
-    if "://" in source or os.path.exists(os.path.expanduser(source)):
+    if "://" in source or os.path.exists(expanded(source)):
         return _file_source(source, split, most)
     folder, colon, subset = source.rpartition(":")
-    if colon and os.path.isdir(os.path.expanduser(folder)):
+    if colon and os.path.isdir(expanded(folder)):
         return _file_source(folder, split, most, subset)
     looks_like_path = source.startswith(("/", ".", "~")) or base_extension(source) or source.endswith("/")
     hub_id = HUB_ID.fullmatch(source)
@@ -198,7 +199,7 @@ class HubSource:
 def _file_source(source: str, split: str, most: int, subset: str | None = None) -> FileSource:
     url, source = source, masked(source)  # locations and messages are written down, credentials are not
     try:
-        filesystem, root = fsspec.core.url_to_fs(url if "://" in url else os.path.expanduser(url))
+        filesystem, root = fsspec.core.url_to_fs(url if "://" in url else str(expanded(url)))
     except ImportError as error:  # its message names the package: "Install s3fs to access S3"
         raise UserError(f"{source}: a package for this kind of URL is missing: {one_line(error)}") from None
     except ValueError as error:

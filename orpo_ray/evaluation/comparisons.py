@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, permutations
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orpo_ray.evaluation.judge_results import AtLengths
 from orpo_ray.statistics.agreement import agreement, agreement_of_outcomes
 from orpo_ray.statistics.ratings import ratings_of_outcomes
 from orpo_ray.statistics.winrate import LengthControl, holm, length_control, mean_outcome, outcomes
@@ -35,17 +37,23 @@ def _there(compared: dict[Pair, Floats]) -> dict[Pair, Floats]:
     return {pair: won for pair, won in compared.items() if not np.isnan(won).all()}
 
 
-def pairs(compared: Compared, characters: Mapping[str, Floats]) -> list[Row]:
+def pairs(
+    compared: Compared,
+    characters: Mapping[str, Floats],
+    judged: Mapping[str, Mapping[Pair, AtLengths]] = MappingProxyType({}),
+) -> list[Row]:
     """Every ordered pair of models under every reward model and judge, each two compared once.
 
     Holm's correction counts all of these: a judge more is a chance more to find a difference that is none.
-    `characters` of the responses, `(prompts, rounds)`.
+    `characters` of the responses, `(prompts, rounds)`, by which reward models' win-rates at equal lengths go; those of
+    judges by `judged`, by judge: what was judged may be more than a response.
     """
     rows: dict[tuple[str, str, str], Row] = {}
     for name, of_pairs in compared.items():
         for (model, against), won in of_pairs.items():
             rate = mean_outcome(won)
-            even = length_control(won, characters[model], characters[against])
+            at = judged.get(name, {}).get((model, against)) or AtLengths(won, characters[model], characters[against])
+            even = length_control(at.won, at.characters, at.against)
             rows[name, model, against] = {**asdict(rate), **_even(even)}
             rows[name, against, model] = {**asdict(rate.reverse()), **_even(even.reverse())}
     once = [(name, *pair) for name, of_pairs in compared.items() for pair in of_pairs]

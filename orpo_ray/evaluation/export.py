@@ -53,6 +53,7 @@ def export_outputs(folder: Path, benchmark: str, out: Path | None = None) -> lis
     Returns the files, and how many prompts have no answer in each. Raises `UserError`, naming the file, where the
     evaluation is not finished, and where its prompts are none of the benchmark's kind.
     """
+    benchmark = "alpaca-eval" if benchmark in ("alpaca-eval-1", "alpaca-eval-2") else benchmark  # as it is evaluated by
     if benchmark not in _WRITERS:
         raise UserError(f"--benchmark: should be one of {', '.join(get_args(Benchmark))} (got {benchmark!r:.40})")
     evaluation = EvaluationFolder(folder)

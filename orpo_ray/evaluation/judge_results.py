@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from orpo_ray.evaluation.judged import Judged
 from orpo_ray.statistics.judged_pairs import JudgedPair, Verdicts, judged_pair, outcomes_of_verdicts
-from orpo_ray.statistics.rated_answers import rated_answers
+from orpo_ray.statistics.rated_answers import mean_rating, rated_answers
 from orpo_ray.statistics.winrate import outcomes
 
 Floats = NDArray[np.float64]
@@ -21,25 +21,53 @@ Row = dict[str, Any]
 Pair = tuple[str, str]
 
 
-def judged_outcomes(judged: Judged, models: Sequence[str]) -> dict[str, dict[Pair, Floats]]:
+def judged_outcomes(
+    judged: Judged, at_lengths: Mapping[str, Mapping[Pair, AtLengths]]
+) -> dict[str, dict[Pair, Floats]]:
     """By judge, of each two models that it compared: `(prompts, rounds)`, 1 where the first is better; NaN: none.
 
     The mean over a conversation's turns. Ratings are compared as rewards are, by their means over the turns in which
     both answers have one; an answer from elsewhere, which is there once, stands against each round of the others.
     """
+    prompts, rounds, *_ = judged.shape
+    return {
+        judge: {pair: _mean(each.won.reshape(prompts, -1, rounds), (1,)) for pair, each in of_pairs.items()}
+        for judge, of_pairs in at_lengths.items()
+    }
+
+
+@dataclass(frozen=True)
+class AtLengths:
+    """Outcomes of a pair with the lengths of just what was judged for each, as `winrate.length_control` takes them.
+
+    All are `(prompts, turns x rounds)`, a turn's rounds side by side: a verdict is on the turn's own answers, those
+    before being in view. Of ratings they are `(prompts, rounds)`: a comparison is of the means over turns, so its
+    lengths are sums over the turns in which both answers have a rating.
+    """
+
+    won: Floats
+    characters: Floats
+    against: Floats
+
+
+def of_what_was_judged(judged: Judged, models: Sequence[str]) -> dict[str, dict[Pair, AtLengths]]:
+    """By judge, of each two models that it compared."""
+    characters = {model: judged.characters(model) for model in models}
     found = {}
     for judge in judged.counts:
         rated = _rated(judged, judge, models)
         if rated:
-            means = {model: _by_turn(values, asked) for model, (values, asked) in rated.items()}
-            by_pair = {(a, b): _of_ratings(means[a], means[b]) for a, b in combinations(means, 2)}
-        else:
-            prompts, rounds, turns, _ = judged.shape
+            means = {model: _by_turn(values, asked) for model, (values, asked, _) in rated.items()}
             by_pair = {
-                pair: _mean(outcomes_of_verdicts(verdicts).reshape(prompts, turns, rounds), (1,))
-                for pair, verdicts in _compared(judged, judge, models).items()
+                (a, b): _of_ratings(means[a], means[b], characters[a], characters[b]) for a, b in combinations(means, 2)
             }
-        found[judge] = {pair: won for pair, won in by_pair.items() if not np.isnan(won).all()}
+        else:
+            of_turns = {model: _by_verdict(values) for model, values in characters.items()}
+            by_pair = {
+                (a, b): AtLengths(outcomes_of_verdicts(verdicts), of_turns[a], of_turns[b])
+                for (a, b), verdicts in _compared(judged, judge, models).items()
+            }
+        found[judge] = {pair: each for pair, each in by_pair.items() if not np.isnan(each.won).all()}
     return found
 
 
@@ -59,8 +87,7 @@ def judge_numbers(
                 for (a, b), verdicts in _compared(judged, judge, models).items()
             ],
             "rated": {
-                model: _ratings(values, asked, categories)
-                for model, (values, asked) in _rated(judged, judge, models).items()
+                model: _ratings(*ratings, categories) for model, ratings in _rated(judged, judge, models).items()
             },
         }
         for judge, counts in judged.counts.items()
@@ -78,9 +105,15 @@ def _compared(judged: Judged, judge: str, models: Sequence[str]) -> dict[Pair, V
     return found
 
 
-def _rated(judged: Judged, judge: str, models: Sequence[str]) -> dict[str, tuple[Floats, Flags]]:
+def _by_verdict(characters: Floats) -> Floats:
+    """`(prompts, rounds, turns)` in the order of `_compared`."""
+    return characters.transpose(0, 2, 1).reshape(len(characters), -1)
+
+
+def _rated(judged: Judged, judge: str, models: Sequence[str]) -> dict[str, tuple[Floats, Flags, Flags]]:
+    """As `Judged.ratings`."""
     found = {model: judged.ratings(judge, model) for model in models}
-    return {model: (values, asked) for model, (values, asked) in found.items() if asked.any()}
+    return {model: ratings for model, ratings in found.items() if ratings[1].any()}
 
 
 def _by_turn(values: Floats, asked: Flags) -> Floats:
@@ -90,10 +123,12 @@ def _by_turn(values: Floats, asked: Flags) -> Floats:
     return np.repeat(means[:, :1], means.shape[1], axis=1) if once else means
 
 
-def _of_ratings(a: Floats, b: Floats) -> Floats:
-    """Second turns are harder: a mean without one would win by what could not be read."""
+def _of_ratings(a: Floats, b: Floats, characters: Floats, against: Floats) -> AtLengths:
+    """All are `(prompts, rounds, turns)`. Second turns are harder: a mean without one would win by what could not be
+    read."""
     both = ~np.isnan(a) & ~np.isnan(b)
-    return outcomes(*(_mean(np.where(both, each, np.nan), (2,)) for each in (a, b)))
+    won = outcomes(*(_mean(np.where(both, each, np.nan), (2,)) for each in (a, b)))
+    return AtLengths(won, *(np.where(both, each, 0.0).sum(axis=2) for each in (characters, against)))
 
 
 def _mean(values: Floats, axes: tuple[int, ...]) -> Floats:
@@ -111,13 +146,13 @@ def _without_rate(found: JudgedPair) -> Row:
     return row
 
 
-def _ratings(values: Floats, asked: Flags, categories: Sequence[str | None]) -> Row:
+def _ratings(values: Floats, asked: Flags, too_long: Flags, categories: Sequence[str | None]) -> Row:
     rows_of = {
         name: [prompt for prompt, category in enumerate(categories) if category == name]
         for name in dict.fromkeys(categories)
         if name is not None
     }
-    scores = {name: rated_answers(values[rows], asked[rows]).score for name, rows in rows_of.items()}
-    return asdict(rated_answers(values, asked)) | {
-        "categories": {name: score and asdict(score) for name, score in scores.items()}
+    scores = {name: mean_rating(values[rows]) for name, rows in rows_of.items()}
+    return asdict(rated_answers(values, asked, too_long)) | {
+        "categories": {name: None if isinstance(score, str) else asdict(score) for name, score in scores.items()}
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,8 @@ class Counts:
     """Of prompts and of answers, of each verdict once, as far as the judge told."""
     served_by: dict[str, int]
     """Verdicts by the model that a server says has answered."""
+    elsewhere: dict[str, int]
+    """Verdicts by the address of a server at which they were given, where that is not the judge's address now."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,29 @@ class Judged:
     """By judge."""
     shape: tuple[int, int, int, int]
     """Prompts, rounds, turns, repeats."""
+    answered: Answered
+    """What was judged."""
 
-    def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags]:
-        """That the answer shown FIRST is better, and whether the judge was asked: both `(prompts, rounds, 2, repeats)`.
+    def characters(self, model: str) -> Floats:
+        """Of each answer of a model, as judges are shown it: `(prompts, rounds, turns)`, NaN where there is none. One
+        that is there once, such as from a file, stands in every round."""
+        found = np.full(self.shape[:3], np.nan)
+        for prompt, rounds in enumerate(self.answered.answers[model]):
+            for round in range(self.shape[1] if len(rounds) == 1 else len(rounds)):
+                answers = rounds[round if len(rounds) > 1 else 0] or []
+                found[prompt, round, : len(answers)] = [len(text) for text in answers[: self.shape[2]]]
+        return found
 
-        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, or unreadable. Answers that are the
-        same are 0.5 in the place of the first, and not asked.
+    def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags, Flags]:
+        """That the answer shown FIRST is better, whether a verdict was asked for, and whether that was too long for the
+        judge: all `(prompts, rounds, 2, repeats)`.
+
+        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, too long, or unreadable. Answers
+        that are the same are 0.5 in the place of the first, and not asked.
         """
         prompts, rounds, _, repeats = self.shape
-        first, asked = np.full((prompts, rounds, 2, repeats), np.nan), np.zeros((prompts, rounds, 2, repeats), bool)
+        first = np.full((prompts, rounds, 2, repeats), np.nan)
+        asked, too_long = np.zeros(first.shape, bool), np.zeros(first.shape, bool)
         for each in self.judgements:
             if each.judge != judge or each.turn != turn or {each.model, each.against} != {model, against}:
                 continue
@@ -68,18 +85,20 @@ class Judged:
             place = (each.prompt, each.round, int(shown != (each.model == model)), each.repeat)
             if each.probability is not None:
                 first[place] = each.probability if shown else 1 - each.probability
-            asked[place] = each.shown_first is not None
-        return first, asked
+            asked[place], too_long[place] = each.shown_first is not None, each.too_long
+        return first, asked, too_long
 
-    def ratings(self, judge: str, model: str) -> tuple[Floats, Flags]:
-        """Ratings, and whether the judge was asked: both `(prompts, rounds, turns, repeats)`. NaN: none."""
-        ratings, asked = np.full(self.shape, np.nan), np.zeros(self.shape, bool)
+    def ratings(self, judge: str, model: str) -> tuple[Floats, Flags, Flags]:
+        """Ratings, whether one was asked for, and whether that was too long for the judge: all
+        `(prompts, rounds, turns, repeats)`. NaN: none."""
+        ratings = np.full(self.shape, np.nan)
+        asked, too_long = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
         for each in self.judgements:
             if each.judge == judge and each.model == model and each.against is None:
                 place = (each.prompt, each.round, each.turn, each.repeat)
                 ratings[place] = np.nan if each.rating is None else each.rating
-                asked[place] = True
-        return ratings, asked
+                asked[place], too_long[place] = True, each.too_long
+        return ratings, asked, too_long
 
     def table(self) -> pa.Table:
         """A row for each judgement."""
@@ -99,6 +118,12 @@ class Judged:
             if len(counts.served_by) > 1:
                 models = ", ".join(f"{model} {count}" for model, count in counts.served_by.items())
                 notes.append(f"The server of the judge {judge} answered by several models ({models}).")
+            if counts.elsewhere:
+                places = ", ".join(f"{count} at {address}" for address, count in counts.elsewhere.items())
+                notes.append(
+                    f"Verdicts of the judge {judge} were given at other addresses than its base_url ({places}): they "
+                    "are found by the model's name, on the word of its servers."
+                )
             if counts.too_long:
                 notes.append(
                     f"{counts.too_long} of {counts.asked} judgements are too long for the judge {judge}, and count in "
@@ -112,9 +137,10 @@ def judged(
     verdicts: Mapping[str, Sequence[Verdict | None]],
     answered: Answered,
     repeats: int,
+    servers: Mapping[str, str] = MappingProxyType({}),
 ) -> Judged:
     """`found`: all places, and whether the answers there are the same; `verdicts`: of each judge one for each place,
-    None where it was not asked."""
+    None where it was not asked; `servers`: where judges are asked now, by judge."""
     judgements = [
         _judgement(label, place, same, verdict)
         for label, given in verdicts.items()
@@ -131,11 +157,16 @@ def judged(
             too_long=sum(verdict is None for verdict in asked),
             prompt_tokens=sum(verdict.prompt_tokens or 0 for verdict in once.values()),
             tokens=sum(verdict.tokens or 0 for verdict in once.values()),
-            served_by=dict(
-                sorted(Counter(verdict.served_by for verdict in once.values() if verdict.served_by).items())
+            served_by=_counted(verdict.served_by for verdict in once.values()),
+            elsewhere=_counted(
+                verdict.server if verdict.server != servers.get(label) else None for verdict in once.values()
             ),
         )
-    return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats))
+    return Judged(judgements, counts, (len(answered.questions), answered.rounds, answered.turns, repeats), answered)
+
+
+def _counted(names: Iterable[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(name for name in names if name).items()))
 
 
 def _judgement(label: str, place: Place, same: bool, verdict: Verdict | None) -> Judgement:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orpo_ray.config import EvaluationConfig
@@ -91,11 +91,10 @@ def judge(
     served: list[tuple[ServedJudge, list[Call]]] = []
     local: list[tuple[LocalJudge, dict[str, Request], dict[str, Asked]]] = []
     for label, each in plan.judges.items():
-        known = store.of(label)
         missing = {
             key: asked
             for key, (_, asked) in zip(keys[label], found, strict=True)
-            if key is not None and asked is not None and key not in known
+            if key is not None and asked is not None and key not in store.found
         }
         if isinstance(each, LocalJudge):
             requests = {key: each.request(number, asked) for number, (key, asked) in enumerate(missing.items())}
@@ -103,13 +102,16 @@ def judge(
             local.append((each, fitting, missing))
         else:
             served.append((each, _calls(each, missing, console)))
-    answering = {label for label in plan.judges if any(key in store.of(label) for key in keys[label] if key)}
+    answering = {label for label in plan.judges if any(key in store.found for key in keys[label] if key)}
+    for each, _ in served:
+        _say_elsewhere(each, [store.found[key] for key in set(keys[each.label]) if key in store.found], console)
     _ask_servers(config, served, answering, store, console)
     _ask_engines(config, [each for each in local if each[1]], store, resources, console)
-    verdicts = {
-        label: [None if key is None else store.of(label).get(key) for key in keys[label]] for label in plan.judges
-    }
-    return judged([(place, asked is None) for place, asked in found], verdicts, answered, config.judging.repeats)
+    verdicts = {label: [None if key is None else store.found.get(key) for key in keys[label]] for label in plan.judges}
+    servers = {label: each.config.base_url for label, each in plan.judges.items() if isinstance(each, ServedJudge)}
+    return judged(
+        [(place, asked is None) for place, asked in found], verdicts, answered, config.judging.repeats, servers
+    )
 
 
 def _calls(judge: ServedJudge, missing: Mapping[str, Asked], console: Console) -> list[Call]:
@@ -124,6 +126,17 @@ def _calls(judge: ServedJudge, missing: Mapping[str, Asked], console: Console) -
     console.say(f"judge {judge.label} ({config.model} at {config.base_url}): {expected}{pace}")
     count = judge.count or estimated_tokens
     return [Call(key, asked, count(asked) + judge.answer_tokens) for key, asked in missing.items()]
+
+
+def _say_elsewhere(judge: ServedJudge, known: Sequence[Verdict], console: Console) -> None:
+    """Before anything is asked: whoever meant another model of that name can still stop."""
+    others = Counter(each.server for each in known if each.server and each.server != judge.config.base_url)
+    if others:
+        places = ", ".join(f"{count} at {address}" for address, count in sorted(others.items()))
+        console.say(
+            f"judge {judge.label}: {others.total()} verdicts of {judge.config.model} are there already, given elsewhere"
+            f" ({places}); another model needs another name"
+        )
 
 
 def _ask_servers(
@@ -146,16 +159,16 @@ def _ask_servers(
     bars = {judge.label: (f"verdicts of {judge.label}", len(calls)) for judge, calls in wanted}
     with counting(config.name, bars, console) as count:
 
-        def keeper(label: str) -> Callable[[Verdict], None]:
+        def keeper(judge: ServedJudge) -> Callable[[Verdict], None]:
             def keep(verdict: Verdict) -> None:
-                store.keep(label, verdict)
-                count(label, 1)
+                store.keep(judge.label, replace(verdict, server=judge.config.base_url))
+                count(judge.label, 1)
 
             return keep
 
         try:
             asyncio.run(ask_all([
-                (server, calls, keeper(judge.label)) for server, (judge, calls) in zip(servers, wanted, strict=True)
+                (server, calls, keeper(judge)) for server, (judge, calls) in zip(servers, wanted, strict=True)
             ]))  # fmt: skip
         finally:
             for server, (judge, _) in zip(servers, wanted, strict=True):

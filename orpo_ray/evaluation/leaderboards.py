@@ -8,7 +8,7 @@ knows of rounds, so each round is a set of files of its own.
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.config import EvaluationConfig
+from orpo_ray.config.paths import expanded
 from orpo_ray.data.prompts import Prompt, readable
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.judged import Judged
@@ -37,7 +38,7 @@ from orpo_ray.leaderboards.files import (
 from orpo_ray.leaderboards.ifeval import Prompt as Instructed
 from orpo_ray.leaderboards.ifeval import measure, prompt_of, require_checkers, write_prompts
 from orpo_ray.leaderboards.length_controlled import read_difficulty
-from orpo_ray.leaderboards.published import leaderboard, read_published
+from orpo_ray.leaderboards.published import ranked, read_published
 from orpo_ray.leaderboards.verdicts import Files, aggregate
 from orpo_ray.statistics.judged_pairs import Verdicts, outcomes_of_verdicts
 
@@ -71,7 +72,11 @@ def require_benchmarks(config: EvaluationConfig, prompts: Sequence[Prompt]) -> N
 
 
 class Leaderboards:
-    """The numbers of `config.measures`."""
+    """The numbers of `config.measures`.
+
+    What was too long for a judge stands in no file: it has said nothing of it, which is another thing than a verdict
+    that cannot be read. It is counted, `too_long`, and said.
+    """
 
     def __init__(
         self,
@@ -116,7 +121,8 @@ class Leaderboards:
             if all(each.preference is None for each in annotations):
                 continue
             files = Files(path, difficulty)
-            rows += [{"judge": judge, "round": round, **row} for row in aggregate(name, files)["results"]]
+            long = len({each.prompt for each in judgements}) - len(annotations)
+            rows += [_row(judge, round, row, long) for row in aggregate(name, files)["results"]]
         return rows
 
     def _of_first_turn(self) -> dict[tuple[str, str, int], list[Judgement]]:
@@ -128,7 +134,8 @@ class Leaderboards:
         return found
 
     def _annotations(self, judge: str, model: str, judgements: Sequence[Judgement]) -> list[Annotation]:
-        """Of each prompt one, of all its orders and repeats, as everywhere: see `outcomes_of_verdicts`."""
+        """Of each prompt one, of all its orders and repeats, as everywhere (see `outcomes_of_verdicts`), but for those
+        without an outcome since an order was too long for the judge."""
         against = judgements[0].against
         assert self._judged is not None and against is not None
         outcomes = outcomes_of_verdicts(Verdicts(*self._judged.of_pair(judge, model, against)))
@@ -138,6 +145,8 @@ class Leaderboards:
         found = []
         for number, own in sorted(by_prompt.items()):
             outcome = float(outcomes[number, own[0].round])
+            if np.isnan(outcome) and any(each.too_long for each in own):
+                continue
             found.append(Annotation(
                 instruction=self._answered.questions[number][0],
                 output_1=self._text(against, number, own[0].round), output_2=self._text(model, number, own[0].round),
@@ -162,8 +171,11 @@ class Leaderboards:
             for number, prompt, turns in zip(ids, self._prompts, self._answered.questions, strict=True)
         ])  # fmt: skip
         by_judge: dict[tuple[str, int], list[Judgment]] = defaultdict(list)
+        long: Counter[tuple[str, int, str]] = Counter()
         for each in self._judgements:
-            if each.against is None:
+            if each.too_long:
+                long[each.judge, each.round, each.model] += 1
+            elif each.against is None:
                 by_judge[each.judge, each.round].append(Judgment(
                     question_id=ids[each.prompt], model=each.model, turn=each.turn + 1, score=each.rating,
                     judgment=each.words, judge=each.judge, tstamp=float(each.repeat),
@@ -173,7 +185,7 @@ class Leaderboards:
             path = folder / f"{of_round(judge, round)}_single.jsonl"
             write_judgments(path, judgments)
             found = aggregate("mt-bench", Files(path, prompts=questions))["results"]
-            rows += [{**row, "judge": judge, "round": round} for row in found]
+            rows += [_row(judge, round, row, long[judge, round, row["model"]]) for row in found]
         return rows
 
     def _ifeval(self, folder: Path) -> list[Row]:
@@ -184,14 +196,21 @@ class Leaderboards:
             for round in range(max(map(len, of_prompts), default=0)):
                 texts = [answers[round] if round < len(answers) else None for answers in of_prompts]
                 responses = [
-                    Response(prompt=prompt.text, response=text[0] if text else "")
+                    Response(prompt=prompt.text, response=text[0])
                     for prompt, text in zip(prompts, texts, strict=True)
+                    if text
                 ]
                 path = folder / f"{of_round(label, round)}.jsonl"
                 write_responses(path, responses)
                 found = measure(responses, prompts, source=str(path)).to_json()
-                rows.append({"model": label, "round": round, "not_answered": texts.count(None), **found})
+                rows.append({"model": label, "round": round, **found})
         return rows
+
+
+def _row(judge: str, round: int, row: Row, too_long: int) -> Row:
+    """A row of `aggregate`; `too_long`: what of it the judge had no room for."""
+    said = [f"{too_long} were too long for the judge's context, and are left out"] if too_long else []
+    return {**row, "judge": judge, "round": round, "too_long": too_long, "remarks": [*row["remarks"], *said]}
 
 
 def _published(config: EvaluationConfig, name: str) -> list[Row]:
@@ -199,12 +218,13 @@ def _published(config: EvaluationConfig, name: str) -> list[Row]:
     path, by = config.leaderboard.published, RANKED_BY[name]
     if path is None:
         return []
-    return [asdict(entry) for entry in leaderboard({}, read_published(Path(path).expanduser(), ("win_rate", by)), by)]
+    entries = read_published(expanded(path), ("win_rate", by))
+    return [asdict(entry) for entry in ranked(entries, by)]
 
 
 def _difficulty(config: EvaluationConfig, name: str) -> Path | None:
     path = config.leaderboard.difficulty
-    return None if path is None or name != "alpaca-eval-2" else Path(path).expanduser()
+    return None if path is None or name != "alpaca-eval-2" else expanded(path)
 
 
 def _require_once(prompts: Sequence[Prompt], key: str, values: Sequence[int | str]) -> None:

@@ -18,6 +18,8 @@ from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.cluster import Resources
+from orpo_ray.evaluation.model_split import require_split
+from orpo_ray.evaluation.places import Places, share_of, starts_workers
 from orpo_ray.evaluation.plan import ENGINES
 from orpo_ray.evaluation.work import Judgements, Task
 from orpo_ray.inference.generation import (
@@ -34,9 +36,8 @@ from orpo_ray.inference.scoring import Scorer, not_finite
 from orpo_ray.telemetry import metrics
 
 AT_WORK = 512
-"""Requests that an engine has at a time: twice what vLLM computes at once by default."""
-_ANYWHERE = "DEFAULT"
-"""Not within the resources of the trial of a sweep that evaluates its checkpoints, which hold none."""
+"""Requests that an engine has at a time, at least; where it computes more than half of it at once, as vLLM does on an
+H100 (1,024), twice that."""
 _OURS = f"{UserError.__module__}.{UserError.__qualname__}: "
 """What stands in a traceback before a line for the user."""
 
@@ -83,6 +84,8 @@ class Questions(Protocol):
 class _Slot:
     """A place for one actor, and the call that it works on."""
 
+    number: int
+    """Of the engines, or of the scorers."""
     actor: Any = None
     call: Any = None
     placed: Any = None
@@ -109,6 +112,16 @@ class _EngineSlot(_Slot):
     """The model that it has now; empty: none."""
     requests: dict[tuple[int, int], Request] = field(default_factory=dict)
     """Those it has taken, by prompt and round."""
+    most: int = 0
+    """Requests that it is given at a time; 0: it has not said yet that it is there."""
+
+    @property
+    def is_starting(self) -> bool:
+        return self.actor is not None and not self.most
+
+    def drop(self) -> None:
+        super().drop()
+        self.label, self.most, self.requests = "", 0, {}
 
 
 @dataclass
@@ -130,11 +143,14 @@ class Pipeline:
         """`judgements`: of the answers, by reward models; None where nobody scores them."""
         self._config = config
         self._resources = resources
+        asked = isinstance(config, EvaluationConfig) and config.generation.deterministic
+        on_gpus = resources.gpu_memory is not None
+        self._places = Places(resources, ENVIRONMENT | (BATCH_INVARIANT if on_gpus and asked else {}))
         self._progress = progress
         self._questions = questions
         self._judgements = judgements
-        self._engines = [_EngineSlot() for _ in range(resources.generators)]
-        self._scorers = [_ScorerSlot() for _ in range(resources.scorers)]
+        self._engines = [_EngineSlot(number) for number in range(resources.generators)]
+        self._scorers = [_ScorerSlot(number) for number in range(resources.scorers)]
         self._slots: list[_Slot] = [*self._engines, *self._scorers]
         self._lost = 0
 
@@ -142,6 +158,7 @@ class Pipeline:
         """Raises `UserError` for what the user has to mend, and for too many lost actors (`scaling.max_failures`)."""
         import ray
 
+        self._require_that_models_split()
         try:
             while not (self._questions.finished and self._all_judged and not self._calls()):
                 for engine in self._engines:
@@ -156,12 +173,13 @@ class Pipeline:
             for slot in self._slots:
                 if slot.actor is not None:
                     ray.kill(slot.actor)
+            self._places.release()
 
     def waiting(self) -> list[Waiting]:
         """What has found no node yet. May be asked from another thread while `run` runs."""
         resources = self._resources
         kinds = (
-            ("engine", self._engines, resources.generator_gpus),
+            ("engine", self._engines, 1 if resources.over_nodes else resources.generator_gpus),
             ("scorer", self._scorers, resources.scorer_gpus),
         )
         found = []
@@ -183,12 +201,13 @@ class Pipeline:
         if engine.call is not None:
             return
         if engine.label and not engine.requests and not self._questions.todo[engine.label]:
-            self._end(engine)
+            engine.drop()
         if not engine.label:
             engine.label = self._neediest()
-        if engine.label:
-            if engine.actor is None:
-                engine.actor = self._start_generator(engine.label)
+        if engine.label and engine.actor is None:
+            engine.actor = self._start_generator(engine)
+            engine.call = engine.actor.at_once.remote()
+        elif engine.label:
             todo = self._questions.todo[engine.label]
             new = [todo.popleft() for _ in range(min(self._room(engine), len(todo)))]
             engine.requests |= {(request.prompt, request.round): request for request in new}
@@ -203,16 +222,22 @@ class Pipeline:
     def _room(self, engine: _EngineSlot) -> int:
         """How many requests to give an engine: enough to keep it full, and a fair part of those left."""
         engines = max(len(self._engines) // len(self._questions.models), 1)
-        fair = math.ceil(len(self._questions.todo[engine.label]) / (2 * engines)) if engines > 1 else AT_WORK
-        return min(max(fair, 1), AT_WORK - len(engine.requests))
+        fair = math.ceil(len(self._questions.todo[engine.label]) / (2 * engines)) if engines > 1 else engine.most
+        return min(max(fair, 1), engine.most - len(engine.requests))
 
     def _give_work(self, scorer: _ScorerSlot) -> None:
+        import ray
+
         if scorer.call is not None or self._judgements is None or self._judgements.finished:
             return
+        shared = self._resources.shared_place(scorer.number)
         if scorer.actor is None:  # it loads its models while the first responses are on their way
-            scorer.actor = self._judgements.start(self._scorer_actor())
-        shares_gpu = 0 < self._resources.scorer_gpus < 1  # with an engine, beside which no policy may have room
-        scorer.task = self._judgements.next(log_probs=self._questions.finished or not shares_gpu)
+            if shared is not None and self._engines[shared[0]].is_starting:
+                return  # an engine counts as its own what others take of a GPU as it starts
+            actor = ray.remote(Scorer).options(**self._places.scorer(scorer.number))
+            scorer.actor = self._judgements.start(actor, share_of(self._resources, scorer.number))
+        # Beside an engine no policy may have room.
+        scorer.task = self._judgements.next(log_probs=self._questions.finished or shared is None)
         if scorer.task is not None:
             scorer.call = self._judgements.begin(scorer.actor, scorer.task)
 
@@ -250,7 +275,9 @@ class Pipeline:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from error
             raise
-        if isinstance(slot, _EngineSlot):
+        if isinstance(slot, _EngineSlot) and slot.is_starting:
+            slot.most = max(AT_WORK, 2 * result)
+        elif isinstance(slot, _EngineSlot):
             for response in result:
                 del slot.requests[response.prompt, response.round]
             self._questions.receive(slot.label, result)
@@ -273,54 +300,36 @@ class Pipeline:
         return "reward_models: a scorer"
 
     def _forget(self, slot: _Slot) -> None:
-        slot.drop()  # one that does not answer may be there yet
         if isinstance(slot, _EngineSlot):
             self._questions.todo[slot.label].extendleft(reversed(slot.requests.values()))
-            slot.requests, slot.label = {}, ""
         elif isinstance(slot, _ScorerSlot) and slot.task is not None and self._judgements is not None:
             self._judgements.give_back(slot.task)
             slot.task = None
+        slot.drop()  # one that does not answer may be there yet
 
-    def _end(self, engine: _EngineSlot) -> None:
-        engine.drop()
-        engine.label = ""
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        on_gpus = self._resources.generator_gpus or self._resources.scorer_gpus
-        asked = isinstance(self._config, EvaluationConfig) and self._config.generation.deterministic
-        return ENVIRONMENT | (BATCH_INVARIANT if on_gpus and asked else {})
-
-    def _start_generator(self, label: str) -> Any:
+    def _start_generator(self, engine: _EngineSlot) -> Any:
         import ray
 
-        answering, resources = self._questions.models[label], self._resources
+        answering, resources, number = self._questions.models[engine.label], self._resources, engine.number
         plain = answering.engine == "transformers"
-        actor = ray.remote(PlainGenerator if plain else Generator).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.generator_gpus,
-            runtime_env={"env_vars": self._environment},
-            scheduling_strategy=_ANYWHERE,
-        )
+        actor = ray.remote(PlainGenerator if plain else Generator).options(**self._places.engine(number))
+        memory = resources.engine_memory(number)
         if plain:
-            return actor.remote(answering.model, answering.sampling, answering.stop_ids, self._config.name)
+            limit = memory if resources.sharers(number) else None
+            return actor.remote(answering.model, answering.sampling, answering.stop_ids, self._config.name, limit)
         options = EngineOptions(
             str(answering.model.folder), answering.model.generation_dtype, answering.max_length,
-            resources.tensor_parallel, resources.gpu_memory, answering.model.trust_remote_code,
+            resources.tensor_parallel, memory, answering.model.trust_remote_code,
             stop_ids=answering.stop_ids, top_tokens=answering.top_tokens,
+            pipeline_parallel=resources.pipeline_parallel, workers_by_ray=starts_workers(resources, number),
         )  # fmt: skip
         return actor.remote(options, answering.sampling, self._config.name, answering.model)
 
-    def _scorer_actor(self) -> Any:
-        import ray
-
-        resources = self._resources
-        return ray.remote(Scorer).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.scorer_gpus,
-            runtime_env={"env_vars": self._environment},
-            scheduling_strategy=_ANYWHERE,
-        )
+    def _require_that_models_split(self) -> None:
+        """Raises `UserError` for a model that vLLM does not part among the GPUs of an engine."""
+        for label, answering in self._questions.models.items():
+            if self._questions.todo[label]:
+                require_split(answering.model, self._resources.tensor_parallel, self._resources.pipeline_parallel)
 
 
 def _last_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.hosts import require_on_nodes
 from orpo_ray.cluster.waiting import node_places, saying_what_waits
 from orpo_ray.config import EvaluationConfig, ScoreConfig
-from orpo_ray.evaluation.cluster import Nodes, Resources
+from orpo_ray.evaluation.cluster import Nodes, Resources, over_nodes
 from orpo_ray.evaluation.pipeline import Pipeline, Progress, Questions
 from orpo_ray.evaluation.plan import Plan
 from orpo_ray.evaluation.store import Parts, Pieces
@@ -72,8 +72,10 @@ def answer(
     """Have `questions` answered on the cluster, and judged; `models`: all that are loaded. See `complete`."""
     connect(config.cpus)
     resources = share(node_places())
-    require_on_nodes(_local_folders(models), resources.cpus, resources.generator_gpus)
+    require_on_nodes(_local_folders(models), resources.cpus, min(1, resources.generator_gpus))
     console.say(describe(resources))
+    if resources.over_nodes and resources.generator_gpus:
+        console.say(f"note: {over_nodes(resources)}")
     pipeline = Pipeline(config, questions, judgements, resources, progress)
     with saying_what_waits(pipeline.waiting, lambda line: console.say(f"{config.name}: {line}")):
         pipeline.run()

@@ -17,7 +17,7 @@ from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.data.prompts import readable
 from orpo_ray.evaluation import comparisons
 from orpo_ray.evaluation.given import GivenWork
-from orpo_ray.evaluation.judge_results import judge_numbers, judged_outcomes
+from orpo_ray.evaluation.judge_results import AtLengths, judge_numbers, judged_outcomes, of_what_was_judged
 from orpo_ray.evaluation.judged import Judged
 from orpo_ray.evaluation.plan import TOO_LONG, EvaluationPlan, JudgeWork, PolicyWork
 from orpo_ray.evaluation.thinking import Thought
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
-STATISTICS = 2
+STATISTICS = 3
 """Raised by one whenever the same responses and rewards would give other numbers: they are then made anew."""
 DIVERSITY_PROMPTS = 160
 """Prompts whose responses are embedded, evenly spaced: as many as the paper's Table 4 takes."""
@@ -92,7 +92,7 @@ class Tables:
         return [rows for of_turn in self.turns for rows in of_turn[label]]
 
     def characters(self, label: str) -> Floats:
-        """`(prompts, rounds)`, NaN where there is no response: a length that no tokenizer decides."""
+        """Of the last turn, `(prompts, rounds)`, NaN where there is no response: a length that no tokenizer decides."""
         texts = [[row["text"] for row in rows] for rows in self.responses[label]]
         counts = [[np.nan if text is None else len(text) for text in given] for given in texts]
         return self._in_every_round(label, np.array(counts, dtype=np.float64))
@@ -187,8 +187,10 @@ def winrates(
     rewards = {name: tables.scores(name) for name in plan.judges}
     compared = comparisons.by_rewards(rewards, list(models))
     in_words: dict[str, Row] = {}
+    at_lengths: dict[str, dict[tuple[str, str], AtLengths]] = {}
     if judged is not None:
-        compared |= judged_outcomes(judged, list(models))
+        at_lengths = of_what_was_judged(judged, list(models))
+        compared |= judged_outcomes(judged, at_lengths)
         categories = [prompt.category or None for prompt in plan.prompts]
         in_words = judge_numbers(judged, described, list(models), categories)
     return {
@@ -202,7 +204,7 @@ def winrates(
         "models": models,
         "reward_models": reward_models,
         "judges": in_words,
-        "pairs": comparisons.pairs(compared, {label: tables.characters(label) for label in models}),
+        "pairs": comparisons.pairs(compared, {label: tables.characters(label) for label in models}, at_lengths),
         "ratings": comparisons.ratings(compared) if len(models) > 1 else {},
         "rewards": {
             name: {label: _summary(values) for label, values in by_label.items()}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.evaluation.plan import OWN, Plan, PolicyWork
 from orpo_ray.inference.generation import Request, Response
-from orpo_ray.inference.scoring import Judged
+from orpo_ray.inference.scoring import GpuShare, Judged
 from orpo_ray.inference.speaking import Answer
 
 Names = list[tuple[str, int]]
@@ -114,11 +114,11 @@ class Judgements:
                 return task
         return self._pairs[0] if self._pairs and log_probs else None
 
-    def start(self, actor: Any) -> Any:
-        """A scorer with all reward models. `actor`: the class of such actors."""
+    def start(self, actor: Any, share: GpuShare | None) -> Any:
+        """A scorer with all reward models. `actor`: the class of such actors; `share`: of its GPU."""
         config = self._plan.config
         models = {label: judge.model for label, judge in self._plan.judges.items()}
-        return actor.remote(models, config.prompts.chat_template, config.scoring, config.name)
+        return actor.remote(models, config.prompts.chat_template, config.scoring, config.name, share=share)
 
     def begin(self, scorer: Any, task: Task) -> Any:
         """The call of `scorer` for a task that was `next`."""

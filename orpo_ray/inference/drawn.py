@@ -6,34 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer as Words
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from orpo_ray.inference.decoding import decoded
 from orpo_ray.inference.speaking import Answer
 
 if TYPE_CHECKING:
     from orpo_ray.data.prompts import Prompt
     from orpo_ray.data.templates import Renderer
-
-
-class Decoder:
-    """Turns tokens that follow a prompt into text one by one, as vLLM does. Special tokens are no text."""
-
-    def __init__(self, words: Words, prompt: Sequence[int]) -> None:
-        """`prompt`: token ids that the text continues, so that SentencePiece's first space stands where it is one."""
-        self._words = words
-        self._stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-
-    def take(self, token: int) -> str:
-        """What `token` adds to the text; nothing while a character is not whole."""
-        try:
-            return self._stream.step(self._words, token) or ""
-        except Exception as error:  # tokenizers raises nothing more special
-            if not str(error).startswith("Invalid prefix"):
-                raise
-        self._stream = DecodeStream(skip_special_tokens=True)  # bytes that are no text: go on behind them
-        return self._stream.step(self._words, token) or ""
 
 
 def answer_of(prompt: Prompt, asked: Sequence[int], drawn: Sequence[int], ended: str, renderer: Renderer) -> Answer:
@@ -54,5 +34,4 @@ def _text(tokenizer: Tokenizer, asked: Sequence[int], drawn: Sequence[int]) -> s
     if words is None:  # a tokenizer in Python, which has no stream
         prompt, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (asked, [*asked, *drawn]))
         return str(whole[len(prompt) :])
-    decoder = Decoder(words, asked)
-    return "".join(decoder.take(token) for token in drawn)
+    return decoded(words, asked, drawn)

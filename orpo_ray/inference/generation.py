@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.errors import UserError
+from orpo_ray.inference.decoding import decoded
 from orpo_ray.telemetry.logs import log, log_as
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from orpo_ray.inference.models import EvaluatedModel
 
 # One process for the engine too: a small model then loads in seconds, not in half a minute. Threads stay where
@@ -73,12 +76,19 @@ class EngineOptions:
     """The longest prompt and response that will come, in tokens."""
     tensor_parallel: int = 1
     gpu_memory: float | None = None
-    """Share of the GPU's memory; None on a CPU."""
+    """Share of the memory of each of its GPUs; None on a CPU."""
     trust_remote_code: bool = False
     stop_ids: tuple[int, ...] = ()
     """Tokens that end a response, beside EOS."""
     top_tokens: int = 0
     """How many of the likeliest first tokens are told with a response: of judges, whose labels are among them."""
+    pipeline_parallel: int = 1
+    """Parts of the model, of `tensor_parallel` GPUs each."""
+    workers_by_ray: bool = False
+    """Whether those of several GPUs are Ray actors in the placement group of this process; else they are processes that
+    it starts."""
+    sleeps: bool = False
+    """Whether it can be put to sleep; on GPUs alone."""
     cpu_batch: int = 96
     """Responses computed at once on a CPU. With vLLM's own 256 it draws fewer tokens a second (1,300 for 1,540, 8M
     parameters), and the first responses, which scorers wait for, end later."""
@@ -93,28 +103,39 @@ def request_seed(seed: int, prompt: str, occurrence: int, round: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
+def engine_arguments(options: EngineOptions, seed: int = 0) -> dict[str, Any]:
+    """What vLLM's `LLM` is given for one policy; see `load_engine`. Of its arguments that are left out on a GPU the
+    device decides: how many responses and tokens are computed at once."""
+    # The model folder's own sampling defaults are not read: each request says how it is drawn. Without
+    # `load_format` vLLM would take pickled weights where there are no others.
+    arguments: dict[str, Any] = {
+        "model": options.model, "dtype": options.dtype, "max_model_len": options.max_length, "seed": seed,
+        "generation_config": "vllm", "tensor_parallel_size": options.tensor_parallel, "enable_prefix_caching": True,
+        "trust_remote_code": options.trust_remote_code, "load_format": "safetensors",
+    }  # fmt: skip
+    if options.gpu_memory is None:
+        # Eager, since compiling would take longer than all of a small model's responses; prompts whole, since vLLM
+        # cannot rewind a CPU's seeded generator after a part of one ("does not use offset").
+        longest = max(_TOKENS_IN_BATCH, options.max_length)
+        batch = {"max_num_seqs": options.cpu_batch, "max_num_batched_tokens": longest}
+        return arguments | {"enforce_eager": True, "enable_chunked_prefill": False, **batch}
+    arguments["gpu_memory_utilization"] = options.gpu_memory
+    if options.sleeps:
+        arguments["enable_sleep_mode"] = True
+    if options.tensor_parallel * options.pipeline_parallel > 1:
+        arguments["pipeline_parallel_size"] = options.pipeline_parallel
+        # Said in any case: of itself vLLM takes Ray's where its process stands in any placement group.
+        arguments["distributed_executor_backend"] = "ray" if options.workers_by_ray else "mp"
+    return arguments
+
+
 def load_engine(options: EngineOptions, seed: int = 0, **more: Any) -> Any:
     """vLLM's `LLM` for one policy. `seed`: of what is drawn by requests without one. `more`: as `LLM` takes it. Raises
     `UserError` where this process was to be batch-invariant (see `BATCH_INVARIANT`), and its GPU cannot be."""
     from vllm import LLM
 
     require_batch_invariance()
-    on_gpu = options.gpu_memory is not None
-    # On a CPU: eager, since compiling would take longer than all of a small model's responses; prompts whole,
-    # since vLLM cannot rewind a CPU's seeded generator after a part of one ("does not use offset").
-    where = (
-        {"gpu_memory_utilization": options.gpu_memory}
-        if on_gpu
-        else {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_seqs": options.cpu_batch}
-        | {"max_num_batched_tokens": max(_TOKENS_IN_BATCH, options.max_length)}
-    )
-    # The model folder's own sampling defaults are not read: each request says how it is drawn. Without
-    # `load_format` vLLM would take pickled weights where there are no others.
-    return LLM(
-        model=options.model, dtype=options.dtype, max_model_len=options.max_length, generation_config="vllm",
-        tensor_parallel_size=options.tensor_parallel, enable_prefix_caching=True, seed=seed,
-        trust_remote_code=options.trust_remote_code, load_format="safetensors", **where, **more,
-    )  # fmt: skip
+    return LLM(**engine_arguments(options, seed), **more)
 
 
 def require_batch_invariance() -> None:
@@ -138,14 +159,16 @@ def lacks_batch_invariance(capability: tuple[int, int] | None) -> str:
     )
 
 
-def sampling_params(sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ...] = (), top_tokens: int = 0) -> Any:
-    """vLLM's `SamplingParams` for one response."""
+def sampling_params(
+    sampling: SamplingConfig, seed: int, stop_ids: tuple[int, ...] = (), top_tokens: int = 0, *, as_text: bool = True
+) -> Any:
+    """vLLM's `SamplingParams` for one response. `as_text`: whether it is made text as it is drawn, token by token."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens,
-        stop=list(sampling.stop) or None, stop_token_ids=list(stop_ids), seed=seed,
+        stop=list(sampling.stop) or None, stop_token_ids=list(stop_ids), seed=seed, detokenize=as_text,
         output_kind=RequestOutputKind.FINAL_ONLY, logprobs=top_tokens or None,
     )  # fmt: skip
 
@@ -188,15 +211,24 @@ class Generator:
             options = replace(options, model=str(on_this_node(policy).folder))
         started = time.monotonic()
         use_assigned_cpus()
-        engine = load_engine(options, sampling.seed).llm_engine
+        llm = load_engine(options, sampling.seed)
         self._top = options.top_tokens
+        self._at_once: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        # Stop texts are found, and likely tokens told, by vLLM's own text; a tokenizer in Python has another way.
+        self._words: Tokenizer | None = None
+        if not (sampling.stop or self._top):
+            self._words = getattr(llm.get_tokenizer(), "backend_tokenizer", None)
         self._at_work = AtWork(
-            engine,
+            llm.llm_engine,
             lambda request: sampling_params(
-                sampling.of(request.category), request.seed, options.stop_ids, options.top_tokens
+                sampling.of(request.category), request.seed, options.stop_ids, self._top, as_text=self._words is None
             ),
         )
         log("engine started", seconds=round(time.monotonic() - started, 1))
+
+    def at_once(self) -> int:
+        """How many responses it computes at once, at most."""
+        return self._at_once
 
     def advance(self, requests: Iterable[Request]) -> list[Response]:
         """Take in `requests` and work until some responses are there; returns those, in the order they ended.
@@ -205,11 +237,18 @@ class Generator:
         """
         return [
             Response(
-                request.prompt, request.round, drawn.text, len(drawn.token_ids), str(drawn.finish_reason),
-                likeliest(drawn.logprobs, self._top),
+                request.prompt, request.round, self._text(request, drawn), len(drawn.token_ids),
+                str(drawn.finish_reason), likeliest(drawn.logprobs, self._top),
             )
             for request, drawn in self._at_work.advance(requests)
         ]  # fmt: skip
+
+    def _text(self, request: Request, drawn: Any) -> str:
+        """Without the token that ended it, as vLLM's own."""
+        if self._words is None:
+            return str(drawn.text)
+        ids = drawn.token_ids[:-1] if drawn.finish_reason == "stop" else drawn.token_ids
+        return decoded(self._words, request.ids, ids)
 
 
 def likeliest(places: Sequence[Mapping[int, Any]] | None, most: int) -> tuple[tuple[str, float], ...]:

@@ -4,6 +4,9 @@ What an engine draws is drawn by the temperature alone, without top-p, top-k or 
 gives are those of that distribution, so they may stand in a ratio with the trainer's own. No text is made of tokens
 here: decoded and encoded again it would often be other tokens.
 
+An engine that takes turns with the trainer on its GPU can be put to sleep, and then holds next to nothing there: not
+the weights either, since those of the next policy come in any case.
+
 Left out: an engine over several GPUs, weights of an adapter apart from its base (see `modeling.lora.merged_weights`),
 and loading while an engine draws, since a response would then be of two policies.
 """
@@ -64,6 +67,8 @@ class LiveOptions:
     """Tokens that end a response, beside the tokenizer's EOS."""
     gpu_memory: float | None = None
     """Share of the GPU's memory that vLLM takes; None on a CPU."""
+    sleeps: bool = False
+    """Whether it is put to sleep; a vLLM engine on a CPU goes on holding what it holds."""
     threads: int | None = None
     """On a CPU; None: as many as Ray has given it CPUs."""
 
@@ -132,6 +137,7 @@ class Live(ABC):
         self._at_work: set[tuple[int, int]] = set()
         self._step = 0
         self._whole = True
+        self._asleep = False
         self._network = self._start()
         """That has the names and shapes of the weights; its own may have no values."""
         log("engine started", seconds=round(time.monotonic() - started, 1))
@@ -151,7 +157,20 @@ class Live(ABC):
         fitting = fitting_weights(self._network, unpack_weights(weights), f"the weights of step {step}")
         self._whole = False  # until they are loaded
         self._replace(fitting)
-        self._whole, self._step = True, step
+        self._whole, self._asleep, self._step = True, False, step
+
+    def sleep(self) -> None:
+        """Give the device back what is held there, weights as well, until they are loaded again. Raises `UserError`,
+        and changes nothing, while responses are at work."""
+        if self._at_work:
+            raise UserError(f"the engine is put to sleep while {len(self._at_work)} responses are at work")
+        if not self._asleep:
+            self._whole, self._asleep = False, True
+            self._let_go()
+
+    @abstractmethod
+    def at_once(self) -> int:
+        """How many responses it computes at once, at most."""
 
     def advance(self, requests: Sequence[Request]) -> list[Sample]:
         """Take in `requests` and work until some responses are there; returns those, in the order they ended.
@@ -162,7 +181,8 @@ class Live(ABC):
         `ValueError` where one that is at work is asked for again.
         """
         if not self._whole:
-            raise RuntimeError("the last weights were not loaded whole, so nothing is drawn by them")
+            why = "the engine sleeps" if self._asleep else "the last weights were not loaded whole"
+            raise RuntimeError(f"{why}, so nothing is drawn")
         room = self._options.max_length - self._options.max_tokens
         names = [(request.prompt, request.round) for request in requests]
         if len({*names, *self._at_work}) < len(names) + len(self._at_work):
@@ -193,7 +213,11 @@ class Live(ABC):
 
     @abstractmethod
     def _replace(self, weights: dict[str, Tensor]) -> None:
-        """Put `fitting_weights` in the place of those that it has."""
+        """Put `fitting_weights` in the place of those that it has, or, asleep, had."""
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Give back the memory of weights and cache."""
 
 
 def fitting_weights(network: PreTrainedModel, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:

@@ -38,11 +38,17 @@ class LiveVllm(Live):
             config = load_config(options.model)
             network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         self._engine: Any = load_engine(
-            EngineOptions(options.folder, options.dtype, options.max_length, gpu_memory=options.gpu_memory),
+            EngineOptions(
+                options.folder, options.dtype, options.max_length,
+                gpu_memory=options.gpu_memory, sleeps=options.sleeps,
+            ),
             logprobs_mode="processed_logprobs", skip_tokenizer_init=True,
         )  # fmt: skip
         self._working = AtWork(self._engine.llm_engine, self._params)
         return network
+
+    def at_once(self) -> int:
+        return int(self._engine.llm_engine.vllm_config.scheduler_config.max_num_seqs)
 
     def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -65,6 +71,8 @@ class LiveVllm(Live):
         return found
 
     def _replace(self, weights: dict[str, Tensor]) -> None:
+        if self._asleep:
+            self._engine.wake_up(tags=["weights"])
         # By the names of a model's files, which vLLM's loaders read.
         of_files = revert_weight_conversion(self._network, weights)
         on_cpu = self._options.gpu_memory is None
@@ -73,8 +81,13 @@ class LiveVllm(Live):
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(of_files.items())})
         if on_cpu:
             self._engine.apply_model(_pack_heads_anew)
+        if self._asleep:  # after the weights, beside which there may be copies on their way
+            self._engine.wake_up(tags=["kv_cache"])
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM did not let go of what it had computed with other weights")
+
+    def _let_go(self) -> None:
+        self._engine.sleep(level=2)  # at level 1 it would keep the weights in the machine's memory
 
 
 def logps_of(ids: Sequence[int], by_token: Sequence[Mapping[int, Any]]) -> list[float]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.config.evaluation import AskedModel
+from orpo_ray.config.paths import expanded
 from orpo_ray.data.templates import TEXT_RULE, read_text_rule
 from orpo_ray.data.tokenization import tokenizer_digest
 from orpo_ray.errors import UserError
@@ -219,7 +220,7 @@ def _hub(name: str, folder: Path) -> str:
     """`org/name@commit` of a snapshot in the Hub's cache; empty where `name` is a folder, or `folder` was made here."""
     return (
         ""
-        if os.path.isdir(os.path.expanduser(name)) or folder.parent.name != "snapshots"
+        if os.path.isdir(expanded(name)) or folder.parent.name != "snapshots"
         else (f"{hub_id(name)[0]}@{folder.name}")
     )
 

@@ -26,11 +26,12 @@ from transformers import (
 )
 
 from orpo_ray.cluster.allocator import keep_freed_memory
+from orpo_ray.cluster.gpu_memory import limit_memory
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import ModelConfig
 from orpo_ray.config.evaluation import SamplingConfig
 from orpo_ray.errors import UserError
-from orpo_ray.inference.drawn import Decoder
+from orpo_ray.inference.decoding import Decoder
 from orpo_ray.inference.generation import SECONDS_BETWEEN_ANSWERS, Request, Response
 from orpo_ray.inference.models import EvaluatedModel
 from orpo_ray.inference.node_files import on_this_node
@@ -46,14 +47,22 @@ class PlainGenerator:
     """A network with one policy. What it is asked for waits until those before it have ended."""
 
     def __init__(
-        self, policy: EvaluatedModel, sampling: SamplingConfig, stop_ids: tuple[int, ...] = (), run: str = ""
+        self,
+        policy: EvaluatedModel,
+        sampling: SamplingConfig,
+        stop_ids: tuple[int, ...] = (),
+        run: str = "",
+        gpu_memory: float | None = None,
     ) -> None:
-        """`stop_ids`: tokens that end a response, beside EOS. `run` names its work in the log."""
+        """`stop_ids`: tokens that end a response, beside EOS. `run` names its work in the log. `gpu_memory`: share of
+        its GPU's memory that it may take; None on a CPU, or where nobody is beside it."""
         if run:
             log_as(run=run, role="generator", model=policy.label)
         started = time.monotonic()
         policy = on_this_node(policy)
         use_assigned_cpus()
+        if gpu_memory is not None and torch.cuda.is_available():
+            limit_memory(gpu_memory)
         self._network = load_network(policy.settings, policy.name)
         tokenizer = load_tokenizer(policy.settings)
         self._words: Tokenizer = tokenizer.backend_tokenizer
@@ -61,6 +70,10 @@ class PlainGenerator:
         self._sampling = sampling
         self._waiting = Waiting(self._answer)
         log("engine started", seconds=round(time.monotonic() - started, 1))
+
+    def at_once(self) -> int:
+        """How many responses it computes at once, at most."""
+        return AT_ONCE
 
     def advance(self, requests: Iterable[Request]) -> list[Response]:
         """Take in `requests` and work until some responses are there; returns those. See `Generator.advance`."""

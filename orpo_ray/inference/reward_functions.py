@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from orpo_ray.config.paths import expanded
 from orpo_ray.data.prompts import readable
 from orpo_ray.data.records import one_line
 from orpo_ray.errors import UserError
@@ -63,7 +64,7 @@ def find_function(key: str, path: str) -> RewardFunction:
     named = _NAMED.fullmatch(path)
     if named is None or not named["function"].isidentifier():
         raise UserError(f"{key}: {path} names no function; write it as FILE.py:FUNCTION")
-    file = Path(named["file"]).expanduser().absolute()
+    file = expanded(named["file"]).absolute()
     try:
         content = file.read_bytes()
     except FileNotFoundError:

@@ -22,7 +22,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.inference.listening import listener
 from orpo_ray.inference.models import TRUTH, EvaluatedModel, find_reward_model
 from orpo_ray.inference.reward_functions import FunctionJudge, RewardFunction, find_function, names_function
-from orpo_ray.inference.scoring import NOT_FINITE, Judge, Judged, Scorer, require_known
+from orpo_ray.inference.scoring import NOT_FINITE, GpuShare, Judge, Judged, Scorer, require_known
 from orpo_ray.inference.speaking import Answer, Speaker, prompt_ids
 
 SECTION = "rollouts.rewards"
@@ -111,12 +111,14 @@ class Rewards:
         budget: int = ScoringConfig().tokens_per_microbatch,
         run: str = "",
         trial: str = "",
+        share: GpuShare | None = None,
     ) -> None:
-        """`budget`: packed tokens at once; `run`, and of a sweep `trial`, name its work in the log. Raises `UserError`,
-        naming the host, where a source is not there, or is not what it was on the driver's."""
+        """`budget`: packed tokens at once; `run`, and of a sweep `trial`, name its work in the log; `share`: of the
+        GPU that it shares with an engine. Raises `UserError`, naming the host, where a source is not there, or is not
+        what it was on the driver's."""
         self._weights = {source.label: source.weight for source in sources}
         models = {each.label: each.judge for each in sources if not isinstance(each.judge, RewardFunction)}
-        self._scorer = Scorer(models, None, ScoringConfig(tokens_per_microbatch=budget), run, trial)
+        self._scorer = Scorer(models, None, ScoringConfig(tokens_per_microbatch=budget), run, trial, share)
         self._models = list(models)
         self._functions: dict[str, Judge] = {
             each.label: FunctionJudge(each.judge) for each in sources if isinstance(each.judge, RewardFunction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from orpo_ray.cluster.allocator import keep_freed_memory
+from orpo_ray.cluster.gpu_memory import limit_memory, take_memory
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
@@ -154,19 +155,33 @@ class PackedJudge(_NetworkJudge):
         return bool(compared)
 
 
+def pooling_arguments(model: EvaluatedModel, gpu_memory: float | None) -> dict[str, Any]:
+    """What vLLM's `LLM` is given for a reward model. `gpu_memory`: share of its GPU's memory; None on a CPU."""
+    where = {"enforce_eager": True} if gpu_memory is None else {"gpu_memory_utilization": gpu_memory}
+    return {
+        "model": str(model.folder), "runner": "pooling", "dtype": model.dtype, "max_model_len": model.context,
+        "trust_remote_code": model.trust_remote_code, "load_format": "safetensors", **where,
+    }  # fmt: skip
+
+
 class VllmJudge(_NetworkJudge):
     """A reward model in vLLM's pooling runner; it is held against the packed forward."""
 
-    def __init__(self, model: EvaluatedModel, chat_template: str | None, budget: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: EvaluatedModel,
+        chat_template: str | None,
+        budget: int,
+        device: torch.device,
+        gpu_memory: float | None = None,
+    ) -> None:
+        """`gpu_memory`: see `pooling_arguments`; the packed forward takes of the rest."""
         from vllm import LLM
 
         require_batch_invariance()
         super().__init__(model, chat_template)
         self._packed = partial(PackedJudge, model, chat_template, budget, device)
-        self._engine: Any = LLM(
-            model=str(model.folder), runner="pooling", dtype=model.dtype, enforce_eager=device.type == "cpu",
-            max_model_len=model.context, trust_remote_code=model.trust_remote_code, load_format="safetensors",
-        )  # fmt: skip
+        self._engine: Any = LLM(**pooling_arguments(model, gpu_memory))
 
     def scores(self, rows: Sequence[Rows]) -> list[list[float]]:
         from vllm import PoolingParams
@@ -228,6 +243,20 @@ def require_known(reward_models: Mapping[str, EvaluatedModel | None], prompts: S
             raise UserError(f"{prompt.location}: {told}") from None
 
 
+class GpuShare(NamedTuple):
+    """What a scorer may take of its GPU's memory."""
+
+    beside: float
+    """While an engine stands there."""
+    alone: float
+    """Where none does; the same, where none ever did."""
+
+    def of_each(self, judges: int) -> float:
+        """Of so many engines of vLLM's in one scorer: as much is left for the packed forward that one is held
+        against."""
+        return self.beside / (judges + 1)
+
+
 class Scorer:
     """What a scoring actor holds: every reward model, and one policy at a time for its log-probs of the data."""
 
@@ -238,9 +267,10 @@ class Scorer:
         scoring: ScoringConfig,
         run: str = "",
         trial: str = "",
+        share: GpuShare | None = None,
     ) -> None:
         """`reward_models`: by label; None stands for the embedded world's truth. `run`, and of a sweep `trial`, name
-        its work in the log."""
+        its work in the log. `share`: None on a CPU, or where nobody says."""
         if run:
             log_as(run=run, trial=trial, role="scorer")
         self._chat_template = chat_template
@@ -250,7 +280,13 @@ class Scorer:
             keep_freed_memory()
             use_assigned_cpus()
         self._policy: tuple[str, Speaker, nn.Module] | None = None
-        judge = VllmJudge if scoring.engine == "vllm" else PackedJudge
+        self._share = share if self.device.type == "cuda" else None
+        judge: Callable[..., Judge] = PackedJudge
+        if scoring.engine == "vllm":
+            judge = partial(VllmJudge, gpu_memory=self._share and self._share.of_each(_networks(reward_models)))
+        if self._share is not None and self._share.beside < self._share.alone:
+            # An engine of vLLM's takes its own at once.
+            (limit_memory if scoring.engine == "vllm" else take_memory)(self._share.beside)
         self._judges: dict[str, Judge] = {
             label: TruthJudge()
             if model is None
@@ -270,6 +306,8 @@ class Scorer:
         """
         if self._policy is None or self._policy[0] != policy.label:
             self._policy = None  # one at a time in memory
+            if self._share is not None:  # it is asked when engines have gone
+                limit_memory(self._share.alone)
             policy = on_this_node(policy)
             network = load_policy(policy.settings, seed=0, device=self.device).eval()
             self._policy = (policy.label, Speaker(policy, self._chat_template), network)
@@ -282,6 +320,10 @@ class Scorer:
             else [(value, len(ending)) for value, ending in zip(values, row[1:], strict=True) if value is not None]
             for row, values in zip(rows, sums, strict=True)
         ]  # fmt: skip
+
+
+def _networks(reward_models: Mapping[str, EvaluatedModel | None]) -> int:
+    return sum(model is not None for model in reward_models.values())
 
 
 def _apart(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

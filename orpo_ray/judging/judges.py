@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from jinja2 import TemplateError
@@ -97,21 +98,27 @@ class ServedJudge:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides its answers, as far as it can be known, beside what it is asked."""
+        """All that decides its answers, as far as it can be known, beside what it is asked.
+
+        Not where it is: the same model is at another host and port in every job. Verdicts keep that themselves
+        (`Verdict.server`), and those of another address than the configured one are said.
+        """
         return {
-            "kind": "openai", "base_url": self.config.base_url, "model": self.config.model,
-            "extra_body": self.config.extra_body, **_drawn(self.config, self.answer_tokens),
+            "kind": "openai", "model": self.config.model, "extra_body": self.config.extra_body,
+            **_drawn(self.config, self.answer_tokens),
         }  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        return {**self.identity, "extra_body": self.config.for_a_file()["extra_body"]}
+        shown = {"base_url": self.config.base_url, "extra_body": self.config.for_a_file()["extra_body"]}
+        return {**self.identity, **shown}
 
 
 Judge = LocalJudge | ServedJudge
 
 
 def find_judges(config: EvaluationConfig) -> dict[str, Judge]:
-    """By label. Raises `UserError`, naming the judge, where a model is not there, or a label is no token of it."""
+    """By label. Raises `UserError`, naming the judge, where a model is not there, a label is no token of it, or two
+    judges are one."""
     judging = config.judging
     by_labels = judging.compares == "pairs" and judging.reads == "labels"
     found: dict[str, Judge] = {}
@@ -131,7 +138,19 @@ def find_judges(config: EvaluationConfig) -> dict[str, Judge]:
         if by_labels and tokenizer:
             for text in judging.labels:
                 _require_one_token(label, tokenizer, text)
+    _require_unlike(found)
     return found
+
+
+def _require_unlike(judges: Mapping[str, Judge]) -> None:
+    """Raises `UserError` where two would have each other's verdicts, and agree with certainty."""
+    for a, b in combinations(judges, 2):
+        if judges[a].identity == judges[b].identity:
+            raise UserError(
+                f"judges.{a} and judges.{b}: are the same model ({judges[a].config.model}) with the same sampling, and "
+                "so one judge, wherever it is served; judging.repeats asks one again, and another model that a server "
+                "calls by the same name has to get a name of its own there"
+            )
 
 
 def _drawn(config: VllmJudge | ServerJudge, max_tokens: int) -> dict[str, Any]:

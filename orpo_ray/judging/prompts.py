@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from orpo_ray.config.judges import JudgingConfig
+from orpo_ray.config.paths import expanded
 from orpo_ray.data.records import one_line
 from orpo_ray.data.templates import RENDER_SECONDS
 from orpo_ray.data.time_limit import TimeOut, limited
@@ -53,7 +54,7 @@ class JudgePrompt:
         by_labels = pairs and config.reads == "labels"
         self.reads: Reads = "labels" if by_labels else "preference" if pairs else "rating"
         self._labels = config.labels if by_labels else None
-        self.path = Path(config.prompt).expanduser() if config.prompt else _OWN / _own_name(config)
+        self.path = expanded(config.prompt) if config.prompt else _OWN / _own_name(config)
         text = read_text(self.path)
         self.digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         """Of the file."""

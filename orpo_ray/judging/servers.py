@@ -250,7 +250,7 @@ class Server:
         """What is sent to the server."""
         config = self._config
         body: dict[str, Any] = {
-            "model": config.model, "messages": asked.messages, "max_tokens": self._answer_tokens,
+            "model": config.model, "messages": asked.messages, config.max_tokens_key: self._answer_tokens,
             "temperature": config.temperature,
         }  # fmt: skip
         if config.temperature:

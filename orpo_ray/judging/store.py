@@ -1,4 +1,5 @@
-"""Verdicts on disk: each is kept as soon as it is there, and found again by all that decided it."""
+"""Verdicts on disk: each is kept as soon as it is there, and found again by all that decided it, whatever its judge is
+called."""
 
 from __future__ import annotations
 
@@ -13,29 +14,37 @@ from orpo_ray.parsing import NUMBER, member, read_lines
 
 
 class VerdictStore:
-    """`folder/JUDGE.jsonl`, one file for each judge, in the order in which verdicts came. Only one process writes."""
+    """`folder/JUDGE.jsonl`, one file for each judge that was asked, in the order in which verdicts came.
+
+    A name says where a judge's next verdict is written, and nothing of which are its own: those of all files are one
+    store. Only one process writes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._found: dict[str, dict[str, Verdict]] = {}
+        self._found: dict[str, Verdict] | None = None
         self._mended: set[str] = set()
 
     def path(self, judge: str) -> Path:
         return self._folder / f"{judge}.jsonl"
 
-    def of(self, judge: str) -> dict[str, Verdict]:
-        """All verdicts of a judge, by key. Raises `UserError`, naming the line, where one cannot be read; one that a
-        killed process was writing is none."""
-        if judge not in self._found:
-            path = self.path(judge)
-            lines = read_lines(path) if path.is_file() else {}
-            verdicts = [_verdict(path, number, line) for number, line in lines.items()]
-            self._found[judge] = {verdict.key: verdict for verdict in verdicts}
-        return self._found[judge]
+    @property
+    def found(self) -> dict[str, Verdict]:
+        """All verdicts, by key; one that a killed process was writing is none.
+
+        Raises `UserError`, naming the line, where one cannot be read.
+        """
+        if self._found is None:
+            self._found = {}
+            for path in sorted(self._folder.glob("*.jsonl")):
+                for number, line in read_lines(path).items():
+                    verdict = _verdict(path, number, line)
+                    self._found.setdefault(verdict.key, verdict)
+        return self._found
 
     def keep(self, judge: str, verdict: Verdict) -> None:
         """Write `verdict` down before anything else happens."""
-        known = self.of(judge)
+        known = self.found
         path = self.path(judge)
         if judge not in self._mended:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +65,7 @@ def _verdict(path: Path, number: int, line: dict[str, Any]) -> Verdict:
             prompt_tokens=member(line, "prompt_tokens", int, type(None)),
             tokens=member(line, "tokens", int, type(None)),
             served_by=member(line, "served_by", str, type(None)),
+            server=_text(line, "server"),
         )
         if found.probability is not None and not 0 <= found.probability <= 1:
             raise ValueError(f"probability should be from 0 to 1, and is {found.probability}")
@@ -63,6 +73,11 @@ def _verdict(path: Path, number: int, line: dict[str, Any]) -> Verdict:
         hint = "remove the line, and its verdict is asked for again"
         raise UserError(f"{path}, line {number}: {error}; {hint}") from None
     return found
+
+
+def _text(line: dict[str, Any], key: str) -> str | None:
+    """None where it is absent: earlier versions did not write it."""
+    return None if line.get(key) is None else member(line, key, str)
 
 
 def _without_torn_line(path: Path) -> None:

@@ -23,6 +23,8 @@ class Verdict:
     """Of its answer."""
     served_by: str | None = None
     """The model that a server says has answered: more than a name that stands for one version after another."""
+    server: str | None = None
+    """The address at which it was asked, which is no part of `key`; None of a local judge."""
 
     @property
     def readable(self) -> bool:
@@ -53,3 +55,8 @@ class Judgement:
     @property
     def readable(self) -> bool:
         return self.probability is not None or self.rating is not None
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the judge was not asked, since its context had no room."""
+        return self.words is None and not self.readable

@@ -92,16 +92,6 @@ def label_probability(logprobs: Mapping[str, float], labels: tuple[str, str] = L
     return math.exp(first - most) / (math.exp(first - most) + math.exp(second - most))
 
 
-def completion_of_labels(logprobs: Mapping[str, float]) -> dict[str, Any]:
-    """`raw_completion` of an annotation, from a judge's log-probs of tokens: `label_logprobs` gives them back."""
-    tokens = [
-        {"token": token, "bytes": list(token.encode()), "logprob": logprobs[token]}
-        for token in sorted(logprobs, key=lambda token: -logprobs[token])
-    ]
-    content = [{**token, "top_logprobs": tokens} for token in tokens[:1]]
-    return {"logprobs": {"content": content}}
-
-
 def label_logprobs(raw_completion: Any) -> dict[str, float]:
     """Log-probs of the tokens that a judge might have answered with.
 

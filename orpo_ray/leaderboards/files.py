@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from orpo_ray.atomic import new_file
 from orpo_ray.config.data import MAX_RECORD_CHARACTERS
+from orpo_ray.data.outputs import LOGGED, of_logged_sample
 from orpo_ray.data.readers import read_file
 from orpo_ray.data.records import bytes_of
 from orpo_ray.errors import UserError
@@ -125,11 +126,6 @@ def write_annotations(path: Path, annotations: Iterable[Annotation]) -> None:
     _write_array(path, (_without_none(row, *optional) for row in rows))
 
 
-def read_annotations(path: Path) -> list[Annotation]:
-    """Of what AlpacaEval writes; `preference` may be absent, and 0, its older sign for a draw, is read as 1.5."""
-    return [annotation(location, row) for location, row in records(path)]
-
-
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """As JSON lines, which `gen_judgment.py` takes."""
     write_lines(path, ({
@@ -182,7 +178,10 @@ def write_responses(path: Path, responses: Iterable[Response]) -> None:
 
 
 def read_responses(path: Path) -> list[Response]:
-    """Raises `UserError` where two are to the same prompt and differ, too: it has no place for a second round."""
+    """Those in samples that `lm-eval` has logged, too (`samples_ifeval_DATE.jsonl`).
+
+    Raises `UserError` where two are to the same prompt and differ: it has no place for a second round.
+    """
     found = dict[str, Response]()
     for response in _read(path, _response):
         if found.setdefault(response.prompt, response) != response:
@@ -240,7 +239,10 @@ def instruction_of(row: Row) -> str:
 
 
 def annotation(location: str, row: Row) -> Annotation:
-    """A record of `annotations.json`. Raises `UserError`, naming the record."""
+    """A record of `annotations.json`. `preference` may be absent; 0, AlpacaEval's older sign for a draw, is 1.5.
+
+    Raises `UserError`, naming the record.
+    """
     return _checked(_annotation, location, row)
 
 
@@ -343,6 +345,9 @@ def _judgment(location: str, row: Row) -> Judgment:
 
 
 def _response(_: str, row: Row) -> Response:
+    if LOGGED in row:
+        prompt, response = of_logged_sample(row)
+        return Response(prompt=prompt, response=response)
     return Response(prompt=member(row, "prompt", str), response=member(row, "response", str))
 
 

@@ -5,6 +5,9 @@ instruction is followed *strictly* where its checker finds so in the response as
 or one of seven variants: without the first line, the last or both, each with and without asterisks. The four numbers
 are the share of prompts all of whose instructions are followed and the share of instructions, strictly and loosely.
 
+A prompt without a response counts as one with an empty response: not followed, and named. A share of those that have
+one would be a number of other prompts, and the public one is of all.
+
 The checkers are applied in the order of `lm-eval`'s `process_results`, and so give what it gives with `langdetect` and
 Python's generator seeded with 0; `ifeval_checkers` says what else is held fixed.
 """
@@ -91,7 +94,7 @@ class IfevalResult:
     kinds: Mapping[str, Mapping[str, int]]
     """Of each kind of instruction, by name: `n`, and how many were followed, `strict` and `loose`."""
     missing: tuple[Key, ...]
-    """Prompts without a response, which are left out of all numbers."""
+    """Prompts without a response, whose instructions count as not followed."""
     without_prompt: int
     """Responses to none of the prompts, left out."""
     empty: tuple[Key, ...]
@@ -111,8 +114,8 @@ class IfevalResult:
         """What a reader must know before comparing, in sentences."""
         n = self.prompt_strict.n
         told: dict[str, Sequence[Key]] = {
-            f"{len(self.missing)} of {n + len(self.missing)} prompts have no response and are left out": self.missing,
-            f"{len(self.empty)} of {n} responses are empty, and follow nothing": self.empty,
+            f"{len(self.missing)} of {n} prompts have no response, and count as not followed": self.missing,
+            f"{len(self.empty)} of {n - len(self.missing)} responses are empty, and follow nothing": self.empty,
             f"{len(self.undetected)} instructions count as followed only since langdetect found no language": [
                 each.key for each in self.undetected
             ],
@@ -141,15 +144,15 @@ def measure(
     """The numbers of one response to each prompt. `source` names the responses in messages; `seed` draws the intervals'
     `resamples`.
 
-    Raises `UserError` where a prompt has two responses that differ, where none has any, where an instruction has no
-    checker or not the arguments that it needs, and where `lm-eval` is not installed.
+    Raises `UserError` where a prompt has two responses that differ, where there are some and none is to a prompt, where
+    an instruction has no checker or not the arguments that it needs, and where `lm-eval` is not installed.
     """
     texts = _by_prompt(responses, source)
     answered = [prompt for prompt in prompts if prompt.text in texts]
-    if not answered:
+    if texts and not answered:
         raise UserError(f"{source}: none of the {len(texts)} responses is to one of the {len(prompts)} prompts")
     with open_checkers() as checkers:
-        checked = [_check(checkers, prompt, texts[prompt.text]) for prompt in answered]
+        checked = [_check(checkers, prompt, texts.get(prompt.text, "")) for prompt in prompts]
     strict = [[each.strict.followed for each in prompt] for prompt in checked]
     loose = [[each.loose.followed for each in prompt] for prompt in checked]
     every = [each for prompt in checked for each in prompt]

@@ -1,26 +1,31 @@
 """MT-Bench: how well a judge rates a model's answers, of two turns and eight categories (Zheng et al., arXiv
 2306.05685).
 
-A *rating* is 1 to 10. The score is the mean over all ratings of both turns, as FastChat's `show_result.py` takes it.
-What could not be read as a rating, -1 in its files, is left out there and here, and named here.
+A *rating* is 1 to 10. The score is the mean over all ratings of both turns, as FastChat's `show_result.py` takes it
+(`statistics.rated_answers`, which an evaluation's page has it from, too). What could not be read as a rating, -1 in its
+files, is left out there and here, and named here.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orpo_ray.errors import UserError
 from orpo_ray.leaderboards.files import Judgment, Number, Question
-from orpo_ray.statistics.winrate import prompt_interval
+from orpo_ray.statistics.judge_noise import Noise, judge_noise
+from orpo_ray.statistics.rated_answers import SCALE, MeanRating, mean_rating
 
-LOWEST, HIGHEST = 1.0, 10.0
+Floats = NDArray[np.float64]
+Part = TypeVar("Part")
+
+LOWEST, HIGHEST = SCALE
 CATEGORIES = "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"
 """Ten questions of each in this order, numbered from 81."""
 FIRST = 81
@@ -40,29 +45,6 @@ def rating(text: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Score:
-    """A mean of ratings."""
-
-    score: float
-    ci95: tuple[float, float]
-    """Bootstrap over questions, with all of a question's turns and judgings together."""
-    ratings: int
-    questions: int
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How far a judge is from itself, where it rated answers more than once."""
-
-    answers: int
-    """With two ratings or more."""
-    sd: float
-    """Of a rating around the mean of its answer's, all answers together (pooled, ddof 1 each)."""
-    score_sd: float
-    """Of a score that rates each answer once: sd / √answers rated. Two such scores differ by √2 times that."""
-
-
-@dataclass(frozen=True)
 class Place:
     """An answer, by its question and turn."""
 
@@ -76,10 +58,10 @@ class Result:
 
     model: str
     judge: str | None
-    score: Score | None
+    score: MeanRating | None
     """None where there is no rating."""
-    turns: dict[int, Score]
-    categories: dict[str, Score]
+    turns: dict[int, MeanRating]
+    categories: dict[str, MeanRating]
     """In MT-Bench's order where they are its own, as the paper's Figure 10 has them; empty where they are not known."""
     unreadable: tuple[Place, ...]
     """Judgings without a rating, in order of the file; an answer may be there more than once."""
@@ -109,29 +91,35 @@ def _result(
 ) -> Result:
     kept, copies = _without_copies(judgments)
     places = {Place(each.question_id, each.turn): each for each in kept}
+    turns = sorted({place.turn for place in places})
     if questions is not None:
         for place, judgment in places.items():
             question = questions.get(place.question_id)
             if question is None or place.turn > len(question.turns):
                 what = f"question {place.question_id}" if question is None else f"turn {place.turn} of its question"
                 raise UserError(f"{judgment.location}: is on {what}, which the prompts do not have")
+        numbers = list(questions)
         wanted = [Place(each.question_id, i + 1) for each in questions.values() for i in range(len(each.turns))]
     else:
-        turns = sorted({place.turn for place in places})
-        wanted = [Place(number, turn) for number in dict.fromkeys(each.question_id for each in kept) for turn in turns]
-    rated = [each for each in kept if _is_rating(each.score)]
+        numbers = sorted({place.question_id for place in places}, key=lambda each: (isinstance(each, str), each))
+        wanted = [Place(number, turn) for number in numbers for turn in turns]
     category = _categories(kept, questions)
+    ratings = _ratings(kept, numbers, turns)
+    noise = judge_noise(*[ratings.reshape(-1, ratings.shape[3])] * 2)
     return Result(
         model=model,
         judge=judge,
-        score=_score(rated),
-        turns=_scores(rated, lambda each: each.turn, sorted({each.turn for each in rated})),
-        categories=_scores(rated, lambda each: category[each.question_id], list(dict.fromkeys(category.values())))
-        if category
-        else {},
+        score=_told(ratings),
+        turns=_means({turn: ratings[:, :, [i]] for i, turn in enumerate(turns)}),
+        categories=_means(
+            {
+                name: ratings[[category[number] == name for number in numbers]]
+                for name in dict.fromkeys(category.values())
+            }
+        ),
         unreadable=tuple(Place(each.question_id, each.turn) for each in kept if not _is_rating(each.score)),
         missing=tuple(place for place in wanted if place not in places),
-        noise=_noise(rated),
+        noise=None if isinstance(noise, str) else noise,
         copies=copies,
     )
 
@@ -151,48 +139,42 @@ def _without_copies(judgments: Sequence[Judgment]) -> tuple[list[Judgment], int]
     return kept, len(judgments) - len(kept)
 
 
-def _categories(judgments: Sequence[Judgment], questions: Mapping[Number, Question] | None) -> dict[Number, str] | None:
-    """By question, in MT-Bench's order of categories where these are its own."""
+def _categories(judgments: Sequence[Judgment], questions: Mapping[Number, Question] | None) -> dict[Number, str]:
+    """By question, in MT-Bench's order of categories where these are its own; empty where they are not known."""
     if questions is not None:
         named = {number: question.category for number, question in questions.items()}
     else:
         numbers = {each.question_id for each in judgments}
         own = range(FIRST, FIRST + 10 * len(CATEGORIES))
         if not all(number in own for number in numbers):
-            return None
+            return {}
         named = {number: CATEGORIES[(int(number) - FIRST) // 10] for number in numbers}
     order = {name: i for i, name in enumerate(CATEGORIES)}
     return dict(sorted(named.items(), key=lambda item: order.get(item[1], len(order))))
 
 
-def _scores(rated: Sequence[Judgment], part: Callable[[Judgment], Any], parts: Iterable[Any]) -> dict[Any, Score]:
-    found = {each: _score([judgment for judgment in rated if part(judgment) == each]) for each in parts}
-    return {each: score for each, score in found.items() if score is not None}
+def _ratings(judgments: Sequence[Judgment], numbers: Sequence[Number], turns: Sequence[int]) -> Floats:
+    """`(questions, 1, turns, judgings)`, as `statistics.rated_answers` has them; NaN where there is none.
+
+    The judgings of an answer are in order of their time stamps, and of the file where they have none.
+    """
+    of_answer: dict[Place, list[float]] = defaultdict(list)
+    for each in sorted(judgments, key=lambda each: each.tstamp or 0.0):
+        score = each.score if each.score is not None and _is_rating(each.score) else np.nan
+        of_answer[Place(each.question_id, each.turn)].append(score)
+    ratings = np.full((len(numbers), 1, len(turns), max(map(len, of_answer.values()))), np.nan)
+    row, column = ({name: i for i, name in enumerate(names)} for names in (numbers, turns))
+    for place, scores in of_answer.items():
+        ratings[row[place.question_id], 0, column[place.turn], : len(scores)] = scores
+    return ratings
 
 
-def _score(rated: Sequence[Judgment]) -> Score | None:
-    if not rated:
-        return None
-    by_question: dict[Number, list[float]] = defaultdict(list)
-    for each in rated:
-        assert each.score is not None
-        by_question[each.question_id].append(each.score)
-    span = HIGHEST - LOWEST  # the interval's own bounds are 0 and 1
-    sums = np.array([sum((value - LOWEST) / span for value in values) for values in by_question.values()])
-    counts = np.array([len(values) for values in by_question.values()], dtype=np.float64)
-    low, high = prompt_interval(sums, counts, resamples=10_000, seed=0)
-    mean = math.fsum(value for values in by_question.values() for value in values) / len(rated)
-    return Score(mean, (LOWEST + span * low, LOWEST + span * high), len(rated), len(by_question))
+def _told(ratings: Floats) -> MeanRating | None:
+    found = mean_rating(ratings)
+    return None if isinstance(found, str) else found
 
 
-def _noise(rated: Sequence[Judgment]) -> Noise | None:
-    by_answer: dict[Place, list[float]] = defaultdict(list)
-    for each in rated:
-        assert each.score is not None
-        by_answer[Place(each.question_id, each.turn)].append(each.score)
-    again = [np.array(values) for values in by_answer.values() if len(values) > 1]
-    if not again:
-        return None
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in again)
-    sd = math.sqrt(squares / sum(len(values) - 1 for values in again))
-    return Noise(len(again), sd, sd / math.sqrt(len(by_answer)))
+def _means(parts: Mapping[Part, Floats]) -> dict[Part, MeanRating]:
+    """Of those parts that have a rating."""
+    found = {part: _told(ratings) for part, ratings in parts.items()}
+    return {part: mean for part, mean in found.items() if mean is not None}

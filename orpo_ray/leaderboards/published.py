@@ -1,4 +1,4 @@
-"""One's own models among published numbers, which are read from a file of the user's and stay marked as published.
+"""Published numbers, among which one's own are shown, read from a file of the user's.
 
 No published number is shipped. AlpacaEval's own tables can be read as they are, and so can any other with a column of
 names and one of numbers. Left out: whether the published ones were made by the same judge, prompts and sampling. A
@@ -8,7 +8,7 @@ table does not say, and only then do they compare; who shows them beside each ot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,6 @@ class Entry:
     name: str
     numbers: dict[str, float]
     """By column, those that are told; in the units of the table, percent on AlpacaEval's."""
-    published: bool
-    """Told by somebody's file, not found here."""
 
 
 def read_published(path: Path, columns: Sequence[str]) -> list[Entry]:
@@ -42,15 +40,9 @@ def read_published(path: Path, columns: Sequence[str]) -> list[Entry]:
     return told
 
 
-def leaderboard(ours: Mapping[str, Mapping[str, float | None]], published: Iterable[Entry], by: str) -> list[Entry]:
-    """All, the highest `by` first, and those without it last. A name that is on both sides stays there twice."""
-    own = [
-        Entry(name, {column: value for column, value in numbers.items() if value is not None}, published=False)
-        for name, numbers in ours.items()
-    ]
-    return sorted(
-        [*own, *published], key=lambda entry: (-entry.numbers.get(by, -math.inf), entry.published, entry.name)
-    )
+def ranked(entries: Iterable[Entry], by: str) -> list[Entry]:
+    """The highest `by` first, and those without it last."""
+    return sorted(entries, key=lambda entry: (-entry.numbers.get(by, -math.inf), entry.name))
 
 
 def _entry(location: str, row: Row, columns: Sequence[str]) -> Entry:
@@ -66,4 +58,4 @@ def _entry(location: str, row: Row, columns: Sequence[str]) -> Entry:
             raise UserError(f"{location}: {error}") from None
         if value is not None:
             numbers[column] = value
-    return Entry(name, numbers, published=True)
+    return Entry(name, numbers)

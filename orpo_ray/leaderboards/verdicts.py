@@ -186,6 +186,11 @@ def _of_ratings(found: mt_bench.Result) -> Row:
         said.append(f"{len(found.unreadable)} judgings have no rating from 1 to 10 and are left out")
     if found.missing:
         said.append(f"{len(found.missing)} answers have no judging")
+    if found.score and abs(found.score.by_answer - found.score.mean) > 1e-9:
+        said.append(
+            "answers were judged unequally often, and those with more ratings weigh more, as in show_result.py; each "
+            f"counting once, the score is {found.score.by_answer:.4f}"
+        )
     if found.copies:
         said.append(f"{found.copies} records are left out: they repeat another with its time stamp")
     return {**asdict(found), "remarks": said}

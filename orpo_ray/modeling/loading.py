@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from orpo_ray.config import ModelConfig
+from orpo_ray.config.paths import expanded
 from orpo_ray.data import toyworld
 from orpo_ray.data.prepare import Highest
 from orpo_ray.errors import UserError
@@ -232,7 +233,7 @@ def _quiet() -> Iterator[None]:
 def locate(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """The folder that `name` stands for (of a run: its `model/`), absolute; or a Hub id, and of what revision, which
     stands behind it or is `revision`."""
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if os.path.isfile(path / "model" / "config.json"):  # `Path.is_file` raises where a name is too long
         path = path / "model"
     if os.path.isdir(path):
@@ -246,7 +247,7 @@ def model_folder(name: str) -> Path:
 
     Raises `UserError` where there is neither a model nor an adapter.
     """
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long
         if (path / "model" / "config.json").is_file():
             path = path / "model"

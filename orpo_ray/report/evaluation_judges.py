@@ -18,6 +18,12 @@ Row = dict[str, str]
 
 LOWEST, HIGHEST = 1.0, 10.0
 """Of a rating."""
+FIRST_PLACE, BOTH_ORDERS = "what the first place is worth", "same verdict in both orders"
+JUDGED_AGAIN, MEAN_RATING = "judged again", "mean rating"
+_COLUMNS = {
+    "position_bias": FIRST_PLACE, "consistency": BOTH_ORDERS, "noise": JUDGED_AGAIN, "score": MEAN_RATING,
+}  # fmt: skip
+"""By the number that may be unknown."""
 FEWEST_AXES = 3
 """Categories of fewer make no radar."""
 
@@ -30,6 +36,7 @@ def sections(judges: Mapping[str, Judge], models: list[str]) -> list[dict[str, A
             "described": [(name.replace("_", " "), _value(value)) for name, value in judge.described.items()],
             "counts": _counts(judge),
             "trust": [_trust(pair) for pair in judge.pairs],
+            "unknown": _unknown(judge),
             "rated": [_rated(model, judge.rated[model]) for model in models if model in judge.rated],
             "radar": radar(judge, models, label),
         }
@@ -54,16 +61,19 @@ def _trust(pair: JudgedPair) -> Row:
     bias, consistency = pair.position_bias, pair.consistency
     return {
         "pair": f"{pair.model} and {pair.against}",
-        "what the first place is worth": _unknown(pair.unknown, "position_bias")
+        FIRST_PLACE: _lacking(pair.unknown, "position_bias")
         if bias is None
         else f"{_signed(bias.bias)} points ({_signed(bias.ci95[0])} to {_signed(bias.ci95[1])})",
-        "same verdict in both orders": "–"
+        "found from": "–" if bias is None else "both orders of each" if bias.both_orders else "one order of each",
+        BOTH_ORDERS: _lacking(pair.unknown, "consistency")
         if consistency is None
         else f"{percent(consistency.consistent, 1)} of {number(consistency.comparisons)}",
         "asked, first model shown first": number(pair.asked[0]),
         "asked, shown second": number(pair.asked[1]),
         "unreadable": _of(sum(pair.unreadable), sum(pair.asked)),
-        "judged again": _noise(pair.noise),
+        "too long for the judge": number(sum(pair.too_long)),
+        "comparisons left out": number(pair.left_out),
+        JUDGED_AGAIN: _lacking(pair.unknown, "noise") if pair.noise is None else _noise(pair.noise),
     }
 
 
@@ -71,11 +81,12 @@ def _rated(model: str, rated: Rated) -> Row:
     turns = {f"turn {turn}": _mean(mean) for turn, mean in enumerate(rated.turns, 1)} if len(rated.turns) > 1 else {}
     return {
         "model": model,
-        "mean rating": _unknown(rated.unknown, "score") if rated.score is None else _mean(rated.score),
+        MEAN_RATING: _lacking(rated.unknown, "score") if rated.score is None else _mean(rated.score),
         **turns,
         **{category: number(mean and mean.mean, 2) for category, mean in rated.categories.items()},
         "unreadable": _of(sum(rated.unreadable), sum(rated.asked)),
-        "judged again": _noise(rated.noise),
+        "too long for the judge": number(sum(rated.too_long)),
+        JUDGED_AGAIN: _lacking(rated.unknown, "noise") if rated.noise is None else _noise(rated.noise),
     }
 
 
@@ -123,15 +134,31 @@ def _mean(found: MeanRating | None) -> str:
     return "–" if found is None else f"{found.mean:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
 
 
-def _noise(noise: Noise | None) -> str:
-    if noise is None:
-        return "–"
+def _noise(noise: Noise) -> str:
     means = " and ".join(f"{mean:.3g}" for mean in noise.means)
-    return f"{percent(noise.flips, 1)} flip; {means}"
+    return f"{percent(noise.flips, 1)} flip" + (f"; {means}" if means else "")
 
 
-def _unknown(unknown: Mapping[str, str], name: str) -> str:
-    return f"cannot be told: {unknown[name]}" if name in unknown else "–"
+def _lacking(unknown: Mapping[str, str], name: str) -> str:
+    """In the place of a number that is not there; `_unknown` says why."""
+    return "cannot be told" if name in unknown else "–"
+
+
+def _unknown(judge: Judge) -> list[str]:
+    """What cannot be told and why, a sentence for each reason, with whom it is of where it is not of all."""
+    pairs = [(f"{pair.model} and {pair.against}", pair.unknown) for pair in judge.pairs]
+    rated = [(model, found.unknown) for model, found in judge.rated.items()]
+    sentences = []
+    for every in (pairs, rated):
+        for name, column in _COLUMNS.items():
+            whose: dict[str, list[str]] = {}
+            for who, unknown in every:
+                if name in unknown:
+                    whose.setdefault(unknown[name], []).append(who)
+            for reason, theirs in whose.items():
+                whom = "" if len(theirs) == len(every) else f" of {'; '.join(theirs)}"
+                sentences.append(f"“{column.capitalize()}” cannot be told{whom}: {reason}.")
+    return sentences
 
 
 def _of(count: int, whole: int) -> str:

@@ -62,7 +62,7 @@ def _rewards(numbers: Numbers, label: str, model: Model) -> Row:
         "median tokens": _tokens(lengths.median if lengths else None),
         "p90 tokens": _tokens(lengths.p90 if lengths else None),
         "longest": _tokens(lengths.max if lengths else None),
-        f"cut at {number(numbers.sampling.max_tokens)}": _share(model.cut, model.responses),
+        f"cut at {number(numbers.sampling.max_tokens)}": _share(model.cut, model.responses) if model.was_asked else "–",
         "empty": _share(model.empty, model.responses),
     }
 

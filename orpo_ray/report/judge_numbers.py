@@ -30,8 +30,8 @@ class Noise(BaseModel):
     flips: float
     sd: float
     means: list[float]
-    sd_of_means: float
-    sd_by_chance: float
+    sd_of_means: float | None
+    sd_by_chance: float | None
 
 
 class JudgedPair(BaseModel):
@@ -44,6 +44,7 @@ class JudgedPair(BaseModel):
     noise: Noise | None
     asked: tuple[int, int]
     unreadable: tuple[int, int]
+    too_long: tuple[int, int] = (0, 0)
     left_out: int
     unknown: dict[str, str]
 
@@ -63,6 +64,7 @@ class Rated(BaseModel):
     noise: Noise | None
     asked: list[int]
     unreadable: list[int]
+    too_long: list[int] = []
     unknown: dict[str, str]
     categories: dict[str, MeanRating | None]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from orpo_ray.errors import UserError
 from orpo_ray.report.numbers import number, percent
 
 Row = dict[str, str]
@@ -26,7 +28,7 @@ class Published(BaseModel):
 class Leaderboard(BaseModel):
     """As `winrates.json` has it."""
 
-    ranked_by: str
+    ranked_by: Literal["win_rate", "length_controlled_winrate", "score", "prompt_strict"]
     rows: list[dict[str, Any]]
     published: list[Published]
 
@@ -54,7 +56,7 @@ class _AlpacaEval(BaseModel):
 
 
 class _Score(BaseModel):
-    score: float
+    mean: float
     ci95: Interval
 
 
@@ -86,7 +88,6 @@ class _Failure(BaseModel):
 class _Ifeval(BaseModel):
     model: str
     round: int
-    not_answered: int
     prompt_strict: _Rate
     instruction_strict: _Rate
     prompt_loose: _Rate
@@ -95,22 +96,28 @@ class _Ifeval(BaseModel):
     remarks: list[str]
 
 
-def sections(leaderboards: Mapping[str, Leaderboard]) -> list[dict[str, Any]]:
-    """Of each benchmark its title, rows with published ones among them, remarks, and failed instructions by model."""
-    return [
-        {
-            "title": TITLES.get(name, name), "published": bool(found.published),
-            "left_out": max(len(found.published) - SHOWN_PUBLISHED, 0), **_MAKERS[name](found),
-        }
-        for name, found in leaderboards.items()
-        if name in _MAKERS and found.rows
-    ]  # fmt: skip
+def sections(leaderboards: Mapping[str, Leaderboard], source: Path) -> list[dict[str, Any]]:
+    """Of each benchmark its title, rows with published ones among them, their order, remarks, and failed instructions
+    by model. Raises `UserError`, naming `source`, where the rows are none of the benchmark's."""
+    sections = []
+    for name, found in leaderboards.items():
+        if name in _MAKERS and found.rows:
+            try:
+                made = _MAKERS[name](found)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise UserError(f"{source}: leaderboards.{name}.rows: {where}: {first['msg']}") from None
+            left_out = max(len(found.published) - SHOWN_PUBLISHED, 0)
+            published = {"published": bool(found.published), "left_out": left_out}
+            sections.append({"title": TITLES.get(name, name), **published, **made})
+    return sections
 
 
 def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
     rows = [_AlpacaEval.model_validate(row) for row in found.rows]
-    table = [(getattr(row, found.ranked_by), {
-        **_whose(row.model, row.judge, row.round),
+    table = [(getattr(row, found.ranked_by, None), {
+        "model": row.model, "judge": row.judge, **_round(row.round, found),
         "win-rate": f"{row.win_rate:.2f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.2f}"),
         "95% interval": _percents(row.ci95, 1),
         "length-controlled, AlpacaEval 2's": _or(row.length_controlled_winrate),
@@ -121,34 +128,38 @@ def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
         "the same": number(row.identical),
     }) for row in rows]  # fmt: skip
     columns = {"win-rate": "win_rate", "length-controlled, AlpacaEval 2's": "length_controlled_winrate"}
-    remarks = [f"{row.model}, by {row.judge}: {remark}." for row in rows for remark in row.remarks]
-    return {"rows": _among(table, found, columns), "remarks": remarks, "failures": []}
+    remarks = _said((f"{row.model}, by {row.judge}", row.round, row.remarks) for row in rows)
+    order = {name: column for column, name in columns.items()}.get(found.ranked_by, "win-rate")
+    return {"rows": _among(table, found, columns), "order": order, "remarks": remarks, "failures": []}
 
 
 def _mt_bench(found: Leaderboard) -> dict[str, Any]:
     rows = [_MtBench.model_validate(row) for row in found.rows]
-    table = [(row.score.score if row.score else None, {
-        **_whose(row.model, row.judge, row.round),
+    table = [(row.score.mean if row.score else None, {
+        "model": row.model, "judge": row.judge, **_round(row.round, found),
         "score": _score(row.score),
         **{f"turn {turn}": _score(score) for turn, score in row.turns.items()},
-        **{category: f"{score.score:.2f}" for category, score in row.categories.items()},
+        **{category: f"{score.mean:.2f}" for category, score in row.categories.items()},
         "unreadable": number(len(row.unreadable)),
     }) for row in rows]  # fmt: skip
-    remarks = [f"{row.model}, by {row.judge}: {remark}." for row in rows for remark in row.remarks]
-    unread = [f"{row.model}, by {row.judge}: unreadable are {_places(row)}." for row in rows if row.unreadable]
-    return {"rows": _among(table, found, {"score": "score"}), "remarks": remarks + unread, "failures": []}
+    remarks = _said((f"{row.model}, by {row.judge}", row.round, [*row.remarks, *_unreadable(row)]) for row in rows)
+    among = _among(table, found, {"score": "score"})
+    return {"rows": among, "order": "score", "remarks": remarks, "failures": []}
 
 
-def _places(row: _MtBench) -> str:
-    """Of what was unreadable, each once."""
-    places = dict.fromkeys(f"question {place['question_id']} turn {place['turn']}" for place in row.unreadable)
-    return ", ".join([*places][:MOST_FAILURES])
+def _unreadable(row: _MtBench) -> list[str]:
+    """Where, each place once."""
+    turns: dict[Any, dict[int, None]] = {}
+    for place in row.unreadable:
+        turns.setdefault(place["question_id"], {})[place["turn"]] = None
+    places = [f"{question} ({', '.join(map(str, sorted(own)))})" for question, own in turns.items()]
+    return [f"unreadable, by question (and turn), are {', '.join(places[:MOST_FAILURES])}"] if places else []
 
 
 def _ifeval(found: Leaderboard) -> dict[str, Any]:
     rows = [_Ifeval.model_validate(row) for row in found.rows]
     table = [(100 * row.prompt_strict.rate, {
-        "model": _named(row.model, row.round),
+        "model": row.model, **_round(row.round, found),
         "prompts, strict": _rate(row.prompt_strict),
         "instructions, strict": _rate(row.instruction_strict),
         "prompts, loose": _rate(row.prompt_loose),
@@ -156,9 +167,7 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
         "prompts ": number(row.prompt_strict.n),
         "instructions ": number(row.instruction_strict.n),
     }) for row in rows]  # fmt: skip
-    remarks = [f"{row.model}: {note}." for row in rows for note in row.remarks]
-    remarks += [f"{row.model} has no answer to {row.not_answered} prompts, which count as not followed." for row in rows
-                if row.not_answered]  # fmt: skip
+    remarks = _said((row.model, row.round, row.remarks) for row in rows)
     failures = [
         (
             _named(row.model, row.round),
@@ -175,6 +184,7 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "rows": _among(table, found, {"prompts, strict": "prompt_strict"}),
+        "order": "prompts, strict",
         "remarks": remarks,
         "failures": failures,
     }
@@ -186,8 +196,10 @@ _MAKERS: dict[str, Callable[[Leaderboard], dict[str, Any]]] = {
 
 
 def _among(own: Sequence[tuple[float | None, Row]], found: Leaderboard, columns: Mapping[str, str]) -> list[Row]:
-    """Best first, those without the number last. Published ones say that they are, and have numbers in `columns`."""
-    blank = dict.fromkeys(own[0][1], "–")
+    """Best first, those without the number last. Published ones say that they are, and have numbers in `columns`. All
+    rows have the columns that any has: a model may have no rating in a category."""
+    blank = dict.fromkeys((column for _, row in own for column in row), "–")
+    own = [(rank, {**blank, **row}) for rank, row in own]
     published = [
         (entry.numbers.get(found.ranked_by),
          {**blank, "model": f"{entry.name} (published)",
@@ -197,8 +209,30 @@ def _among(own: Sequence[tuple[float | None, Row]], found: Leaderboard, columns:
     return [row for _, row in sorted([*own, *published], key=lambda each: (each[0] is None, -(each[0] or 0)))]
 
 
-def _whose(model: str, judge: str, round: int) -> Row:
-    return {"model": _named(model, round), "judge": judge}
+def _said(rows: Iterable[tuple[str, int, Sequence[str]]]) -> list[str]:
+    """Each remark once, with whose it is and, where not all rounds have it, in which: `rows` of who, round, remarks."""
+    rounds: dict[str, list[int]] = {}
+    found: dict[str, dict[str, list[int]]] = {}
+    for who, round, remarks in rows:
+        rounds.setdefault(who, []).append(round)
+        for remark in remarks:
+            found.setdefault(remark, {}).setdefault(who, []).append(round)
+    return [f"{_whom(theirs, rounds)}: {remark}." for remark, theirs in found.items()]
+
+
+def _whom(theirs: Mapping[str, Sequence[int]], rounds: Mapping[str, Sequence[int]]) -> str:
+    if len(rounds) > 1 and theirs == rounds:
+        return "All"
+    names = [
+        who if own == rounds[who] else f"{who}, round {' and '.join(str(round + 1) for round in own)}"
+        for who, own in theirs.items()
+    ]
+    return "; ".join(names)
+
+
+def _round(round: int, found: Leaderboard) -> Row:
+    """A column of its own where there is more than one."""
+    return {"round": str(round + 1)} if any(row["round"] for row in found.rows) else {}
 
 
 def _named(model: str, round: int) -> str:
@@ -220,7 +254,7 @@ def _here(found: _Here) -> str:
 
 
 def _score(found: _Score | None) -> str:
-    return "–" if found is None else f"{found.score:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
+    return "–" if found is None else f"{found.mean:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
 
 
 def _rate(found: _Rate) -> str:

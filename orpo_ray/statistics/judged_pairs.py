@@ -15,7 +15,6 @@ words, and whether verdicts that could not be read would have been like the othe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,35 +45,19 @@ class Verdicts:
     that is there without having been asked, such as 0.5 of answers that are the same to the letter, counts in the
     win-rate and says nothing of the judge."""
     asked: Flags
+    too_long: Flags | None = None
+    """Of those asked for, where the judge had no room and said nothing, which is no fault of its words; None: nowhere.
+    As for a verdict that cannot be read, the comparison is then left out."""
 
     def __post_init__(self) -> None:
         if self.first.ndim != 4 or self.first.shape[2] != 2 or self.first.shape != self.asked.shape:
             raise ValueError(
                 f"expected two of (prompts, rounds, 2, judgings), found {self.first.shape} and {self.asked.shape}"
             )
+        if self.too_long is not None and (self.too_long & (~self.asked | ~np.isnan(self.first))).any():
+            raise ValueError("expected neither a verdict where the judge had no room, nor one that was not asked for")
         if not (np.isnan(self.first) | ((self.first >= 0) & (self.first <= 1))).all():
             raise ValueError("expected probabilities from 0 to 1, or NaN where there is none, found another")
-
-    @classmethod
-    def of(cls, rows: Iterable[tuple[int, int, bool, int, float | None, bool]], prompts: int, rounds: int) -> Verdicts:
-        """From rows of prompt, round, whether A's answer was shown first, judging, the probability that A's is the
-        better one (None: there is no verdict, for whatever reason), and whether the judge was needed for it at all.
-
-        Raises `ValueError` where the same is there twice.
-        """
-        found: dict[tuple[int, int, int, int], tuple[float, bool]] = {}
-        for prompt, round_, a_first, judging, probability, asked_for in rows:
-            order = 0 if a_first else 1
-            place = (prompt, round_, order, judging)
-            if place in found:
-                raise ValueError(f"prompt {prompt}, round {round_}, order {order}, judging {judging} is there twice")
-            for_a = np.nan if probability is None else probability
-            found[place] = (for_a if a_first else 1 - for_a, asked_for)
-        shape = (prompts, rounds, 2, 1 + max((place[3] for place in found), default=0))
-        first, asked = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-        for place, (given, asked_for) in found.items():
-            first[place], asked[place] = given, asked_for
-        return cls(first, asked)
 
 
 @dataclass(frozen=True)
@@ -117,8 +100,10 @@ class JudgedPair:
     """Verdicts asked for with A's answer first, and with B's."""
     unreadable: tuple[int, int]
     """Of these, those that had no verdict to be read."""
+    too_long: tuple[int, int]
+    """Of these, those that the judge had no room for."""
     left_out: int
-    """Comparisons without an outcome, since an order that was asked could not be read."""
+    """Comparisons without an outcome, since an order that was asked could not be read, or was too long."""
     unknown: dict[str, str]
     """Why each of the numbers above that is None cannot be told, in words that fit behind "cannot be told:"."""
 
@@ -127,7 +112,10 @@ def judged_pair(verdicts: Verdicts, *, resamples: int = 10_000, seed: int = 0) -
     """All numbers of one pair. `seed` draws the intervals' `resamples`; nothing else is random."""
     outcomes = outcomes_of_verdicts(verdicts)
     asked, orders = verdicts.asked, (0, 1, 3)
-    asked_for, missed = asked.sum(axis=orders), (asked & np.isnan(verdicts.first)).sum(axis=orders)
+    long = np.zeros_like(asked) if verdicts.too_long is None else verdicts.too_long
+    asked_for, missed, no_room = (
+        each.sum(axis=orders) for each in (asked, asked & np.isnan(verdicts.first) & ~long, long)
+    )
     unknown: dict[str, str] = {}
     return JudgedPair(
         win_rate=told("win_rate", _win_rate(outcomes, asked, resamples, seed), unknown),
@@ -136,6 +124,7 @@ def judged_pair(verdicts: Verdicts, *, resamples: int = 10_000, seed: int = 0) -
         noise=told("noise", _noise(verdicts), unknown),
         asked=(int(asked_for[0]), int(asked_for[1])),
         unreadable=(int(missed[0]), int(missed[1])),
+        too_long=(int(no_room[0]), int(no_room[1])),
         left_out=int((asked.any(axis=(2, 3)) & np.isnan(outcomes)).sum()),
         unknown=unknown,
     )

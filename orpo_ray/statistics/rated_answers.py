@@ -4,13 +4,20 @@ Arrays are `(questions, rounds, turns, judgings)`: a judge may be asked the same
 independent, the second being asked with the first answer in view, so the question is the unit: all its turns, rounds
 and judgings together.
 
+The mean is over *ratings*, every one alike, as MT-Bench's own `show_result.py` takes it: what is called its score is
+what it prints of the same ratings. Where answers were judged equally often that is the mean over answers, each the mean
+of its judgings, as well. Where they were not, an answer with more ratings weighs more; `by_answer` says what the other
+mean would be. The interval is that of a ratio of sums over questions, which holds in both cases.
+
 Left out: other judges and other questions of other kinds. An interval over the 80 questions of MT-Bench says what
 another 80 of their sort would give from the same judge.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +28,21 @@ from orpo_ray.statistics.winrate import prompt_interval
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+SCALE = 1.0, 10.0
+"""The lowest and the highest rating of MT-Bench."""
 
 
 @dataclass(frozen=True)
 class MeanRating:
     mean: float
-    """Over all answers that have a rating, each the mean of its judgings."""
+    """Over all ratings."""
     ci95: tuple[float, float]
-    """Bootstrap over questions."""
+    """Bootstrap over questions, all ratings of a question together."""
+    by_answer: float
+    """The mean over answers, each the mean of its ratings: another number where some have more of them than others."""
+    ratings: int
     answers: int
+    """Those that have a rating."""
     questions: int
 
 
@@ -43,6 +56,8 @@ class Rated:
     """Ratings asked for, by turn."""
     unreadable: tuple[int, ...]
     """Of these, those that had no rating to be read: left out, not counted as nought."""
+    too_long: tuple[int, ...]
+    """Of these, those that the judge had no room for, so that it said nothing: left out as well."""
     unknown: dict[str, str]
     """Why `score`, `turn_1`, … or `noise` is None, in words that fit behind "cannot be told:"."""
 
@@ -50,12 +65,14 @@ class Rated:
 def rated_answers(
     ratings: Floats,
     asked: Flags,
+    too_long: Flags | None = None,
     *,
-    scale: tuple[float, float] = (1.0, 10.0),
+    scale: tuple[float, float] = SCALE,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Rated:
-    """`ratings (questions, rounds, turns, judgings)`, NaN where unreadable or not `asked`; `scale`: lowest and highest.
+    """`ratings (questions, rounds, turns, judgings)`, NaN where unreadable or not `asked`; `too_long`: of those asked,
+    where the judge had no room (default: nowhere); `scale`: lowest and highest.
 
     `seed` draws the intervals' `resamples`; nothing else is random. Raises `ValueError` for other shapes, and ratings
     beyond the scale.
@@ -64,43 +81,43 @@ def rated_answers(
         raise ValueError(f"expected two of (questions, rounds, turns, judgings), found {ratings.shape}, {asked.shape}")
     if not (np.isnan(ratings) | ((ratings >= scale[0]) & (ratings <= scale[1]))).all():
         raise ValueError(f"expected ratings from {scale[0]:g} to {scale[1]:g}, or NaN where there is none")
-    read = asked & ~np.isnan(ratings)
-    times = read.sum(axis=3)
-    answers = np.where(read, ratings, 0.0).sum(axis=3) / np.maximum(times, 1)  # (questions, rounds, turns)
-    judged_again = np.where(asked, ratings, np.nan)[asked.any(axis=3)]
+    given = np.where(asked, ratings, np.nan)
+    long = np.zeros_like(asked) if too_long is None else asked & too_long
+    judged_again = given[asked.any(axis=3)]
+    how: dict[str, Any] = {"scale": scale, "resamples": resamples, "seed": seed}
     unknown: dict[str, str] = {}
     return Rated(
-        score=told("score", _mean_rating(answers, times > 0, scale, resamples, seed), unknown),
+        score=told("score", mean_rating(given, **how), unknown),
         turns=tuple(
-            told(
-                f"turn_{turn + 1}",
-                _mean_rating(answers[..., turn, None], times[..., turn, None] > 0, scale, resamples, seed),
-                unknown,
-            )
+            told(f"turn_{turn + 1}", mean_rating(given[:, :, [turn]], **how), unknown)
             for turn in range(ratings.shape[2])
         ),
         noise=told("noise", judge_noise(judged_again, judged_again), unknown),
         asked=tuple(asked.sum(axis=(0, 1, 3)).tolist()),
-        unreadable=tuple((asked & ~read).sum(axis=(0, 1, 3)).tolist()),
+        unreadable=tuple((asked & np.isnan(ratings) & ~long).sum(axis=(0, 1, 3)).tolist()),
+        too_long=tuple(long.sum(axis=(0, 1, 3)).tolist()),
         unknown=unknown,
     )
 
 
-def _mean_rating(
-    answers: Floats, there: Flags, scale: tuple[float, float], resamples: int, seed: int
+def mean_rating(
+    ratings: Floats, *, scale: tuple[float, float] = SCALE, resamples: int = 10_000, seed: int = 0
 ) -> MeanRating | str:
-    """`answers` and whether they have a rating, both `(questions, rounds, turns)`."""
-    counts = there.sum(axis=(1, 2))
-    questions = counts > 0
-    if not questions.any():
+    """Of `(questions, rounds, turns, judgings)`, NaN where there is none. Where it cannot be told, why, in words."""
+    there = ~np.isnan(ratings)
+    if not there.any():
         return "no rating could be read"
     lowest, width = scale[0], scale[1] - scale[0]
-    parts = np.where(there, (answers - lowest) / width, 0.0).sum(axis=(1, 2))[questions]
-    counts = counts[questions].astype(np.float64)
-    low, high = prompt_interval(parts, counts, resamples, seed)  # of what lies between 0 and 1
+    parts = np.where(there, (ratings - lowest) / width, 0.0).sum(axis=(1, 2, 3))  # of what lies between 0 and 1
+    counts = there.sum(axis=(1, 2, 3)).astype(np.float64)
+    low, high = prompt_interval(parts[counts > 0], counts[counts > 0], resamples, seed)
+    times = there.sum(axis=3)
+    answers = (np.where(there, ratings, 0.0).sum(axis=3) / np.maximum(times, 1))[times > 0]
     return MeanRating(
-        mean=float(answers[there].mean()),
+        mean=math.fsum(ratings[there]) / int(there.sum()),
         ci95=(lowest + width * low, lowest + width * high),
-        answers=int(there.sum()),
-        questions=len(counts),
+        by_answer=math.fsum(answers) / len(answers),
+        ratings=int(there.sum()),
+        answers=len(answers),
+        questions=int((counts > 0).sum()),
     )

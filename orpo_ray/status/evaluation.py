@@ -38,7 +38,7 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     judged_blocks = min(judged, default=0 if judge_labels else blocks or 0)
     written = sorted((folder / "verdicts").glob("*.jsonl"))
     in_words = config.get("judges")
-    verdicts = {file.stem: _lines(file) for file in written if isinstance(in_words, dict) and file.stem in in_words}
+    verdicts = {file.stem: _lines(file) for file in written}  # by what judges were called when they were asked
     # Pieces that were removed to save room do not unfinish it.
     begun = any(pieces)
     finished = (folder / "winrates.json").is_file() and (not begun or (responses == asked and judged_blocks == blocks))

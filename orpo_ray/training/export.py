@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray import __version__
 from orpo_ray.atomic import next_folder
 from orpo_ray.config import TrainConfig
-from orpo_ray.data.templates import Renderer, resolve_template, write_text_rule
+from orpo_ray.data.named_templates import resolve_template
+from orpo_ray.data.templates import Renderer, write_text_rule
 from orpo_ray.modeling.loading import hub_id, locate
 from orpo_ray.modeling.lora import write_adapter
 from orpo_ray.modeling.reward import StateDict

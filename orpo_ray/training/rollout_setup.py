@@ -35,6 +35,9 @@ from orpo_ray.training.saving import REFERENCE
 from orpo_ray.training.source import Arrays
 from orpo_ray.training.writers import Writers, visible_gpus
 
+_ASLEEP = 2 * 2**30
+"""Bytes that a vLLM engine holds asleep: CUDA itself, its graphs and buffers of libraries. Assumed, not measured."""
+
 
 class Places(NamedTuple):
     """Where those stand who write and score."""
@@ -103,6 +106,8 @@ class Beside:
         if config.rollouts.engine != "vllm":
             return scorer
         engines_here = -(-self.places.engines // len(visible_gpus()))
+        if config.rollouts.sleep:
+            return scorer + engines_here * _ASLEEP
         return scorer + int(engines_here * config.rollouts.gpu_memory * torch.cuda.mem_get_info(device)[1])
 
     def source(

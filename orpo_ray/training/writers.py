@@ -30,6 +30,7 @@ from orpo_ray.inference.live import LiveOptions, Sample, pack_weights
 from orpo_ray.inference.live_plain import LivePlain
 from orpo_ray.inference.live_vllm import LiveVllm
 from orpo_ray.inference.rewards import Rewards, RewardSource, Scored
+from orpo_ray.inference.scoring import GpuShare
 from orpo_ray.inference.speaking import Answer
 from orpo_ray.modeling.digests import network_digest
 from orpo_ray.modeling.lora import merged_weights
@@ -40,11 +41,13 @@ from orpo_ray.telemetry.metrics import run_and_trial
 from orpo_ray.training.export import export_model
 
 _AT_WORK = 512
-"""Requests that an engine has at a time."""
+"""Requests that an engine has at a time, at least; twice what it computes at once, where that is more."""
 _SCORED_AT_ONCE = 512
 """Responses in one call of a scorer, which has to answer within `scaling.hang_timeout`; and of no more than
 `_PROMPTS_AT_ONCE` prompts."""
 _PROMPTS_AT_ONCE = 64
+_OF_THE_REST = 0.9
+"""Of a GPU's memory that an engine leaves, how much is the scorer's beside it."""
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.GetTimeoutError)
 """Errors of an actor that is gone, or does not answer."""
 _SHOWN = 8
@@ -75,6 +78,11 @@ class Writers:
         self._device, self._threads, self._gpus, self.note = device, threads, gpus, note
         self._renderer = Renderer(tokenizer, config.data.chat_template, date=config.data.date)
         self._engines: list[Any] = [None] * engines
+        self._most = [_AT_WORK] * engines
+        """Requests that each has at a time."""
+        self._sleeps = self._rollouts.sleep and device.type == "cuda" and not gpus
+        self._asleep: set[int] = set()
+        """Numbers of engines that have given back their memory, and know no weights."""
         self._scorer: Any = None
         self._weights: Any = None
         """In the object store."""
@@ -86,13 +94,17 @@ class Writers:
         digest = self._put(weights, step)
         let_go(self._device)
         started = {number: engine for number, engine in enumerate(self._engines) if engine is not None}
-        loading = {number: engine.load.remote(self._weights, step) for number, engine in started.items()}
-        for number, call in loading.items():
+        self._ask({number: engine.load.remote(self._weights, step) for number, engine in started.items()})
+        self._asleep.clear()
+        return digest
+
+    def _ask(self, calls: dict[int, Any]) -> None:
+        """Have what engines are asked, by their numbers, answered; one that is lost is begun anew when it is needed."""
+        for number, call in calls.items():
             try:
                 self._answer_of(call)
             except _LOST as error:
                 self._forget(number, error)
-        return digest
 
     def _put(self, weights: StateDict, step: int) -> str:
         """Into the object store, merged; and at first into a folder."""
@@ -114,18 +126,20 @@ class Writers:
         return network_digest(self._model, whole)
 
     def draw(self, requests: Sequence[Request]) -> Iterator[list[Sample]]:
-        """Samples of all `requests` as they end. A lost engine is begun anew, and asked again for what it had: the same
-        seeds. Raises `UserError` after `scaling.max_failures` of them."""
+        """Samples of all `requests` as they end; then engines sleep that take turns with the trainer. A lost engine is
+        begun anew, and asked again for what it had: the same seeds. Raises `UserError` after `scaling.max_failures` of
+        them."""
         todo = list(reversed(requests))
         taken: list[dict[tuple[int, int], Request]] = [{} for _ in self._engines]
         calls: dict[Any, int] = {}
         while todo or any(taken):
             for number, held in enumerate(taken):
                 if number not in calls.values() and (todo or held):
-                    share = min(_AT_WORK - len(held), -(-len(todo) // (2 * len(taken))) if len(taken) > 1 else _AT_WORK)
+                    engine, most = self._engine(number), self._most[number]
+                    share = min(most - len(held), -(-len(todo) // (2 * len(taken))) if len(taken) > 1 else most)
                     new = [todo.pop() for _ in range(min(share, len(todo)))]
                     held |= {(request.prompt, request.round): request for request in new}
-                    calls[self._engine(number).advance.remote(new)] = number
+                    calls[engine.advance.remote(new)] = number
             ready, waiting = ray.wait(list(calls), num_returns=1, timeout=self._config.scaling.hang_timeout)
             number = calls.pop(call := (ready or waiting)[0])
             try:
@@ -138,6 +152,10 @@ class Writers:
             for sample in found:
                 del taken[number][sample.prompt, sample.sample]
             yield found
+        if self._sleeps:
+            awake = {number: each for number, each in enumerate(self._engines) if each and number not in self._asleep}
+            self._asleep |= awake.keys()
+            self._ask({number: engine.sleep.remote() for number, engine in awake.items()})
 
     def score(self, data: Prompts, records: NDArray[np.int64], samples: Sequence[Sample]) -> list[Scored]:
         """Of each sample. `records`: of `data`, that the prompts of the samples are."""
@@ -196,23 +214,32 @@ class Writers:
         return answer_of(question, asked, sample.ids, sample.ended, self._renderer)
 
     def _engine(self, number: int) -> Any:
-        """The engine of this number, with the weights of now. One that is lost as it begins is begun anew."""
-        while self._engines[number] is None:
-            rollouts, on_gpu = self._rollouts, self._device.type == "cuda"
-            threads = max(1, self._threads // len(self._engines))  # they draw at a time
-            options = LiveOptions(
-                folder=str(self._folder), dtype=self._config.model.dtype, max_length=self._config.data.max_length,
-                max_tokens=rollouts.max_tokens, temperature=rollouts.temperature, stop_ids=self._renderer.end_ids,
-                gpu_memory=rollouts.gpu_memory if on_gpu else None, threads=None if on_gpu else threads,
-            )  # fmt: skip
-            kind = LiveVllm if rollouts.engine == "vllm" else LivePlain
-            remote = ray.remote(kind).options(**self._place(threads, number))
-            self._engines[number] = engine = remote.remote(options, *run_and_trial(self._config.run_dir))
+        """The engine of this number, awake, with the weights of now. One that is lost as it begins is begun anew."""
+        while self._engines[number] is None or number in self._asleep:
+            if self._engines[number] is None:
+                self._engines[number] = self._begun(number)
+            engine = self._engines[number]
             try:
                 self._answer_of(engine.load.remote(self._weights, self._step))
+                self._most[number] = max(_AT_WORK, 2 * self._answer_of(engine.at_once.remote()))
+                self._asleep.discard(number)
             except _LOST as error:
                 self._forget(number, error)
         return self._engines[number]
+
+    def _begun(self, number: int) -> Any:
+        """A new engine, which has to be given its weights yet."""
+        rollouts, on_gpu = self._rollouts, self._device.type == "cuda"
+        threads = max(1, self._threads // len(self._engines))  # they draw at a time
+        options = LiveOptions(
+            folder=str(self._folder), dtype=self._config.model.dtype, max_length=self._config.data.max_length,
+            max_tokens=rollouts.max_tokens, temperature=rollouts.temperature, stop_ids=self._renderer.end_ids,
+            gpu_memory=rollouts.gpu_memory if on_gpu else None, sleeps=self._sleeps,
+            threads=None if on_gpu else threads,
+        )  # fmt: skip
+        kind = LiveVllm if rollouts.engine == "vllm" else LivePlain
+        remote = ray.remote(kind).options(**self._place(threads, number))
+        return remote.remote(options, *run_and_trial(self._config.run_dir))
 
     def _scores(self, block: list[tuple[Prompt, list[Answer]]]) -> list[list[Scored]]:
         """By the scorer, which is begun anew where it was lost."""
@@ -220,7 +247,10 @@ class Writers:
             if self._scorer is None:
                 remote = ray.remote(Rewards).options(**self._place(self._threads))
                 run, trial = run_and_trial(self._config.run_dir)
-                self._scorer = remote.remote(self._rewards, run=run, trial=trial)
+                share = None
+                if 0 < self._gpus < 1:  # with an engine
+                    share = GpuShare(_OF_THE_REST * (1 - self._rollouts.gpu_memory), 1.0)
+                self._scorer = remote.remote(self._rewards, run=run, trial=trial, share=share)
             try:
                 found: list[list[Scored]] = self._answer_of(self._scorer.score.remote(block))
             except _LOST as error:
@@ -253,6 +283,7 @@ class Writers:
         if self._device.type == "cuda" and not self._gpus:
             visible = visible_gpus()
             environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
+            environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray, of which none is asked, is not to hide it
         here = ray.get_runtime_context().get_node_id()
         return {
             "num_cpus": 0, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment},
@@ -264,6 +295,7 @@ class Writers:
         self._count_lost("an engine", error)
         ray.kill(self._engines[number])  # one that does not answer may be there yet
         self._engines[number] = None
+        self._asleep.discard(number)
 
     def _count_lost(self, what: str, error: Exception) -> None:
         """Raises `UserError` where one of its own keeps it from being begun, or too many were lost. What else keeps it
@@ -286,8 +318,13 @@ class Writers:
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA calls those that this process sees, which engines that take turns with it are spread over."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    """What CUDA calls those that this process sees, which engines that take turns with it are spread over; where
+    nothing is hidden from it, those that Ray has given it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", []) if ray.is_initialized() else []
+    return assigned or ["0"]
 
 
 def scored_together(prompts: Sequence[int]) -> Iterator[list[tuple[int, list[int]]]]:

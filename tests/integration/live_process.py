@@ -58,6 +58,7 @@ def more(live: LiveVllm, weights: list[dict[str, torch.Tensor]]) -> dict[str, An
         pass
     live.load(pack_weights(weights[0]), 8)
     found["after"] = everything(live, asked(length=LONG))
+    found |= slept(live, weights[0])
 
     less = dict(list(weights[1].items())[:-2])
     found["missing"] = told(lambda: live.load(pack_weights(less), 9))
@@ -68,6 +69,38 @@ def more(live: LiveVllm, weights: list[dict[str, torch.Tensor]]) -> dict[str, An
     live.load(pack_weights(spoilt), 10)
     found["no numbers"] = told(lambda: everything(live, asked()))
     return found
+
+
+def slept(live: LiveVllm, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What vLLM is asked for by a sleep, by a load after it and by one of an engine that was awake, and what it draws
+    then. On a CPU vLLM takes all of it, and keeps its memory."""
+    engine, calls = live._engine, []
+
+    def told_of(name: str) -> None:
+        own = getattr(engine, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            said = [*given, *named.get("tags", []), *([named["level"]] if "level" in named else [])]
+            calls.append([name, *map(str, said)])
+            return own(*given, **named)
+
+        setattr(engine, name, call)
+
+    for name in ("sleep", "wake_up", "collective_rpc", "reset_prefix_cache"):
+        told_of(name)
+    live.sleep()
+    sleeping = bool(engine.llm_engine.is_sleeping())
+    try:
+        live.advance(asked())
+    except RuntimeError as error:
+        refused = str(error)
+    live.load(pack_weights(weights), 8)
+    found = {"slept": everything(live, asked(length=LONG)), "sleeping": sleeping, "refused": refused}
+    calls.append(["awake"])
+    live.load(pack_weights(weights), 8)
+    for name in ("sleep", "wake_up", "collective_rpc", "reset_prefix_cache"):
+        delattr(engine, name)
+    return {**found, "calls": calls}
 
 
 def main(folder: Path) -> None:

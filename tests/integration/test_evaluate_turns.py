@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from orpo_ray.config import EvaluationConfig, parse_as
 from orpo_ray.data import toyworld
-from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
+from orpo_ray.data.templates import write_text_rule
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.store import EvaluationFolder
 

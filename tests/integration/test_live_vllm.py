@@ -154,6 +154,18 @@ def test_weights_wait_until_responses_have_ended(results: dict[str, dict[str, An
     assert {sample.step for sample in found["after"].values()} == {8}
 
 
+def test_an_engine_that_slept_draws_by_the_weights_that_wake_it(results: dict[str, dict[str, Any]]) -> None:
+    """Room for weights, the weights, then room for the cache, as vLLM wants it after a sleep of level 2."""
+    found = results["opt tied"]
+    assert found["sleeping"] and found["refused"] == "the engine sleeps, so nothing is drawn"
+    assert found["slept"] == found["after"]
+    synced = [["collective_rpc", "reload_weights"]], [["reset_prefix_cache"]]
+    assert found["calls"] == [
+        ["sleep", "2"], ["wake_up", "weights"], *synced[0], ["wake_up", "kv_cache"], *synced[1],
+        ["awake"], *synced[0], *synced[1],
+    ]  # fmt: skip
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing(results: dict[str, dict[str, Any]]) -> None:
     found = results["opt tied"]
     assert found["missing"].startswith("the weights of step 9 are not whole: they lack model.decoder.")

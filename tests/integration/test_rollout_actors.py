@@ -96,6 +96,51 @@ def test_lost_ones_are_begun_anew_wherever_they_are_lost(ray_cluster: None, tmp_
     assert "samples.jsonl: the responses of step 0 are not kept" in notes[-1]
 
 
+def test_engines_sleep_while_others_are_at_work(ray_cluster: None, tmp_path: Path) -> None:
+    """As those do that take turns with the trainer on its GPU; who draws again is given the weights again."""
+    config = settings(tmp_path)
+    assert config.rollouts is not None
+    policy, tokenizer = load_policy(config.model, seed=0), load_tokenizer(config.model)
+    notes: list[str] = []
+    rewards = find_rewards(config.rollouts)
+    writers = Writers(config, policy.model, tokenizer, rewards, torch.device("cpu"), 1, 2, 0.0, notes.append)
+    assert not writers._sleeps, "on a CPU nothing would be given back"
+    writers._sleeps = True
+    requests = [Request(i, 0, [0, 5, 9, 7], i) for i in range(4)]
+    weights = dict(policy.model.state_dict())
+
+    def drawn() -> dict[int, list[int]]:
+        found = {sample.prompt: sample.ids for samples in writers.draw(requests) for sample in samples}
+        asleep = [ray.get(each.__ray_call__.remote(lambda live: live._asleep)) for each in writers._engines if each]
+        assert asleep and all(asleep)
+        return found
+
+    writers.load(weights, 0)
+    first = drawn()
+    assert drawn() == first, "by the same weights, which they had forgotten"
+    writers.load({name: weight * 1.5 for name, weight in weights.items()}, 1)
+    assert drawn() != first
+    writers.load(weights, 2)
+    kill(next(filter(None, writers._engines)))
+    assert drawn() == first and len(notes) == 1, "one that is lost is begun, and sleeps, as the others do"
+    assert list(writers.draw([])) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "override", "sleeps"),
+    [("cuda:0", 0.0, {}, True), ("cuda:0", 0.0, {"sleep": False}, False), ("cuda:0", 0.5, {}, False),
+     ("cuda:0", 1.0, {}, False), ("cpu", 0.0, {}, False)],
+)  # fmt: skip
+def test_who_sleeps(device: str, gpus: float, override: dict[str, Any], sleeps: bool, tmp_path: Path) -> None:
+    """Who takes turns with the trainer on its GPU, unless asked not to."""
+    config = settings(tmp_path)
+    assert config.rollouts is not None
+    config = config.model_copy(update={"rollouts": config.rollouts.model_copy(update=override)})
+    policy, tokenizer = load_policy(config.model, seed=0), load_tokenizer(config.model)
+    writers = Writers(config, policy.model, tokenizer, [], torch.device(device), 1, 1, gpus, str)
+    assert writers._sleeps == sleeps
+
+
 @pytest.mark.parametrize("failures", [2, 3])
 def test_an_engine_that_cannot_begin_may_the_next_time(
     failures: int, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from orpo_ray.config import ScoreConfig, parse_as
 from orpo_ray.data import toyworld
-from orpo_ray.data.templates import NAMED_TEMPLATES
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.evaluation.score import read_scores, score
 from orpo_ray.evaluation.store import Pieces, ScoreFolder
 from orpo_ray.status.read import read_status

@@ -11,7 +11,7 @@ import yaml
 
 from orpo_ray.evaluation.comparisons import pairs as pairs_of
 from orpo_ray.evaluation.comparisons import ratings as ratings_of
-from orpo_ray.evaluation.judge_results import judge_numbers, judged_outcomes
+from orpo_ray.evaluation.judge_results import judge_numbers, judged_outcomes, of_what_was_judged
 from orpo_ray.evaluation.judged import Judged, judged
 from orpo_ray.judging.places import Answered, Place
 from orpo_ray.judging.verdict import Verdict
@@ -80,13 +80,14 @@ def add_judges(folder: Path) -> Path:
         for model in models
     }
     every = [made_up(models, prompts, rounds, compares=True), made_up(models, prompts, rounds, compares=False)]
-    said = Judged([one for each in every for one in each.judgements], every[0].counts | every[1].counts, every[1].shape)
+    judgements = [one for each in every for one in each.judgements]
+    said = Judged(judgements, every[0].counts | every[1].counts, every[1].shape, every[1].answered)
     described = {
         "labels": {"kind": "vllm", "model": NASTY[0], "dtype": "float32", "temperature": 0.0, "prompt": "own"},
         "rater": {"kind": "openai", "model": "big", "base_url": "https://api.example/v1", "seed": None},
     }
     categories = [["math", "coding", "roleplay"][i % 3] for i in range(prompts)]
-    compared = judged_outcomes(said, models)
+    compared = judged_outcomes(said, of_what_was_judged(said, models))
     content["judges"] = judge_numbers(said, described, models, categories)
     content["pairs"] += pairs_of(compared, characters)
     content["ratings"] |= ratings_of(compared)

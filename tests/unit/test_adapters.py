@@ -19,8 +19,9 @@ from test_reward_model import packed_rewards, plain_rewards, save_language_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from orpo_ray.config import TrainConfig, parse_config
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.data.packing import pack
-from orpo_ray.data.templates import NAMED_TEMPLATES, read_text_rule, write_text_rule
+from orpo_ray.data.templates import read_text_rule, write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.inference.models import find_policy
 from orpo_ray.modeling.digests import frozen_digest

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from orpo_ray.errors import UserError
 from orpo_ray.leaderboards import alpaca_eval, length_controlled
-from orpo_ray.leaderboards.files import Annotation, read_annotations
+from orpo_ray.leaderboards.files import Annotation, records
+from orpo_ray.leaderboards.files import annotation as read_annotation
 from orpo_ray.leaderboards.length_controlled import Rows, Weights
 
 PHI_2 = Weights(-1.5062178060108140, 0.4609680776507991, -3.2866319258286127)
@@ -49,7 +50,7 @@ def folder(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def annotations(folder: Path) -> list[Annotation]:
-    return read_annotations(folder / "gemma-2b-it.annotations.json.gz")
+    return [read_annotation(*each) for each in records(folder / "gemma-2b-it.annotations.json.gz")]
 
 
 def test_published_annotations_give_the_published_numbers(folder: Path, annotations: list[Annotation]) -> None:
@@ -135,8 +136,9 @@ def test_label_that_is_absent_counts_nothing() -> None:
 
 @given(st.dictionaries(st.sampled_from(["m", "M", "The", "é"]), logprobs, min_size=1), texts)
 @cases(100)
-def test_completion_of_labels_is_read_back(found: dict[str, float], instruction: str) -> None:
-    completion = json.loads(json.dumps(alpaca_eval.completion_of_labels(found)))
+def test_log_probs_of_labels_are_read_as_servers_write_them(found: dict[str, float], instruction: str) -> None:
+    tokens = [{"token": token, "bytes": list(token.encode()), "logprob": found[token]} for token in found]
+    completion = json.loads(json.dumps({"logprobs": {"content": [{**tokens[0], "top_logprobs": tokens}]}}))
     assert alpaca_eval.label_logprobs(completion) == found
     told = alpaca_eval.preference_of(annotation(instruction, preference=None, raw_completion=completion))
     if {"m", "M"} & set(found):

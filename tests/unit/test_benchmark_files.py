@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
 
 from orpo_ray.config import EvaluationConfig, ScoreConfig, load_any, load_as
-from orpo_ray.config.benchmark_files import SHIPPED
+from orpo_ray.config.benchmark_files import _BY_NAME, SHIPPED
+from orpo_ray.config.section import Section
 from orpo_ray.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -65,6 +66,67 @@ def test_own_keys_win_and_labels_are_replaced_whole(tmp_path: Path) -> None:
     other = load_as(EvaluationConfig, written(tmp_path, benchmark="alpaca-eval-2", models={**MODELS, **reference}))
     replaced = {"gpt4_1106_preview": {**reference["gpt4_1106_preview"], "chat_template": None}}
     assert other.model_dump()["models"] == {**MODELS, **replaced}
+
+
+NAMED = """
+prompts: {source: toy-test, category: kind, columns: {prompt: question, chosen: good}, roles: {customer: user}}
+models: {theirs: runs/theirs}
+reward_models: {r: toy}
+judges: {k: {kind: vllm, model: runs/k}}
+sampling: {temperature: 0, by_category: {writing: {temperature: 0.7, top_p: 0.5}, stem: {temperature: 0.1}}}
+"""
+BY_NAME = {  # key: of which there are after nothing of the file's, and after one name of it is left out
+    "models": ({"a", "b"}, "theirs"), "reward_models": (set(), "r"), "judges": ({"j"}, "k"),
+    "prompts.columns": (set(), "chosen"), "prompts.roles": (set(), "customer"), "sampling.by_category": (set(), "stem"),
+}  # fmt: skip
+
+
+def names_in(config: EvaluationConfig, key: str) -> set[str]:
+    found: Any = config.model_dump()
+    for part in key.split("."):
+        found = found.get(part) or {}
+    return set(found)
+
+
+@pytest.mark.parametrize("key", BY_NAME)
+def test_a_mapping_of_names_can_be_emptied_and_a_name_left_out(key: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(NAMED)
+    kept, name = BY_NAME[key]
+    file = written(tmp_path, benchmark=str(own))
+    every = names_in(load_as(EvaluationConfig, file), key)
+    assert name in every > kept
+    if key not in ("models", "judges"):  # which the file `e.yaml` has its own of
+        for nothing in ("{}", "null"):
+            assert names_in(load_as(EvaluationConfig, file, [f"{key}={nothing}"]), key) == set()
+    assert names_in(load_as(EvaluationConfig, file, [f"{key}.{name}=null"]), key) == every - {name}
+    with pytest.raises(UserError, match=rf"{key}(\.nobody|: should say where)"):
+        load_as(EvaluationConfig, file, [f"{key}.nobody=null"])
+
+
+def test_every_mapping_of_names_is_one() -> None:
+    """A section's keys are settings; of any other mapping in it `{}` has to mean none."""
+    found = set()
+    for name, field in EvaluationConfig.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            found |= {f"{name}.{key}" for key, each in inner.model_fields.items() if is_mapping(each.annotation)}
+        elif is_mapping(inner):
+            found.add(name)
+    assert found == set(BY_NAME) == set(_BY_NAME)
+
+
+def is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(map(is_mapping, get_args(annotation)))
+
+
+def test_a_section_is_not_emptied(tmp_path: Path) -> None:
+    file = written(tmp_path, benchmark="mt-bench")
+    assert load_as(EvaluationConfig, file, ["sampling={}", "judging={}"]) == load_as(EvaluationConfig, file)
+    with pytest.raises(UserError, match=r"sampling: should be a mapping of keys \(got None\)"):
+        load_as(EvaluationConfig, file, ["sampling=null"])  # a line with nothing behind it is no decision
+    greedy = load_as(EvaluationConfig, file, ["sampling.by_category={}"])
+    assert greedy.sampling.by_category == {} and greedy.sampling.of("writing").temperature == 0
 
 
 def test_one_s_own_benchmark_is_one_more_file(tmp_path: Path) -> None:

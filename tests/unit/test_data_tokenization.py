@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.formats import PreferencePair
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.data.records import BadRecord
-from orpo_ray.data.templates import NAMED_TEMPLATES, Rendered, Renderer, Response, Segment
+from orpo_ray.data.templates import Rendered, Renderer, Response, Segment
 from orpo_ray.data.tokenization import (
     PairTokenizer,
     fit_prompt,

@@ -12,8 +12,9 @@ from test_foreign_judges import make_tokenizer
 
 from orpo_ray.data import toyworld
 from orpo_ray.data.formats import Message
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.data.prompts import Prompt, Question
-from orpo_ray.data.templates import NAMED_TEMPLATES, Renderer
+from orpo_ray.data.templates import Renderer
 from orpo_ray.inference.drawn import answer_of
 from orpo_ray.inference.speaking import Answer
 

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from orpo_ray.config import EvaluationConfig, parse_as
-from orpo_ray.config.evaluation import EvaluationScaling, ScoringConfig
+from orpo_ray.config.evaluation import ScoringConfig
 from orpo_ray.data import toyworld
-from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
+from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
-from orpo_ray.evaluation.cluster import share_out
 from orpo_ray.evaluation.evaluate import _is_finished
 from orpo_ray.evaluation.plan import make_plan
 from orpo_ray.evaluation.store import RESPONSES, EvaluationFolder, Pieces
@@ -242,78 +242,7 @@ def test_a_repeated_prompt_has_seeds_of_its_own(policy: Path, judge: Path, tmp_p
     assert plan.policies["a"].log_probs is None
 
 
-# --- dealt out ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("scaling", "cpus", "gpus", "expected"),
-    [
-        ({}, 2, 0, (1, 1, 1, 0, 0)),
-        ({}, 16, 0, (3, 1, 4, 0, 0)),
-        ({"generators": 2, "scorers": 2}, 4, 0, (2, 2, 1, 0, 0)),
-        ({}, 8, 1, (1, 1, 1, 0.7, 0.3)),
-        ({}, 32, 8, (7, 1, 1, 1, 1)),
-        ({}, 64, 16, (14, 2, 1, 1, 1)),
-        ({"tensor_parallel": 4}, 64, 8, (1, 1, 1, 4, 1)),
-        ({"tensor_parallel": 8}, 64, 8, (1, 1, 1, 8, 0)),
-        ({"use_gpu": False}, 8, 8, (1, 1, 4, 0, 0)),
-    ],
-)
-def test_the_cluster_is_dealt_out(scaling: dict[str, Any], cpus: int, gpus: int, expected: tuple[float, ...]) -> None:
-    got = share_out(EvaluationScaling(**scaling), [(cpus, gpus)], most=100)
-    assert (got.generators, got.scorers, got.cpus) == expected[:3]
-    assert (got.generator_gpus, got.scorer_gpus) == pytest.approx(expected[3:])
-    assert (got.gpu_memory is None) == (expected[3] == 0)
-
-
-@pytest.mark.parametrize(
-    ("scaling", "cpus", "gpus", "expected"),
-    [({}, 2, 0, (1, 2, 0, None)), ({}, 16, 0, (4, 4, 0, None)), ({"scorers": 3}, 8, 1, (1, 1, 1, 0.9)),
-     ({"tensor_parallel": 4}, 64, 8, (2, 1, 4, 0.9))],
-)  # fmt: skip
-def test_where_nobody_scores_engines_have_it_all(
-    scaling: dict[str, Any], cpus: int, gpus: int, expected: tuple[Any, ...]
-) -> None:
-    got = share_out(EvaluationScaling(**scaling), [(cpus, gpus)], most=100, scoring=False)
-    assert got.scorers == 0
-    assert (got.generators, got.cpus, got.generator_gpus, got.gpu_memory) == expected
-
-
-def test_no_more_engines_than_there_is_work_and_no_more_actors_than_room() -> None:
-    assert share_out(EvaluationScaling(), [(64, 8)], most=3).generators == 3
-    for scaling, cpus, gpus in (
-        ({"generators": 3}, 3, 0), ({"tensor_parallel": 2}, 8, 0), ({"tensor_parallel": 4}, 8, 2),
-        ({"generators": 8, "scorers": 1}, 64, 8),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=r"^scaling"):
-            share_out(EvaluationScaling(**scaling), [(cpus, gpus)], most=100)
-
-
-@pytest.mark.parametrize(
-    ("scaling", "nodes", "most", "expected"),
-    [
-        ({}, [(16, 0)] * 3, 1, (1, 1, 16)),  # not 24, which no node has
-        ({}, [(16, 0)] * 3, 100, (11, 1, 4)),
-        ({}, [(6, 0), (6, 0), (6, 0)], 100, (2, 1, 6)),
-        ({"generators": 4}, [(6, 0), (2, 0)], 100, (4, 1, 1)),
-        ({"generators": 3}, [(6, 0), (2, 0)], 100, (3, 1, 2)),
-        ({}, [(0, 0), (8, 0)], 1, (1, 1, 4)),  # a head that takes no work
-        ({"tensor_parallel": 4}, [(32, 6), (32, 6)], 100, (2, 1, 1)),  # the scorer takes what no engine can use
-        ({"tensor_parallel": 4, "scorers": 5}, [(32, 6), (32, 6)], 100, (1, 5, 1)),
-    ],
-)
-def test_no_actor_is_larger_than_its_node(
-    scaling: dict[str, Any], nodes: list[tuple[float, float]], most: int, expected: tuple[int, int, int]
-) -> None:
-    got = share_out(EvaluationScaling(**scaling), nodes, most)
-    assert (got.generators, got.scorers, got.cpus) == expected
-    assert sum(cpus // got.cpus for cpus, _ in nodes) >= got.generators + got.scorers
-    assert sum(gpus // got.tensor_parallel for _, gpus in nodes) >= got.generators * (got.generator_gpus > 0)
-
-
-def test_an_engine_of_more_gpus_than_any_node_has_is_refused() -> None:
-    with pytest.raises(UserError, match=r"needs 4 GPUs of one node, and the largest node has 2$"):
-        share_out(EvaluationScaling(tensor_parallel=4), [(8, 2)] * 4, most=1)
+# --- pieces ------------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_piece_is_named_and_damaged_results_are_made_again(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from orpo_ray.config import EvaluationConfig, ModelConfig, ScoreConfig, parse_as
 from orpo_ray.data import toyworld
-from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
+from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.plan import EvaluationPlan, make_plan
 from orpo_ray.evaluation.score import score

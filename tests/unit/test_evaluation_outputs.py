@@ -57,6 +57,8 @@ def given(storage: Path, source: str, file: str, *overrides: str) -> Any:
 SHAPES: dict[str, Any] = {
     "alpaca eval": lambda i: {"instruction": PROMPTS[i], "output": f"answer {i}", "generator": "m", "dataset": "d"},
     "ifeval": lambda i: {"prompt": PROMPTS[i], "response": f"answer {i}"},
+    "lm-eval's samples": lambda i: {"doc_id": i, "doc": {"key": i, "prompt": PROMPTS[i]}, "resps": [[f" answer {i}"]],
+                                    "filtered_resps": [f"answer {i}"], "filter": "none", "target": "0"},
     "several": lambda i: {"prompt": PROMPTS[i], "responses": [f"answer {i}", f"other {i}"]},
     "messages": lambda i: {"prompt": [{"role": "user", "content": PROMPTS[i]}],
                            "response": [{"role": "assistant", "content": f"answer {i}"}]},
@@ -107,6 +109,8 @@ REFUSED = {
     "no question_id": ([{"choices": [{"turns": ["x"]}]}], r"a\.jsonl:1: no question_id"),
     "no turns": ([{"question_id": 81, "choices": [{"index": 0}]}], r"a\.jsonl:1: no answer: choices\[0\] has no turns"),
     "no text": ([{"question_id": 81, "choices": [{"turns": [3]}]}], r"a\.jsonl:1: not text: choices\[0\]\.turns\[0\]"),
+    "samples of another kind": ([{"doc": {"question": "?"}, "filtered_resps": ["x"]}],
+                                r"a\.jsonl:1: no answer: doc: has no prompt"),
     "pairs": ([RECORDS[0]], r"a\.jsonl:1: ranked answers"),
     "prompts alone": ([{"prompt": PROMPTS[0]}], r"a\.jsonl:1: no response"),
     "a conversation": ([{"prompt": PROMPTS[0], "response": [{"role": "assistant", "content": "x"}] * 2}],
@@ -195,7 +199,7 @@ def test_where_nothing_is_judged_a_measure_is_made_of_the_answers(tmp_path: Path
     config = config_of(tmp_path, source, {"a": file}, "reward_models={}", "measures=[ifeval]", "sampling.rounds=2")
     folder = evaluate(config, Console(file=io.StringIO()))
     [row] = json.loads(folder.winrates.read_text())["leaderboards"]["ifeval"]["rows"]
-    assert (row["model"], row["not_answered"]) == ("a", 1)
+    assert (row["model"], row["missing"], row["prompt_strict"]["n"]) == ("a", [3], 4)
     page = write_evaluation_report(folder.path).read_text()
     assert "<html" in page and "all answers were made elsewhere" in page and "tokens were sampled" not in page
 
@@ -240,6 +244,7 @@ def test_what_is_written_for_others_is_read_again(benchmark: str, asked: str, tm
     assert all(path.is_relative_to(folder.path / "outputs" / benchmark) and lacking == 1 for path, lacking in written)
     texts: dict[str, list[Any]]
     if benchmark == "alpaca-eval":
+        assert export_outputs(folder.path, "alpaca-eval-2") == written, "the name that it is evaluated by"
         texts = {path.name: [(o.instruction, o.output, o.generator) for o in read_outputs(path)] for path, _ in written}
         expected = {"a.json": [(PROMPTS[i], f"answer {i}", "a") for i in (0, 1, 3)],
                     "a+2.json": [(PROMPTS[i], f"other {i}", "a") for i in (0, 1, 3)]}  # fmt: skip

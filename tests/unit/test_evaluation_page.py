@@ -40,7 +40,7 @@ def tables(path: Path) -> list[list[list[str]]]:
     return [
         [
             [html.unescape(re.sub(r"<[^>]*>", " ", cell)).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
-            for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+            for row in re.findall(r"<tr[ >].*?</tr>", table, re.DOTALL)
         ]
         for table in re.findall(r"<table.*?</table>", source, re.DOTALL)
     ]

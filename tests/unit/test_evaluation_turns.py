@@ -19,8 +19,9 @@ from transformers import AutoModelForSequenceClassification
 from orpo_ray.config import EvaluationConfig, ScoreConfig, parse_as
 from orpo_ray.config.evaluation import PromptsConfig, SamplingConfig
 from orpo_ray.data import toyworld
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.data.prompts import read_prompts
-from orpo_ray.data.templates import NAMED_TEMPLATES, write_text_rule
+from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate
 from orpo_ray.evaluation.export import export_outputs

@@ -27,12 +27,13 @@ from orpo_ray.data.cache import CacheWriter
 from orpo_ray.data.formats import PreferencePair
 from orpo_ray.data.formats.messages import readable
 from orpo_ray.data.formats.texts import ASSISTANT_TURN
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.data.passes import PairPass
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.readers import read_file
 from orpo_ray.data.records import Account, BadRecord, Record
 from orpo_ray.data.sources import FileSource, open_source
-from orpo_ray.data.templates import NAMED_TEMPLATES, Renderer
+from orpo_ray.data.templates import Renderer
 from orpo_ray.errors import UserError
 
 TOKENIZER = bytes_tokenizer()

@@ -18,10 +18,22 @@ import pytest
 from fuzzing import assert_one_line, cases, damaged, damages
 from hypothesis import given
 
+from orpo_ray.config.evaluation import OutputsConfig, PromptsConfig
+from orpo_ray.data.outputs import read_outputs
+from orpo_ray.data.prompts import Prompt as Asked
+from orpo_ray.data.prompts import Question
 from orpo_ray.errors import UserError
 from orpo_ray.leaderboards import ifeval_checkers
-from orpo_ray.leaderboards.files import Response, write_responses
-from orpo_ray.leaderboards.ifeval import IfevalResult, Instruction, Prompt, measure, measure_files, read_prompts
+from orpo_ray.leaderboards.files import Response, read_responses, write_responses
+from orpo_ray.leaderboards.ifeval import (
+    IfevalResult,
+    Instruction,
+    Prompt,
+    measure,
+    measure_files,
+    read_prompts,
+    write_prompts,
+)
 from orpo_ray.leaderboards.verdicts import Files, aggregate, as_json
 from orpo_ray.statistics.winrate import prompt_interval
 
@@ -314,17 +326,72 @@ def test_responses_and_prompts_that_do_not_match_are_counted() -> None:
     prompts = [asked(key, ("punctuation:no_comma", {})) for key in range(3)]
     texts = ["Prompt 1", "prompt 2", "Prompt 1", "Prompt 3"]
     result = measure([Response(prompt=text, response="words") for text in texts], prompts)
-    assert (result.missing, result.without_prompt, result.prompt_strict.n) == ((0, 2), 2, 1)
+    assert (result.missing, result.empty, result.without_prompt) == ((0, 2), (), 2)
+    assert (result.prompt_strict.followed, result.prompt_strict.n) == (1, 3)
+    assert [each.key for each in result.failures] == [0, 2]
     assert result.remarks == [
-        "2 of 3 prompts have no response and are left out: 0, 2",
+        "2 of 3 prompts have no response, and count as not followed: 0, 2",
         "2 responses are left out: they are to none of the prompts",
     ]
+
+
+def test_a_response_that_is_missing_counts_as_an_empty_one_whatever_is_drawn() -> None:
+    prompts = [asked(key, LETTER, ("punctuation:no_comma", {})) for key in range(6)]
+    texts = varied(4, 3)
+    some = [Response(prompt=prompts[2 * i].text, response=text) for i, text in enumerate(texts)]
+    with_empty = [*some, *(Response(prompt=prompt.text, response="") for prompt in prompts[1::2])]
+    missing, empty = measure(some, prompts), measure(with_empty, prompts)
+    assert ours(missing) == ours(empty) and missing.drawn == empty.drawn and missing.kinds == empty.kinds
+    assert (missing.missing, empty.missing) == ((1, 3, 5), ())
+    nothing = measure([], prompts)  # such as of a model whose context no prompt fits
+    assert (nothing.prompt_loose.rate, nothing.prompt_loose.n, nothing.missing) == (0, 6, (0, 1, 2, 3, 4, 5))
+
+
+def test_samples_that_lm_eval_has_logged_are_read_as_responses(tmp_path: Path) -> None:
+    from lm_eval.loggers.evaluation_tracker import EvaluationTracker
+
+    prompts = [asked(key, (kind, arguments)) for key, (kind, arguments, *_) in enumerate(KINDS)]
+    texts = [text for *_, text, _ in KINDS]
+    write_prompts(tmp_path / "input_data.jsonl", prompts)
+    docs = [json.loads(line) for line in (tmp_path / "input_data.jsonl").read_text().splitlines()]
+    samples = [
+        {"doc_id": i, "doc": doc, "target": 0, "arguments": [(doc["prompt"], {"until": []})], "resps": [[f" {text}"]],
+         "filtered_resps": [text], "filter": "none", "metrics": ["prompt_level_strict_acc"], "doc_hash": "0",
+         "prompt_level_strict_acc": True}
+        for i, (doc, text) in enumerate(zip(docs, texts, strict=True))
+    ]  # fmt: skip
+    tracker = EvaluationTracker(output_path=str(tmp_path))
+    tracker.date_id = "2026-01-01T00-00-00"
+    tracker.general_config_tracker.model_name_sanitized = "mine"
+    tracker.save_results_samples("ifeval", samples)
+    [path] = tmp_path.glob("**/samples_ifeval_*.jsonl")
+    [result] = aggregate("ifeval", Files(path, prompts=tmp_path / "input_data.jsonl"))["results"]
+    responses = [Response(prompt=prompt.text, response=text) for prompt, text in zip(prompts, texts, strict=True)]
+    assert as_json(result) == as_json(measure(responses, prompts).to_json())
+    of_evaluation = [Asked(each.text, Question(each.text, ()), None) for each in prompts]
+    of_models = read_outputs(OutputsConfig(outputs=str(path)), of_evaluation, PromptsConfig(source="unread"))
+    assert of_models.answers == [[(text,)] for text in texts] and not of_models.remarks
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"filtered_resps": [["a", "b"]]}, "filtered_resps should hold one text"),
+        ({"filtered_resps": ["a", "b"]}, "filtered_resps should hold one text"),
+        ({"doc": {"question": "x"}}, "doc: has no prompt"), ({"doc": "x"}, "doc should be an object"),
+    ],
+)  # fmt: skip
+def test_samples_of_another_task_are_named(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples_x.jsonl"
+    path.write_text(json.dumps({"doc": {"prompt": "Write."}, "filtered_resps": ["a"], **change}) + "\n")
+    with pytest.raises(UserError) as error:
+        read_responses(path)
+    assert_one_line(error.value, f"{path}:1: ", told)
 
 
 @pytest.mark.parametrize(("texts", "told"), [
     (["Prompt 0", "Prompt 1", "Prompt 1"], "r.jsonl: has two different responses to the prompt 'Prompt 1'"),
     (["prompt 0", "prompt 1"], "r.jsonl: none of the 2 responses is to one of the 3 prompts"),
-    ([], "r.jsonl: none of the 0 responses is to one of the 3 prompts"),
 ])  # fmt: skip
 def test_responses_that_measure_nothing_are_refused(texts: list[str], told: str) -> None:
     responses = [Response(prompt=text, response=str(i)) for i, text in enumerate(texts)]

@@ -131,6 +131,55 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(tmp_path: Path, kept: int) ->
         assert len(store.read_text().splitlines()) == CALLS
 
 
+@pytest.mark.parametrize("kept", [0, 30])
+def test_a_judge_that_is_called_otherwise_is_asked_nothing_again(tmp_path: Path, kept: int) -> None:
+    """Nor is one that stands at another address, which is said; and a killed driver under the old name is gone on from,
+    with its torn line, to the same tables."""
+    with JudgeServer() as server:
+        config = config_of(tmp_path, server)
+        before = run(config)
+        verdicts = EvaluationFolder(config.storage.run_dir("e")).verdicts
+        old = verdicts / "j.jsonl"
+        if kept:
+            old.write_bytes(b"".join(old.read_bytes().splitlines(keepends=True)[:kept]) + b'{"key": "torn off')
+        asked = len(server.bodies)
+        mapping = config.for_a_file()
+        mapping["judges"] = {"renamed": mapping["judges"]["j"]}
+        after = run(parse_as(EvaluationConfig, mapping, [], "test"))
+        assert len(server.bodies) - asked == (CALLS - kept if kept else 0)
+        assert rows(after).replace('"renamed"', '"j"').replace("'renamed'", "'j'") == rows(before)
+        assert (verdicts / "renamed.jsonl").is_file() == bool(kept) and not after.notes()
+        address = server.url
+    with JudgeServer() as server:
+        said = io.StringIO()
+        moved = run(config_of(tmp_path, server), said=said)
+        assert f"{CALLS} verdicts of big are there already, given elsewhere ({CALLS} at {address})" in said.getvalue()
+        assert not server.bodies and moved.judgements == before.judgements
+        assert moved.counts["j"].elsewhere == {address: CALLS}
+        [note] = moved.notes()
+        assert f"were given at other addresses than its base_url ({CALLS} at {address})" in note
+        more = run(config_of(tmp_path, server), answered("abcd"))
+        assert len(server.bodies) == PROMPTS - PROMPTS // 10 and more.counts["j"].elsewhere == {address: CALLS}
+
+
+def test_one_judge_under_two_names_is_refused(tmp_path: Path) -> None:
+    """Wherever it is asked: both would have the same verdicts, and agree with certainty."""
+    judge = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "big"}
+    unlike = {"model": "small"}, {"temperature": 0.5}, {"max_tokens": 7}, {"extra_body": {"top_k": 1}}
+    alike = {"base_url": "http://127.0.0.1:2/v1"}, {"concurrency": 2}, {"seed": 3}, {"tokenizer": None}
+    mapping = {
+        "name": "e", "models": {"a": "a", "b": "b"}, "prompts": {"source": "toy"}, "storage": {"path": str(tmp_path)},
+    }  # fmt: skip
+    for other in (*unlike, *alike):
+        judges = {"one": judge, "two": {**judge, **other}}
+        config = parse_as(EvaluationConfig, {**mapping, "judges": judges}, [], "test")
+        if other in unlike:
+            assert plan_judging(config) is not None
+            continue
+        with pytest.raises(UserError, match=r"^judges\.one and judges\.two: are the same model \(big\) with"):
+            plan_judging(config)
+
+
 def test_what_the_server_refuses_is_unreadable_and_not_asked_for_ever(tmp_path: Path) -> None:
     def refusing(body: dict[str, Any], attempt: int) -> str | None:
         return "400" if "answer 7 of b" in body["messages"][1]["content"] else None
@@ -196,8 +245,9 @@ def test_a_limited_server_is_waited_for_however_often_it_says_so(tmp_path: Path)
 
 def test_the_pace_is_kept(tmp_path: Path) -> None:
     with JudgeServer(lambda body, attempt: None if attempt else "500") as server:
-        run(config_of(tmp_path, server, calls_per_minute=3000), answered("ab", prompts=12))
-        assert len(server.times) == 18 and server.times[-1] - server.times[0] >= 17 * 0.02 - 0.02
+        run(config_of(tmp_path, server, calls_per_minute=1500), answered("ab", prompts=12))
+        assert len(server.times) == 18
+        assert server.times[-1] - server.times[0] >= 17 * 0.04 - 0.1  # the first takes a while to connect
 
 
 def test_a_budget_is_held_before_and_while_it_is_spent(tmp_path: Path) -> None:
@@ -285,11 +335,12 @@ def test_the_body_is_what_was_configured(tmp_path: Path) -> None:
             server,
             temperature=None,
             max_tokens=3,
-            extra_body={"top_logprobs": 5, "max_tokens": None, "user": "me"},
+            max_tokens_key="max_completion_tokens",
+            extra_body={"top_logprobs": 5, "user": "me"},
         )
         run(config, answered("ab", 4))
         assert {key: value for key, value in server.bodies[0].items() if key != "messages"} == {
-            "model": "big", "logprobs": True, "top_logprobs": 5, "user": "me",
+            "model": "big", "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 5, "user": "me",
         }  # fmt: skip
         first = len(server.bodies)
         run(config_of(tmp_path, server, {"reads": "text", "repeats": 2}, temperature=0.7), answered("ab", 4))

@@ -61,10 +61,10 @@ def test_what_could_not_be_read_in_one_of_two_orders_is_left_out_and_counted():
 def test_several_judgings_of_an_order_count_as_its_mean():
     found = judged_pair(verdicts([[[1, 1, 0], [0, NAN, 0]], [[1, 1, 1], [1, 0, 0]]]))
     assert found.win_rate.win_rate == pytest.approx(np.mean([np.mean([2 / 3, 1]), np.mean([1, 2 / 3])]))
-    noise = found.noise  # of A's outcomes 1 1 0, 1 1 1 and 0 1 1; B's first order of the first prompt is not whole
-    assert (noise.judgings, noise.answers) == (3, 3)
-    assert noise.flips == pytest.approx(np.mean([2 / 3, 0, 2 / 3]))
-    assert noise.sd == pytest.approx(np.sqrt(np.mean([1 / 3, 0, 1 / 3])))
+    noise = found.noise  # of A's outcomes 1 1 0, 1 1 1 and 0 1 1, and 1 - 1 in B's first order of the first prompt
+    assert (noise.judgings, noise.answers, noise.in_all) == (3, 4, 3)
+    assert noise.flips == pytest.approx((2 + 0 + 2 + 0) / (3 + 3 + 3 + 1))
+    assert noise.sd == pytest.approx(np.sqrt((2 / 3 + 0 + 2 / 3 + 0) / (2 + 2 + 2 + 1)))
     assert noise.means == pytest.approx((2 / 3, 1, 2 / 3))
     assert noise.sd_of_means == pytest.approx(np.std([2 / 3, 1, 2 / 3], ddof=1))
     assert noise.sd_by_chance == pytest.approx(noise.sd / np.sqrt(3))
@@ -83,19 +83,16 @@ def test_a_tie_in_one_order_is_neither_consistent_nor_for_a_place():
     assert (alike.consistent, alike.first, alike.second) == (0.0, 0.0, 0.0)
 
 
-def test_rows_as_they_were_asked():
-    rows = [
-        (0, 0, True, 0, 0.75, True), (0, 0, False, 0, None, True),  # one of both orders could not be read
-        (2, 1, False, 1, 0.25, True),
-        (1, 0, False, 0, 0.5, False),  # the same answer twice
-    ]  # fmt: skip
-    given = Verdicts.of(rows, prompts=3, rounds=2)
-    assert given.first.shape == (3, 2, 2, 2)
-    assert np.argwhere(given.asked).tolist() == [[0, 0, 0, 0], [0, 0, 1, 0], [2, 1, 1, 1]]
-    assert (given.first[0, 0, 0, 0], given.first[2, 1, 1, 1], np.isnan(given.first).sum()) == (0.75, 0.75, 21)
-    np.testing.assert_array_equal(outcomes_of_verdicts(given), [[NAN, NAN], [0.5, NAN], [NAN, 0.25]])
-    with pytest.raises(ValueError, match="prompt 0, round 0, order 1, judging 0 is there twice"):
-        Verdicts.of([(0, 0, False, 0, 0.1, True)] * 2, prompts=1, rounds=1)
+def test_what_was_too_long_is_left_out_and_counted_apart_from_what_could_not_be_read():
+    """Whatever order it was too long in: the other one alone would hold what its place is worth."""
+    given = verdicts([[1, NAN], [NAN, 1], [NAN, NAN], [1, 0]])
+    long = np.array([[False, True], [False, False], [True, True], [False, False]]).reshape(given.first.shape)
+    found = judged_pair(Verdicts(given.first, given.asked, long))
+    assert (found.asked, found.unreadable, found.too_long, found.left_out) == ((4, 4), (1, 0), (1, 2), 3)
+    assert (found.win_rate.n, found.win_rate.win_rate) == (1, 1.0)
+    for first, asked in ((given.first, ~long), (np.ones_like(given.first), given.asked)):
+        with pytest.raises(ValueError, match="neither a verdict where the judge had no room, nor one"):
+            Verdicts(first, asked, long)
 
 
 @pytest.mark.parametrize(

@@ -291,10 +291,11 @@ def test_answers_that_are_the_same_tie_without_asking_and_missing_ones_are_left_
         {"j": [None if asked is None else Verdict("k", 0.9, None, "m") for _, asked in found]}, answered, 1,
     )  # fmt: skip
     assert result.counts["j"].same == 3 and result.counts["j"].asked == 7
-    first, asked_at = result.of_pair("j", "one", "two", turn=0)
+    first, asked_at, too_long = result.of_pair("j", "one", "two", turn=0)
+    assert not too_long.any()
     assert first.shape == (6, 1, 2, 1) and first[0, 0, 0, 0] == 0.5 and not asked_at[0].any()
     assert (first[asked_at] == 0.9).all() and np.isnan(first[5]).all()
-    other, asked_other = result.of_pair("j", "two", "one", turn=0)
+    other, asked_other, _ = result.of_pair("j", "two", "one", turn=0)
     np.testing.assert_array_equal(other[2:], first[2:, :, ::-1])
     np.testing.assert_array_equal(asked_other[2:], asked_at[2:, :, ::-1])
 
@@ -307,7 +308,8 @@ def test_single_answers_are_rated_turn_by_turn() -> None:
     verdicts[3] = Verdict("3", None, None, "I   cannot\nsay")
     given_all: list[Verdict | None] = [*verdicts[:-1], None]
     result = judged([(place, False) for place, _ in found], {"j": given_all}, there(TWO), 2)
-    ratings, asked = result.ratings("j", "one")
+    ratings, asked, too_long = result.ratings("j", "one")
+    assert not too_long.any() and np.argwhere(result.ratings("j", "two")[2]).tolist() == [[5, 0, 1, 1]]
     assert ratings.shape == (6, 1, 2, 2) and asked.all() and ratings[0, 0, 0].tolist() == [1.0, 2.0]
     assert math.isnan(ratings[0, 0, 1, 1])
     assert (result.counts["j"].unreadable, result.counts["j"].too_long) == (1, 1)
@@ -347,9 +349,9 @@ def test_verdicts_are_found_again_and_a_torn_line_is_none(tmp_path: Path) -> Non
     path = store.path("j")
     path.write_bytes(path.read_bytes()[:-7])
     again = VerdictStore(tmp_path)
-    assert list(again.of("j").values()) == verdicts[:-1] and again.of("other") == {}
+    assert list(again.found.values()) == verdicts[:-1]
     again.keep("j", verdicts[-1])
-    assert VerdictStore(tmp_path).of("j") == store.of("j")
+    assert VerdictStore(tmp_path).found == store.found
 
 
 LINE = (
@@ -367,7 +369,7 @@ LINE = (
 def test_a_damaged_verdict_is_named(line: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "j.jsonl").write_text(line + "\n")
     with pytest.raises(UserError) as error:
-        VerdictStore(tmp_path).of("j")
+        VerdictStore(tmp_path).keep("other", Verdict("b", None, None, ""))
     assert str(error.value).startswith(f"{tmp_path / 'j.jsonl'}, line 1: ") and told in str(error.value)
 
 
@@ -394,7 +396,6 @@ SERVER = {"kind": "openai", "base_url": "https://api.example.com/v1", "model": "
         ({**SERVER, "base_url": "https://example.com/v1?api-key=SECRET"}, "should hold neither credentials nor"),
         ({**SERVER, "base_url": "example.com/v1"}, "should be a web address such as"),
         ({**SERVER, "base_url": "https://[::1/v1"}, "should be a web address"),
-        ({**SERVER, "extra_body": {"stream": True}}, "judges.vllm.extra_body: stream cannot be set here"),
         ({"kind": "vllm", "model": "m", "temperature": 0.001}, "vLLM draws at 0 and at 0.01 to 2"),
         ({"kind": "vllm", "model": "m", "base_url": "x"}, "unknown key judges.vllm.base_url"),
     ],
@@ -403,6 +404,25 @@ def test_a_judge_that_cannot_be_meant_is_refused_without_showing_secrets(judge: 
     with pytest.raises(UserError) as error:
         parse_as(EvaluationConfig, {**EVALUATION, "judges": {"vllm": judge}}, [], "f.yaml")
     assert told in str(error.value) and "SECRET" not in str(error.value)
+
+
+OWN = {
+    "model": "set the judge's model", "messages": "judging.prompt", "stream": "read in one piece",
+    "stream_options": "read in one piece", "n": "judging.repeats", "best_of": "judging.repeats",
+    "use_beam_search": "judging.repeats", "max_tokens": "set the judge's max_tokens",
+    "max_completion_tokens": "max_tokens_key", "temperature": "set the judge's temperature",
+    "seed": "set the judge's seed", "logprobs": "judging.reads",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OWN)
+@pytest.mark.parametrize("value", [None, 10**9, True])
+def test_a_body_of_more_neither_goes_beyond_the_budget_nor_changes_what_is_said_of_it(key: str, value: Any) -> None:
+    judge = {**SERVER, "extra_body": {"top_logprobs": 5, key: value}}
+    with pytest.raises(UserError) as error:
+        parse_as(EvaluationConfig, {**EVALUATION, "judges": {"j": judge}}, [], "f.yaml")
+    told = str(error.value)
+    assert told.startswith(f"f.yaml: judges.j.extra_body: {key} cannot be set here: ") and OWN[key] in told
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,14 @@ import pytest
 from judge_server import JudgeServer
 
 from orpo_ray.config import EvaluationConfig, parse_as, read_yaml
+from orpo_ray.data.prompts import Prompt, Question
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation.evaluate import evaluate
+from orpo_ray.evaluation.judged import judged
+from orpo_ray.evaluation.leaderboards import Leaderboards
+from orpo_ray.evaluation.store import EvaluationFolder
+from orpo_ray.judging.places import Answered, Place
+from orpo_ray.judging.verdict import Verdict
 from orpo_ray.leaderboards.verdicts import Files, aggregate
 from orpo_ray.report import write_evaluation_report
 from orpo_ray.status.evaluation import evaluation_status
@@ -91,12 +97,10 @@ def test_mt_bench_is_what_its_own_files_give(tmp_path: Path) -> None:
     own = aggregate("mt-bench", Files(
         folder / "leaderboards/mt-bench/big_single.jsonl", prompts=folder / "leaderboards/mt-bench/question.jsonl",
     ))["results"]  # fmt: skip
-    assert [{key: value for key, value in row.items() if key != "round"} for row in board["rows"]] == json.loads(
-        json.dumps(own)
-    )
-    assert [row["score"]["score"] for row in board["rows"]] == [7.5, 7.5]
+    assert [{key: row[key] for key in own[0]} for row in board["rows"]] == json.loads(json.dumps(own))
+    assert [row["score"]["mean"] for row in board["rows"]] == [7.5, 7.5]
     assert list(board["rows"][0]["categories"]) == ["math", "coding", "stem"]
-    assert found["judges"]["big"]["rated"]["ours"]["score"]["mean"] == 7.5
+    assert found["judges"]["big"]["rated"]["ours"]["score"] == board["rows"][0]["score"]
     assert found["judges"]["big"]["rated"]["ours"]["categories"]["stem"]["questions"] == 2
     assert found["judges"]["big"]["described"]["model"] == "big"
     assert found["pairs"][0]["win_rate"] == 0.5  # all alike: ratings compare as rewards do
@@ -118,8 +122,50 @@ def test_another_judging_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
         assert not any(name == "judged" for name, _ in status.rows), "no reward model is asked"
         found = run(mt_bench(tmp_path, server, repeats=2))
         assert server.answered.total() == 2 * before
-    assert found["judges"]["big"]["counts"]["asked"] == 2 * before
-    assert found["leaderboards"]["mt-bench"]["rows"][0]["noise"]["answers"] == 16
+        assert found["judges"]["big"]["counts"]["asked"] == 2 * before
+        assert found["leaderboards"]["mt-bench"]["rows"][0]["noise"]["answers"] == 16
+        config = mt_bench(tmp_path, server, repeats=2).for_a_file()
+        config["judges"] = {"renamed": config["judges"]["big"]}
+        renamed = run(parse_as(EvaluationConfig, config, [], "test"))  # is asked nothing, and named everywhere
+        assert server.answered.total() == 2 * before
+    assert renamed["judges"] == {"renamed": found["judges"]["big"]}
+    assert {row["judge"] for row in renamed["leaderboards"]["mt-bench"]["rows"]} == {"renamed"}
+    assert set(pq.read_table(table).column("judge").to_pylist()) == {"renamed"}
+    assert sorted(each.name for each in folder.glob("leaderboards/mt-bench/*")) == [
+        "question.jsonl", "renamed_single.jsonl",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("benchmark", ["alpaca-eval-2", "mt-bench"])
+def test_what_was_too_long_for_a_judge_is_no_unreadable_row(benchmark: str, tmp_path: Path) -> None:
+    """Two of five: one in an order of two, one altogether; and one that the judge said nothing sensible of."""
+    pairs = benchmark == "alpaca-eval-2"
+    judging = {"order": "both", "against": "b"} if pairs else {"compares": "rates"}
+    mapping = {
+        "name": "e", "models": {"a": "a.json", "b": "b.json"}, "prompts": {"source": "asked.jsonl"},
+        "judges": {"j": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}},
+        "judging": judging, "measures": [benchmark],
+    }  # fmt: skip
+    config = parse_as(EvaluationConfig, mapping, [], "test")
+    prompts = [Prompt(f"p:{i}", Question(f"Do {i}.", ()), None, "math", {"question_id": 81 + i}) for i in range(5)]
+    there = Answered(
+        [[f"Do {i}."] for i in range(5)], {m: [[[f"{m} {i}"]] for i in range(5)] for m in "ab"}, [None] * 5
+    )
+    found, verdicts = [], list[Verdict | None]()
+    for i in range(5):
+        for first in (True, False) if pairs else (None,):
+            found.append((Place("a", "b" if pairs else None, i, 0, 0, first, 0), False))
+            read = (None, None) if i == 2 else (0.75, None) if pairs else (None, 5.0)
+            too_long = i == 0 or (i == 1 and first is not True)
+            verdicts.append(None if too_long else Verdict(f"{i} {first}", *read, "well"))
+    said = judged(found, {"j": verdicts}, there, 1)
+    [row] = Leaderboards(config, EvaluationFolder(tmp_path), prompts, there, said).measured()[benchmark]["rows"]
+    assert row["too_long"] == 2 and row["remarks"][-1] == "2 were too long for the judge's context, and are left out"
+    if pairs:
+        assert (row["n"], row["unreadable"]) == (2, 1)
+    else:
+        assert [place["question_id"] for place in row["unreadable"]] == [83]
+        assert [place["question_id"] for place in row["missing"]] == [81, 82] and row["score"]["ratings"] == 2
 
 
 @pytest.mark.parametrize(("count", "shown"), [(0, 0), (3, 2)])
@@ -204,12 +250,18 @@ def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
     assert {(each["key"], each["instruction"]) for each in ours["failures"]} == {
         (1, "punctuation:no_comma"), (2, "startend:quotation"),
     }  # fmt: skip
-    assert base["not_answered"] == 1 and base["prompt_strict"]["followed"] == 3
+    assert (base["missing"], base["empty"]) == ([3], [])
+    assert (base["prompt_strict"]["followed"], base["prompt_strict"]["n"]) == (3, 4)
     files = tmp_path / "runs/board/leaderboards/ifeval"
-    [again] = aggregate("ifeval", Files(files / "ours.jsonl", prompts=files / "input_data.jsonl"))["results"]
-    assert {key: ours[key] for key in again} == json.loads(json.dumps(again))
+    for label, row in (("ours", ours), ("base", base)):
+        [again] = aggregate("ifeval", Files(files / f"{label}.jsonl", prompts=files / "input_data.jsonl"))["results"]
+        assert {key: row[key] for key in again} == json.loads(json.dumps(again))
     page = write_evaluation_report(tmp_path / "runs/board").read_text()
-    assert "IFEval" in page and "punctuation:no_comma" in page and "base has no answer to 1 prompts" in page
+    assert (
+        "IFEval" in page
+        and "punctuation:no_comma" in page
+        and "base: 1 of 4 prompts have no response, and count as not followed: 3" in page
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,15 @@ judgments = st.builds(
     tstamp=st.none() | st.floats(0, 1e10), location=st.just(""),
 )  # fmt: skip
 responses = st.builds(files.Response, prompt=odd_texts, response=odd_texts)
+
+
+def read_annotations(path: Path) -> list[files.Annotation]:
+    return [files.annotation(*each) for each in files.records(path)]
+
+
 KINDS: dict[str, tuple[Any, Any, Any]] = {
     "outputs": (outputs, files.write_outputs, files.read_outputs),
-    "annotations": (annotations, files.write_annotations, files.read_annotations),
+    "annotations": (annotations, files.write_annotations, read_annotations),
     "answers": (answers, files.write_answers, files.read_answers),
     "judgments": (judgments, files.write_judgments, files.read_judgments),
     "responses": (responses, files.write_responses, files.read_responses),
@@ -92,14 +98,14 @@ def test_the_older_forms_of_annotations_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     record = {"instruction": "a", "input": "more", "output_1": "b", "output_2": "c", "preference": 0.0}
     path.write_text(json.dumps([record, {**record, "input": "", "preference": float("nan")}]))
-    first, second = files.read_annotations(path)
+    first, second = read_annotations(path)
     assert (first.instruction, first.preference) == ("a\n\nmore", 1.5)
     assert (second.instruction, second.preference, second.location) == ("a", None, f"{path}[record 1]")
 
 
 SOUND: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "output": (files.read_outputs, {"instruction": "a", "output": "b", "generator": "m"}),
-    "annotation": (files.read_annotations, {"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1}),
+    "annotation": (read_annotations, {"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1}),
     "answer": (files.read_answers, {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["x"]}]}),
     "question": (files.read_questions, {"question_id": 81, "category": "math", "turns": ["x", "y"]}),
     "judgment": (files.read_judgments, {"question_id": 81, "model": "m", "turn": 1, "score": 5}),

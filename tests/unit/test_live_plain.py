@@ -50,6 +50,41 @@ def test_of_tied_weights_one_is_enough(engine: tuple[LivePlain, str]) -> None:
     assert worst(model, everything(live, asked()), temperature=0.7) <= 1e-5
 
 
+def test_asleep_it_holds_no_weights_and_draws_nothing(engine: tuple[LivePlain, str]) -> None:
+    live, shape = engine
+    weights = pack_weights(network(SHAPES[shape], seed=8).state_dict())
+    live.load(weights, 8)
+    drawn = everything(live, asked())
+
+    def held() -> int:
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in live._network.parameters()}
+        return sum(storage.nbytes() for storage in storages.values())
+
+    whole = held()
+    for _ in range(2):
+        live.sleep()
+        assert held() <= 4 * len(list(live._network.parameters())) < whole / 50
+        with pytest.raises(RuntimeError, match=r"^the engine sleeps, so nothing is drawn$"):
+            live.advance(asked())
+    with pytest.raises(UserError, match=r"^the weights of step 9 are not whole"):
+        live.load({}, 9)
+    assert held() < whole / 50, "it changes nothing"
+    live.load(weights, 9)
+    assert held() == whole
+    again = everything(live, asked())
+    assert {key: sample._replace(step=8) for key, sample in again.items()} == drawn
+
+
+def test_it_is_not_put_to_sleep_while_it_draws(engine: tuple[LivePlain, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    live, _ = engine
+    monkeypatch.setattr(plain_generation, "SECONDS_BETWEEN_ANSWERS", 0.0)
+    count = len(live.advance(asked()))
+    with pytest.raises(UserError, match=rf"^the engine is put to sleep while {8 - count} responses are at work$"):
+        live.sleep()
+    while live.advance([]):
+        pass
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("opt")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from fuzzing import cases
 from hypothesis import given
@@ -19,6 +20,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.leaderboards import mt_bench
 from orpo_ray.leaderboards.files import Judgment, Question, read_answers, read_questions
 from orpo_ray.leaderboards.mt_bench import Place, rating
+from orpo_ray.statistics.rated_answers import mean_rating, rated_answers
 
 QUESTIONS = [
     Question(question_id=81 + i, category=mt_bench.CATEGORIES[i // 10], turns=("first", "second")) for i in range(80)
@@ -73,16 +75,16 @@ def test_score_turns_and_categories() -> None:
     found = judged()
     (result,) = mt_bench.results(found, QUESTIONS)
     assert result.score is not None
-    assert result.score.score == pytest.approx(np.mean([each.score for each in found]))
-    assert (result.score.ratings, result.score.questions) == (160, 80)
-    assert result.score.ci95[0] < result.score.score < result.score.ci95[1]
+    assert result.score.mean == pytest.approx(np.mean([each.score for each in found]))
+    assert (result.score.ratings, result.score.answers, result.score.questions) == (160, 160, 80)
+    assert result.score.ci95[0] < result.score.mean < result.score.ci95[1]
     assert list(result.turns) == [1, 2] and list(result.categories) == list(mt_bench.CATEGORIES)
     for turn, score in result.turns.items():
-        assert score.score == pytest.approx(np.mean([each.score for each in found if each.turn == turn]))
+        assert score.mean == pytest.approx(np.mean([each.score for each in found if each.turn == turn]))
         assert (score.ratings, score.questions) == (80, 80)
     for i, score in enumerate(result.categories.values()):
         own = range(81 + 10 * i, 91 + 10 * i)
-        assert score.score == pytest.approx(np.mean([each.score for each in found if each.question_id in own]))
+        assert score.mean == pytest.approx(np.mean([each.score for each in found if each.question_id in own]))
         assert (score.ratings, score.questions) == (20, 10)
     assert (result.unreadable, result.missing, result.noise, result.copies) == ((), (), None, 0)
 
@@ -96,7 +98,7 @@ def test_categories_are_known_of_the_benchmarks_own_numbers_alone() -> None:
     assert result.categories == {}
     own = [Question(question_id="q1", category="poems", turns=("x",)), QUESTIONS[0]]
     (result,) = mt_bench.results([judgment("q1", score=3.0), judgment(81, score=4.0)], own)
-    assert {name: score.score for name, score in result.categories.items()} == {"writing": 4, "poems": 3}
+    assert {name: score.mean for name, score in result.categories.items()} == {"writing": 4, "poems": 3}
     assert result.missing == (Place(81, 2),)
 
 
@@ -105,11 +107,7 @@ def test_categories_are_known_of_the_benchmarks_own_numbers_alone() -> None:
 def test_order_of_lines_changes_nothing(order: list[int]) -> None:
     found = [judgment(81 + i // 2, 1 + i % 2, 1.0 + i % 7) for i in range(20)]
     (one,), (other,) = mt_bench.results(found), mt_bench.results([found[i] for i in order])
-    assert one.score is not None and other.score is not None
-    assert one.score.score == pytest.approx(other.score.score)
-    assert {turn: score.score for turn, score in one.turns.items()} == pytest.approx(
-        {turn: score.score for turn, score in other.turns.items()}
-    )
+    assert (one.score, one.turns) == (other.score, other.turns)
 
 
 def test_the_benchmarks_own_files_are_read(shared: Path) -> None:
@@ -128,10 +126,10 @@ def test_the_benchmarks_own_files_are_read(shared: Path) -> None:
 def test_what_could_not_be_read_is_named_and_left_out() -> None:
     found = [judgment(81, 1, 6.0), judgment(81, 2, -1.0), judgment(82, 1, None), judgment(82, 2, 0.0)]
     (result,) = mt_bench.results([*found, judgment(83, 1, 8.0)])
-    assert result.score is not None and result.score.score == 7
+    assert result.score is not None and result.score.mean == 7
     assert result.unreadable == (Place(81, 2), Place(82, 1), Place(82, 2))
     assert result.missing == (Place(83, 2),)
-    assert {turn: score.score for turn, score in result.turns.items()} == {1: 7}
+    assert {turn: score.mean for turn, score in result.turns.items()} == {1: 7}
     (result,) = mt_bench.results([judgment(81, 1, -1.0)])
     assert (result.score, result.turns, result.categories) == (None, {}, {})
 
@@ -158,10 +156,35 @@ def test_judging_again_tells_the_judges_noise() -> None:
     values = np.array([each.score for each in found]).reshape(3, 160)
     assert result.noise is not None and result.noise.answers == 160
     assert result.noise.sd == pytest.approx(math.sqrt(values.var(axis=0, ddof=1).mean()))
-    assert result.noise.score_sd == pytest.approx(result.noise.sd / math.sqrt(160))
-    assert values.mean(axis=1).std(ddof=1) == pytest.approx(result.noise.score_sd, rel=1)
+    assert result.noise.sd_by_chance == pytest.approx(result.noise.sd / math.sqrt(160))
+    assert result.noise.means == pytest.approx(values.mean(axis=1))
+    assert result.noise.sd_of_means == pytest.approx(result.noise.sd_by_chance, rel=1)
     assert result.score is not None and (result.score.ratings, result.score.questions) == (480, 80)
-    assert result.score.score == pytest.approx(values.mean())
+    assert result.score.mean == pytest.approx(values.mean())
+
+
+def test_the_score_of_a_file_is_that_of_the_page_however_often_answers_were_judged() -> None:
+    """What `orpo-ray verdicts` makes of judgments, and an evaluation of the arrays that they came from: answers that
+    were judged once to four times, some of it unreadable, some beyond the scale, some by nobody."""
+    rng = np.random.default_rng(3)
+    ratings = rng.integers(1, 11, (80, 1, 2, 4)).astype(float)
+    ratings[rng.random(ratings.shape) < 0.1] = np.nan
+    asked = np.arange(4) < rng.integers(0, 5, (80, 1, 2, 1))
+    found = [
+        judgment(81 + i, turn + 1, float(np.nan_to_num(ratings[i, 0, turn, k], nan=-1)), tstamp=float(k))
+        for k in range(4) for i in range(80) for turn in range(2) if asked[i, 0, turn, k]
+    ]  # fmt: skip
+    (result,) = mt_bench.results(found, QUESTIONS)
+    page = rated_answers(ratings, asked)
+    assert (result.score, tuple(result.turns.values()), result.noise) == (page.score, page.turns, page.noise)
+    assert result.score is not None and len(result.unreadable) == sum(page.unreadable) > 10
+    assert [*result.categories.values()] == [mean_rating(np.where(asked, ratings, np.nan)[i : i + 10])
+                                             for i in range(0, 80, 10)]  # fmt: skip
+    # As FastChat's tool: pandas' mean over the records whose score is not -1.
+    told = pd.DataFrame(vars(each) for each in found if each.score != -1)
+    assert result.score.mean == pytest.approx(told.groupby("model")["score"].mean()["m"], rel=1e-12)
+    assert result.score.by_answer == pytest.approx(told.groupby(["question_id", "turn"])["score"].mean().mean())
+    assert abs(result.score.mean - result.score.by_answer) > 0.01
 
 
 def test_a_copy_of_a_record_is_no_second_judging() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from orpo_ray import pipeline as pipeline_module
 from orpo_ray.config import load_pipeline
 from orpo_ray.errors import UserError
 from orpo_ray.pipeline import run_pipeline
+from orpo_ray.stages import run as run_module
 from orpo_ray.terminal import Console
 
 
@@ -81,24 +81,15 @@ def test_a_missing_evaluation_is_told(file: Path) -> None:
         load_pipeline(file)
 
 
-def test_every_stage_is_run_and_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_is_run_behind_what_it_needs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
 
-    class Folder:
-        def __init__(self, path: Path) -> None:
-            self.path = path
+    def carried_out(config: Any, curves: dict[str, Path], *_: Any) -> Path:
+        done.append((config.name, [*curves]))
+        return Path(config.name)
 
-    def stage(config: Any, *_: Any) -> Folder:
-        done.append(("do", config.name))
-        return Folder(config.storage.run_dir(config.name))
-
-    monkeypatch.setattr(pipeline_module, "connect", lambda cpus: done.append(cpus))
-    monkeypatch.setattr(pipeline_module, "train", stage)
-    monkeypatch.setattr(pipeline_module, "evaluate", stage)
-    monkeypatch.setattr(pipeline_module, "write_report", lambda path: done.append(("report", path.name)))
-    monkeypatch.setattr(
-        pipeline_module, "write_evaluation_report", lambda path, curves: done.append(("report", path.name, [*curves]))
-    )
-    run_pipeline(load_pipeline(file), Console(file=io.StringIO()))
-    trained = [step for name in ("a", "b", "judge") for step in (("do", name), ("report", name))]
-    assert done == [8, *trained, ("do", "e"), ("report", "e", ["first", "second"])]
+    monkeypatch.setattr(run_module, "connect", lambda cpus: done.append(cpus))
+    monkeypatch.setattr(run_module, "cluster_nodes", lambda: [(8.0, 0.0)])
+    monkeypatch.setattr(run_module, "carry_out", carried_out)
+    assert run_pipeline(load_pipeline(file), Console(file=io.StringIO())) == Path("e")
+    assert done == [8, ("a", []), ("b", ["first"]), ("judge", []), ("e", ["first", "second"])]

@@ -21,12 +21,12 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.dataset import Prompts
 from orpo_ray.data.mixture import JoinedPairs
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import Prompt, Question, read_prompts
 from orpo_ray.data.questions import as_line, prompts_of
 from orpo_ray.data.records import BadRecord
 from orpo_ray.data.summary import print_summary
-from orpo_ray.data.templates import NAMED_TEMPLATES
 from orpo_ray.errors import UserError
 from orpo_ray.training.source import schedule_of
 

@@ -1,4 +1,4 @@
-"""One's own models among published numbers, which stay marked as published."""
+"""Published numbers, as their tables have them."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orpo_ray.errors import UserError
-from orpo_ray.leaderboards.published import Entry, leaderboard, read_published
+from orpo_ray.leaderboards.published import Entry, ranked, read_published
 
 ALPACA_EVAL_2 = "length_controlled_winrate", "win_rate", "standard_error"
 # As AlpacaEval has them: no heading above the names, and cells that are left empty.
@@ -14,8 +14,8 @@ TABLE = """,win_rate,standard_error,n_total,mode,length_controlled_winrate,lc_st
 small,12.5,0.9,805,community,14.75,
 large,50.0,0.0,805,verified,,
 """
-SMALL = Entry("small", {"length_controlled_winrate": 14.75, "win_rate": 12.5, "standard_error": 0.9}, published=True)
-LARGE = Entry("large", {"win_rate": 50.0, "standard_error": 0.0}, published=True)
+SMALL = Entry("small", {"length_controlled_winrate": 14.75, "win_rate": 12.5, "standard_error": 0.9})
+LARGE = Entry("large", {"win_rate": 50.0, "standard_error": 0.0})
 
 
 def written(path: Path, text: str) -> Path:
@@ -57,12 +57,8 @@ def test_what_is_no_table_of_numbers_is_refused(tmp_path, rows, why):
         read_published(path, ("win_rate", "standard_error"))
 
 
-def test_ours_stand_among_the_published_ones_by_one_number_and_only_theirs_are_marked():
-    ours = {"mine": {"length_controlled_winrate": 20.0, "win_rate": 1.0}, "untold": {"length_controlled_winrate": None}}
-    other = Entry("mine", {"length_controlled_winrate": 30.0}, published=True)
-    table = leaderboard(ours, [SMALL, LARGE, other], by="length_controlled_winrate")
-    assert [(entry.name, entry.published) for entry in table] == [
-        ("mine", True), ("mine", False), ("small", True), ("untold", False), ("large", True),
-    ]  # fmt: skip
-    assert [entry.name for entry in leaderboard(ours, [SMALL, LARGE], by="win_rate")][:2] == ["large", "small"]
-    assert leaderboard({"b": {"score": 1.0}, "a": {"score": 1.0}}, [], by="score")[0].name == "a"
+def test_they_stand_in_order_of_one_number():
+    twice = Entry("small", {"length_controlled_winrate": 30.0})
+    assert ranked([LARGE, SMALL, twice], by="length_controlled_winrate") == [twice, SMALL, LARGE]
+    assert ranked([SMALL, LARGE, twice], by="win_rate") == [LARGE, SMALL, twice]
+    assert [entry.name for entry in ranked([Entry("b", {}), Entry("a", {})], by="score")] == ["a", "b"]

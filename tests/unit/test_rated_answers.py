@@ -27,15 +27,27 @@ def test_all_turns_count_alike_and_what_is_unreadable_is_left_out_and_counted():
     assert found.unknown == {"noise": "everything was judged once"}
 
 
-def test_an_answer_judged_twice_counts_once_and_shows_the_judges_noise():
+def test_every_rating_counts_alike_and_two_of_an_answer_show_the_judges_noise():
     found = rated_answers(*of([[[8, 6], [5, 5]], [[9, NAN], [4, 3]]]))
-    assert found.score.mean == pytest.approx((7 + 5 + 9 + 3.5) / 4)
+    assert found.score.mean == pytest.approx((8 + 6 + 5 + 5 + 9 + 4 + 3) / 7)
+    assert found.score.by_answer == pytest.approx((7 + 5 + 9 + 3.5) / 4)
+    assert (found.score.ratings, found.score.answers, found.score.questions) == (7, 4, 2)
     noise = found.noise
-    assert (noise.judgings, noise.answers) == (2, 3)
+    assert (noise.judgings, noise.answers, noise.in_all) == (2, 3, 3)
     assert noise.flips == pytest.approx(2 / 3)
     assert noise.sd == pytest.approx(np.sqrt((2 + 0 + 0.5) / 3))
     assert noise.means == pytest.approx((17 / 3, 14 / 3))
     assert noise.sd_of_means == pytest.approx(1 / np.sqrt(2))
+
+
+def test_answers_that_were_judged_unequally_often_tell_noise_by_every_two_ratings():
+    noise = rated_answers(*of([[[8, 6, 7], [5, 5, NAN]], [[9, NAN, NAN], [NAN, 4, 2]]])).noise
+    assert (noise.judgings, noise.answers, noise.in_all) == (3, 3, 1)
+    assert noise.sd == pytest.approx(np.sqrt((2 + 0 + 2) / (2 + 1 + 1)))
+    assert noise.flips == pytest.approx((3 + 0 + 1) / (3 + 1 + 1))
+    assert noise.means == (8, 6, 7) and noise.sd_by_chance == noise.sd
+    partly = rated_answers(*of([[[8, 6, NAN]], [[NAN, 4, 4]]])).noise
+    assert (partly.sd, partly.means, partly.sd_of_means, partly.sd_by_chance) == (1, (), None, None)
 
 
 def test_a_question_is_the_unit_so_turns_that_are_alike_add_no_certainty():
@@ -57,7 +69,7 @@ def test_what_cannot_be_told_says_why():
     assert (found.turns[1], found.unreadable) == (None, (0, 4))
     assert found.unknown == {"turn_2": "no rating could be read"}
     nothing = rated_answers(*of([[[8, NAN]], [[NAN, 7]]]))
-    assert nothing.unknown == {"noise": "nothing could be read in all 2 judgings"}
+    assert nothing.unknown == {"noise": "nothing could be read twice"}
     assert nothing.score.mean == 7.5
 
 

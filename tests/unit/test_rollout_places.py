@@ -121,9 +121,11 @@ def beside(config: TrainConfig, *, leads: bool = True, warn: Any = pytest.fail) 
 @pytest.mark.parametrize(
     ("places", "override", "visible", "share"),
     [
-        (Places(1, 0.0), "rollouts.engine=vllm", "0", 0.4),
-        (Places(1, 0.0), "rollouts.gpu_memory=0.25", "0", 0.25),
-        (Places(3, 0.0), "rollouts.engine=vllm", "0,1", 0.8),
+        (Places(1, 0.0), "rollouts.sleep=false", "0", 0.4),
+        (Places(1, 0.0), "rollouts.gpu_memory=0.25 rollouts.sleep=false", "0", 0.25),
+        (Places(3, 0.0), "rollouts.sleep=false", "0,1", 0.8),
+        (Places(1, 0.0), "rollouts.engine=vllm", "0", 2 / 80),  # asleep
+        (Places(3, 0.0), "rollouts.engine=vllm", "0,1", 4 / 80),
         (Places(1, 0.0), "rollouts.engine=transformers", "0", 0.0),
         (Places(2, 1.0), "rollouts.engine=vllm", "0", 0.0),
         (Places(1, 0.5), "rollouts.engine=vllm", "0", 0.0),
@@ -133,11 +135,11 @@ def test_memory_of_those_that_take_turns_on_the_trainers_gpu(
     places: Places, override: str, visible: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Engines take their share of all of it, and the scorer has its reward models there."""
-    total = 80 * 10**9
+    total = 80 * 2**30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (total // 2, total))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     judged = f"rollouts.rewards={{r: {tmp_path / 'critic'}}}"
-    config = settings(tmp_path, "rollouts.engine=vllm", override, judged)
+    config = settings(tmp_path, "rollouts.engine=vllm", *override.split(), judged)
     found = Beside(**{**vars(beside(config)), "places": places})
     scorer = sum(path.stat().st_size for path in (tmp_path / "critic").glob("*.safetensors"))
     bytes_ = found.memory(config, torch.device("cuda:0"))

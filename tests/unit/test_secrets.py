@@ -57,6 +57,11 @@ from orpo_ray.training.export import export_model
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s3cret", "eyJ***"),
         ("token hf_oauth_eyJhbGciOi.s3cret.x-y_z", "token hf_oauth_***"),
         ("ghp_s3cret0123456789abcdefghijklmnopqr", "ghp_***"),
+        ("Incorrect API key provided: sk-proj-s3cret_0-abcDEFghi. See", "Incorrect API key provided: sk-proj-***. See"),
+        ("key=sk-ant-api03-s3cret_0-abcDEF", "key=sk-ant-***"),
+        ("'sk-or-v1-0123s3cret4567890abc'", "'sk-or-***'"),
+        ("(sk-svcacct-s3cret0123456789)", "(sk-svcacct-***)"),
+        ("%20sk-admin-s3cret-0123456789 sk-0123s3cret4567890abcdef", "%20sk-admin-*** sk-***"),
         (f"no such revision: hf_{'s3cret' * 6}, org/name", "no such revision: hf_***, org/name"),
     ],
 )
@@ -74,7 +79,8 @@ def test_credentials_are_masked(text: str, written: str | None) -> None:
      "https://host/page#section=2", "hf_MistralForSequenceClassification", "org/hf_ultrafeedback_binarized_2024",
      f"models/hf_{'7a94ddb27c' * 4}/model",
      "a Bearer token-based scheme", "who is the bearer of this?", 'WWW-Authenticate: Bearer realm="hub"',
-     "Authorization: none", "is it a token? sig; sas # key", "ghp_short and eyJ.a.b"],
+     "Authorization: none", "is it a token? sig; sas # key", "ghp_short and eyJ.a.b",
+     "sk-learn-pipeline-of-2024", "task-proj-of-many-words-and-more", "runs/sk-proj-mine", "disk-0123456789abcdef0123"],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
     assert masked(text) == text
@@ -111,6 +117,14 @@ WORDS = [
 ]  # fmt: skip
 
 
+@given(st.text(LETTERS, min_size=20, max_size=60), st.sampled_from(["proj", "ant", "svcacct", "admin", "or"]), AROUND)
+def test_a_server_s_key_is_masked_whatever_stands_around_it(secret: str, kind: str, around: str) -> None:
+    written = masked(f"{around} sk-{kind}-{secret} {around}")
+    assert secret not in written
+    assert holds_mask(written)
+    assert masked(written) == written
+
+
 @given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from([" ", ", ", ". ", ": ", "; ", "\n"]))))
 def test_ordinary_text_stays(words: list[tuple[str, str]]) -> None:
     text = "".join(word + after for word, after in words)
@@ -120,7 +134,20 @@ def test_ordinary_text_stays(words: list[tuple[str, str]]) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "piece", ["https://a", "://a:", "-eyJ", "_hf_", "Bearer a", "?token=;", "authorization: basic "]
+    "piece",
+    [
+        "sk-proj-",
+        "sk-ant-a ",
+        "sk-0 ",
+        "-sk-a",
+        "https://a",
+        "://a:",
+        "-eyJ",
+        "_hf_",
+        "Bearer a",
+        "?token=;",
+        "authorization: basic ",
+    ],
 )
 def test_a_long_text_is_masked_in_a_time_that_grows_with_its_length(piece: str) -> None:
     """The first took minutes: each address looked for its @ to the text's end."""

@@ -16,9 +16,10 @@ from test_data_prepare import account_of
 from orpo_ray.config import parse_config
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data.encoding import Encoder
+from orpo_ray.data.named_templates import NAMED_TEMPLATES
 from orpo_ray.data.prepare import Highest, prepare
 from orpo_ray.data.prompts import read_prompts
-from orpo_ray.data.templates import NAMED_TEMPLATES, TEXT_RULE, Renderer, write_text_rule
+from orpo_ray.data.templates import TEXT_RULE, Renderer, write_text_rule
 from orpo_ray.data.tokenization import PairTokenizer
 from orpo_ray.errors import UserError
 from orpo_ray.inference.models import EvaluatedModel

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orpo_ray.config import parse_config
 from orpo_ray.config.evaluation import PromptsConfig
 from orpo_ray.data import toyworld
+from orpo_ray.data.named_templates import resolve_template
 from orpo_ray.data.prepare import prepare
 from orpo_ray.data.prompts import read_prompts, readable
-from orpo_ray.data.templates import resolve_template, write_text_rule
+from orpo_ray.data.templates import write_text_rule
 from orpo_ray.errors import UserError
 from orpo_ray.inference.models import find_policy
 from orpo_ray.inference.scoring import Judged, judged_rows

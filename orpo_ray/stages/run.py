@@ -1,0 +1,201 @@
+"""All stages of a graph, as many at a time as the cluster holds, each as its own command would run it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.share import cluster_nodes
+from orpo_ray.config import TrainConfig
+from orpo_ray.errors import UserError
+from orpo_ray.stages.carrying_out import carry_out
+from orpo_ray.stages.graph import Graph, Stage, StageConfig, folder_of
+from orpo_ray.stages.progress import Progress
+from orpo_ray.stages.room import Nodes, room_for, room_of
+from orpo_ray.status.read import read_status
+from orpo_ray.terminal import Console
+from orpo_ray.training.stopping import StopRequest, saving_when_stopped
+
+LOG = "log.txt"
+"""In the folder of a stage that ran beside others: what its own command would have printed."""
+_LOOK = 0.5  # seconds between two looks for stages that have ended
+_SECONDS_BETWEEN_LINES = 30.0
+_TRIES = 2  # of a stage whose own process is lost
+
+
+def run_stages(
+    graph: Graph,
+    console: Console,
+    *,
+    usual: Mapping[str, float] | None = None,
+    is_done: Callable[[Stage], bool] = lambda stage: False,
+) -> dict[str, Path]:
+    """Carry out every stage behind those that it needs; returns the pages of those carried out, by label.
+
+    Stages that do not need each other run at the same time, as far as the cluster holds them; what their commands would
+    print is then in the `log.txt` of their folders. `usual`: seconds that each usually takes, of which only the ratios
+    count; `is_done`: whether a stage need not even be looked at. Where one fails, those that do not need it are carried
+    out all the same. Raises `UserError` at the end where any has failed, naming each and why; `KeyboardInterrupt` where
+    a stop was asked for. The same call goes on.
+    """
+    progress = Progress(graph, usual or {}, done={stage.label for stage in graph if is_done(stage)})
+    if len(progress.done) == len(graph):
+        return {}
+    connect(max(stage.config.cpus for stage in graph))
+    run = _Run(graph, progress, cluster_nodes(), console)
+    if run.holds_two:
+        run.beside_each_other()
+    else:
+        run.one_by_one()
+    if progress.failed:
+        raise UserError(progress.told())
+    return run.pages
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's own process tells."""
+
+    page: Path | None = None
+    failure: str = ""
+    stopped: bool = False
+
+
+class _Run:
+    def __init__(self, graph: Graph, progress: Progress, nodes: Nodes, console: Console) -> None:
+        self._graph, self._progress, self._console = graph, progress, console
+        self._whole = room_of(nodes)
+        self._room = {stage.label: room_for(stage.config, nodes) for stage in graph}
+        self._started = time.monotonic()
+        self.pages: dict[str, Path] = {}
+
+    @property
+    def holds_two(self) -> bool:
+        """Whether there are two stages that could run at the same time."""
+        return any(
+            one.label not in self._graph.needed_by(other.label)
+            and self._whole.holds(self._room[one.label] + self._room[other.label])
+            for one, other in combinations(self._graph, 2)
+        )
+
+    def one_by_one(self) -> None:
+        """In this process, so that each is seen as its own command shows it."""
+        while ready := self._progress.ready(set()):
+            stage = ready[0]
+            self._begins(stage)
+            try:
+                page = carry_out(stage.config, self._curves(stage), self._console)
+            except UserError as error:
+                self._ended(stage, Outcome(failure=str(error)))
+            else:
+                self._ended(stage, Outcome(page))
+
+    def beside_each_other(self) -> None:
+        request = StopRequest()
+        with saving_when_stopped(request, self._console, "stages", lambda: False, several=True) as stopping:
+            self._beside_each_other(request)
+        if stopping.asked:
+            raise KeyboardInterrupt
+
+    def _beside_each_other(self, request: StopRequest) -> None:
+        """Until all have ended; behind a `request` to stop none begins."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # A stage's own process waits for its workers: any part of a CPU would be missing to them.
+        process = ray.remote(num_cpus=0, max_retries=_TRIES, scheduling_strategy=here)(in_a_process)
+        running: dict[Any, Stage] = {}
+        free, told = self._whole, time.monotonic()
+        while True:
+            if request.made:
+                for reference, stage in running.items():
+                    if not isinstance(stage.config, TrainConfig):  # what it has made is kept at any time
+                        ray.cancel(reference, force=True)
+            else:
+                for stage in self._progress.ready({one.label for one in running.values()}):
+                    if free.holds(self._room[stage.label]):
+                        free -= self._room[stage.label]
+                        self._begins(stage)
+                        running[process.remote(stage.config, self._curves(stage), request.name)] = stage
+            if not running:
+                return
+            for reference in ray.wait(list(running), timeout=_LOOK)[0]:
+                stage = running.pop(reference)
+                free += self._room[stage.label]
+                self._ended(stage, _outcome(reference))
+            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                for stage in running.values():
+                    self._console.say(f"{stage.label}: {_brief(stage)}")
+
+    def _begins(self, stage: Stage) -> None:
+        left = self._progress.left(time.monotonic() - self._started)
+        far = f"{len(self._progress.done)} of {len(self._graph)} stages are done"
+        self._console.say(f"{stage.label}: begins; {far}{left and f', {left}'}")
+
+    def _ended(self, stage: Stage, outcome: Outcome) -> None:
+        if outcome.stopped:
+            return
+        self._progress.end(stage.label, outcome.failure)
+        if outcome.page is not None:
+            self.pages[stage.label] = outcome.page
+        if outcome.failure:
+            self._console.say(f"{stage.label}: failed: {outcome.failure}")
+
+    def _curves(self, stage: Stage) -> dict[str, Path]:
+        """Runs whose curves an evaluation's page shows: of policies, those that they began from too."""
+        needed = self._graph.needed_by(stage.label)
+        return {
+            one.label: one.folder for one in self._graph
+            if one.label in needed and isinstance(one.config, TrainConfig) and one.config.objective.name != "reward"
+        }  # fmt: skip
+
+
+def in_a_process(config: StageConfig, curves: Mapping[str, Path], stop: str) -> Outcome:
+    """Carry out a stage in a process of its own; `stop`: the name of the request that it hears."""
+    folder = folder_of(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("a", encoding="utf-8") as said, ThreadPoolExecutor(1) as thread:
+        # Not in the main thread, where training would answer signals, and forget the request that others hear too.
+        work = thread.submit(carry_out, config, curves, Console(file=said), StopRequest(stop))
+        try:
+            return Outcome(work.result())
+        except KeyboardInterrupt:
+            return Outcome(stopped=True)
+        except UserError as error:
+            return Outcome(failure=str(error))
+        except Exception as error:
+            said.write("".join(traceback.format_exception(error)))
+            return Outcome(failure=f"{_last_line(error)} ({folder / LOG} has all of it)")
+
+
+def _outcome(reference: Any) -> Outcome:
+    import ray
+
+    try:
+        outcome: Outcome = ray.get(reference)
+    except ray.exceptions.TaskCancelledError:
+        return Outcome(stopped=True)
+    except ray.exceptions.RayError as error:
+        return Outcome(failure=_last_line(error))
+    return outcome
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:500]
+
+
+def _brief(stage: Stage) -> str:
+    try:
+        return read_status(stage.folder).brief
+    except UserError:  # it has not begun to write
+        return "starting"

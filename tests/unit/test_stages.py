@@ -1,0 +1,117 @@
+"""The graph of stages: what needs what, what runs beside what, and what a failure stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, parse_as
+from orpo_ray.errors import UserError
+from orpo_ray.stages.graph import Graph, StageConfig
+from orpo_ray.stages.progress import Progress
+from orpo_ray.stages.room import Room, room_for
+
+
+def training(name: str, model: str = "toy", **more: Any) -> TrainConfig:
+    mapping = {"name": name, "model": {"name_or_path": model}, "data": {"train": "toy"}, **more}
+    return parse_as(TrainConfig, mapping, [], name)
+
+
+def evaluation(name: str, models: dict[str, str], judges: dict[str, str], **more: Any) -> EvaluationConfig:
+    mapping = {"name": name, "models": models, "prompts": {"source": "toy-test"}, "reward_models": judges, **more}
+    return parse_as(EvaluationConfig, mapping, [], name)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def configs() -> dict[str, StageConfig]:
+    """Given with the last first."""
+    orpo = {"name": "orpo", "lambda": 0.5}
+    run = {"model": {"name_or_path": "./runs/base"}, "data": {"train": "toy"}, "objective": orpo}
+    swept = {"name": "sweep", "train": run, "space": {"objective.lambda": "choice(0.1, 1.0)"}}
+    judges = {"judge": str(Path("runs/judge").resolve())}
+    return {
+        "who wins": evaluation("e", {"dpo": "runs/dpo", "kept": "./runs/orpo/model"}, judges),
+        "dpo": training("dpo", "runs/sft", objective={"name": "dpo"}),
+        "judge": training("judge", "runs/sft/checkpoints/step-3", objective={"name": "reward"}),
+        "sweep": parse_as(SweepConfig, swept, [], "sweep"),
+        "orpo": training("orpo", "runs/base", objective=orpo),
+        "sft": training("sft", "runs/base"),
+        "base": training("base"),
+    }  # fmt: skip
+
+
+def test_a_stage_needs_those_whose_folders_it_names() -> None:
+    graph = Graph(configs())
+    assert [stage.label for stage in graph] == ["base", "sweep", "orpo", "sft", "dpo", "judge", "who wins"]
+    needs = {stage.label: set(stage.needs) for stage in graph}
+    assert needs == {
+        "base": set(), "sweep": {"base"}, "orpo": {"base"}, "sft": {"base"}, "dpo": {"sft"}, "judge": {"sft"},
+        "who wins": {"dpo", "orpo", "judge"},
+    }  # fmt: skip
+    assert graph.needed_by("who wins") == {"dpo", "orpo", "judge", "sft", "base"}
+    assert graph.behind("sft") == {"dpo", "judge", "who wins"}
+
+
+def test_names_that_are_no_folders_are_no_needs() -> None:
+    graph = Graph({"toy": training("toy"), "other": training("other", "toy")})
+    assert all(not stage.needs for stage in graph)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"a": ("x", "toy"), "b": ("x", "toy")}, "b: has the folder of a, "),
+        ({"a": ("x", "runs/y"), "b": ("y", "runs/z"), "c": ("z", "runs/x")}, "a, b, c: each waits for what another"),
+    ],
+)
+def test_graphs_that_cannot_be_are_refused(stages: dict[str, tuple[str, str]], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        Graph({label: training(*of) for label, of in stages.items()})
+    assert str(error.value).startswith(message)
+
+
+def test_what_has_failed_stops_what_needs_it_alone() -> None:
+    progress = Progress(Graph(configs()))
+    order = []
+    while ready := progress.ready(set()):
+        order.append(ready[0].label)
+        progress.end(ready[0].label, "no room" if ready[0].label == "sft" else "")
+    assert order == ["base", "sweep", "orpo", "sft"] and progress.never == ["dpo", "judge", "who wins"]
+    assert progress.told() == "1 of 7 stages failed: sft: no room; not begun for it: dpo, judge, who wins"
+
+
+def test_time_left_goes_by_what_stages_usually_take() -> None:
+    progress = Progress(Graph(configs()), usual={"base": 100.0, "who wins": 50.0, "sft": 50.0}, done={"base"})
+    assert progress.left(10.0) == ""  # what was done before tells nothing of now
+    progress.end("sft", "")
+    assert progress.left(100.0) == "about 2 min left"  # 50 + four of 1 each, where 50 took 100 s
+    progress.end("orpo", "broken")
+    assert progress.left(100.0) == "about 6 s left"  # who wins will never begin
+
+
+ASKED = {"generators": 2, "scorers": 1}
+CPUS, GPUS, WHOLE = [(8.0, 0.0)], [(64.0, 8.0), (64.0, 8.0)], None
+
+
+@pytest.mark.parametrize(
+    ("config", "nodes", "room"),
+    [
+        (lambda: training("a"), CPUS, WHOLE),  # its workers take what is there
+        (lambda: training("a", scaling={"num_workers": 2, "cpus_per_worker": 3}), CPUS, Room(6, 0)),
+        (lambda: training("a", scaling={"num_workers": 9, "cpus_per_worker": 1}), CPUS, WHOLE),  # waits, and says so
+        (lambda: training("a", scaling={"num_workers": 4}), GPUS, Room(4, 4)),
+        (lambda: training("a", scaling={"num_workers": 1, "gpus_per_worker": 0.5}), GPUS, Room(1, 0.5)),
+        (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}), GPUS, WHOLE),
+        (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=ASKED), CPUS, WHOLE),
+        (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=ASKED | {"tensor_parallel": 2}), GPUS, Room(3, 5)),
+    ],
+)  # fmt: skip
+def test_room(config: Any, nodes: list[tuple[float, float]], room: Room | None) -> None:
+    whole = Room(sum(cpus for cpus, _ in nodes), sum(gpus for _, gpus in nodes))
+    assert room_for(config(), nodes) == (room or whole)
