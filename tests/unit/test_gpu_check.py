@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import varlen_cpu
 from families import FAMILIES, build, random_examples
 from torch.profiler import ProfilerActivity
 from transformers import AttentionInterface
@@ -167,6 +168,20 @@ def test_a_fault_of_the_kernel_is_seen(check: Check, monkeypatch: pytest.MonkeyP
     judged = {(line["way"], line["dtype"]): line["ok"] for line in found}
     assert judged["packed", "float32"] is True and judged["packed", "bfloat16"] is False
     assert fault(found)
+
+
+@pytest.mark.parametrize("fault_of_kernel", ["", "top left", "window off by one", "keys rolled"])
+def test_the_path_of_gpus_by_kernels_on_the_cpu(
+    fault_of_kernel: varlen_cpu.Fault, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grouped heads and a window: what this check would have to find is found, and what is right is not."""
+    varlen_cpu.pretend_cuda(monkeypatch)
+    with varlen_cpu.faulty(fault_of_kernel):
+        found = list(parity.parity(check, TOY.families["mistral-grouped-window"]))
+    assert varlen_cpu.CALLS["flash_backward"] > 0
+    half = [line for line in found if (line["way"], line["dtype"]) == ("packed", "bfloat16")]
+    assert [line["ok"] for line in half] == [not fault_of_kernel]
+    assert fault(found) == bool(fault_of_kernel)
 
 
 def test_a_control_that_is_not_seen_is_a_fault(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,10 +50,12 @@ def check_gpu(seconds: float, out: Path | None, *, toy: bool, start: float) -> i
 
 
 def _stages(check: Check) -> Iterator[Stage]:
-    first = Stage("machine", 2, {}, machine.machine), Stage("peak", 3, {}, machine.peak)
-    third = Stage("bandwidth", 2, {}, machine.bandwidth)
+    first = [
+        Stage("machine", 2, {}, machine.machine), Stage("peak", 3, {}, machine.peak),
+        Stage("bandwidth", 1, {}, machine.bandwidth), Stage("launch", 1, {}, machine.launch),
+    ]  # fmt: skip
     rest = parity.stages, pieces.stages, steps.stages, repeated.stages, steps.profiles
-    return chain(first, [third], *(stages(check) for stages in rest))
+    return chain(first, *(stages(check) for stages in rest))
 
 
 def take(stage: Stage, check: Check, lines: Lines, seconds: float) -> None:
