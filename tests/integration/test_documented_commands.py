@@ -38,7 +38,7 @@ RUN_HERE: dict[str, list[str]] = {
     "orpo-ray status runs/NAME": [],
     "orpo-ray status runs ": [],
     "orpo-ray export runs/NAME": [],
-    "orpo-ray doctor ": [],
+    "orpo-ray doctor  ": [],
     "ray get-auth-token --generate": [],
 }  # fmt: skip
 """How a command begins, and what is typed behind it; in an order in which each finds what it needs."""
@@ -58,6 +58,7 @@ ELSEWHERE = {
     r"orpo-ray \w+ configs/(opt-|mistral-|paper/)": "needs GPUs and the Hub",
     r"RAY_A\w+=.* orpo-ray train configs/opt-": "needs GPUs and the Hub",
     r"RAY_ADDRESS=auto orpo-ray doctor": "by test_doctor_cluster.py",
+    r"orpo-ray doctor --gpu|PYTHONPATH=. python -m orpo_ray.doctor.gpu": "at toy size, by test_gpu_check_toy.py",
     r"orpo-ray verdicts ": "with files of each benchmark, by unit/test_verdicts.py and unit/test_ifeval.py",
     r"ray job submit .* jobs/(train|sweep|evaluate|pipeline)\.py": "with other runs, by tests/cluster/test_jobs.py",
     r"ray job submit -- python -c .*request_resources": "by tests/cluster/test_autoscaling.py",
@@ -72,7 +73,7 @@ ELSEWHERE = {
 
 
 def shown(beginning: str) -> list[str]:
-    return [line for _, line in lines() if f"{line} ".startswith(beginning)]
+    return [line for _, line in lines() if f"{line}  ".startswith(beginning)]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
 
 def test_every_command_is_run_or_said_why_not() -> None:
     for page, line in lines():
-        here = [beginning for beginning in RUN_HERE if f"{line} ".startswith(beginning)]
+        here = [beginning for beginning in RUN_HERE if f"{line}  ".startswith(beginning)]
         there = [pattern for pattern in ELSEWHERE if re.match(pattern, line)]
         assert len(here) + len(there) == 1, f"{page}: {line}: {here}, {there}"
     assert all(shown(beginning) for beginning in RUN_HERE)

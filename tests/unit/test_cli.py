@@ -188,6 +188,8 @@ def test_damaged_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (["status", "half"], "half/metrics.jsonl, line 126: has no eval_win_rate_low"),
         (["report", "nested"], "nested/summary.json: not valid JSON: "),
         ([*toy, "model.name_or_path=model"], "model/config.json: expected a JSON object, found a list"),
+        (["doctor", "--toy"], "doctor: --toy, --seconds and --out say how --gpu is done"),
+        (["doctor", "--gpu", "run.yaml"], "doctor: --gpu looks at no configuration"),
         (["evaluate", str(ROOT / "configs" / "toy-winrate.yaml"), "models={a: ./nowhere}"],
          "models.a: ./nowhere: no such folder"),
     ]  # fmt: skip

@@ -65,6 +65,7 @@ def test_the_pages_show_commands() -> None:
         "ray job submit --working-dir . -- python jobs/tran.py configs/toy-base.yaml", "ray job halt x",
         "ray job submit --runtime-env jobs/env.yaml -- python jobs/train.py configs/toy-base.yaml",
         "docker build -f Dockerfile -t orpo-ray:gpu .", "kubectl apply -f deploy/nowhere.yaml", "helm install",
+        "python -m orpo_ray.nothing", "orpo-ray doctor --gpus",
         "kubectl delete -f deploy/kuberay-volume.yaml", "kubectl get rayjob nothing",
         "kubectl port-forward service/x 8265",
         "aws cloudformation deploy --stack-name x --template-file deploy/aws-iam.yaml --capabilities CAPABILITY_IAM",
@@ -168,11 +169,18 @@ def check_pip(words: list[str]) -> None:
     assert words == ["install", "boto3"]  # for `ray up`; cluster.yaml pins the head's
 
 
+def check_python(words: list[str]) -> None:
+    from orpo_ray.doctor.gpu.__main__ import parser
+
+    assert words[:2] == ["-m", "orpo_ray.doctor.gpu"]
+    parser().parse_args(words[2:])
+
+
 def check_export(words: list[str]) -> None:
     assert all(re.fullmatch(r"(RAY|HF)_\w+=.+", word) for word in words), words
 
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "orpo-ray": check_own, "make": check_make, "ray": check_ray, "docker": check_docker, "kubectl": check_kubectl,
-    "aws": check_aws, "pip": check_pip, "export": check_export,
+    "aws": check_aws, "pip": check_pip, "export": check_export, "python": check_python,
 }  # fmt: skip

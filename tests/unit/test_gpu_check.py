@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+import varlen_cpu
 from families import FAMILIES, build, random_examples
 from torch.profiler import ProfilerActivity
 from transformers import AttentionInterface
 
 from orpo_ray.data.packing import pack
-from orpo_ray.doctor.gpu import parity, pieces
+from orpo_ray.doctor.gpu import machine, parity, pieces
 from orpo_ray.doctor.gpu.adapters import add_adapters
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.counted import CountedTensors
@@ -82,10 +83,24 @@ class TestStages:
             raise torch.OutOfMemoryError(str(held.shape))
             yield {}
 
+        def next_one(check: Check) -> Iterator[Fields]:
+            yield {"held": check.device.held()}
+
+        lines = started()
         with check.device as device:
-            before = device.held()
-            take(Stage("step", 1, {}, run), check, started(), 60)
-            assert device.held() == before and device.peak() >= before + (1 << 22)
+            for stage in (run, next_one):
+                take(Stage("step", 1, {}, stage), check, lines, 60)
+            assert lines.said[-1]["held"] == 0 and device.peak() >= 1 << 22
+
+    def test_a_device_that_is_broken_breaks_no_other_line(self, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken() -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(check.device, "free", broken)
+        lines = started()
+        for _ in range(2):
+            take(Stage("head", 1, {}, machine.machine), check, lines, 60)
+        assert [line["error"][:24] for line in lines.said] == ["RuntimeError: CUDA error"] * 2
 
     def test_with_too_little_time_it_is_not_begun(self, check: Check) -> None:
         def run(check: Check) -> Iterator[Fields]:
@@ -147,7 +162,7 @@ def test_a_fault_of_the_kernel_is_seen(check: Check, monkeypatch: pytest.MonkeyP
 
     AttentionInterface.register(NAME, faulty)
     try:
-        found = list(parity._parity(check, TOY.families["opt"]))
+        found = list(parity.parity(check, TOY.families["opt"]))
     finally:
         AttentionInterface.register(NAME, attention)
     judged = {(line["way"], line["dtype"]): line["ok"] for line in found}
@@ -155,9 +170,23 @@ def test_a_fault_of_the_kernel_is_seen(check: Check, monkeypatch: pytest.MonkeyP
     assert fault(found)
 
 
+@pytest.mark.parametrize("fault_of_kernel", ["", "top left", "window off by one", "keys rolled"])
+def test_the_path_of_gpus_by_kernels_on_the_cpu(
+    fault_of_kernel: varlen_cpu.Fault, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grouped heads and a window: what this check would have to find is found, and what is right is not."""
+    varlen_cpu.pretend_cuda(monkeypatch)
+    with varlen_cpu.faulty(fault_of_kernel):
+        found = list(parity.parity(check, TOY.families["mistral-grouped-window"]))
+    assert varlen_cpu.CALLS["flash_backward"] > 0
+    half = [line for line in found if (line["way"], line["dtype"]) == ("packed", "bfloat16")]
+    assert [line["ok"] for line in half] == [not fault_of_kernel]
+    assert fault(found) == bool(fault_of_kernel)
+
+
 def test_a_control_that_is_not_seen_is_a_fault(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "_controls", lambda config: {"control: nothing": AttentionInterface()[NAME]})
-    found = [line for line in parity._parity(check, TOY.families["opt"]) if line["way"] == "control: nothing"]
+    found = [line for line in parity.parity(check, TOY.families["opt"]) if line["way"] == "control: nothing"]
     assert [line["ok"] for line in found] == [False, False]
 
 
@@ -167,7 +196,7 @@ def test_the_baseline_computes_orpo(name: str) -> None:
     drawn = random_examples(seed=3, prompts=5, longest=20)
     examples = [example for example in drawn if len(example[0]) > 1]
     lengths = torch.tensor([[len(p) - 1, len(c), len(r)] for p, c, r in examples])
-    sums = torch.stack([parity._plain_sums(network, example, CPU) for example in examples])
+    sums = torch.stack([parity.plain_sums(network, example, CPU) for example in examples])
     expected = orpo(sums, lengths, totals(examples), lambda_=0.3)[0]
     torch.testing.assert_close(padded_loss(network, collate(examples, CPU), 0.3), expected)
 
@@ -175,7 +204,7 @@ def test_the_baseline_computes_orpo(name: str) -> None:
 def test_slices_are_the_rows_of_the_index() -> None:
     batch = pack(random_examples(seed=4, prompts=4, continuations=3), score_prompts=True)
     keys = torch.randn(batch.tokens, 2, 8)
-    assert torch.equal(pieces._by_slices(keys, batch.layout), keys[pieces._positions(batch.layout)])
+    assert torch.equal(pieces._by_slices(keys, batch.layout), keys[batch.layout.varlen.keys])
 
 
 def test_adapters_change_nothing_at_first_and_are_all_that_is_trained() -> None:

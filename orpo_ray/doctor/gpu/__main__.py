@@ -11,13 +11,17 @@ from orpo_ray.doctor.gpu import SECONDS
 from orpo_ray.errors import UserError
 
 
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m orpo_ray.doctor.gpu", description=__doc__)
+    options.add_argument("--seconds", type=float, default=SECONDS, help="stop after so many (default: %(default)g)")
+    options.add_argument("--out", type=Path, default=None, help="the file of JSON lines (default: a new one here)")
+    options.add_argument("--toy", action="store_true", help="the same on the CPU, at toy size")
+    return options
+
+
 def main() -> int:
     start = time.perf_counter()  # importing torch is part of the time
-    parser = argparse.ArgumentParser(prog="python -m orpo_ray.doctor.gpu", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="stop after so many (default: %(default)g)")
-    parser.add_argument("--out", type=Path, default=None, help="the file of JSON lines (default: a new one here)")
-    parser.add_argument("--toy", action="store_true", help="the same on the CPU, at toy size")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     from orpo_ray.doctor.gpu.run import check_gpu
 
     try:

@@ -30,8 +30,8 @@ class Device(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        self.free()
+    @abstractmethod
+    def __exit__(self, *raised: Any) -> None: ...
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
@@ -88,6 +88,9 @@ class Cuda(Device):
         super().__init__("cuda:0")
         torch.cuda.set_device(self.place)
 
+    def __exit__(self, *raised: Any) -> None:
+        pass
+
     def about(self) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(self.place)
         free, whole = torch.cuda.mem_get_info(self.place)
@@ -131,11 +134,11 @@ class Cpu(Device):
         self._tensors = CountedTensors()
 
     def __enter__(self) -> Self:
-        self._tensors.__enter__()
+        self._tensors.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        self._tensors.__exit__(*raised)
+        self._tensors.__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def about(self) -> dict[str, Any]:
         return {"name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}

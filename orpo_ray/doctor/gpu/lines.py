@@ -30,19 +30,19 @@ class Lines:
         return time.perf_counter() - self.start
 
     def say(self, stage: str, **fields: Any) -> None:
-        line = {"stage": stage, "at": round(self.seconds, 1), **{name: _plain(value) for name, value in fields.items()}}
+        line = {"stage": stage, "at": round(self.seconds, 1), **{name: plain(value) for name, value in fields.items()}}
         with self._lock:
             self.said.append(line)
             for output in self._outputs:
                 print(json.dumps(line), file=output, flush=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Floats of four digits; null for what is no number, which JSON cannot say."""
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return value

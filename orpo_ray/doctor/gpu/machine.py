@@ -1,4 +1,4 @@
-"""The stage `machine`, `peak` and `bandwidth`: versions, and the rates that all others are held against."""
+"""The stages `machine`, `peak`, `bandwidth` and `launch`: versions, and the rates that all others are held against."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import platform
 from collections.abc import Iterator
 
 import torch
-import torch.nn.attention.varlen as varlen
 
 from orpo_ray.doctor.gpu.check import Check, Fields
 
 _PACKAGES = ("torch", "transformers", "numpy", "triton", "peft", "deepspeed", "ray", "vllm", "flash-attn")
 _DTYPES = {torch.bfloat16: 20, torch.float32: 5}
 """How often a product is taken in each."""
+_OPERATORS = 500
 
 
 def machine(check: Check) -> Iterator[Fields]:
+    from torch.nn.attention import varlen  # from 2.11 on; a stage is to fail without it, not the whole check
+
     options = inspect.signature(varlen.varlen_attn).parameters
     yield {
         "device": check.device.about(),
@@ -49,6 +51,18 @@ def bandwidth(check: Check) -> Iterator[Fields]:
     target = torch.empty_like(source)
     milliseconds = check.device.milliseconds(lambda: target.copy_(source), times=10)
     yield {"bytes": 2 * size, "ms": milliseconds, "gb_per_s": 2 * size / milliseconds / 1e6}
+
+
+def launch(check: Check) -> Iterator[Fields]:
+    """What an operator costs the host, as small as it may be: a step is no shorter than all of its own."""
+    small = torch.zeros(8, device=check.device.place)
+
+    def operators() -> None:
+        for _ in range(_OPERATORS):
+            small.add_(1.0)
+
+    milliseconds = check.device.milliseconds(operators)
+    yield {"operators": _OPERATORS, "us": 1e3 * milliseconds / _OPERATORS}
 
 
 def _version(package: str) -> str | None:

@@ -45,4 +45,5 @@ def padded_loss(network: PreTrainedModel, batch: PaddedBatch, lambda_: float) ->
     nll = -(logps * real)[:pairs].sum() / real[:pairs].sum()
     means = (logps * in_response).sum(1) / in_response.sum(1)
     odds = means - torch.log1p(-means.exp())
-    return nll - lambda_ * logsigmoid(odds[:pairs] - odds[pairs:]).mean()
+    loss: Tensor = nll - lambda_ * logsigmoid(odds[:pairs] - odds[pairs:]).mean()
+    return loss

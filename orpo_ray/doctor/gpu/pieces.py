@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -15,23 +17,33 @@ from orpo_ray.data.packing import Layout, PackedBatch, pack
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.device import GIB
 from orpo_ray.doctor.gpu.sizes import Model
+from orpo_ray.modeling import head as head_module
 from orpo_ray.modeling.attention import NAME
 from orpo_ray.modeling.head import LogprobHead
+from orpo_ray.modeling.kernels import Logprobs, logprobs_for
+from orpo_ray.modeling.linear import product
 
 _BACKWARD = 2.5
 """FLOPs of attention's backward for each of its forward, scores computed again (FlashAttention 2, arXiv 2307.08691)."""
 _SEED = 2
+_COMPARED = 256
+"""Predictions that are held against PyTorch's own log-softmax of the same logits."""
+_ROUNDING = 0.02
+"""Nats: logits of bfloat16 may be rounded otherwise where there are more rows in a product."""
 
 
 def stages(check: Check) -> Iterator[Stage]:
     for model in check.sizes.models:
-        heads, kv_heads, head_dim = model.heads
-        about = {"model": model.name, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-        yield Stage("attention", 8, about, partial(_attention, model=model))
-        yield Stage("gather", 3, about, partial(_gather, model=model))
+        yield Stage("attention", 8, about(model), partial(attention, model=model))
+        yield Stage("gather", 3, about(model), partial(_gather, model=model))
     for model in check.sizes.models:
-        about = {"model": model.name, "width": model.config.hidden_size, "vocabulary": model.config.vocab_size}
-        yield Stage("head", 8, about, partial(_head, model=model))
+        shape = {"model": model.name, "width": model.config.hidden_size, "vocabulary": model.config.vocab_size}
+        yield Stage("head", 8, shape, partial(_head, model=model))
+
+
+def about(model: Model) -> Fields:
+    heads, kv_heads, head_dim = model.heads
+    return {"model": model.name, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
 
 
 def _batch(check: Check, model: Model) -> PackedBatch:
@@ -40,7 +52,7 @@ def _batch(check: Check, model: Model) -> PackedBatch:
     return pack(examples, score_prompts=True).to(check.device.place)
 
 
-def _attention(check: Check, model: Model) -> Iterator[Fields]:
+def attention(check: Check, model: Model) -> Iterator[Fields]:
     """Of one layer: packed, in each precision; and padded, which computes prompts twice and padding."""
     device, batch = check.device, _batch(check, model)
     heads, kv_heads, head_dim = model.heads
@@ -55,8 +67,9 @@ def _attention(check: Check, model: Model) -> Iterator[Fields]:
         return query, key, value
 
     def packed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        attention = AttentionInterface()[NAME]
-        found = attention(nn.Module(), query, key, value, None, layout=batch.layout, scaling=head_dim**-0.5)
+        found = AttentionInterface()[NAME](
+            nn.Module(), query, key, value, None, layout=batch.layout, scaling=head_dim**-0.5
+        )
         attended: Tensor = found[0]
         return attended
 
@@ -86,30 +99,34 @@ def _attention(check: Check, model: Model) -> Iterator[Fields]:
 
 
 def _gather(check: Check, model: Model) -> Iterator[Fields]:
-    """A prompt's keys beside those of each continuation, in two ways. The gradient of an index adds up by atomics on a
-    GPU, in an order that is never the same; that of slices is a sum of slices."""
+    """A prompt's keys beside those of each continuation, and the sum of the copies' gradients: as `modeling.varlen`
+    does it, by indexing and its own gradient, and by slices."""
     device, batch = check.device, _batch(check, model)
+    row = batch.layout.varlen
     _, kv_heads, head_dim = model.heads
     keys = torch.randn(batch.tokens, kv_heads, head_dim, device=device.place, dtype=torch.bfloat16).requires_grad_()
-    index = _positions(batch.layout).to(device.place)
-    given = torch.randn(len(index), kv_heads, head_dim, device=device.place, dtype=torch.bfloat16)
-    for way, gather in (("index", lambda: keys[index]), ("slices", lambda: _by_slices(keys, batch.layout))):
-        milliseconds = device.milliseconds(lambda gather=gather: torch.autograd.grad(gather(), keys, given))  # type: ignore[misc]
-        gradients = [torch.autograd.grad(gather(), keys, given)[0] for _ in range(2)]
+    given = torch.randn(len(row.keys), kv_heads, head_dim, device=device.place, dtype=torch.bfloat16)
+
+    def used() -> Tensor:
+        keys.detach().index_select(0, row.keys)
+        summed = F.embedding_bag(row.copies, given.flatten(1), row.cu_copies, mode="sum", include_last_offset=True)
+        return summed.view_as(keys)
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "used": used,
+        "index": lambda: torch.autograd.grad(keys[row.keys], keys, given)[0],
+        "slices": lambda: torch.autograd.grad(_by_slices(keys, batch.layout), keys, given)[0],
+    }
+    for way, both in ways.items():
         yield {
-            "way": way, "tokens": batch.tokens, "keys": len(index), "forward_backward_ms": milliseconds,
-            "same_gradient": torch.equal(*gradients),
+            "way": way, "tokens": batch.tokens, "keys": len(row.keys), "forward_backward_ms": device.milliseconds(both),
+            "same_gradient": torch.equal(both(), both()),
         }  # fmt: skip
 
 
-def _positions(layout: Layout) -> Tensor:
-    """`(keys,)` int64: packed positions of what each segment sees, one segment after the other."""
-    seen = [np.r_[prompt_start:prompt_end, start:end] for start, end, prompt_start, prompt_end in layout.segments]
-    return torch.from_numpy(np.concatenate(seen))
-
-
 def _by_slices(keys: Tensor, layout: Layout) -> Tensor:
-    """The same rows of `keys`. Split once: the gradient of each slice by itself would be a tensor of the whole row."""
+    """What each segment sees of `keys (tokens, heads, width)`, one segment after the other. Split once: the gradient of
+    each slice by itself would be a tensor of the whole row."""
     parts = torch.split(keys, [segment.end - segment.start for segment in layout.segments])
     found, prompt = [], parts[0]
     for part, segment in zip(parts, layout.segments, strict=True):
@@ -122,7 +139,8 @@ def _by_slices(keys: Tensor, layout: Layout) -> Tensor:
 
 
 def _head(check: Check, model: Model) -> Iterator[Fields]:
-    """Log-probs of a micro-batch's predictions and their gradient, by how much of the logits is held at a time."""
+    """Log-probs of a micro-batch's predictions and their gradient, by how much of the logits is held at a time; by the
+    fused kernel where there is one, and by PyTorch's operators."""
     device, batch = check.device, _batch(check, model)
     width, vocabulary = model.config.hidden_size, model.config.vocab_size
     linear = nn.Linear(width, vocabulary, bias=False, device=device.place, dtype=torch.bfloat16)
@@ -131,17 +149,37 @@ def _head(check: Check, model: Model) -> Iterator[Fields]:
     hidden = torch.randn(predictions, width, device=device.place, dtype=torch.bfloat16).requires_grad_()
     given = torch.full((predictions,), -1 / predictions, device=device.place)
     flops = 6.0 * predictions * width * vocabulary
+    first, targets = hidden.detach()[:_COMPARED], batch.targets[:_COMPARED]
+    logits = product(first, linear.weight.detach())
+    expected = logits.float().log_softmax(1).gather(1, targets[:, None])[:, 0]
+    fused = logprobs_for(logits)
+    kernels = {"triton": fused, "torch": None} if fused is not None else {"torch": None}
+    del logits
 
     def both() -> object:
         return torch.autograd.grad(head(hidden, batch.targets), (hidden, head.weight), given)
 
-    for size in check.sizes.chunks:
+    for (kernel, chosen), size in itertools.product(kernels.items(), check.sizes.chunks):
         head.chunk_bytes = size
-        device.free()
-        before = device.held()
-        device.start_peak()
-        milliseconds = device.milliseconds(both, times=3, warm=1)
+        with _taking(chosen):
+            with torch.no_grad():
+                error = float((head(first, targets) - expected).abs().max())
+            device.free()
+            before = device.held()
+            device.start_peak()
+            milliseconds = device.milliseconds(both, times=3, warm=1)
         yield {
-            "predictions": predictions, "chunk_mib": size / 2**20, "forward_backward_ms": milliseconds,
-            "tflops": flops / milliseconds / 1e9, "extra_gib": (device.peak() - before) / GIB,
+            "kernel": kernel, "predictions": predictions, "chunk_mib": size / 2**20,
+            "forward_backward_ms": milliseconds, "tflops": flops / milliseconds / 1e9,
+            "extra_gib": (device.peak() - before) / GIB, "logp_error": error, "ok": error <= _ROUNDING,
         }  # fmt: skip
+
+
+@contextmanager
+def _taking(kernel: Logprobs | None) -> Iterator[None]:
+    """Have heads take `kernel` in the body; None: PyTorch's operators."""
+    setattr(head_module, "logprobs_for", lambda logits: kernel)  # noqa: B010  (mypy sees no function assigned)
+    try:
+        yield
+    finally:
+        setattr(head_module, "logprobs_for", logprobs_for)  # noqa: B010

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from orpo_ray import __version__
-from orpo_ray.doctor.gpu import machine, parity, pieces, steps
+from orpo_ray.doctor.gpu import machine, parity, pieces, repeated, steps
 from orpo_ray.doctor.gpu.check import Check, Stage
 from orpo_ray.doctor.gpu.device import Cpu, Cuda
 from orpo_ray.doctor.gpu.lines import FORMAT, Lines
@@ -50,9 +50,12 @@ def check_gpu(seconds: float, out: Path | None, *, toy: bool, start: float) -> i
 
 
 def _stages(check: Check) -> Iterator[Stage]:
-    first = Stage("machine", 2, {}, machine.machine), Stage("peak", 3, {}, machine.peak)
-    third = Stage("bandwidth", 2, {}, machine.bandwidth)
-    return chain(first, [third], parity.stages(check), pieces.stages(check), steps.stages(check))
+    first = [
+        Stage("machine", 2, {}, machine.machine), Stage("peak", 3, {}, machine.peak),
+        Stage("bandwidth", 1, {}, machine.bandwidth), Stage("launch", 1, {}, machine.launch),
+    ]  # fmt: skip
+    rest = parity.stages, pieces.stages, steps.stages, repeated.stages, steps.profiles
+    return chain(first, *(stages(check) for stages in rest))
 
 
 def take(stage: Stage, check: Check, lines: Lines, seconds: float) -> None:
@@ -63,6 +66,7 @@ def take(stage: Stage, check: Check, lines: Lines, seconds: float) -> None:
         lines.say(**about, skipped=f"{max(0.0, left):.0f} s are left, and it needs {stage.needs:g}")
         return
     try:
+        check.device.free()  # here, since it too fails where a kernel has broken the device
         with closing(stage.run(check)) as found:  # type: ignore[type-var]
             for fields in found:
                 lines.say(**{**about, **fields})
@@ -70,7 +74,6 @@ def take(stage: Stage, check: Check, lines: Lines, seconds: float) -> None:
         lines.say(**about, out_of_memory=True)
     except Exception as error:  # of any kind: one stage is not to end the others
         lines.say(**about, error=f"{type(error).__name__}: {' '.join(str(error).split())[:_SAID]}")
-    check.device.free()
 
 
 class _time_limit:

@@ -56,10 +56,9 @@ class _Trainer:
             loss = self.losses[number % len(self.losses)]()
         self.engine.backward(loss, last=True)
 
-    def step(self, *numbers: int) -> None:
-        """Of micro-batches."""
-        for number in numbers:
-            self.backward(number)
+    def step(self, number: int) -> None:
+        """Of the micro-batch of this number."""
+        self.backward(number)
         self.engine.step(_LR)
 
 
@@ -68,6 +67,9 @@ def stages(check: Check) -> Iterator[Stage]:
         for way in model.ways:
             about = {"model": model.name, "lora_rank": model.rank, **way._asdict()}
             yield Stage("step", model.needs, about, partial(_steps, model=model, way=way))
+
+
+def profiles(check: Check) -> Iterator[Stage]:
     for model in check.sizes.models:
         yield Stage("profile", model.needs, {"model": model.name}, partial(_profile, model=model))
 
@@ -163,21 +165,13 @@ def _measured(check: Check, trainer: _Trainer, before: int) -> dict[str, int]:
     most of a step of two micro-batches, the second of which finds gradients there. `before`: held without it, which it
     gives its batches up for."""
     device = check.device
-    for weight in trainer.trained:  # there already, so that they do not grow while activations shrink
-        weight.grad = torch.zeros_like(weight)
+    trainer.backward(0)
     device.free()
     with_gradients = device.held()
     device.start_peak()
-    with trainer.computing():
-        loss = trainer.losses[0]()
-    loss.backward()  # type: ignore[no-untyped-call]
+    trainer.backward(0)
     activations = device.peak() - with_gradients
-    for weight in trainer.trained:
-        weight.grad = None
-    del loss
-    device.free()
-    device.start_peak()
-    trainer.step(0, 1)
+    trainer.engine.step(_LR)
     peak = device.peak()
     trainer.losses.clear()
     device.free()

@@ -54,12 +54,12 @@ def _parity(lines: Sequence[Line]) -> list[str]:
         return ["packing: not compared with plain forwards"]
     wrong = [f"{line['family']}, {line['way']}, {line['dtype']}" for line in judged if not line["ok"]]
     verdict = f"NOT OK: {'; '.join(wrong)}" if wrong else f"ok in all {len(judged)} comparisons and controls"
-    twice = _of(lines, "parity", "same_gradient")
-    sums, gradients = (sum(line[name] for line in twice) for name in ("same_sums", "same_gradient"))
-    return [
-        f"packing against plain forwards: {verdict}",
-        f"the same bits twice: log-probs in {sums}, gradients in {gradients} of {len(twice)}",
-    ]
+    told = [f"packing against plain forwards: {verdict}"]
+    for stage, how in (("parity", "as it is"), ("deterministic", "with train.deterministic")):
+        twice = _of(lines, stage, "same_gradient")
+        sums, gradients = (sum(line[name] for line in twice) for name in ("same_sums", "same_gradient"))
+        told.append(f"the same bits twice, {how}: log-probs in {sums}, gradients in {gradients} of {len(twice)}")
+    return told
 
 
 def _steps(lines: Sequence[Line]) -> list[str]:
