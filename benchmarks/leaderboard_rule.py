@@ -29,8 +29,9 @@ EMPTY = (
 )  # fmt: skip
 SENTENCES = (6, 20)
 """Fewest and most of an answer."""
-CHOSEN_FROM = 0.75
-"""A policy sees pairs of answers whose sentences help with a probability up to this: there is more to be had."""
+CHOSEN_FROM = 0.6
+"""A policy sees pairs of answers whose sentences help with a probability up to this, so that as many of its answers lie
+below as above a text of others: agreement beyond chance cannot be told of what is always won."""
 WORDS = ("Little of it helps.", "Some of it helps.", "Most of it helps.")
 """A judge's reasons: of a rating up to 3, up to 7, and above."""
 
