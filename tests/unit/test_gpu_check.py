@@ -21,8 +21,7 @@ from families import FAMILIES, build, random_examples
 from torch.profiler import ProfilerActivity
 from transformers import AttentionInterface
 
-from orpo_ray.data.packing import pack
-from orpo_ray.doctor.gpu import machine, parity, pieces
+from orpo_ray.doctor.gpu import machine, parity
 from orpo_ray.doctor.gpu.adapters import add_adapters
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.counted import CountedTensors
@@ -199,12 +198,6 @@ def test_the_baseline_computes_orpo(name: str) -> None:
     sums = torch.stack([parity.plain_sums(network, example, CPU) for example in examples])
     expected = orpo(sums, lengths, totals(examples), lambda_=0.3)[0]
     torch.testing.assert_close(padded_loss(network, collate(examples, CPU), 0.3), expected)
-
-
-def test_slices_are_the_rows_of_the_index() -> None:
-    batch = pack(random_examples(seed=4, prompts=4, continuations=3), score_prompts=True)
-    keys = torch.randn(batch.tokens, 2, 8)
-    assert torch.equal(pieces._by_slices(keys, batch.layout), keys[batch.layout.varlen.keys])
 
 
 def test_adapters_change_nothing_at_first_and_are_all_that_is_trained() -> None:
