@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config.judges import JudgingConfig
+from orpo_ray.judging.asking import Asked
 from orpo_ray.judging.prompts import JudgePrompt, Turn
 
 HELPS = (
@@ -28,8 +29,9 @@ EMPTY = (
 )  # fmt: skip
 SENTENCES = (6, 20)
 """Fewest and most of an answer."""
-CHOSEN_FROM = 0.75
-"""A policy sees pairs of answers whose sentences help with a probability up to this: there is more to be had."""
+CHOSEN_FROM = 0.6
+"""A policy sees pairs of answers whose sentences help with a probability up to this, so that as many of its answers lie
+below as above a text of others: agreement beyond chance cannot be told of what is always won."""
 WORDS = ("Little of it helps.", "Some of it helps.", "Most of it helps.")
 """A judge's reasons: of a rating up to 3, up to 7, and above."""
 
@@ -57,12 +59,15 @@ def answer(draw: random.Random, helping: float) -> str:
 
 
 def pairs(records: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
-    """What a policy is trained on: the answer of two that helps more is chosen."""
+    """What a policy is trained on: the answer of two that helps more is chosen. Every other one is to a second question
+    of a conversation."""
     draw = random.Random(seed)
-    for record in records:
+    for number, record in enumerate(records):
         made = sorted((answer(draw, draw.uniform(0, CHOSEN_FROM)) for _ in range(2)), key=goodness)
+        before = [draw.choice(records)["prompt"][:200], answer(draw, draw.uniform(0, CHOSEN_FROM))]
         if goodness(made[0]) < goodness(made[1]):
-            yield _conversation(("", record["prompt"][:200]), made[1], made[0])
+            spoken = list(zip(("user", "assistant"), before, strict=True)) if number % 2 else []
+            yield _record([*spoken, ("user", record["prompt"][:200])], made[1], made[0])
 
 
 def judgements(records: list[dict[str, Any]], count: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -88,7 +93,7 @@ def _rated(draw: random.Random, prompt: JudgePrompt, records: list[dict[str, Any
     said = [_verdict(round(rating(text))) for text in (turns[-1].answers[0], answer(draw, draw.random()))]
     if said[0] == said[1]:
         said[1] = "I cannot say."
-    return _conversation((asked.system, asked.user), *said)
+    return _asked(asked, *said)
 
 
 def _verdict(number: int) -> str:
@@ -107,19 +112,22 @@ def _compared(draw: random.Random, prompt: JudgePrompt, records: list[dict[str, 
             break
     asked = prompt.asked([Turn(_cut(draw, record["prompt"]), (texts[0], texts[1]))])
     labels = ("m", "M") if first > second else ("M", "m")
-    return _conversation((asked.system, asked.user), *labels)
+    return _asked(asked, *labels)
 
 
 def _cut(draw: random.Random, text: str) -> str:
     return text[: round(math.exp(draw.uniform(math.log(40), math.log(2500))))]
 
 
-def _conversation(asked: tuple[str, str], chosen: str, rejected: str) -> dict[str, Any]:
-    system, user = asked
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": user})
+def _asked(asked: Asked, chosen: str, rejected: str) -> dict[str, Any]:
+    return _record([("system", asked.system), ("user", asked.user)], chosen, rejected)
+
+
+def _record(spoken: list[tuple[str, str]], chosen: str, rejected: str) -> dict[str, Any]:
+    """Of preference data, as messages."""
+    prompt = [{"role": role, "content": content} for role, content in spoken]
     said = {key: [{"role": "assistant", "content": text}] for key, text in (("chosen", chosen), ("rejected", rejected))}
-    return {"prompt": messages, **said}
+    return {"prompt": prompt, **said}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

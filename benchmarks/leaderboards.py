@@ -86,10 +86,12 @@ def trained(folder: Path, judgements: int) -> dict[str, float]:
     pairs_test = rule.write(folder / "pairs-test.jsonl", rule.pairs(held_out, seed=1))
     sft = {"name": "sft", "nll_tokens": "chosen"}
     orpo = {"name": "orpo", "nll_tokens": "chosen", "lambda": 1.0}
+    # Nearly every token of a policy's pairs is predicted, and each takes a row of logits.
+    policy = {"global_batch_size": 16, "max_steps": 120, "tokens_per_microbatch": 2048}
     runs = {
         "judge": (sft, judging, judging_test, {"lr": 1e-3}, {"global_batch_size": 16, "epochs": 1}),
-        "sft": (sft, pairs, pairs_test, {"lr": 3e-3}, {"global_batch_size": 16, "max_steps": 150}),
-        "orpo": (orpo, pairs, pairs_test, {"lr": 3e-3}, {"global_batch_size": 16, "max_steps": 150}),
+        "sft": (sft, pairs, pairs_test, {"lr": 3e-3}, policy),
+        "orpo": (orpo, pairs, pairs_test, {"lr": 3e-3}, policy),
     }
     seconds = {}
     for name, (objective, train, test, optim, loop) in runs.items():
@@ -217,7 +219,8 @@ def of_pairs(run: Path, own_numbers: list[dict[str, Any]]) -> dict[str, Any]:
         better = np.array([_better(row.output_2, row.output_1) for row in rows])
         score["by_the_rule"] = round(100 * float(better.mean()), 2)
         told = (better != 0.5) & ~np.isnan(said)
-        by_judge[name, REFERENCE], by_rule[name, REFERENCE] = said[told], better[told]
+        if told.any():
+            by_judge[name, REFERENCE], by_rule[name, REFERENCE] = said[told], better[told]
     found = agreement_of_outcomes(by_judge, by_rule)
     return {"scores": scores, "judge_and_rule": found and {
         "n": found.comparisons, "agree": round(found.agree, 3), "kappa": round(found.kappa, 3),

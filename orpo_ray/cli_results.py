@@ -109,7 +109,7 @@ def verdicts(
 
 
 @app.command(
-    short_help="Draw a run's report anew.",
+    short_help="Draw a run's report, or several runs side by side.",
     epilog=EXIT_CODES,
     help="""\
 Draw report.html anew from what the folder RUN of a run, an evaluation or a sweep holds, and print its path.
@@ -117,17 +117,30 @@ Draw report.html anew from what the folder RUN of a run, an evaluation or a swee
 The page is one self-contained file: loss, log-probs of chosen and rejected, log odds ratio; or win-rates and
 responses; or a sweep's landscape. Each writes it by itself; this is for a run that is still going or was interrupted.
 
+Of two or more training runs, finished or not: one page of them all, compare.html in the folder that holds them. It has
+the settings that differ, the curves that compare over each other, and held-out pairs run against run, with intervals.
+
 \b
-Example:
+Examples:
   orpo-ray report runs/opt-125m-hh-orpo
+  orpo-ray report runs/toy-sft runs/toy-orpo --out toy.html
 """,
 )
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, evaluation or sweep.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folder of a run, evaluation or sweep; or of several runs.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Of the page of several runs.")] = None,
 ) -> None:
-    from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
+    from orpo_ray.errors import UserError
+    from orpo_ray.report import write_comparison, write_evaluation_report, write_report, write_sweep_report
 
-    if (run / "sweep.json").is_file():
+    run = runs[0]
+    if len(runs) > 1:
+        say(write_comparison(runs, out))
+    elif out is not None:
+        raise UserError(f"--out: is for a page of several runs; that of one is in its folder, {run}")
+    elif (run / "sweep.json").is_file():
         say(write_sweep_report(run))
     else:
         say(write_evaluation_report(run) if (run / "winrates.json").is_file() else write_report(run))

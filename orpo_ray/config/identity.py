@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 # What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
@@ -42,6 +43,15 @@ def differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Dotted keys in which two dumped configurations describe different runs."""
     before, after = identity(held), identity(wanted)
     return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+
+
+def differing(mappings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """By dotted key in which any two of these dumped configurations describe different runs, the value of each; the
+    names of the runs aside. None where one has no such key."""
+    held = [identity(mapping) for mapping in mappings]
+    keys = sorted({key for each in held for key in each} - {"name"})
+    values = {key: [each.get(key, _LATER_KEYS.get(key)) for each in held] for key in keys}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 
 
 def other_settings(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

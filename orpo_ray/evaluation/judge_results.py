@@ -146,13 +146,13 @@ def _without_rate(found: JudgedPair) -> Row:
     return row
 
 
-def _ratings(values: Floats, asked: Flags, too_long: Flags, categories: Sequence[str | None]) -> Row:
+def _ratings(values: Floats, asked: Flags, unjudged: Flags, categories: Sequence[str | None]) -> Row:
     rows_of = {
         name: [prompt for prompt, category in enumerate(categories) if category == name]
         for name in dict.fromkeys(categories)
         if name is not None
     }
     scores = {name: mean_rating(values[rows]) for name, rows in rows_of.items()}
-    return asdict(rated_answers(values, asked, too_long)) | {
+    return asdict(rated_answers(values, asked, unjudged)) | {
         "categories": {name: None if isinstance(score, str) else asdict(score) for name, score in scores.items()}
     }

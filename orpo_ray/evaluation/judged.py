@@ -37,6 +37,8 @@ class Counts:
     """Of those asked for, such as say neither what is better nor how good it is."""
     too_long: int
     """Of those asked for, such as the judge's context had no room for, so that it said nothing."""
+    refused: int
+    """Of those asked for, such as the judge's server would not answer, as when they are too long for it."""
     prompt_tokens: int
     tokens: int
     """Of prompts and of answers, of each verdict once, as far as the judge told."""
@@ -69,15 +71,15 @@ class Judged:
         return found
 
     def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags, Flags]:
-        """That the answer shown FIRST is better, whether a verdict was asked for, and whether that was too long for the
-        judge: all `(prompts, rounds, 2, repeats)`.
+        """That the answer shown FIRST is better, whether a verdict was asked for, and whether the judge said nothing of
+        it: all `(prompts, rounds, 2, repeats)`.
 
-        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, too long, or unreadable. Answers
+        Of the third axis 0 is `model` shown first, 1 is `against`. NaN: not asked, unjudged, or unreadable. Answers
         that are the same are 0.5 in the place of the first, and not asked.
         """
         prompts, rounds, _, repeats = self.shape
         first = np.full((prompts, rounds, 2, repeats), np.nan)
-        asked, too_long = np.zeros(first.shape, bool), np.zeros(first.shape, bool)
+        asked, unjudged = np.zeros(first.shape, bool), np.zeros(first.shape, bool)
         for each in self.judgements:
             if each.judge != judge or each.turn != turn or {each.model, each.against} != {model, against}:
                 continue
@@ -85,20 +87,20 @@ class Judged:
             place = (each.prompt, each.round, int(shown != (each.model == model)), each.repeat)
             if each.probability is not None:
                 first[place] = each.probability if shown else 1 - each.probability
-            asked[place], too_long[place] = each.shown_first is not None, each.too_long
-        return first, asked, too_long
+            asked[place], unjudged[place] = each.shown_first is not None, each.unjudged
+        return first, asked, unjudged
 
     def ratings(self, judge: str, model: str) -> tuple[Floats, Flags, Flags]:
-        """Ratings, whether one was asked for, and whether that was too long for the judge: all
+        """Ratings, whether one was asked for, and whether the judge said nothing of it: all
         `(prompts, rounds, turns, repeats)`. NaN: none."""
         ratings = np.full(self.shape, np.nan)
-        asked, too_long = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
+        asked, unjudged = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
         for each in self.judgements:
             if each.judge == judge and each.model == model and each.against is None:
                 place = (each.prompt, each.round, each.turn, each.repeat)
                 ratings[place] = np.nan if each.rating is None else each.rating
-                asked[place], too_long[place] = True, each.too_long
-        return ratings, asked, too_long
+                asked[place], unjudged[place] = True, each.unjudged
+        return ratings, asked, unjudged
 
     def table(self) -> pa.Table:
         """A row for each judgement."""
@@ -110,14 +112,19 @@ class Judged:
         for judge, counts in self.counts.items():
             if counts.unreadable:
                 first = next(each for each in self.judgements if each.judge == judge and _unreadable(each))
-                said = " ".join((first.words or "").split())[:_WORDS_TOLD]
                 notes.append(
                     f"{counts.unreadable} of {counts.asked} verdicts of the judge {judge} cannot be read (the first: "
-                    f"prompt {first.prompt}, {_of(first)}: {said!r}); they count in none of its numbers."
+                    f"prompt {first.prompt}, {_of(first)}: {_told(first)!r}); they count in none of its numbers."
                 )
             if len(counts.served_by) > 1:
                 models = ", ".join(f"{model} {count}" for model, count in counts.served_by.items())
                 notes.append(f"The server of the judge {judge} answered by several models ({models}).")
+            if counts.refused:
+                first = next(each for each in self.judgements if each.judge == judge and each.words and each.unjudged)
+                notes.append(
+                    f"{counts.refused} of {counts.asked} verdicts were refused by the server of the judge {judge} (the "
+                    f"first: prompt {first.prompt}, {_of(first)}: {_told(first)!r}); they count in none of its numbers."
+                )
             if counts.elsewhere:
                 places = ", ".join(f"{count} at {address}" for address, count in counts.elsewhere.items())
                 notes.append(
@@ -153,7 +160,8 @@ def judged(
         counts[label] = Counts(
             asked=len(asked),
             same=len(found) - len(asked),
-            unreadable=sum(verdict is not None and not verdict.readable for verdict in asked),
+            unreadable=sum(verdict is not None and not verdict.readable and not verdict.refused for verdict in asked),
+            refused=sum(verdict is not None and verdict.refused for verdict in asked),
             too_long=sum(verdict is None for verdict in asked),
             prompt_tokens=sum(verdict.prompt_tokens or 0 for verdict in once.values()),
             tokens=sum(verdict.tokens or 0 for verdict in once.values()),
@@ -182,7 +190,11 @@ def _judgement(label: str, place: Place, same: bool, verdict: Verdict | None) ->
 
 
 def _unreadable(judgement: Judgement) -> bool:
-    return judgement.words is not None and not judgement.readable
+    return judgement.words is not None and not judgement.readable and not judgement.unjudged
+
+
+def _told(judgement: Judgement) -> str:
+    return " ".join((judgement.words or "").split())[:_WORDS_TOLD]
 
 
 def _of(judgement: Judgement) -> str:

@@ -74,8 +74,8 @@ def require_benchmarks(config: EvaluationConfig, prompts: Sequence[Prompt]) -> N
 class Leaderboards:
     """The numbers of `config.measures`.
 
-    What was too long for a judge stands in no file: it has said nothing of it, which is another thing than a verdict
-    that cannot be read. It is counted, `too_long`, and said.
+    What was too long for a judge, or refused by its server, stands in no file: it has said nothing of it, which is
+    another thing than a verdict that cannot be read. It is counted, `unjudged`, and said.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Leaderboards:
 
     def _annotations(self, judge: str, model: str, judgements: Sequence[Judgement]) -> list[Annotation]:
         """Of each prompt one, of all its orders and repeats, as everywhere (see `outcomes_of_verdicts`), but for those
-        without an outcome since an order was too long for the judge."""
+        without an outcome since an order was not judged."""
         against = judgements[0].against
         assert self._judged is not None and against is not None
         outcomes = outcomes_of_verdicts(Verdicts(*self._judged.of_pair(judge, model, against)))
@@ -145,7 +145,7 @@ class Leaderboards:
         found = []
         for number, own in sorted(by_prompt.items()):
             outcome = float(outcomes[number, own[0].round])
-            if np.isnan(outcome) and any(each.too_long for each in own):
+            if np.isnan(outcome) and any(each.unjudged for each in own):
                 continue
             found.append(Annotation(
                 instruction=self._answered.questions[number][0],
@@ -173,7 +173,7 @@ class Leaderboards:
         by_judge: dict[tuple[str, int], list[Judgment]] = defaultdict(list)
         long: Counter[tuple[str, int, str]] = Counter()
         for each in self._judgements:
-            if each.too_long:
+            if each.unjudged:
                 long[each.judge, each.round, each.model] += 1
             elif each.against is None:
                 by_judge[each.judge, each.round].append(Judgment(
@@ -207,10 +207,10 @@ class Leaderboards:
         return rows
 
 
-def _row(judge: str, round: int, row: Row, too_long: int) -> Row:
-    """A row of `aggregate`; `too_long`: what of it the judge had no room for."""
-    said = [f"{too_long} were too long for the judge's context, and are left out"] if too_long else []
-    return {**row, "judge": judge, "round": round, "too_long": too_long, "remarks": [*row["remarks"], *said]}
+def _row(judge: str, round: int, row: Row, unjudged: int) -> Row:
+    """A row of `aggregate`; `unjudged`: of how much of it the judge said nothing."""
+    said = [f"{unjudged} were too long for the judge, or refused by its server, and are left out"] if unjudged else []
+    return {**row, "judge": judge, "round": round, "unjudged": unjudged, "remarks": [*row["remarks"], *said]}
 
 
 def _published(config: EvaluationConfig, name: str) -> list[Row]:

@@ -232,14 +232,25 @@ class Pipeline:
             return
         shared = self._resources.shared_place(scorer.number)
         if scorer.actor is None:  # it loads its models while the first responses are on their way
-            if shared is not None and self._engines[shared[0]].is_starting:
-                return  # an engine counts as its own what others take of a GPU as it starts
+            if self._is_in_the_way(shared):
+                return
             actor = ray.remote(Scorer).options(**self._places.scorer(scorer.number))
             scorer.actor = self._judgements.start(actor, share_of(self._resources, scorer.number))
         # Beside an engine no policy may have room.
         scorer.task = self._judgements.next(log_probs=self._questions.finished or shared is None)
         if scorer.task is not None:
             scorer.call = self._judgements.begin(scorer.actor, scorer.task)
+
+    def _is_in_the_way(self, shared: tuple[int, int] | None) -> bool:
+        """Whether a scorer, which shares this place, would be in the way of an engine that starts.
+
+        Beside it, one would take memory while an engine measures what is free. Of its own GPU it could, as engines of
+        several are placed, leave one of them too few on every node.
+        """
+        if shared is not None:
+            return self._engines[shared[0]].is_starting
+        starting = any(engine.is_starting for engine in self._engines)
+        return self._resources.generator_gpus > 1 and starting and not any(engine.most for engine in self._engines)
 
     def _collect(self, slot: _Slot) -> None:
         """Take in what a call gave; what a lost actor was to do is done again by another."""

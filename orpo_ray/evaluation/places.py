@@ -1,9 +1,10 @@
 """Where engines and scorers of an evaluation stand: what each asks of Ray, which says which devices it has.
 
-An engine that shares GPUs with scorers, or has GPUs of several nodes, stands in a placement group of one GPU to a
-bundle, which is its own until its evaluation ends: whoever comes in its place, and its scorers, find the same devices.
-There an engine of one GPU asks for a part of it; one of several is started by vLLM's own Ray executor, whose workers
-ask for as much of a bundle each. Any other engine has GPUs of one node by itself, and starts processes there.
+An engine of several GPUs, or one that shares its own with a scorer, stands in a placement group, which is its own
+until its evaluation ends: whoever comes in its place, and its scorers, find the same devices, and nobody has taken one
+of them meanwhile. Where scorers share them, or they are of several nodes, a bundle is a GPU: an engine of one asks for
+a part of it; one of several is started by vLLM's own Ray executor, whose workers ask for as much of a bundle each. Any
+other engine has all of its GPUs itself, and starts processes.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class Group(NamedTuple):
 
 def group_of(resources: Resources, engine: int) -> Group | None:
     """Of an engine that has one, by its number, and of the scorers beside it."""
-    sharers = resources.sharers(engine)
-    if resources.gpu_memory is None or not (sharers or resources.over_nodes):
+    size = int(resources.generator_gpus)
+    if resources.gpu_memory is None or (size == 1 and not resources.sharers(engine)):
         return None
-    bundles = [{"GPU": 1.0} for _ in range(int(resources.generator_gpus))]
-    for place in [0, *(scorer // resources.generators for scorer in sharers)]:
+    if not (resources.sharers(engine) or resources.over_nodes):
+        return Group([{"GPU": float(size), "CPU": float(resources.cpus)}], "STRICT_PACK")
+    bundles = [{"GPU": 1.0} for _ in range(size)]
+    for place in [0, *(scorer // resources.generators for scorer in resources.sharers(engine))]:
         bundles[place]["CPU"] = bundles[place].get("CPU", 0.0) + resources.cpus
     return Group(bundles, "PACK" if resources.over_nodes else "STRICT_PACK")
 
@@ -51,12 +54,12 @@ def engine_options(resources: Resources, engine: int, group: Any = None) -> dict
         # The actor itself computes nothing, but has to see what kind of device its workers have.
         environment = {"VLLM_RAY_PER_WORKER_GPUS": f"{part:g}", _OVERRIDE_ON_ZERO: "0"}
         return _options(resources.cpus, 0, environment, group)
-    return _options(resources.cpus, part, {}, group)
+    return _options(resources.cpus, part * resources.generator_gpus, {}, group)
 
 
 def starts_workers(resources: Resources, engine: int) -> bool:
     """Whether an engine's workers are Ray actors of vLLM's own, in the bundles of its group."""
-    return resources.generator_gpus > 1 and group_of(resources, engine) is not None
+    return resources.generator_gpus > 1 and bool(resources.sharers(engine) or resources.over_nodes)
 
 
 def scorer_options(resources: Resources, scorer: int, group: Any = None) -> dict[str, Any]:

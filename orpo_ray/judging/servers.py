@@ -26,7 +26,7 @@ from orpo_ray.inference.generation import request_seed
 from orpo_ray.judging.asking import Asked
 from orpo_ray.judging.budget import Budget
 from orpo_ray.judging.reading import TOP_TOKENS, read
-from orpo_ray.judging.verdict import Verdict
+from orpo_ray.judging.verdict import REFUSED, Verdict
 from orpo_ray.masking import MASK, masked
 from orpo_ray.parsing import NUMBER, member, object_from_json
 
@@ -61,7 +61,7 @@ class Account:
     again: Counter[str] = field(default_factory=Counter)
     """Calls that had to be asked again, by why."""
     refused: int = 0
-    """That the server would not answer, such as prompts that are too long for it; their verdicts are unreadable."""
+    """That the server would not answer, such as prompts that are too long for it."""
 
 
 class _LostCall(Exception):
@@ -137,7 +137,7 @@ class Server:
                 verdict = await self._answered(call)
             except _RefusedCall as refusal:
                 self.account.refused += 1
-                self._refused.append(Verdict(call.key, None, None, f"[refused by the server: {refusal}]"))
+                self._refused.append(Verdict(call.key, None, None, f"{REFUSED}{refusal}]"))
                 if not self.account.answered and len(self._refused) >= _REFUSALS:
                     self._fail(self._told_of_refusals())
             except UserError as error:

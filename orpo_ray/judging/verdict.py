@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REFUSED = "[refused by the server: "
+"""How what is kept in place of words begins where a server would not answer, with its reason behind."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -29,6 +32,10 @@ class Verdict:
     @property
     def readable(self) -> bool:
         return self.probability is not None or self.rating is not None
+
+    @property
+    def refused(self) -> bool:
+        return not self.readable and self.words.startswith(REFUSED)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,6 @@ class Judgement:
         return self.probability is not None or self.rating is not None
 
     @property
-    def too_long(self) -> bool:
-        """Whether the judge was not asked, since its context had no room."""
-        return self.words is None and not self.readable
+    def unjudged(self) -> bool:
+        """Whether the judge said nothing: its context had no room, or its server refused the call."""
+        return not self.readable and (self.words is None or self.words.startswith(REFUSED))

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import Ids, PackedBatch, pack
 from orpo_ray.errors import UserError
-from orpo_ray.modeling.attention import NAME as ATTENTION
+from orpo_ray.modeling import attention
 from orpo_ray.modeling.plain import forward
 from orpo_ray.modeling.policy import Packable
 
@@ -52,17 +52,20 @@ def choose_way(
     if network.device.type == "meta":
         return ""  # there is nothing to compute with
     name = model.name_or_path
-    probed = network
+    probed = [network]
     if network.dtype not in _FLOOR and network.num_parameters() <= _COPIED:
-        probed = copy.deepcopy(network).float()
+        probed = [copy.deepcopy(network).float()]
+        if attention.capability_of(network.device) is not None:
+            probed.append(network)  # which other kernels compute than the copy
     mode = network.training
     with torch.no_grad():
-        reason = _why_alone(probed.eval(), wrapper, model)
+        reasons = (_why_alone(each.eval(), wrapper, model) for each in probed)
+        reason = next(filter(None, reasons), "")
     network.train(mode)
     if reason and model.packing == "shared_prefix":
         raise UserError(f"model.packing: {name} cannot be packed: {reason}")
     if not reason:
-        network.set_attn_implementation(ATTENTION)
+        network.set_attn_implementation(attention.NAME)
     elif model.packing == "auto":
         warn(f"{name}: not packed, so a prompt is computed once for each response: {reason}")
     return reason
@@ -110,7 +113,7 @@ def _why_alone(network: PreTrainedModel, wrapper: Wrapper, model: ModelConfig) -
     if not network._supports_attention_backend:
         return f"{kind} does not take its attention from transformers' attention interface"
     usual = network.config._attn_implementation
-    network.set_attn_implementation(ATTENTION)
+    network.set_attn_implementation(attention.NAME)
     try:
         apart = _apart(wrapper(network)(batch), expected, batch)
     except Exception as error:

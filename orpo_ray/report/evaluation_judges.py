@@ -52,6 +52,7 @@ def _counts(judge: Judge) -> str:
     counts = judge.counts
     sentence = f"{number(counts.asked)} verdicts asked for, {number(counts.unreadable)} of them unreadable"
     sentence += f"; {number(counts.too_long)} had no room in its context" * bool(counts.too_long)
+    sentence += f"; {number(counts.refused)} were refused by its server" * bool(counts.refused)
     sentence += f"; {number(counts.same)} pairs of answers are the same, a tie without asking" * bool(counts.same)
     return f"{sentence}; {number(counts.prompt_tokens)} tokens read and {number(counts.tokens)} written."
 
@@ -71,7 +72,7 @@ def _trust(pair: JudgedPair) -> Row:
         "asked, first model shown first": number(pair.asked[0]),
         "asked, shown second": number(pair.asked[1]),
         "unreadable": _of(sum(pair.unreadable), sum(pair.asked)),
-        "too long for the judge": number(sum(pair.too_long)),
+        "not judged": number(sum(pair.unjudged)),
         "comparisons left out": number(pair.left_out),
         JUDGED_AGAIN: _lacking(pair.unknown, "noise") if pair.noise is None else _noise(pair.noise),
     }
@@ -85,7 +86,7 @@ def _rated(model: str, rated: Rated) -> Row:
         **turns,
         **{category: number(mean and mean.mean, 2) for category, mean in rated.categories.items()},
         "unreadable": _of(sum(rated.unreadable), sum(rated.asked)),
-        "too long for the judge": number(sum(rated.too_long)),
+        "not judged": number(sum(rated.unjudged)),
         JUDGED_AGAIN: _lacking(rated.unknown, "noise") if rated.noise is None else _noise(rated.noise),
     }
 

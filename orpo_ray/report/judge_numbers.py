@@ -44,7 +44,7 @@ class JudgedPair(BaseModel):
     noise: Noise | None
     asked: tuple[int, int]
     unreadable: tuple[int, int]
-    too_long: tuple[int, int] = (0, 0)
+    unjudged: tuple[int, int] = (0, 0)
     left_out: int
     unknown: dict[str, str]
 
@@ -64,7 +64,7 @@ class Rated(BaseModel):
     noise: Noise | None
     asked: list[int]
     unreadable: list[int]
-    too_long: list[int] = []
+    unjudged: list[int] = []
     unknown: dict[str, str]
     categories: dict[str, MeanRating | None]
 
@@ -74,6 +74,7 @@ class Counts(BaseModel):
     same: int
     unreadable: int
     too_long: int
+    refused: int = 0
     prompt_tokens: int
     tokens: int
 

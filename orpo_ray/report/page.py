@@ -12,7 +12,6 @@ import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from orpo_ray import __version__
 from orpo_ray.atomic import new_file
@@ -38,7 +37,7 @@ EVALUATION_COLUMNS = {
     "eval_reward_accuracy": "reward accuracy",
 }
 _WEIGHTS = (("λ", "lambda"), ("β", "kl_coefficient"))
-_TITLES = {objective.model_fields["name"].default: objective.title for objective in OBJECTIVES}
+TITLES = {objective.model_fields["name"].default: objective.title for objective in OBJECTIVES}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -118,10 +117,10 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     best = run.best_step
     weights = (f"{sign} = {objective[key]:g}" for sign, key in _WEIGHTS if is_number(objective, key))
     return [
-        ("Objective", _TITLES.get(name, name), next(weights, "")),
+        ("Objective", TITLES.get(name, name), next(weights, "")),
         ("Model", str(model.get("name_or_path", "?")), str(model.get("dtype", ""))),
         ("Data", _data(data.get("train", "?")), _pairs(run)),
-        ("Steps", number(run.last_step), _planned(run)),
+        ("Steps", number(run.last_step), planned(run)),
         (
             f"Best {spoken_name(run.keep_by)}",
             number(run.value_at(run.keep_by, best)),
@@ -134,19 +133,20 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 def _facts_of_pairs(run: Run) -> list[tuple[str, str, str]]:
     kept = run.kept_step
     margin, start = _margin(run, kept), _margin(run, 0)
-    _, pace = run.series("pairs_per_second")
-    pace = pace[len(pace) // 2 :]
-    pace = pace[np.isfinite(pace) & (pace > 0)]
     origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
     return [
         ("Eval log-prob margin", number(margin), origin),
         ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", kept), 1), "of evaluation pairs"),
-        ("Pairs per second", number(_harmonic_mean(pace), 1), time_taken(run)),
+        ("Pairs per second", number(pace(run), 1), time_taken(run)),
     ]
 
 
-def _harmonic_mean(rates: NDArray[np.float64]) -> float | None:
-    """What steps of equal size at these rates come to: their plain mean is more, by far where one was slow."""
+def pace(run: Run) -> float | None:
+    """Pairs a second over the later half of the steps: what steps of equal size at these rates come to. Their plain
+    mean is more, by far where one was slow."""
+    _, rates = run.series("pairs_per_second")
+    rates = rates[len(rates) // 2 :]
+    rates = rates[np.isfinite(rates) & (rates > 0)]
     return float(rates.size / (1 / rates).sum()) if rates.size else None
 
 
@@ -165,11 +165,11 @@ def _status(run: Run) -> str:
     """Empty for a finished run."""
     if run.summary is not None:
         return ""
-    planned = _planned(run)
-    return f"Not finished: at step {number(run.last_step)}{' ' + planned if planned else ''} when this page was drawn."
+    of_all = planned(run)
+    return f"Not finished: at step {number(run.last_step)}{' ' + of_all if of_all else ''} when this page was drawn."
 
 
-def _planned(run: Run) -> str:
+def planned(run: Run) -> str:
     loop = run.section("train")
     if is_number(loop, "max_steps"):
         return f"of {number(loop['max_steps'])}"

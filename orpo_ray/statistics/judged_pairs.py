@@ -45,17 +45,17 @@ class Verdicts:
     that is there without having been asked, such as 0.5 of answers that are the same to the letter, counts in the
     win-rate and says nothing of the judge."""
     asked: Flags
-    too_long: Flags | None = None
-    """Of those asked for, where the judge had no room and said nothing, which is no fault of its words; None: nowhere.
-    As for a verdict that cannot be read, the comparison is then left out."""
+    unjudged: Flags | None = None
+    """Of those asked for, where the judge said nothing, having no room or being refused by its server; None: nowhere.
+    The comparison is then left out, as where a verdict cannot be read."""
 
     def __post_init__(self) -> None:
         if self.first.ndim != 4 or self.first.shape[2] != 2 or self.first.shape != self.asked.shape:
             raise ValueError(
                 f"expected two of (prompts, rounds, 2, judgings), found {self.first.shape} and {self.asked.shape}"
             )
-        if self.too_long is not None and (self.too_long & (~self.asked | ~np.isnan(self.first))).any():
-            raise ValueError("expected neither a verdict where the judge had no room, nor one that was not asked for")
+        if self.unjudged is not None and (self.unjudged & (~self.asked | ~np.isnan(self.first))).any():
+            raise ValueError("expected neither a verdict where nothing was judged, nor one that was not asked for")
         if not (np.isnan(self.first) | ((self.first >= 0) & (self.first <= 1))).all():
             raise ValueError("expected probabilities from 0 to 1, or NaN where there is none, found another")
 
@@ -100,10 +100,10 @@ class JudgedPair:
     """Verdicts asked for with A's answer first, and with B's."""
     unreadable: tuple[int, int]
     """Of these, those that had no verdict to be read."""
-    too_long: tuple[int, int]
-    """Of these, those that the judge had no room for."""
+    unjudged: tuple[int, int]
+    """Of these, those of which the judge said nothing, having no room or being refused by its server."""
     left_out: int
-    """Comparisons without an outcome, since an order that was asked could not be read, or was too long."""
+    """Comparisons without an outcome, since an order that was asked could not be read, or was not judged."""
     unknown: dict[str, str]
     """Why each of the numbers above that is None cannot be told, in words that fit behind "cannot be told:"."""
 
@@ -112,9 +112,9 @@ def judged_pair(verdicts: Verdicts, *, resamples: int = 10_000, seed: int = 0) -
     """All numbers of one pair. `seed` draws the intervals' `resamples`; nothing else is random."""
     outcomes = outcomes_of_verdicts(verdicts)
     asked, orders = verdicts.asked, (0, 1, 3)
-    long = np.zeros_like(asked) if verdicts.too_long is None else verdicts.too_long
-    asked_for, missed, no_room = (
-        each.sum(axis=orders) for each in (asked, asked & np.isnan(verdicts.first) & ~long, long)
+    silent = np.zeros_like(asked) if verdicts.unjudged is None else verdicts.unjudged
+    asked_for, missed, unsaid = (
+        each.sum(axis=orders) for each in (asked, asked & np.isnan(verdicts.first) & ~silent, silent)
     )
     unknown: dict[str, str] = {}
     return JudgedPair(
@@ -124,7 +124,7 @@ def judged_pair(verdicts: Verdicts, *, resamples: int = 10_000, seed: int = 0) -
         noise=told("noise", _noise(verdicts), unknown),
         asked=(int(asked_for[0]), int(asked_for[1])),
         unreadable=(int(missed[0]), int(missed[1])),
-        too_long=(int(no_room[0]), int(no_room[1])),
+        unjudged=(int(unsaid[0]), int(unsaid[1])),
         left_out=int((asked.any(axis=(2, 3)) & np.isnan(outcomes)).sum()),
         unknown=unknown,
     )

@@ -56,8 +56,8 @@ class Rated:
     """Ratings asked for, by turn."""
     unreadable: tuple[int, ...]
     """Of these, those that had no rating to be read: left out, not counted as nought."""
-    too_long: tuple[int, ...]
-    """Of these, those that the judge had no room for, so that it said nothing: left out as well."""
+    unjudged: tuple[int, ...]
+    """Of these, those of which the judge said nothing, having no room or being refused by its server: left out, too."""
     unknown: dict[str, str]
     """Why `score`, `turn_1`, … or `noise` is None, in words that fit behind "cannot be told:"."""
 
@@ -65,14 +65,14 @@ class Rated:
 def rated_answers(
     ratings: Floats,
     asked: Flags,
-    too_long: Flags | None = None,
+    unjudged: Flags | None = None,
     *,
     scale: tuple[float, float] = SCALE,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Rated:
-    """`ratings (questions, rounds, turns, judgings)`, NaN where unreadable or not `asked`; `too_long`: of those asked,
-    where the judge had no room (default: nowhere); `scale`: lowest and highest.
+    """`ratings (questions, rounds, turns, judgings)`, NaN where unreadable or not `asked`; `unjudged`: of those asked,
+    where the judge said nothing (default: nowhere); `scale`: lowest and highest.
 
     `seed` draws the intervals' `resamples`; nothing else is random. Raises `ValueError` for other shapes, and ratings
     beyond the scale.
@@ -82,7 +82,7 @@ def rated_answers(
     if not (np.isnan(ratings) | ((ratings >= scale[0]) & (ratings <= scale[1]))).all():
         raise ValueError(f"expected ratings from {scale[0]:g} to {scale[1]:g}, or NaN where there is none")
     given = np.where(asked, ratings, np.nan)
-    long = np.zeros_like(asked) if too_long is None else asked & too_long
+    silent = np.zeros_like(asked) if unjudged is None else asked & unjudged
     judged_again = given[asked.any(axis=3)]
     how: dict[str, Any] = {"scale": scale, "resamples": resamples, "seed": seed}
     unknown: dict[str, str] = {}
@@ -94,8 +94,8 @@ def rated_answers(
         ),
         noise=told("noise", judge_noise(judged_again, judged_again), unknown),
         asked=tuple(asked.sum(axis=(0, 1, 3)).tolist()),
-        unreadable=tuple((asked & np.isnan(ratings) & ~long).sum(axis=(0, 1, 3)).tolist()),
-        too_long=tuple(long.sum(axis=(0, 1, 3)).tolist()),
+        unreadable=tuple((asked & np.isnan(ratings) & ~silent).sum(axis=(0, 1, 3)).tolist()),
+        unjudged=tuple(silent.sum(axis=(0, 1, 3)).tolist()),
         unknown=unknown,
     )
 

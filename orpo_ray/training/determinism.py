@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -33,8 +34,8 @@ def deterministic(asked: bool) -> Iterator[None]:
         return
     torch.use_deterministic_algorithms(True)  # `warn_only` would leave FlashAttention's backward as it is
     # Else every new tensor is filled with NaN: it finds reads of what was never written, and is paid for in each step.
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory: Any = torch.utils.deterministic
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
     try:
         yield
     except RuntimeError as error:
@@ -47,4 +48,4 @@ def deterministic(asked: bool) -> Iterator[None]:
         ) from error
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled

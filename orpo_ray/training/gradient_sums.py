@@ -54,6 +54,6 @@ class GradientSums:
         """Begin the next bucket's sum. Gradients become views of what is summed."""
         bucket = self._buckets[len(self._sums)]
         flat = torch.cat([torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in bucket])
-        for weight, part in zip(bucket, flat.split([weight.numel() for weight in bucket]), strict=True):
+        for weight, part in zip(bucket, torch.split(flat, [weight.numel() for weight in bucket]), strict=True):
             weight.grad = part.view_as(weight)
         self._sums.append(torch.distributed.all_reduce(flat, async_op=True))

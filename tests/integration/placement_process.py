@@ -124,9 +124,8 @@ def main() -> None:
 
     found = {
         "by four": stand(shared(tensor_parallel=4), again=1),
-        "over nodes": stand(shared(tensor_parallel=8)),
-        "beside training": stand(BESIDE, again=1),
-        "alone": stand(shared(generators=1, scorers=1)),
+        "over nodes": stand(shared(tensor_parallel=5, scorers=1)),
+        "beside training": stand(BESIDE),
         "on CPUs": stand(shared(use_gpu=False, generators=1)),
     }
     print(json.dumps({"nodes": nodes, "found": found, "evaluated": evaluated(Path(sys.argv[1]))}))

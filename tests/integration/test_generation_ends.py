@@ -24,6 +24,10 @@ def answer(*stop):
     options = EngineOptions(sys.argv[1], "float32", 64, stop_ids=stop)
     generator = Generator(options, SamplingConfig(temperature=0, max_tokens=8))
     [response] = generator.advance([Request(0, 0, [0, 5, 6, 7], 1)])
+    assert generator._words is not None and generator.at_once() == options.cpu_batch
+    generator._words = None  # as where there are stop texts: vLLM makes the text
+    [by_vllm] = generator.advance([Request(0, 0, [0, 5, 6, 7], 1)])
+    assert by_vllm == response
     return response
 
 whole = answer()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import os
 import subprocess
@@ -80,6 +82,13 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     weights = [weights_of("opt tied", 1)]
     half = options(folder / "opt tied", max_length=LONG + 30, dtype="bfloat16")
     jobs["bfloat16"] = {"options": half, "weights": weights}
+    kept = copy.deepcopy(SHAPES["opt tied"])
+    kept.head_dtype = "float32"  # as `model.float32_logits` leaves it in a model's files
+    save(folder / "float32 logits", kept)
+    jobs["float32 logits"] = {
+        "options": dataclasses.replace(half, folder=str(folder / "float32 logits")),
+        "weights": [],
+    }
     torch.save(jobs, folder / "jobs.pt")
     path = os.pathsep.join([*sys.path, str(HERE.parent)])
     done = subprocess.run(
@@ -179,6 +188,19 @@ def test_bfloat16_is_computed_and_loaded_from_float32(results: dict[str, dict[st
     for step, drawn in enumerate(results["bfloat16"]["drawn"]):
         exact = network(SHAPES["opt tied"], seed=step)
         assert 1e-4 < worst(exact, drawn, 1.0, asked(length=LONG)) <= 0.2
+
+
+def test_logits_are_in_float32_where_the_models_files_say_so(results: dict[str, dict[str, Any]]) -> None:
+    """Two tokens in one place differ by their logits alone: on the grid of bfloat16, or off it."""
+
+    def off_grid(drawn: Drawn) -> float:
+        places: dict[int, list[float]] = {}
+        for (prompt, _), sample in sorted(drawn.items()):
+            places.setdefault(prompt, []).append(sample.logps[0] * 2**14)
+        return max(abs((a - b) - round(a - b)) for a, b in places.values())
+
+    assert off_grid(results["bfloat16"]["drawn"][0]) < 0.05
+    assert off_grid(results["float32 logits"]["drawn"][0]) > 0.1
 
 
 def test_weights_lie_in_the_object_store_once(folder: Path, ray_cluster: None) -> None:

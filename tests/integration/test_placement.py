@@ -22,7 +22,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("placement_process.py")), str(folder)],
         env={**environment, "RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     read: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -57,23 +57,20 @@ def test_two_engines_of_four_and_a_scorer_leave_no_gpu_idle(found: dict[str, Any
 
 
 def test_an_engine_that_comes_later_has_the_same_gpus_beside_the_same_scorer(found: dict[str, Any]) -> None:
-    for name in ("by four", "beside training"):
-        [again], first = found[name]["again"], found[name]["engines"][0]
-        seats = [again, first] if name == "by four" else [[again], [first]]
-        assert sorted(devices(seats[0])) == sorted(devices(seats[1]))
-        assert devices(found[name]["scorers"])[0] in devices(seats[0])
+    [again], first = found["by four"]["again"], found["by four"]["engines"][0]
+    assert devices(again) == devices(first)
+    assert devices(found["by four"]["scorers"]) == devices(again[:1])
 
 
 def test_an_engine_over_nodes_has_a_gpu_for_each_worker(found: dict[str, Any]) -> None:
     [workers], [scorer] = found["over nodes"]["engines"], found["over nodes"]["scorers"]
-    assert len({*devices(workers)}) == 8 and len({node for node, _ in devices(workers)}) == 2
-    assert devices([scorer]) == devices(workers[:1])
+    assert len({*devices(workers), *devices([scorer])}) == 5 + 1
+    assert len({node for node, _ in devices(workers)}) == 2
 
 
-def test_engine_and_scorer_share_one_gpu_or_have_one_each(found: dict[str, Any]) -> None:
-    for name, gpus in (("beside training", 1), ("alone", 2)):
-        [engine], [scorer] = found[name]["engines"], found[name]["scorers"]
-        assert len({*devices([engine]), *devices([scorer])}) == gpus
+def test_beside_training_engine_and_scorer_share_one_gpu(found: dict[str, Any]) -> None:
+    [engine], [scorer] = found["beside training"]["engines"], found["beside training"]["scorers"]
+    assert devices([engine]) == devices([scorer])
 
 
 def test_on_cpus_of_a_machine_with_gpus_nobody_sees_one(found: dict[str, Any]) -> None:

@@ -90,10 +90,10 @@ def test_what_was_too_long_for_a_judge_is_not_what_it_said_badly() -> None:
     answers = {model: [[model]] * 4 for model in "ab"}
     found = compared({(0, 0): None, (1, 0): -1, (2, 0): 0.9, (3, 0): None}, answers)
     [pair] = judge_numbers(found, {"judge": {}}, ["a", "b"], [None] * 4)["judge"]["pairs"]
-    assert (pair["asked"], pair["unreadable"], pair["too_long"], pair["left_out"]) == ((4, 0), (1, 0), (2, 0), 3)
+    assert (pair["asked"], pair["unreadable"], pair["unjudged"], pair["left_out"]) == ((4, 0), (1, 0), (2, 0), 3)
     places = [Place("a", None, prompt, 0, 0, None, 0) for prompt in range(4)]
     said = [None, Verdict("1", None, None, "no idea"), Verdict("2", None, 7.0, "[[7]]"), None]
     rated_ = judged([(place, False) for place in places], {"judge": said}, found.answered, 1)
     numbers = judge_numbers(rated_, {"judge": {}}, ["a"], ["math"] * 4)["judge"]["rated"]["a"]
-    assert (numbers["asked"], numbers["unreadable"], numbers["too_long"]) == ((4,), (1,), (2,))
+    assert (numbers["asked"], numbers["unreadable"], numbers["unjudged"]) == ((4,), (1,), (2,))
     assert numbers["score"]["mean"] == numbers["categories"]["math"]["mean"] == 7.0

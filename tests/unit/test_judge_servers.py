@@ -180,17 +180,17 @@ def test_one_judge_under_two_names_is_refused(tmp_path: Path) -> None:
             plan_judging(config)
 
 
-def test_what_the_server_refuses_is_unreadable_and_not_asked_for_ever(tmp_path: Path) -> None:
+def test_what_the_server_refuses_is_counted_and_not_asked_for_ever(tmp_path: Path) -> None:
     def refusing(body: dict[str, Any], attempt: int) -> str | None:
         return "400" if "answer 7 of b" in body["messages"][1]["content"] else None
 
     with JudgeServer(refusing) as server:
         for _ in range(2):
             found = run(config_of(tmp_path, server))
-            assert found.counts["j"].unreadable == 1 and len(server.bodies) == CALLS
+            assert (found.counts["j"].unreadable, found.counts["j"].refused) == (0, 1) and len(server.bodies) == CALLS
         [note] = found.notes()
         assert note.startswith(
-            f"1 of {CALLS} verdicts of the judge j cannot be read (the first: prompt 7, b against a: '[re"
+            f"1 of {CALLS} verdicts were refused by the server of the judge j (the first: prompt 7, b against a: '[re"
         )
 
 
@@ -202,7 +202,7 @@ def test_the_last_calls_may_be_those_that_are_refused(tmp_path: Path) -> None:
         server.fault = lambda *_: "400"
         for _ in range(2):
             found = run(config_of(tmp_path, server), answered("ab", 6))
-            assert found.counts["j"].unreadable == 1 and len(server.bodies) == before + 1
+            assert found.counts["j"].refused == 1 and len(server.bodies) == before + 1
         with pytest.raises(UserError, match="the server answers none of the calls"):
             run(config_of(tmp_path, server))
 
@@ -215,7 +215,7 @@ def test_a_request_that_is_wrong_altogether_is_an_error(tmp_path: Path) -> None:
             run(config_of(tmp_path, server))
         assert len(server.bodies) < 20
         server.fault = no_fault
-        assert run(config_of(tmp_path, server)).counts["j"].unreadable == 0  # nothing was kept
+        assert run(config_of(tmp_path, server)).counts["j"].refused == 0  # nothing was kept
 
 
 def test_a_server_that_stays_away_ends_it_and_what_is_there_is_kept(tmp_path: Path) -> None:

@@ -83,15 +83,15 @@ def test_a_tie_in_one_order_is_neither_consistent_nor_for_a_place():
     assert (alike.consistent, alike.first, alike.second) == (0.0, 0.0, 0.0)
 
 
-def test_what_was_too_long_is_left_out_and_counted_apart_from_what_could_not_be_read():
-    """Whatever order it was too long in: the other one alone would hold what its place is worth."""
+def test_what_was_not_judged_is_left_out_and_counted_apart_from_what_could_not_be_read():
+    """In whatever order: the other one alone would hold what its place is worth."""
     given = verdicts([[1, NAN], [NAN, 1], [NAN, NAN], [1, 0]])
     long = np.array([[False, True], [False, False], [True, True], [False, False]]).reshape(given.first.shape)
     found = judged_pair(Verdicts(given.first, given.asked, long))
-    assert (found.asked, found.unreadable, found.too_long, found.left_out) == ((4, 4), (1, 0), (1, 2), 3)
+    assert (found.asked, found.unreadable, found.unjudged, found.left_out) == ((4, 4), (1, 0), (1, 2), 3)
     assert (found.win_rate.n, found.win_rate.win_rate) == (1, 1.0)
     for first, asked in ((given.first, ~long), (np.ones_like(given.first), given.asked)):
-        with pytest.raises(ValueError, match="neither a verdict where the judge had no room, nor one"):
+        with pytest.raises(ValueError, match="neither a verdict where nothing was judged, nor one"):
             Verdicts(first, asked, long)
 
 

@@ -19,6 +19,7 @@ from orpo_ray.report.leaderboard_tables import _said
 from orpo_ray.statistics.judged_pairs import Verdicts, judged_pair
 
 ROUNDS = 3
+UNANSWERED = "2 of 41 prompts have no response, and count as not followed"
 FILE = {"bos": None, "template": None, "digest": None, "lengths": None, "mean_tokens": None, "cut": 0, "odds": None}
 """Of a model whose answers were made elsewhere, as an evaluation leaves it."""
 
@@ -52,7 +53,7 @@ def add_leaderboards(folder: Path, made: Path) -> Path:
     followed = {"followed": 30, "n": 41, "rate": 30 / 41, "ci95": [0.6, 0.86]}
     rate = dict.fromkeys(("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"), followed)
     checked = [
-        {"model": "sft", "round": round, "not_answered": 2, "remarks": ["an argument was drawn"], "failures": [
+        {"model": "sft", "round": round, "remarks": ["an argument was drawn", UNANSWERED], "failures": [
             {"key": 7, "instruction": "keywords:existence", "strict": False, "loose": bool(round)}], **rate}
         for round in range(ROUNDS)
     ]  # fmt: skip
@@ -147,7 +148,7 @@ def test_a_remark_that_all_rounds_have_is_said_once(page: Path) -> None:
     assert "sft, by labels, round 2; orpo, by labels, round 2: 1 rows have no preference" in text
     assert text.count("are 85 (2).") == 1
     assert "sft, by rater: unreadable, by question (and turn), are 85 (2)." in text
-    assert text.count("an argument was drawn") == text.count("prompts have no answer and count as not followed") == 1
+    assert text.count("an argument was drawn") == text.count("prompts have no response, and count as not followed") == 1
     assert "In order of “length-controlled, AlpacaEval 2's”, rows without it last. Published numbers" in text
     assert "5 more, which are lower, are not shown" in text
 

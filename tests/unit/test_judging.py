@@ -291,8 +291,8 @@ def test_answers_that_are_the_same_tie_without_asking_and_missing_ones_are_left_
         {"j": [None if asked is None else Verdict("k", 0.9, None, "m") for _, asked in found]}, answered, 1,
     )  # fmt: skip
     assert result.counts["j"].same == 3 and result.counts["j"].asked == 7
-    first, asked_at, too_long = result.of_pair("j", "one", "two", turn=0)
-    assert not too_long.any()
+    first, asked_at, unjudged = result.of_pair("j", "one", "two", turn=0)
+    assert not unjudged.any()
     assert first.shape == (6, 1, 2, 1) and first[0, 0, 0, 0] == 0.5 and not asked_at[0].any()
     assert (first[asked_at] == 0.9).all() and np.isnan(first[5]).all()
     other, asked_other, _ = result.of_pair("j", "two", "one", turn=0)
@@ -308,8 +308,8 @@ def test_single_answers_are_rated_turn_by_turn() -> None:
     verdicts[3] = Verdict("3", None, None, "I   cannot\nsay")
     given_all: list[Verdict | None] = [*verdicts[:-1], None]
     result = judged([(place, False) for place, _ in found], {"j": given_all}, there(TWO), 2)
-    ratings, asked, too_long = result.ratings("j", "one")
-    assert not too_long.any() and np.argwhere(result.ratings("j", "two")[2]).tolist() == [[5, 0, 1, 1]]
+    ratings, asked, unjudged = result.ratings("j", "one")
+    assert not unjudged.any() and np.argwhere(result.ratings("j", "two")[2]).tolist() == [[5, 0, 1, 1]]
     assert ratings.shape == (6, 1, 2, 2) and asked.all() and ratings[0, 0, 0].tolist() == [1.0, 2.0]
     assert math.isnan(ratings[0, 0, 1, 1])
     assert (result.counts["j"].unreadable, result.counts["j"].too_long) == (1, 1)

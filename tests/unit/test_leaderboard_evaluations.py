@@ -21,7 +21,7 @@ from orpo_ray.evaluation.judged import judged
 from orpo_ray.evaluation.leaderboards import Leaderboards
 from orpo_ray.evaluation.store import EvaluationFolder
 from orpo_ray.judging.places import Answered, Place
-from orpo_ray.judging.verdict import Verdict
+from orpo_ray.judging.verdict import REFUSED, Verdict
 from orpo_ray.leaderboards.verdicts import Files, aggregate
 from orpo_ray.report import write_evaluation_report
 from orpo_ray.status.evaluation import evaluation_status
@@ -136,8 +136,9 @@ def test_another_judging_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("served", [False, True])
 @pytest.mark.parametrize("benchmark", ["alpaca-eval-2", "mt-bench"])
-def test_what_was_too_long_for_a_judge_is_no_unreadable_row(benchmark: str, tmp_path: Path) -> None:
+def test_what_was_too_long_for_a_judge_is_no_unreadable_row(benchmark: str, served: bool, tmp_path: Path) -> None:
     """Two of five: one in an order of two, one altogether; and one that the judge said nothing sensible of."""
     pairs = benchmark == "alpaca-eval-2"
     judging = {"order": "both", "against": "b"} if pairs else {"compares": "rates"}
@@ -157,10 +158,12 @@ def test_what_was_too_long_for_a_judge_is_no_unreadable_row(benchmark: str, tmp_
             found.append((Place("a", "b" if pairs else None, i, 0, 0, first, 0), False))
             read = (None, None) if i == 2 else (0.75, None) if pairs else (None, 5.0)
             too_long = i == 0 or (i == 1 and first is not True)
-            verdicts.append(None if too_long else Verdict(f"{i} {first}", *read, "well"))
+            refused = Verdict(f"{i} {first}", None, None, f"{REFUSED}prompt too long]") if served else None
+            verdicts.append(refused if too_long else Verdict(f"{i} {first}", *read, "well"))
     said = judged(found, {"j": verdicts}, there, 1)
     [row] = Leaderboards(config, EvaluationFolder(tmp_path), prompts, there, said).measured()[benchmark]["rows"]
-    assert row["too_long"] == 2 and row["remarks"][-1] == "2 were too long for the judge's context, and are left out"
+    left_out = "2 were too long for the judge, or refused by its server, and are left out"
+    assert row["unjudged"] == 2 and row["remarks"][-1] == left_out
     if pairs:
         assert (row["n"], row["unreadable"]) == (2, 1)
     else:

@@ -9,17 +9,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from live_models import opt, save
 
+from orpo_ray.cluster.gpu_memory import take_memory
 from orpo_ray.config import ScalingConfig
-from orpo_ray.config.evaluation import EvaluationScaling
+from orpo_ray.config.evaluation import EvaluationScaling, ScoringConfig
 from orpo_ray.errors import UserError
 from orpo_ray.evaluation import cpu_engine
 from orpo_ray.evaluation.cluster import Resources, beside, over_nodes, scorers_alone, share_out
 from orpo_ray.evaluation.model_split import require_split
 from orpo_ray.evaluation.places import engine_options, group_of, scorer_options, share_of, starts_workers
+from orpo_ray.inference import scoring
 from orpo_ray.inference.models import EvaluatedModel, find_policy
 from orpo_ray.inference.scoring import GpuShare
 
@@ -198,6 +201,43 @@ def test_nobody_takes_more_of_a_gpu_than_is_set(gpus: int, parallel: int, scorer
     assert share_of(scorers_alone(scaling, [(4, gpus)], 9), 0) == GpuShare(0.8, 0.8)
 
 
+@pytest.mark.parametrize(
+    ("engine", "share", "done"),
+    [
+        ("packed", GpuShare(0.25, 0.9), [("take", 0.25)]),
+        ("vllm", GpuShare(0.25, 0.9), [("limit", 0.25)]),  # vLLM takes its own at once
+        ("packed", GpuShare(0.9, 0.9), []),
+        ("packed", None, []),
+    ],
+)
+def test_a_scorer_takes_its_share_as_it_begins(
+    engine: Any, share: GpuShare | None, done: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is another's when no engine is there any more. There is no GPU here: what is asked of torch is told."""
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(scoring, "take_memory", lambda share: asked.append(("take", share)))
+    monkeypatch.setattr(scoring, "limit_memory", lambda share: asked.append(("limit", share)))
+    scorer = scoring.Scorer({"truth": None}, None, ScoringConfig(engine=engine), share=share)
+    assert asked == done
+    monkeypatch.setattr(scoring, "on_this_node", lambda policy: policy)
+    monkeypatch.setattr(scoring, "load_policy", lambda *given, **more: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(scoring, "Speaker", lambda *given: None)
+    model: Any = SimpleNamespace(label="a", settings=None, context=None)
+    assert scorer.log_probs(model, []) == []
+    assert asked == [*done, *([] if share is None else [("limit", 0.9)])]
+
+
+def test_a_share_is_taken_at_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: asked.append(share))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 << 30, 80 << 30))
+    monkeypatch.setattr(torch, "empty", lambda count, **more: asked.append((count / (80 << 30), more["device"])))
+    take_memory(0.25)
+    limit, (taken, device) = asked
+    assert limit == 0.25 and 0.249 < taken <= 0.25 and device == "cuda"
+
+
 # Ray's options -------------------------------------------------------------------------------------------------------
 
 CLUSTERS: dict[str, tuple[dict[str, Any], Nodes]] = {
@@ -227,7 +267,9 @@ def test_rays_options_are_those_that_it_has(resources: Resources) -> None:
         if asked is not None:
             inspect.signature(placement_group).bind(asked.bundles, strategy=asked.strategy)
             validate_placement_group(asked.bundles, asked.strategy)
-            assert [bundle["GPU"] for bundle in asked.bundles] == [1] * int(resources.generator_gpus), "vLLM's rule"
+            gpus = [bundle["GPU"] for bundle in asked.bundles]
+            assert sum(gpus) == resources.generator_gpus
+            assert max(gpus) == 1 or not starts_workers(resources, engine), "vLLM takes no bundle of several"
         validate_actor_options(engine_options(resources, engine, asked and made), in_options=True)
     for scorer in range(resources.scorers):
         shared = resources.shared_place(scorer)
@@ -240,6 +282,7 @@ def test_what_stands_in_a_group_has_room_there(resources: Resources) -> None:
         asked, options = group_of(resources, engine), engine_options(resources, engine, group)
         if asked is None:
             assert not resources.sharers(engine) and not starts_workers(resources, engine)
+            assert resources.generator_gpus <= 1, "or another could take one of them"
             continue
         free = [dict(bundle) for bundle in asked.bundles]
         environment = options["runtime_env"]["env_vars"]

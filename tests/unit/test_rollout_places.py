@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,23 @@ def test_memory_of_those_that_take_turns_on_the_trainers_gpu(
     else:
         assert 0 <= bytes_ - int(share * total) - scorer < 10**5, "and settings, which are small"
     assert found.memory(config, torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "assigned", "found"),
+    [("2,3", ["5"], ["2", "3"]), (None, ["5"], ["5"]), (None, [], ["0"]), ("", ["5", "6"], ["5", "6"])],
+)
+def test_the_trainers_gpus_are_those_that_ray_has_given(
+    visible: str | None, assigned: list[str], found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing says which it sees, device 0 may be another run's."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": assigned})
+    monkeypatch.setattr(writers.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(writers.ray, "get_runtime_context", lambda: context)
+    assert writers.visible_gpus() == found
 
 
 # Hosts ---------------------------------------------------------------------------------------------------------------

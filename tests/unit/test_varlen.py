@@ -20,10 +20,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 from varlen_cpu import CALLS, Fault, faulty, pretend_cuda
 
+from orpo_ray.config import ModelConfig
 from orpo_ray.data.packing import Layout, pack
 from orpo_ray.modeling import attention, varlen
 from orpo_ray.modeling.attention import NAME, shared_prefix_attention
 from orpo_ray.modeling.memory import LEVELS, Recomputation, set_recomputation
+from orpo_ray.modeling.parity import choose_way
 from orpo_ray.modeling.policy import PackedPolicy, hidden_states
 from orpo_ray.modeling.varlen import EFFICIENT, FLASH, Kernel, kernel_for
 
@@ -336,3 +338,21 @@ def on_meta(network: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, *, backwa
     for name, devices in recorder.called:
         assert "meta" not in devices or (name not in reads and devices == {"meta"}), name
     return {name for name, _ in recorder.called}
+
+
+class TestTheProbe:
+    """Which finds out, when a model is loaded, whether it may be packed (`modeling.parity`)."""
+
+    @pytest.mark.parametrize("fault", ["", "keys rolled"])
+    def test_it_sees_the_kernel_that_trains(self, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A window goes part by part in the float32 copy that a model in half precision is probed by first."""
+        network = build(FAMILIES["mistral-window-shorter"], "sdpa", torch.float32)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(4)  # so that rounding does not hide what is wrong
+        pretend_cuda(monkeypatch)
+        model = ModelConfig(name_or_path="x")
+        with faulty(fault):
+            reason = choose_way(network.to(torch.bfloat16), PackedPolicy, model)
+        assert CALLS["flash"] and not CALLS["efficient"]
+        assert reason.startswith("packed, MistralForCausalLM gives other numbers") if fault else not reason
