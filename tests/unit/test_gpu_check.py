@@ -20,8 +20,10 @@ import varlen_cpu
 from families import FAMILIES, build, random_examples
 from torch.profiler import ProfilerActivity
 from transformers import AttentionInterface
+from typer.testing import CliRunner
 
-from orpo_ray.doctor.gpu import machine, parity
+from orpo_ray.cli import app
+from orpo_ray.doctor.gpu import SECONDS, machine, parity, run
 from orpo_ray.doctor.gpu.adapters import add_adapters
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.counted import CountedTensors
@@ -125,11 +127,11 @@ class TestStages:
 import sys, time
 from pathlib import Path
 from orpo_ray.doctor.gpu.lines import Lines
-from orpo_ray.doctor.gpu.run import _time_limit
+from orpo_ray.doctor.gpu.run import TimeLimit
 path = Path(sys.argv[1])
 with path.open("x") as file:
     lines = Lines(time.perf_counter(), file)
-    with _time_limit(lines, 0.2, path):
+    with TimeLimit(lines, 0.2, path):
         lines.say("start", toy=True)
         time.sleep(100)
 """
@@ -167,6 +169,21 @@ def test_a_fault_of_the_kernel_is_seen(check: Check, monkeypatch: pytest.MonkeyP
     judged = {(line["way"], line["dtype"]): line["ok"] for line in found}
     assert judged["packed", "float32"] is True and judged["packed", "bfloat16"] is False
     assert fault(found)
+
+
+def test_the_command_hands_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called = []
+
+    def stand_in(*told: object, toy: bool, start: float) -> int:
+        called.append((*told, toy))
+        return len(called) - 1
+
+    monkeypatch.setattr(run, "check_gpu", stand_in)
+    out = tmp_path / "x"
+    asked = [["--toy", "--seconds", "9", "--out", str(out)], []]
+    codes = [CliRunner().invoke(app, ["doctor", "--gpu", *options]).exit_code for options in asked]
+    assert called == [(9.0, out, True), (SECONDS, None, False)]
+    assert codes == [0, 1], "a fault that is found is an exit code of 1"
 
 
 @pytest.mark.parametrize("fault_of_kernel", ["", "top left", "window off by one", "keys rolled"])
