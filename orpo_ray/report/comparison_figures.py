@@ -10,14 +10,15 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
 from orpo_ray.report import comparison as runs_alike
 from orpo_ray.report.comparison import Aspect, Compared, batch_sizes, grouped, parted
 from orpo_ray.report.evaluation_figures import MODELS, drawn
 from orpo_ray.report.figures import MAX_POINTS, NEUTRAL, SIZE, curve
 from orpo_ray.report.rollout_frontier import sound
-from orpo_ray.report.runs import Series
 
+Floats = NDArray[np.float64]
 STYLES = ("solid", "dashed", "dotted")
 """Of the first eight runs' lines, of the next eight's, and so on: CSS and matplotlib call them alike."""
 _BY_OBJECTIVE = (runs_alike.objective,)
@@ -98,10 +99,11 @@ class Lines:
     def style(self, run: Compared) -> str:
         return STYLES[self.places[run.label] // len(MODELS)]
 
-    def series(self, run: Compared, key: str, *, of_round: bool = False) -> Series:
+    def series(self, run: Compared, key: str, *, of_round: bool = False) -> tuple[Floats, Floats]:
+        """Where on the x axis, and the values."""
         steps, values = sound(run.run.series(key))
         steps = np.maximum(steps - 1, 0) if of_round else steps
-        return steps * self.across.sizes[run.label], values
+        return steps.astype(np.float64) * self.across.sizes[run.label], values
 
 
 @dataclass(frozen=True)
@@ -208,10 +210,8 @@ def _line(axes: Axes, run: Compared, lines: Lines, key: str, *, of_round: bool) 
             low, high = (lines.series(run, f"{key}_{end}")[1][order] for end in ("low", "high"))
             axes.vlines(steps[known], low[known], high[known], color=colour, linewidth=1)
         return
-    drawn_before = len(axes.lines)
     curve(axes, (steps, values), colour, "")
-    axes.lines[-1].set_linestyle(style)
-    assert len(axes.lines) > drawn_before
+    axes.lines[-1].set_linestyle(style)  # of the mean, which is drawn last
 
 
 def summary_of_groups(curves: Sequence[Curves]) -> dict[str, list[str]]:
