@@ -186,9 +186,11 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     short_help="Train, evaluate and report as one.",
     epilog=EXIT_CODES,
     help=f"""\
-Train the runs of CONFIG in their order, then evaluate what they made, as one command.
+Train the runs of CONFIG, then evaluate what they made, as one command.
 
-Each stage has its own folder with its report, as if it had been run by itself. The same command continues a pipeline
+Each stage has its own folder with its report, as if it had been run by itself. Stages that do not read what others make
+run at the same time, where the cluster has room for that, and write into log.txt in their folders what they would have
+shown. Where one fails, those that do not need it are carried out all the same. The same command continues a pipeline
 that was interrupted: stages that are finished are left as they are. A mistake in any stage's configuration is told
 before the first one starts.
 
