@@ -63,6 +63,14 @@ def test_names_that_are_no_folders_are_no_needs() -> None:
     assert all(not stage.needs for stage in graph)
 
 
+def test_a_link_to_a_folder_is_that_folder() -> None:
+    Path("scratch").mkdir()
+    Path("runs").symlink_to("scratch")
+    for named in ("runs/sft", "scratch/sft", str(Path("runs").absolute() / "sft/model")):
+        graph = Graph({"dpo": training("dpo", named), "sft": training("sft")})
+        assert graph.stages["dpo"].needs == ("sft",)
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
@@ -96,6 +104,7 @@ def test_time_left_goes_by_what_stages_usually_take() -> None:
 
 
 ASKED = {"generators": 2, "scorers": 1}
+PARTS = ASKED | {"pipeline_parallel": 3}
 CPUS, GPUS, WHOLE = [(8.0, 0.0)], [(64.0, 8.0), (64.0, 8.0)], None
 
 
@@ -107,9 +116,11 @@ CPUS, GPUS, WHOLE = [(8.0, 0.0)], [(64.0, 8.0), (64.0, 8.0)], None
         (lambda: training("a", scaling={"num_workers": 9, "cpus_per_worker": 1}), CPUS, WHOLE),  # waits, and says so
         (lambda: training("a", scaling={"num_workers": 4}), GPUS, Room(4, 4)),
         (lambda: training("a", scaling={"num_workers": 1, "gpus_per_worker": 0.5}), GPUS, Room(1, 0.5)),
+        (lambda: training("a", scaling={"num_workers": 4, "cpus_per_worker": 12}), GPUS, Room(48, 4)),
         (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}), GPUS, WHOLE),
         (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=ASKED), CPUS, WHOLE),
         (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=ASKED | {"tensor_parallel": 2}), GPUS, Room(3, 5)),
+        (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=PARTS), GPUS, Room(3, 7)),
     ],
 )  # fmt: skip
 def test_room(config: Any, nodes: list[tuple[float, float]], room: Room | None) -> None:
