@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from orpo_ray.config import Pipeline
+from orpo_ray.config.pipeline import EVALUATION
 from orpo_ray.stages.graph import Graph
 from orpo_ray.stages.run import run_stages
 from orpo_ray.terminal import Console
-
-EVALUATION = "evaluate"
 
 
 def run_pipeline(pipeline: Pipeline, console: Console | None = None) -> Path:

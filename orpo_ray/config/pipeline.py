@@ -1,4 +1,4 @@
-"""The configuration of a pipeline: training runs, one after the other, and the evaluation of what they made."""
+"""The configuration of a pipeline: training runs, and the evaluation of what they made."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from orpo_ray.config.schema import StorageConfig, TrainConfig
 from orpo_ray.config.section import FreeForm, Section
 from orpo_ray.errors import UserError
 
+EVALUATION = "evaluate"
+"""What that stage is called beside the runs."""
+
 
 class PipelineConfig(Section):
     train: Annotated[dict[Label, FreeForm], Field(min_length=1)]
-    """Label to a training run, in their order: its configuration's file, or the mapping itself."""
+    """Label to a training run: its configuration's file, or the mapping itself."""
     evaluate: FreeForm
     """The evaluation, likewise; the models or reward models of the runs are among its own."""
     storage: StorageConfig | None = None
@@ -28,7 +31,7 @@ class PipelineConfig(Section):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The stages of a pipeline, in their order."""
+    """The stages of a pipeline."""
 
     runs: dict[str, TrainConfig]
     """By label."""
@@ -50,6 +53,8 @@ def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> Pipel
         mapping["train"] = {label: _mapping(stage) for label, stage in mapping["train"].items()}
     mapping["evaluate"] = _mapping(mapping.get("evaluate"))
     config = parse_as(PipelineConfig, mapping, overrides or [], origin=str(path))
+    if EVALUATION in config.train:
+        raise UserError(f"{path}: train.{EVALUATION}: the evaluation is called so; choose another label")
     runs = {label: parse_as(TrainConfig, stage, [], f"{path}: train.{label}") for label, stage in config.train.items()}
     evaluation = parse_as(EvaluationConfig, config.evaluate, [], f"{path}: evaluate")
     made = {run.run_dir for run in runs.values()}

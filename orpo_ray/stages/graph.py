@@ -70,9 +70,9 @@ def _needs(label: str, config: StageConfig, made: Mapping[Path, str]) -> tuple[s
         config.training(config.first_point, config.name, config.storage) if isinstance(config, SweepConfig) else config
     )
     for text in _texts(own.model_dump(by_alias=True)):
-        if os.sep not in text:  # a name, of no folder
+        if os.sep not in text or "\0" in text:  # a name, of no folder, or no path at all
             continue
-        path = Path(os.path.abspath(os.path.expanduser(text)))
+        path = Path(os.path.realpath(os.path.expanduser(text)))  # as `run_dir` is: a link in it leads to one folder
         for folder in (path, *path.parents):
             if made.get(folder, label) != label:
                 found[made[folder]] = None

@@ -50,9 +50,9 @@ def _training(config: TrainConfig, whole: Room) -> Room | None:
             return None
         beside = config.rollouts.gpus if config.rollouts is not None else 0
         assert isinstance(beside, int)
-        return Room(
-            scaling.most_workers, scaling.most_workers * scaling.gpus_per_worker + beside + bool(config.eval.win_rate)
-        )
+        cpus = 1 if scaling.cpus_per_worker == "auto" else scaling.cpus_per_worker
+        workers = scaling.most_workers
+        return Room(workers * cpus, workers * scaling.gpus_per_worker + beside + bool(config.eval.win_rate))
     if scaling.cpus_per_worker == "auto" or rolls_out:
         return None
     return Room(scaling.most_workers * scaling.cpus_per_worker + config.spare_cpus, 0)
@@ -65,4 +65,5 @@ def _evaluation(config: StageConfig, whole: Room) -> Room | None:
     scaling = config.scaling
     if isinstance(scaling.generators, str) or isinstance(scaling.scorers, str):
         return None
-    return Room(scaling.generators + scaling.scorers, scaling.generators * scaling.tensor_parallel + scaling.scorers)
+    gpus = scaling.tensor_parallel * scaling.pipeline_parallel
+    return Room(scaling.generators + scaling.scorers, scaling.generators * gpus + scaling.scorers)

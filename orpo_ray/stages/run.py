@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from orpo_ray.stages.graph import Graph, Stage, StageConfig, folder_of
 from orpo_ray.stages.progress import Progress
 from orpo_ray.stages.room import Nodes, room_for, room_of
 from orpo_ray.status.read import read_status
+from orpo_ray.storage.mirror import fetched
 from orpo_ray.terminal import Console
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 
@@ -57,6 +60,26 @@ def run_stages(
     if progress.failed:
         raise UserError(progress.told())
     return run.pages
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a stage's own process has from the command: a cluster's node may have started it elsewhere, and knows none
+    of the command's keys. On their way they are in Ray's memory alone."""
+
+    folder: str
+    """That relative paths are of."""
+    environment: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of_here(cls) -> Surroundings:
+        return cls(os.getcwd(), {name: text for name, text in os.environ.items() if not name.startswith("RAY_")})
+
+    def enter(self) -> None:
+        """What the process's environment has already, such as its devices, stays."""
+        os.chdir(self.folder)
+        for name, text in self.environment.items():
+            os.environ.setdefault(name, text)
 
 
 @dataclass(frozen=True)
@@ -112,6 +135,7 @@ class _Run:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # A stage's own process waits for its workers: any part of a CPU would be missing to them.
         process = ray.remote(num_cpus=0, max_retries=_TRIES, scheduling_strategy=here)(in_a_process)
+        around = Surroundings.of_here()
         running: dict[Any, Stage] = {}
         free, told = self._whole, time.monotonic()
         while True:
@@ -124,13 +148,15 @@ class _Run:
                     if free.holds(self._room[stage.label]):
                         free -= self._room[stage.label]
                         self._begins(stage)
-                        running[process.remote(stage.config, self._curves(stage), request.name)] = stage
+                        called = process.remote(stage.config, self._curves(stage), request.name, around)
+                        running[called] = stage
             if not running:
                 return
             for reference in ray.wait(list(running), timeout=_LOOK)[0]:
                 stage = running.pop(reference)
                 free += self._room[stage.label]
-                self._ended(stage, _outcome(reference))
+                cancelled = request.made and not isinstance(stage.config, TrainConfig)
+                self._ended(stage, _outcome(reference, cancelled=cancelled))
             if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 for stage in running.values():
@@ -159,11 +185,17 @@ class _Run:
         }  # fmt: skip
 
 
-def in_a_process(config: StageConfig, curves: Mapping[str, Path], stop: str) -> Outcome:
+def in_a_process(config: StageConfig, curves: Mapping[str, Path], stop: str, around: Surroundings) -> Outcome:
     """Carry out a stage in a process of its own; `stop`: the name of the request that it hears."""
-    folder = folder_of(config)
+    around.enter()
+    folder, early = folder_of(config), io.StringIO()
+    try:  # before there is a folder: see `LOG`
+        fetched(config.storage, config.name, Console(file=early))
+    except UserError as error:
+        return Outcome(failure=str(error))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a", encoding="utf-8") as said, ThreadPoolExecutor(1) as thread:
+        said.write(early.getvalue())
         # Not in the main thread, where training would answer signals, and forget the request that others hear too.
         work = thread.submit(carry_out, config, curves, Console(file=said), StopRequest(stop))
         try:
@@ -177,15 +209,14 @@ def in_a_process(config: StageConfig, curves: Mapping[str, Path], stop: str) -> 
             return Outcome(failure=f"{_last_line(error)} ({folder / LOG} has all of it)")
 
 
-def _outcome(reference: Any) -> Outcome:
+def _outcome(reference: Any, *, cancelled: bool = False) -> Outcome:
+    """`cancelled`: its process was ended by us, which Ray tells as it tells of one that was lost."""
     import ray
 
     try:
         outcome: Outcome = ray.get(reference)
-    except ray.exceptions.TaskCancelledError:
-        return Outcome(stopped=True)
     except ray.exceptions.RayError as error:
-        return Outcome(failure=_last_line(error))
+        return Outcome(stopped=True) if cancelled else Outcome(failure=_last_line(error))
     return outcome
 
 

@@ -92,6 +92,15 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
     mirror.complete()
 
 
+def fetched(storage: StorageConfig, name: str, console: Console) -> None:
+    """As `mirrored` begins: where there is no folder of `name` but a copy, make it. For who writes there before that.
+
+    Raises `UserError` where the copy cannot be read.
+    """
+    if (location := storage.copy_of(name)) is not None:
+        Mirror(storage.run_dir(name), location).restore(console)
+
+
 class Mirror:
     """One folder and its copy. Storage errors of `update` are `OSError`, as pyarrow raises them."""
 

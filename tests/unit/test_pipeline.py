@@ -62,6 +62,7 @@ def test_storage_of_all_stages_takes_their_references_with_it(file: Path) -> Non
     [
         (["train.second.optim.lrr=1"], "pipeline.yaml: train.second: unknown key optim.lrr; did you mean optim.lr?"),
         (["evaluate.sampling.round=1"], "pipeline.yaml: evaluate: unknown key sampling.round; did you mean "),
+        (["train.evaluate={name: x}"], "pipeline.yaml: train.evaluate: the evaluation is called so; choose another"),
         (["train.first=b.yaml"], "pipeline.yaml: train.first: should be a mapping of keys"),
         (["evaluate.models={x: runs/c}", "evaluate.reward_models={x: toy}"], "evaluate: none of its models is a run"),
         (["evaluat.x=1"], "unknown key evaluat; did you mean evaluate?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 
 from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, parse_as
 from orpo_ray.errors import UserError
+from orpo_ray.stages import run as run_module
 from orpo_ray.stages.graph import Graph, StageConfig
 from orpo_ray.stages.progress import Progress
 from orpo_ray.stages.room import Room, room_for
+from orpo_ray.stages.run import LOG, Outcome, Surroundings, in_a_process
+from orpo_ray.storage.mirror import mirrored
 
 
 def training(name: str, model: str = "toy", **more: Any) -> TrainConfig:
@@ -63,6 +67,14 @@ def test_names_that_are_no_folders_are_no_needs() -> None:
     assert all(not stage.needs for stage in graph)
 
 
+def test_a_link_to_a_folder_is_that_folder() -> None:
+    Path("scratch").mkdir()
+    Path("runs").symlink_to("scratch")
+    for named in ("runs/sft", "scratch/sft", str(Path("runs").absolute() / "sft/model")):
+        graph = Graph({"dpo": training("dpo", named), "sft": training("sft")})
+        assert graph.stages["dpo"].needs == ("sft",)
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
@@ -96,6 +108,7 @@ def test_time_left_goes_by_what_stages_usually_take() -> None:
 
 
 ASKED = {"generators": 2, "scorers": 1}
+PARTS = ASKED | {"pipeline_parallel": 3}
 CPUS, GPUS, WHOLE = [(8.0, 0.0)], [(64.0, 8.0), (64.0, 8.0)], None
 
 
@@ -107,11 +120,53 @@ CPUS, GPUS, WHOLE = [(8.0, 0.0)], [(64.0, 8.0), (64.0, 8.0)], None
         (lambda: training("a", scaling={"num_workers": 9, "cpus_per_worker": 1}), CPUS, WHOLE),  # waits, and says so
         (lambda: training("a", scaling={"num_workers": 4}), GPUS, Room(4, 4)),
         (lambda: training("a", scaling={"num_workers": 1, "gpus_per_worker": 0.5}), GPUS, Room(1, 0.5)),
+        (lambda: training("a", scaling={"num_workers": 4, "cpus_per_worker": 12}), GPUS, Room(48, 4)),
         (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}), GPUS, WHOLE),
         (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=ASKED), CPUS, WHOLE),
         (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=ASKED | {"tensor_parallel": 2}), GPUS, Room(3, 5)),
+        (lambda: evaluation("e", {"m": "toy"}, {"t": "toy"}, scaling=PARTS), GPUS, Room(3, 7)),
     ],
 )  # fmt: skip
 def test_room(config: Any, nodes: list[tuple[float, float]], room: Room | None) -> None:
     whole = Room(sum(cpus for cpus, _ in nodes), sum(gpus for _, gpus in nodes))
     assert room_for(config(), nodes) == (room or whole)
+
+
+def test_a_stages_own_process_stands_where_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_A_SERVER", "sk-own")
+    monkeypatch.setenv("RAY_OF_THE_COMMAND", "1")
+    monkeypatch.setenv("DEVICES", "0,1")
+    around = Surroundings.of_here()
+    assert "sk-own" not in repr(around)
+    monkeypatch.delenv("KEY_OF_A_SERVER")
+    monkeypatch.delenv("RAY_OF_THE_COMMAND")
+    monkeypatch.setenv("DEVICES", "2")
+    (tmp_path / "of the cluster").mkdir()
+    monkeypatch.chdir(tmp_path / "of the cluster")
+    seen: list[str | None] = []
+
+    def carried_out(config: StageConfig, *_: Any) -> Path:
+        seen.extend(os.environ.get(name) for name in ("KEY_OF_A_SERVER", "RAY_OF_THE_COMMAND", "DEVICES"))
+        return Path("page.html").absolute()
+
+    monkeypatch.setattr(run_module, "carry_out", carried_out)
+    assert in_a_process(training("a"), {}, "stop", around) == Outcome(tmp_path / "page.html")
+    assert seen == ["sk-own", None, "2"] and (tmp_path / "runs/a" / LOG).is_file()
+
+
+def test_a_stage_beside_others_goes_on_from_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (training("a", storage={"path": f"./{at}", "mirror": "./copy"}) for at in ("here", "there"))
+
+    def carried_out(config: StageConfig, curves: Any, console: Any, _: Any) -> Path:
+        with mirrored(config.storage, config.name, console):
+            kept = config.storage.run_dir(config.name) / "kept.txt"
+            kept.write_text("1" if not kept.exists() else kept.read_text() + "2")
+            return kept
+
+    monkeypatch.setattr(run_module, "carry_out", carried_out)
+    around = Surroundings(str(tmp_path), {})
+    assert in_a_process(first, {}, "stop", around).failure == ""
+    assert in_a_process(second, {}, "stop", around).failure == ""  # another machine
+    assert Path("there/a/kept.txt").read_text() == Path("copy/a/kept.txt").read_text() == "12"
+    assert "fetching its copy" in Path("there/a", LOG).read_text()
+    assert "is the copy of another folder" in in_a_process(first, {}, "stop", around).failure
