@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from typer.testing import CliRunner
 
 from orpo_ray.cli import app
-from orpo_ray.doctor.gpu import SECONDS, machine, parity, run
+from orpo_ray.doctor.gpu import SECONDS, machine, parity, run, steps
 from orpo_ray.doctor.gpu.adapters import add_adapters
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.counted import CountedTensors
@@ -31,7 +31,7 @@ from orpo_ray.doctor.gpu.device import Cpu, Cuda
 from orpo_ray.doctor.gpu.lines import Lines
 from orpo_ray.doctor.gpu.padded import collate, padded_loss
 from orpo_ray.doctor.gpu.run import check_gpu, take
-from orpo_ray.doctor.gpu.sizes import REAL, TOY, totals
+from orpo_ray.doctor.gpu.sizes import REAL, TOY, Model, totals
 from orpo_ray.doctor.gpu.summary import fault, summary
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
@@ -263,6 +263,14 @@ def test_lengths_are_those_of_the_data_that_people_train_on() -> None:
     assert 700 < tokens < 800
     longest = max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in examples)
     assert longest <= min(model.config.max_position_embeddings for model in REAL.models)
+
+
+@pytest.mark.parametrize(("model", "weights", "each"), [(REAL.models[0], 1.3e9, 6), (REAL.models[1], 7.1e9, 4)])
+def test_the_models_are_those_that_people_train(model: Model, weights: float, each: int) -> None:
+    """By the FLOPs of a step: six for each weight and token, four where weights are frozen beneath adapters."""
+    examples = REAL.examples(1, model.pairs, model.config.vocab_size)
+    tokens = sum(len(ids) for example in examples for ids in example)
+    assert steps._useful_flops(model, [examples]) == pytest.approx(each * weights * tokens, rel=0.1)
 
 
 def test_a_gpu_by_what_torch_calls_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
