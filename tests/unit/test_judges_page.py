@@ -144,8 +144,8 @@ def test_a_remark_that_all_rounds_have_is_said_once(page: Path) -> None:
     text = visible(page)
     same = "length_controlled_here is another number than AlpacaEval 2's, and does not compare with it."
     assert text.count(same) == 1 and f"All: {same}" in text
-    assert text.count("rows have no preference") == 1
-    assert "sft, by labels, round 2; orpo, by labels, round 2: 1 rows have no preference" in text
+    assert text.count("row has no preference") == 1
+    assert "sft, by labels, round 2; orpo, by labels, round 2: 1 row has no preference" in text
     assert text.count("are 85 (2).") == 1
     assert "sft, by rater: unreadable, by question (and turn), are 85 (2)." in text
     assert text.count("an argument was drawn") == text.count("prompts have no response, and count as not followed") == 1
