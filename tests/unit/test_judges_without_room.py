@@ -49,7 +49,7 @@ def judged(config: EvaluationConfig, lengths: list[int], monkeypatch: pytest.Mon
 
 def test_a_judge_for_whom_nothing_fits_is_refused(config: EvaluationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        UserError, match=r"^judges\.j: none of 2 judgements fits its context of \d+ tokens: the shortest"
+        UserError, match=r"^judges\.j: none of 2 judgements fits its context of [\d,]+ tokens: the shortest"
     ) as e:
         judged(config, [5_000, 6_000], monkeypatch)
     assert "\n" not in str(e.value) and str(e.value).endswith("The answers are kept")
