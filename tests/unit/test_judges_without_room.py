@@ -58,6 +58,6 @@ def test_a_judge_for_whom_nothing_fits_is_refused(config: EvaluationConfig, monk
 def test_what_does_not_fit_is_said_before_the_rest_is_asked(
     config: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, said = judged(config, [1, 5_000, 1], monkeypatch)
+    asked, said = judged(config, [1, 5_000, 2], monkeypatch)
     assert asked == [2]
     assert said.startswith("judge j: 1 of 3 judgements are too long for its context of ")
