@@ -96,15 +96,16 @@ def judge(
             for key, (_, asked) in zip(keys[label], found, strict=True)
             if key is not None and asked is not None and key not in store.found
         }
-        if isinstance(each, LocalJudge):
+        if isinstance(each, ServedJudge):
+            missing = _without_former(each, missing, store)
+            served.append((each, _calls(each, missing, console)))
+        else:
             requests = {key: each.request(number, asked) for number, (key, asked) in enumerate(missing.items())}
             fitting = {key: request for key, request in requests.items() if each.fits(request)}
             if len(fitting) < len(requests):
                 known = any(key in store.found for key in keys[label] if key)
                 _say_too_long(each, requests.values(), len(fitting), console, refuse=not (fitting or known))
             local.append((each, fitting, missing))
-        else:
-            served.append((each, _calls(each, missing, console)))
     answering = {label for label in plan.judges if any(key in store.found for key in keys[label] if key)}
     for each, _ in served:
         _say_elsewhere(each, [store.found[key] for key in set(keys[each.label]) if key in store.found], console)
@@ -132,6 +133,15 @@ def _say_too_long(
         f"shortest is asked with {shortest:,}, beside {own:,} for its answer; choose a judge of a longer context. The "
         "answers are kept"
     )
+
+
+def _without_former(judge: ServedJudge, missing: Mapping[str, Asked], store: VerdictStore) -> dict[str, Asked]:
+    """`missing` without what an earlier version has asked at the same address, which is then found by its new key."""
+    known = {key: store.found.get(asked.key(judge.former_identity)) for key, asked in missing.items()}
+    for key, verdict in known.items():
+        if verdict is not None:
+            store.found[key] = replace(verdict, key=key, server=judge.config.base_url)
+    return {key: asked for key, asked in missing.items() if known[key] is None}
 
 
 def _calls(judge: ServedJudge, missing: Mapping[str, Asked], console: Console) -> list[Call]:

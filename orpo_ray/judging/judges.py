@@ -108,6 +108,11 @@ class ServedJudge:
             **_drawn(self.config, self.answer_tokens),
         }  # fmt: skip
 
+    @property
+    def former_identity(self) -> dict[str, Any]:
+        """By which verdicts were kept before they were told where they were given: they were paid for."""
+        return {**self.identity, "base_url": self.config.base_url}
+
     def describe(self) -> dict[str, Any]:
         shown = {"base_url": self.config.base_url, "extra_body": self.config.for_a_file()["extra_body"]}
         return {**self.identity, **shown}

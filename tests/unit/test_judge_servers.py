@@ -22,7 +22,7 @@ from orpo_ray.evaluation.judged import Judged
 from orpo_ray.evaluation.judging import judge, plan_judging
 from orpo_ray.evaluation.store import EvaluationFolder
 from orpo_ray.judging import servers
-from orpo_ray.judging.places import Answered
+from orpo_ray.judging.places import Answered, places
 from orpo_ray.judging.store import VerdictStore
 from orpo_ray.terminal import Console
 
@@ -160,6 +160,26 @@ def test_a_judge_that_is_called_otherwise_is_asked_nothing_again(tmp_path: Path,
         assert f"were given at other addresses than its base_url ({CALLS} at {address})" in note
         more = run(config_of(tmp_path, server), answered("abcd"))
         assert len(server.bodies) == PROMPTS - PROMPTS // 10 and more.counts["j"].elsewhere == {address: CALLS}
+
+
+def test_what_an_earlier_version_has_asked_is_not_paid_for_again(tmp_path: Path) -> None:
+    """It had the server's address in the key of a verdict, and nowhere else."""
+    with JudgeServer() as server:
+        config, there = config_of(tmp_path, server), answered()
+        before, plan = run(config, there), plan_judging(config)
+        assert plan is not None
+        identity = plan.judges["j"].identity
+        asked = [each for _, each in places(config.judging, plan.prompt, there) if each is not None]
+        former = {each.key(identity): each.key({**identity, "base_url": server.url}) for each in asked}
+        file = EvaluationFolder(config.storage.run_dir("e")).verdicts / "j.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        kept = [{**line, "key": former[line["key"]]} for line in lines[:-3]]
+        file.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "server"}) + "\n" for line in kept))
+        made = len(server.bodies)
+        assert rows(run(config, there)) == rows(before) and len(server.bodies) == made + 3
+    with JudgeServer() as server:  # of which nobody knows whether it is the same one
+        run(config_of(tmp_path, server), there)
+        assert len(server.bodies) == CALLS - 3
 
 
 def test_one_judge_under_two_names_is_refused(tmp_path: Path) -> None:

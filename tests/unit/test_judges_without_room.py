@@ -43,7 +43,9 @@ def judged(config: EvaluationConfig, lengths: list[int], monkeypatch: pytest.Mon
     answered = Answered([["q"]] * len(lengths), answers, [None] * len(lengths))
     plan, said = judging.plan_judging(config), io.StringIO()
     assert plan is not None
-    judging.judge(config, plan, answered, EvaluationFolder(config.storage.run_dir(config.name)), Console(file=said, width=300))
+    judging.judge(
+        config, plan, answered, EvaluationFolder(config.storage.run_dir(config.name)), Console(file=said, width=300)
+    )
     return asked, said.getvalue()
 
 
