@@ -38,7 +38,7 @@ $(STAMP) $(PEERS): export PIP_QUIET := 2
 $(STAMP) $(PEERS): export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all faults fuzz bench lint types lock clean
+.PHONY: help venv demo test test-all faults fuzz bench bare-gpu lint types lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ $(PEERS): requirements/bench.txt $(STAMP)
 	@rm -rf $(PEERS_DIR)
 	@$(BIN)/pip install --no-deps --target $(PEERS_DIR) -r requirements/bench.txt
 	@touch $@
+
+bare-gpu:  ## rehearse `doctor --gpu` at toy size with the versions of a bare GPU image (3 GB to download)
+	tests/bare_gpu_image.sh
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

@@ -86,10 +86,12 @@ def trained(folder: Path, judgements: int) -> dict[str, float]:
     pairs_test = rule.write(folder / "pairs-test.jsonl", rule.pairs(held_out, seed=1))
     sft = {"name": "sft", "nll_tokens": "chosen"}
     orpo = {"name": "orpo", "nll_tokens": "chosen", "lambda": 1.0}
+    # Nearly every token of a policy's pairs is predicted, and each takes a row of logits.
+    policy = {"global_batch_size": 16, "max_steps": 120, "tokens_per_microbatch": 2048}
     runs = {
         "judge": (sft, judging, judging_test, {"lr": 1e-3}, {"global_batch_size": 16, "epochs": 1}),
-        "sft": (sft, pairs, pairs_test, {"lr": 3e-3}, {"global_batch_size": 16, "max_steps": 120}),
-        "orpo": (orpo, pairs, pairs_test, {"lr": 3e-3}, {"global_batch_size": 16, "max_steps": 120}),
+        "sft": (sft, pairs, pairs_test, {"lr": 3e-3}, policy),
+        "orpo": (orpo, pairs, pairs_test, {"lr": 3e-3}, policy),
     }
     seconds = {}
     for name, (objective, train, test, optim, loop) in runs.items():

@@ -19,7 +19,7 @@ OUT = Path(__file__).resolve().parents[1] / "docs/images/paper-figure-6.png"
 def main() -> None:
     figure = Figure(figsize=(8, 3.6), layout="constrained", dpi=150)
     axes = figure.subplots()
-    bins = np.linspace(-12, 12, 121)
+    bins = np.linspace(-12, 12, 121).tolist()
     for beta, colour in ((1.0, "#0072b2"), (0.1, "#56b4e9")):
         name = f"log probability ratio, β = {beta:g}"
         axes.hist(

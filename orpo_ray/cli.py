@@ -186,13 +186,12 @@ def sweep(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     short_help="Train, evaluate and report as one.",
     epilog=EXIT_CODES,
     help=f"""\
-Train the runs of CONFIG, then evaluate what they made, as one command.
+Train the runs of CONFIG, each behind those that it begins from, and evaluate what they made, as one command.
 
-Each stage has its own folder with its report, as if it had been run by itself. Stages that do not read what others make
-run at the same time, where the cluster has room for that, and write into log.txt in their folders what they would have
-shown. Where one fails, those that do not need it are carried out all the same. The same command continues a pipeline
-that was interrupted: stages that are finished are left as they are. A mistake in any stage's configuration is told
-before the first one starts.
+Each stage has its own folder with its report, as if it had been run by itself; where the cluster holds several at a
+time, those that need not wait for each other run at once, each told in its log.txt. One that fails stops those that
+need it, and no other. The same command continues a pipeline that was interrupted: stages that are finished are left as
+they are. A mistake in any stage's configuration is told before the first one starts.
 
 {OVERRIDES}
 \b

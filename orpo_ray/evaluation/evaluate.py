@@ -18,6 +18,7 @@ from orpo_ray.evaluation.answered import References, answered, read_references
 from orpo_ray.evaluation.cluster import Nodes, Resources, scorers_alone, share_out
 from orpo_ray.evaluation.cpu_engine import lacks_on_cpu
 from orpo_ray.evaluation.embedding import embedder_identity, load_embedder
+from orpo_ray.evaluation.judged import TABLE
 from orpo_ray.evaluation.judging import JudgingPlan, judge, plan_judging
 from orpo_ray.evaluation.leaderboards import Leaderboards, require_benchmarks
 from orpo_ray.evaluation.plan import ENGINES, EvaluationPlan, make_plan
@@ -73,7 +74,7 @@ def _key(plan: EvaluationPlan, judging: JudgingPlan | None, references: Referenc
     later = {
         "measures": config.measures, "categories": categories, "leaderboard": files,
         "fields": [dict(prompt.fields) for prompt in plan.prompts] if config.measures else [],
-        "judging": judging and [judging.identity, config.judging.for_a_file(), references],
+        "judging": judging and [judging.identity, config.judging.for_a_file(), references, TABLE],
     }  # fmt: skip
     return content_key(
         rewards=[judge.rewards.names for judge in plan.judges.values()],
@@ -119,7 +120,7 @@ def _evaluate(
     described = judging.describe() if judging else {}
     found = winrates(tables, embed, _key(plan, judging, references), judged, described)
     found["leaderboards"] = Leaderboards(config, folder, plan.prompts, said, judged).measured()
-    found["notes"] += [*(judged.notes() if judged else ()), *unavailable]
+    found["notes"] += [*(judged.notes([prompt.question_id for prompt in plan.prompts]) if judged else ()), *unavailable]
     write_atomically(folder.winrates, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 

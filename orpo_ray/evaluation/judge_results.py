@@ -98,7 +98,7 @@ def _compared(judged: Judged, judge: str, models: Sequence[str]) -> dict[Pair, V
     """Of each two that were shown together; the rounds of all turns are one axis, a turn's side by side."""
     found = {}
     for a, b in combinations(models, 2):
-        of_turns = [judged.of_pair(judge, a, b, turn) for turn in range(judged.shape[2])]
+        of_turns = [judged.of_pair(judge, a, b, turn) for turn in range(1, judged.shape[2] + 1)]
         verdicts = Verdicts(*(np.concatenate(arrays, axis=1) for arrays in zip(*of_turns, strict=True)))
         if verdicts.asked.any() or not np.isnan(verdicts.first).all():
             found[a, b] = verdicts

@@ -22,6 +22,8 @@ _JUDGEMENTS = pa.schema(
      ("model", pa.string()), ("against", pa.string()), ("shown_first", pa.bool_()), ("repeat", pa.int64()),
      ("probability", pa.float64()), ("rating", pa.float64()), ("words", pa.string())]
 )  # fmt: skip
+TABLE = 2
+"""Of `verdicts.parquet`: raised by one whenever the same verdicts would be other rows; 1 counted turns from 0."""
 _WORDS_TOLD = 60
 
 
@@ -70,7 +72,7 @@ class Judged:
                 found[prompt, round, : len(answers)] = [len(text) for text in answers[: self.shape[2]]]
         return found
 
-    def of_pair(self, judge: str, model: str, against: str, turn: int = 0) -> tuple[Floats, Flags, Flags]:
+    def of_pair(self, judge: str, model: str, against: str, turn: int = 1) -> tuple[Floats, Flags, Flags]:
         """That the answer shown FIRST is better, whether a verdict was asked for, and whether the judge said nothing of
         it: all `(prompts, rounds, 2, repeats)`.
 
@@ -97,7 +99,7 @@ class Judged:
         asked, unjudged = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
         for each in self.judgements:
             if each.judge == judge and each.model == model and each.against is None:
-                place = (each.prompt, each.round, each.turn, each.repeat)
+                place = (each.prompt, each.round, each.turn - 1, each.repeat)
                 ratings[place] = np.nan if each.rating is None else each.rating
                 asked[place], unjudged[place] = True, each.unjudged
         return ratings, asked, unjudged
@@ -106,15 +108,15 @@ class Judged:
         """A row for each judgement."""
         return pa.Table.from_pylist([asdict(each) for each in self.judgements], _JUDGEMENTS)
 
-    def notes(self) -> list[str]:
-        """What a reader of the numbers must know."""
+    def notes(self, question_ids: Sequence[str | None] = ()) -> list[str]:
+        """What a reader of the numbers must know. `question_ids`: of the prompts, where they have any."""
         notes = []
         for judge, counts in self.counts.items():
             if counts.unreadable:
                 first = next(each for each in self.judgements if each.judge == judge and _unreadable(each))
                 notes.append(
                     f"{counts.unreadable} of {counts.asked} verdicts of the judge {judge} cannot be read (the first: "
-                    f"prompt {first.prompt}, {_of(first)}: {_told(first)!r}); they count in none of its numbers."
+                    f"{self._place(first, question_ids)}: {_told(first)!r}); they count in none of its numbers."
                 )
             if len(counts.served_by) > 1:
                 models = ", ".join(f"{model} {count}" for model, count in counts.served_by.items())
@@ -137,6 +139,13 @@ class Judged:
                     "none of its numbers."
                 )
         return notes
+
+    def _place(self, judgement: Judgement, question_ids: Sequence[str | None]) -> str:
+        """As its reader finds it again; without a `question_id` by its number in `prompts.parquet`."""
+        known_by = dict(enumerate(question_ids)).get(judgement.prompt)
+        prompt = f"prompt {judgement.prompt}" if known_by is None else f"question_id {known_by}"
+        turn = f", turn {judgement.turn}" if self.shape[2] > 1 else ""
+        return f"{prompt}{turn}, {_of(judgement)}"
 
 
 def judged(

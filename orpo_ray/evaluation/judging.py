@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,9 @@ def judge(
         else:
             requests = {key: each.request(number, asked) for number, (key, asked) in enumerate(missing.items())}
             fitting = {key: request for key, request in requests.items() if each.fits(request)}
+            if len(fitting) < len(requests):
+                known = any(key in store.found for key in keys[label] if key)
+                _say_too_long(each, requests.values(), len(fitting), console, refuse=not (fitting or known))
             local.append((each, fitting, missing))
     answering = {label for label in plan.judges if any(key in store.found for key in keys[label] if key)}
     for each, _ in served:
@@ -112,6 +115,23 @@ def judge(
     servers = {label: each.config.base_url for label, each in plan.judges.items() if isinstance(each, ServedJudge)}
     return judged(
         [(place, asked is None) for place, asked in found], verdicts, answered, config.judging.repeats, servers
+    )
+
+
+def _say_too_long(
+    judge: LocalJudge, requests: Collection[Request], fitting: int, console: Console, *, refuse: bool
+) -> None:
+    """Raises `UserError` where nothing fits: there would be numbers of a judge that has said nothing."""
+    context, own = judge.model.context, judge.sampling.max_tokens
+    if not refuse:
+        told = f"{len(requests) - fitting:,} of {len(requests):,} judgements are too long for its context"
+        console.say(f"judge {judge.label}: {told} of {context:,} tokens")
+        return
+    shortest = min(len(request.ids) for request in requests)
+    raise UserError(
+        f"judges.{judge.label}: none of {len(requests):,} judgements fits its context of {context:,} tokens: the "
+        f"shortest is asked with {shortest:,}, beside {own:,} for its answer; choose a judge of a longer context. The "
+        "answers are kept"
     )
 
 

@@ -129,7 +129,7 @@ class Leaderboards:
         """What each judge said of each model against the reference, by round."""
         found: dict[tuple[str, str, int], list[Judgement]] = defaultdict(list)
         for each in self._judgements:
-            if each.against is not None and each.turn == 0:
+            if each.against is not None and each.turn == 1:
                 found[each.judge, each.model, each.round].append(each)
         return found
 
@@ -177,7 +177,7 @@ class Leaderboards:
                 long[each.judge, each.round, each.model] += 1
             elif each.against is None:
                 by_judge[each.judge, each.round].append(Judgment(
-                    question_id=ids[each.prompt], model=each.model, turn=each.turn + 1, score=each.rating,
+                    question_id=ids[each.prompt], model=each.model, turn=each.turn, score=each.rating,
                     judgment=each.words, judge=each.judge, tstamp=float(each.repeat),
                 ))  # fmt: skip
         rows = []

@@ -60,7 +60,7 @@ def places(config: JudgingConfig, prompt: JudgePrompt, answered: Answered) -> It
         for number in range(len(answered.questions)):
             for round, mine, other in _rounds(answered, model, against, number):
                 yield from _of_round(
-                    config, prompt, answered, Place(model, against, number, round, 0, None, 0), mine, other
+                    config, prompt, answered, Place(model, against, number, round, 1, None, 0), mine, other
                 )
 
 
@@ -97,19 +97,18 @@ def _of_round(
 ) -> Iterator[tuple[Place, Asked | None]]:
     questions = answered.questions[place.prompt]
     references = answered.references[place.prompt] or []
-    for turn in range(min(len(questions), len(mine), len(mine if other is None else other))):
+    for turn in range(1, 1 + min(len(questions), len(mine), len(mine if other is None else other))):
         here = place._replace(turn=turn)
         shown = [
-            (question, references[at] if at < len(references) else None)
-            for at, question in enumerate(questions[: turn + 1])
+            (question, references[at] if at < len(references) else None) for at, question in enumerate(questions[:turn])
         ]
         if other is None:
-            orders: list[tuple[bool | None, list[tuple[str, ...]]]] = [(None, [(text,) for text in mine[: turn + 1]])]
-        elif mine[: turn + 1] == other[: turn + 1]:
+            orders: list[tuple[bool | None, list[tuple[str, ...]]]] = [(None, [(text,) for text in mine[:turn]])]
+        elif mine[:turn] == other[:turn]:
             yield here, None
             continue
         else:
-            both = list(zip(mine[: turn + 1], other[: turn + 1], strict=True))
+            both = list(zip(mine[:turn], other[:turn], strict=True))
             orders = [
                 (first, [pair if first else pair[::-1] for pair in both]) for first in _orders(config, questions, both)
             ]

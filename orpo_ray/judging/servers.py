@@ -177,7 +177,8 @@ class Server:
                 answered = self.account.answered
                 if tries > self._config.retries:
                     raise UserError(
-                        f"judges.{self._label}: a call got no answer in {tries} tries; the last: {lost}; {_KEPT}"
+                        f"judges.{self._label}: a call to {self._config.base_url} got no answer in {tries} tries; the "
+                        f"last: {lost}; {_KEPT}"
                     ) from None
                 await self._wait_after(lost, tries)
             except _RefusedCall:
@@ -287,8 +288,12 @@ class Server:
             return _LostCall(why, f"status {status}: {told}", wait=_seconds_asked_for(error.response.headers))
         if status in _REFUSED:
             return _RefusedCall(told)
-        hint = {401: f" (the key of {self._config.api_key_env})" if self._key else " (set api_key_env)"}.get(status, "")
-        return UserError(f"judges.{self._label}: {self._config.base_url} answers with status {status}{hint}: {told}")
+        hints = {401: f" (the key of {self._config.api_key_env})" if self._key else " (set api_key_env)"}
+        if not urlsplit(self._config.base_url).path.strip("/"):
+            hints[404] = " (it mostly ends in /v1)"
+        return UserError(
+            f"judges.{self._label}: {self._config.base_url} answers with status {status}{hints.get(status, '')}: {told}"
+        )
 
     def _shown(self, text: object) -> str:
         """What a server or the library says, in one line, without the key."""

@@ -46,7 +46,7 @@ class Judgement:
     prompt: int
     round: int
     turn: int
-    """Of the conversation, from 0; the turns before it are in the judge's view."""
+    """Of the conversation, from 1; the turns before it are in the judge's view."""
     model: str
     against: str | None
     """None: the judge saw one answer alone."""

@@ -146,14 +146,17 @@ def _remarks(
         if numbers[role] not in (None, name)
     ]
     if missing:
+        have = "has" if len(missing) == 1 else "have"
         said.append(
-            f"{len(missing)} of {numbers['instructions']} instructions have no row, such as {missing[0]!r:.80}; "
+            f"{len(missing)} of {numbers['instructions']} instructions {have} no row, such as {missing[0]!r:.80}; "
             "n is what the win-rate is of"
         )
     if numbers["without_instruction"]:
-        said.append(f"{numbers['without_instruction']} rows are left out: the benchmark has no such instruction")
+        left_out = _counted(numbers["without_instruction"], "row is", "rows are")
+        said.append(f"{left_out} left out: the benchmark has no such instruction")
     if numbers["unreadable"]:
-        said.append(f"{numbers['unreadable']} rows have no preference and are left out of the win-rate")
+        unread = _counted(numbers["unreadable"], "row has no preference and is", "rows have no preference and are")
+        said.append(f"{unread} left out of the win-rate")
     if controlled is None:
         said.append("length_controlled_here is another number than AlpacaEval 2's, and does not compare with it")
     elif controlled.win_rate is None:
@@ -183,17 +186,23 @@ def _of_ratings(found: mt_bench.Result) -> Row:
     if not found.categories:
         said.append("--prompts says which category a question is of")
     if found.unreadable:
-        said.append(f"{len(found.unreadable)} judgings have no rating from 1 to 10 and are left out")
+        one, many = "judging has no rating from 1 to 10 and is", "judgings have no rating from 1 to 10 and are"
+        said.append(f"{_counted(len(found.unreadable), one, many)} left out")
     if found.missing:
-        said.append(f"{len(found.missing)} answers have no judging")
+        said.append(f"{_counted(len(found.missing), 'answer has', 'answers have')} no judging")
     if found.score and abs(found.score.by_answer - found.score.mean) > 1e-9:
         said.append(
             "answers were judged unequally often, and those with more ratings weigh more, as in show_result.py; each "
             f"counting once, the score is {found.score.by_answer:.4f}"
         )
     if found.copies:
-        said.append(f"{found.copies} records are left out: they repeat another with its time stamp")
+        one, many = "record is left out: it repeats", "records are left out: they repeat"
+        said.append(f"{_counted(found.copies, one, many)} another with its time stamp")
     return {**asdict(found), "remarks": said}
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _ifeval(files: Files) -> list[Row]:

@@ -87,6 +87,11 @@ def _kernel(query: Tensor, value: Tensor, dropout: float, window: int | None) ->
     return kernel
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether attention may be computed there otherwise in half precision than in float32."""
+    return capability_of(device) is not None
+
+
 @cache
 def _say_slow(why: str) -> None:
     """Once in a process, since it is so in every layer and batch."""

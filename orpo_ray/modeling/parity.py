@@ -55,7 +55,7 @@ def choose_way(
     probed = [network]
     if network.dtype not in _FLOOR and network.num_parameters() <= _COPIED:
         probed = [copy.deepcopy(network).float()]
-        if attention.capability_of(network.device) is not None:
+        if attention.has_kernels(network.device):
             probed.append(network)  # which other kernels compute than the copy
     mode = network.training
     with torch.no_grad():

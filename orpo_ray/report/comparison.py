@@ -21,6 +21,7 @@ from orpo_ray.report.runs import Run, read_run
 MOST = 24
 """Runs on a page: as many as eight colours in three styles of line tell apart."""
 
+_LARGEST_BATCH = 2**31
 _BY_MEAN_LOG_PROB = ("sft", "orpo", "probability_ratio", "unlikelihood", "simpo")
 """Objectives whose reward accuracy is that of the mean log-prob."""
 _READING = ("format", "columns", "roles", "system", "prefer", "unread", "comparisons", "drop_prompts_over")
@@ -186,7 +187,8 @@ def parted(a: Compared, b: Compared, aspects: Sequence[Aspect]) -> str:
 def batch_sizes(runs: Sequence[Compared]) -> list[int] | None:
     """Pairs, or prompts, of a step of each; None where one does not say."""
     found = [each.run.section("train").get("global_batch_size") for each in runs]
-    return [size for size in found if isinstance(size, int)] if all(isinstance(size, int) for size in found) else None
+    sizes = [size for size in found if type(size) is int and 0 < size < _LARGEST_BATCH]
+    return sizes if len(sizes) == len(found) else None
 
 
 def _formula(run: Run) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
 from orpo_ray.report import comparison as runs_alike
 from orpo_ray.report.comparison import Aspect, Compared, batch_sizes, grouped, parted
 from orpo_ray.report.evaluation_figures import MODELS, drawn
 from orpo_ray.report.figures import MAX_POINTS, NEUTRAL, SIZE, curve
 from orpo_ray.report.rollout_frontier import sound
-from orpo_ray.report.runs import Series
 
+Floats = NDArray[np.float64]
 STYLES = ("solid", "dashed", "dotted")
 """Of the first eight runs' lines, of the next eight's, and so on: CSS and matplotlib call them alike."""
 _BY_OBJECTIVE = (runs_alike.objective,)
@@ -68,23 +69,6 @@ OF_THE_LOOP = (
 
 
 @dataclass(frozen=True)
-class Curves:
-    """One figure of a group of runs, and why others that have the metric are not on it."""
-
-    title: str
-    figure: Markup
-    caption: str
-    runs: list[str]
-    apart: dict[str, list[str]]
-    """By reason, the labels of the runs that it keeps away."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether no other run that has the metric may share axes with this one."""
-        return len(self.runs) == 1
-
-
-@dataclass(frozen=True)
 class Across:
     """What the x axis counts: steps, or pairs where steps are not of equal size."""
 
@@ -115,10 +99,45 @@ class Lines:
     def style(self, run: Compared) -> str:
         return STYLES[self.places[run.label] // len(MODELS)]
 
-    def series(self, run: Compared, key: str, *, of_round: bool = False) -> Series:
+    def series(self, run: Compared, key: str, *, of_round: bool = False) -> tuple[Floats, Floats]:
+        """Where on the x axis, and the values."""
         steps, values = sound(run.run.series(key))
         steps = np.maximum(steps - 1, 0) if of_round else steps
-        return steps * self.across.sizes[run.label], values
+        return steps.astype(np.float64) * self.across.sizes[run.label], values
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One figure of a group of runs, and why others that have the metric are not on it."""
+
+    metric: Metric
+    key: str
+    """Of the lines of `metrics.jsonl`."""
+    group: list[Compared]
+    apart: dict[str, list[str]]
+    """By reason, the labels of the runs that it keeps away."""
+    lines: Lines
+
+    @property
+    def title(self) -> str:
+        return self.metric.title
+
+    @property
+    def runs(self) -> list[str]:
+        return [run.label for run in self.group]
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other run that has the metric may share axes with this one."""
+        return len(self.group) == 1
+
+    @property
+    def caption(self) -> str:
+        return " ".join(f"Without {', '.join(labels)}: {reason}." for reason, labels in self.apart.items())
+
+    @property
+    def figure(self) -> Markup:
+        return _figure(self.metric, self.group, self.lines, self.key)
 
 
 def held_out_curves(runs: Sequence[Compared], lines: Lines) -> list[Curves]:
@@ -144,15 +163,14 @@ def _curves(metric: Metric, runs: Sequence[Compared], lines: Lines, key: str, *d
     """A figure for each group of the runs that have it."""
     having = [run for run in runs if np.isfinite(lines.series(run, key)[1]).any()]
     aspects = (*data, *metric.alike)
-    for group in grouped(having, aspects):
+    groups = grouped(having, aspects)
+    for group in groups:
         apart: dict[str, list[str]] = {}
-        for other in having:
-            if other not in group:
-                reason = next(filter(None, (parted(member, other, aspects) for member in group)))
-                apart.setdefault(reason, []).append(other.label)
-        figure = _figure(metric, group, lines, key)
-        caption = "".join(f"Without {', '.join(labels)}: {reason}. " for reason, labels in apart.items()).strip()
-        yield Curves(metric.title, figure, caption, [run.label for run in group], apart)
+        for other in groups:
+            if other is not group:
+                reasons = (parted(*both, aspects) for both in product(group, other))
+                apart.setdefault(next(filter(None, reasons)), []).extend(run.label for run in other)
+        yield Curves(metric, key, group, apart, lines)
 
 
 def _figure(metric: Metric, group: Sequence[Compared], lines: Lines, key: str) -> Markup:
@@ -192,10 +210,8 @@ def _line(axes: Axes, run: Compared, lines: Lines, key: str, *, of_round: bool) 
             low, high = (lines.series(run, f"{key}_{end}")[1][order] for end in ("low", "high"))
             axes.vlines(steps[known], low[known], high[known], color=colour, linewidth=1)
         return
-    drawn_before = len(axes.lines)
     curve(axes, (steps, values), colour, "")
-    axes.lines[-1].set_linestyle(style)
-    assert len(axes.lines) > drawn_before
+    axes.lines[-1].set_linestyle(style)  # of the mean, which is drawn last
 
 
 def summary_of_groups(curves: Sequence[Curves]) -> dict[str, list[str]]:

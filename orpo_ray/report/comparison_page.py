@@ -55,9 +55,9 @@ def comparison_page(runs: Sequence[Compared]) -> str:
         title=f"{len(runs)} runs side by side",
         labels=[each.label for each in runs],
         styles=STYLES,
-        apart=_apart(held_out, trained),
+        apart=apart(held_out, trained),
         standings=tables.standings(runs),
-        remarks=_remarks(runs, lines),
+        remarks=remarks(runs, lines),
         settings=tables.settings(runs),
         sections=[
             (name, [each for each in curves if not each.alone], [each for each in curves if each.alone])
@@ -71,7 +71,7 @@ def comparison_page(runs: Sequence[Compared]) -> str:
     )
 
 
-def _apart(held_out: Sequence[Curves], trained: Sequence[Curves]) -> str:
+def apart(held_out: Sequence[Curves], trained: Sequence[Curves]) -> str:
     """One sentence on all curves that do not share axes, and why; empty where all do."""
     found: dict[str, dict[str, None]] = {}
     for curves in (held_out, trained):
@@ -86,7 +86,7 @@ def _listed(titles: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _remarks(runs: Sequence[Compared], lines: Lines) -> list[str]:
+def remarks(runs: Sequence[Compared], lines: Lines) -> list[str]:
     """What the x axis is, and whose steps held what could not be computed."""
     said = []
     sizes = batch_sizes(runs)

@@ -263,6 +263,9 @@ def _verdicts(path: Path) -> list[Judgement]:
         "repeat": KEY, "probability": NUMBER, "rating": NUMBER, "words": TEXT,
     }  # fmt: skip
     columns = read_columns(path, types)
+    # The first turn is in every file: one that has a turn 0 was written when turns counted from there.
+    first = min(columns["turn"], default=1)
+    columns["turn"] = [turn + (first == 0) for turn in columns["turn"]]
     rows = zip(*(columns[name] for name in types), strict=True)
     return [Judgement(**dict(zip(types, row, strict=True))) for row in rows]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from orpo_ray.errors import UserError
 from orpo_ray.report.numbers import number, percent
@@ -54,9 +55,14 @@ class _AlpacaEval(BaseModel):
     length_controlled_here: _Here
     remarks: list[str]
 
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        return {"length_controlled_winrate": self.length_controlled_winrate, "win_rate": self.win_rate}
+
 
 class _Score(BaseModel):
-    mean: float
+    mean: Annotated[float, Field(validation_alias=AliasChoices("mean", "score"))]
+    """`score`: in files of earlier versions."""
     ci95: Interval
 
 
@@ -69,6 +75,10 @@ class _MtBench(BaseModel):
     categories: dict[str, _Score]
     unreadable: list[dict[str, Any]]
     remarks: list[str]
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        return {"score": self.score.mean if self.score else None}
 
 
 class _Rate(BaseModel):
@@ -95,6 +105,11 @@ class _Ifeval(BaseModel):
     failures: list[_Failure]
     remarks: list[str]
 
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        names = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
+        return {name: 100 * getattr(self, name).rate for name in names}
+
 
 def sections(leaderboards: Mapping[str, Leaderboard], source: Path) -> list[dict[str, Any]]:
     """Of each benchmark its title, rows with published ones among them, their order, remarks, and failed instructions
@@ -102,16 +117,39 @@ def sections(leaderboards: Mapping[str, Leaderboard], source: Path) -> list[dict
     sections = []
     for name, found in leaderboards.items():
         if name in _MAKERS and found.rows:
-            try:
+            with _told(name, source):
                 made = _MAKERS[name](found)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                raise UserError(f"{source}: leaderboards.{name}.rows: {where}: {first['msg']}") from None
             left_out = max(len(found.published) - SHOWN_PUBLISHED, 0)
             published = {"published": bool(found.published), "left_out": left_out}
             sections.append({"title": TITLES.get(name, name), **published, **made})
     return sections
+
+
+def own_numbers(leaderboards: Mapping[str, Leaderboard], source: Path) -> dict[str, list[dict[str, Any]]]:
+    """By benchmark, best first: `model`, `judge` where one judged, `round`, and the benchmark's own numbers as far as
+    there are any, all but MT-Bench's in percent. Raises `UserError` as `sections` does."""
+    every: dict[str, list[dict[str, Any]]] = {}
+    for name, found in leaderboards.items():
+        if name in _ROWS and found.rows:
+            with _told(name, source):
+                rows = [_ROWS[name].model_validate(row) for row in found.rows]
+            rows.sort(key=lambda row: -(row.numbers.get(found.ranked_by) or 0))
+            every[name] = [
+                {key: value for key in ("model", "judge", "round") if (value := getattr(row, key, None)) is not None}
+                | {key: value for key, value in row.numbers.items() if value is not None}
+                for row in rows
+            ]  # fmt: skip
+    return every
+
+
+@contextmanager
+def _told(name: str, source: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{source}: leaderboards.{name}.rows: {where}: {first['msg']}") from None
 
 
 def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
@@ -192,6 +230,9 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
 
 _MAKERS: dict[str, Callable[[Leaderboard], dict[str, Any]]] = {
     "alpaca-eval-1": _alpaca_eval, "alpaca-eval-2": _alpaca_eval, "mt-bench": _mt_bench, "ifeval": _ifeval,
+}  # fmt: skip
+_ROWS: dict[str, type[_AlpacaEval | _MtBench | _Ifeval]] = {
+    "alpaca-eval-1": _AlpacaEval, "alpaca-eval-2": _AlpacaEval, "mt-bench": _MtBench, "ifeval": _Ifeval,
 }  # fmt: skip
 
 

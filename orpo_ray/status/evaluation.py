@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from orpo_ray.config.evaluation import MOST_TURNS, names_outputs
 from orpo_ray.evaluation.store import PROMPTS_IN_BLOCK, EvaluationFolder
-from orpo_ray.report.evaluation_folder import Numbers, read_numbers
+from orpo_ray.report.evaluation_folder import Numbers, Pair, read_numbers
+from orpo_ray.report.leaderboard_tables import own_numbers
 from orpo_ray.status.status import Status, again, age_of, driver_of, state_of
 
 
@@ -47,11 +48,14 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     )
     driver = driver_of(folder, config)
     state = state_of(finished, age, driver)
-    winners = _winners(read_numbers(folder / "winrates.json")) if state == "finished" else {}
+    numbers = read_numbers(folder / "winrates.json") if state == "finished" else None
+    ahead = _ahead(numbers) if numbers else {}
+    measured = own_numbers(numbers.leaderboards, folder / "winrates.json") if numbers else {}
     facts = {
         "prompts": prompts, "models": labels, "rounds": rounds, "responses": responses, "responses_of_all": asked,
         "judged_blocks": judged_blocks, "blocks": blocks, **({"verdicts": verdicts} if in_words else {}),
-        "winners": {judge: best for judge, (best, _) in winners.items()},
+        "winners": {judge: pair.model if pair.told_apart else None for judge, pair in ahead.items()},
+        **({"leaderboards": measured} if measured else {}),
     }  # fmt: skip
     brief = f"{responses} of {_or(asked)} responses"
     rows = [
@@ -66,9 +70,12 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
         rows.append(("judged", f"{judged_blocks} of {_or(blocks)} blocks of {PROMPTS_IN_BLOCK} prompts"))
     if in_words:
         rows.append(("verdicts", ", ".join(f"{count} by {label}" for label, count in verdicts.items()) or "none yet"))
-    if winners:
-        brief = "; ".join(f"{best} by {judge}{by}" for judge, (best, by) in winners.items())
-        rows.append(("winner", brief))
+    if ahead:
+        brief = "; ".join(_said(judge, pair) for judge, pair in ahead.items())
+        rows.append(("winner" if any(pair.told_apart for pair in ahead.values()) else "no winner", brief))
+    if measured:
+        rows += [("scores", f"{name}: {_scored(found)}") for name, found in measured.items()]
+        brief = "; ".join(f"{name}: {_scored(found, most=_IN_BRIEF)}" for name, found in measured.items())
     if state == "finished":
         following = f"open {folder / 'report.html'}"
     else:
@@ -83,16 +90,42 @@ def _turns(config: dict[str, Any]) -> int:
     return turns if isinstance(turns, int) and 1 <= turns <= MOST_TURNS else 1
 
 
-def _winners(numbers: Numbers) -> dict[str, tuple[str, str]]:
-    """By reward model the model that it rates best, and by how much that beats the next."""
+def _ahead(numbers: Numbers) -> dict[str, Pair]:
+    """By reward model or judge, the model that it rates best against the next."""
     found = {}
     for judge in numbers.deciders:
         best, *others = [rating.model for rating in numbers.ratings.get(judge, [])] or [""]
         pair = numbers.pair(best, others[0], judge) if others else None
         if pair is not None:
-            apart = "" if pair.told_apart else ", not told apart"
-            found[judge] = best, f" ({pair.win_rate:.1%} over {pair.against}{apart})"
+            found[judge] = pair
     return found
+
+
+def _said(judge: str, pair: Pair) -> str:
+    if pair.told_apart:
+        return f"{pair.model} by {judge} ({pair.win_rate:.1%} over {pair.against})"
+    return f"not told apart by {judge}: {pair.model} and {pair.against} ({pair.win_rate:.1%} for {pair.model})"
+
+
+_NUMBERS = {
+    "score": "{:.2f}", "win_rate": "win-rate {:.2f}%", "length_controlled_winrate": "length-controlled {:.2f}%",
+    "prompt_strict": "prompts {:.1f}% strictly", "instruction_strict": "instructions {:.1f}% strictly",
+    "prompt_loose": "prompts {:.1f}% loosely", "instruction_loose": "instructions {:.1f}% loosely",
+}  # fmt: skip
+
+
+_IN_BRIEF = 4
+
+
+def _scored(rows: list[dict[str, Any]], most: int | None = None) -> str:
+    """Rows of `own_numbers`, at most so many. Rounds are counted from 1, as on the page."""
+    several = any(row["round"] for row in rows)
+    said = []
+    for row in rows[:most]:
+        found = ", ".join(form.format(row[name]) for name, form in _NUMBERS.items() if name in row) or "no number"
+        judge = f" by {row['judge']}" if "judge" in row else ""
+        said.append(f"{row['model']} {found}{judge}" + (f" (round {row['round'] + 1})" if several else ""))
+    return "; ".join(said) + (f"; and {len(rows) - most} more" if most and len(rows) > most else "")
 
 
 def pieces_of(folder: Path, label: object) -> list[Path]:

@@ -275,15 +275,9 @@ class Writers:
         engines there are on a GPU of its each."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        environment = dict(ENVIRONMENT)
-        if self._device.type != "cuda":
-            environment |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-        elif self._config.train.deterministic:
-            environment |= BATCH_INVARIANT
-        if self._device.type == "cuda" and not self._gpus:
-            visible = visible_gpus()
-            environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
-            environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray, of which none is asked, is not to hide it
+        environment = environment_of(
+            self._device, threads, number, takes_turns=not self._gpus, deterministic=self._config.train.deterministic
+        )
         here = ray.get_runtime_context().get_node_id()
         return {
             "num_cpus": 0, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment},
@@ -315,6 +309,22 @@ class Writers:
                 f"rollouts: {self._lost} actors were lost (scaling.max_failures={most}); the last, {what}: {told}"
             )
         self.note(f"rollouts: {what} was lost and is begun anew: {told}")
+
+
+def environment_of(
+    device: torch.device, threads: int, number: int, *, takes_turns: bool, deterministic: bool
+) -> dict[str, str]:
+    """What engine `number`, or a scorer, has to find in its environment where training is on `device`; `takes_turns`:
+    with training, on a device of this process's."""
+    if device.type != "cuda":
+        return {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    environment = ENVIRONMENT | (BATCH_INVARIANT if deterministic else {})
+    if not takes_turns:
+        return environment
+    visible = visible_gpus()
+    # Ray, of which no GPU is asked, is not to hide it.
+    own = {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return environment | own
 
 
 def visible_gpus() -> list[str]:

@@ -94,7 +94,7 @@ def evaluated(folder: Path) -> dict[str, Any]:
     mapping = {
         "name": "e", "models": {"a": str(folder / "a")}, "reward_models": {"truth": "toy"}, "embedder": None,
         "prompts": {"source": "toy-test", "limit": 40}, "sampling": {"max_tokens": 4, "rounds": 1},
-        "generation": {"engine": "transformers"}, "storage": {"path": str(folder)},
+        "generation": {"engine": "transformers"}, "log_probs": False, "storage": {"path": str(folder)},
     }  # fmt: skip
     begun: list[list[Any]] = []
     engine, scorer = Places.engine, Places.scorer

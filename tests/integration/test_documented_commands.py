@@ -37,6 +37,7 @@ RUN_HERE: dict[str, list[str]] = {
     ],
     "orpo-ray status runs/NAME": [],
     "orpo-ray status runs ": [],
+    "orpo-ray report runs/toy-base runs/toy-orpo": [],
     "orpo-ray export runs/NAME": [],
     "orpo-ray doctor  ": [],
     "ray get-auth-token --generate": [],

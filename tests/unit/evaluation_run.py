@@ -108,7 +108,7 @@ def made_up(models, prompts: int, rounds: int, *, compares: bool) -> Judged:
             for round in range(rounds):
                 for first in orders:
                     for repeat in range(1 if compares else 2):
-                        place = Place(model, against, prompt, round, 0, first, repeat)
+                        place = Place(model, against, prompt, round, 1, first, repeat)
                         quality = QUALITY.get(model, 0) - QUALITY.get(against, 0)
                         won = 1 / (1 + np.exp(-(quality if first else -quality) - 0.4 - rng.normal()))
                         rating = float(np.clip(np.round(6 + 2 * quality + rng.normal()), 1, 10))

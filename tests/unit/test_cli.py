@@ -163,6 +163,29 @@ def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_page_of_several_runs(tmp_path: Path) -> None:
+    """Its path is printed; what is no run, or twice there, is one line."""
+    for name in ("a", "b"):
+        make_run(tmp_path / name, steps=1)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "config.yaml").write_text("space: {}\n")
+    (tmp_path / "empty").mkdir()
+    fine, *mistakes = typed(
+        ["report", "a", "b"], ["report", "a", "c"], ["report", "a", "empty"], ["report", "b", "a", "a/"],
+        ["report", "a", "sweep"], ["report", "a", "b", "--out", "b"], ["report", "a", "--out", "x.html"], cwd=tmp_path,
+    )  # fmt: skip
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "compare.html\n", "")
+    told = [
+        "c: no such folder",
+        "empty: not a folder of a run with metrics (no metrics.jsonl)",
+        "a: is there twice; a run is compared with others",
+        "sweep: is the folder of another kind (sweep), and only training runs are compared; name those of its trials",
+        "b: a page is written to a file that ends in .html",
+        "--out: is for a page of several runs; that of one is in its folder, a",
+    ]
+    assert [(each.returncode, each.stderr) for each in mistakes] == [(2, f"orpo-ray: {line}\n") for line in told]
+
+
 def test_damaged_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
     """Through the whole command: a bad record, a damaged container, a bomb of a configuration, a broken run folder."""
     (tmp_path / "pairs.jsonl").write_bytes(b'{"prompt": "a", "chosen": "b", "rejected": "\xff"}\n')

@@ -39,6 +39,7 @@ from orpo_ray.training.engine import TorchEngine
 from orpo_ray.training.launcher import environment_of_workers
 from orpo_ray.training.loop import Sink, State, run
 from orpo_ray.training.source import PairSource
+from orpo_ray.training.writers import environment_of
 
 REFUSED_ON_CUDA = {
     "adaptive_avg_pool2d_backward", "adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward", "_embedding_bag",
@@ -213,6 +214,17 @@ def test_engines_on_gpus_are_batch_invariant_where_asked(resources: Resources, a
     progress: Callable[..., None] = lambda **_: None  # noqa: E731
     pipeline = Pipeline(evaluation(f"generation.deterministic={asked}"), questions, None, resources, progress)
     assert pipeline._environment == ENVIRONMENT | (BATCH_INVARIANT if invariant else {})
+
+
+@pytest.mark.parametrize("takes_turns", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+def test_engines_that_draw_rollouts_are_too(takes_turns: bool, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    found = environment_of(torch.device("cuda:1"), 3, 5, takes_turns=takes_turns, deterministic=asked)
+    place = {"CUDA_VISIBLE_DEVICES": "6"} if takes_turns else {}
+    assert found == ENVIRONMENT | place | (BATCH_INVARIANT if asked else {})
+    on_cpu = environment_of(torch.device("cpu"), 3, 5, takes_turns=takes_turns, deterministic=asked)
+    assert on_cpu == ENVIRONMENT | {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize(

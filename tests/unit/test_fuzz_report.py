@@ -19,7 +19,11 @@ from test_sweep_results import STEPS, write_run
 from test_sweep_results import config as sweep_config
 
 from orpo_ray.errors import UserError
-from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
+from orpo_ray.report import comparison_tables as tables
+from orpo_ray.report import write_comparison, write_evaluation_report, write_report, write_sweep_report
+from orpo_ray.report.comparison import read_runs
+from orpo_ray.report.comparison_figures import Lines, held_out_curves, loop_curves, training_curves
+from orpo_ray.report.comparison_page import apart, remarks
 from orpo_ray.report.evaluation_folder import read_evaluation
 from orpo_ray.report.page import run_page
 from orpo_ray.report.runs import read_run
@@ -64,9 +68,24 @@ def test_a_run_with_a_damaged_file(run: Path, file: str, damage: list[tuple[str,
     else:
         run_page(read, [])
     try:
+        said_of([run, folder])
+    except UserError as error:
+        assert_one_line(error, str(folder))
+    try:
         read_status(folder)
     except UserError as error:
         assert_one_line(error, str(folder))
+
+
+def said_of(folders: list[Path]) -> None:
+    """All of their page but the drawings."""
+    runs = read_runs(folders)
+    lines = Lines(runs)
+    held_out, trained = held_out_curves(runs, lines), training_curves(runs, lines)
+    assert isinstance(apart(held_out, trained), str) and isinstance(remarks(runs, lines), list)
+    assert all(isinstance(each.caption, str) for each in [*held_out, *trained, *loop_curves(runs, lines)])
+    for table in (tables.settings, tables.standings, tables.numbers, tables.contrasts):
+        table(runs)
 
 
 METRICS = [
@@ -83,7 +102,21 @@ SECTIONS = ["name", "model", "data", "objective", "train", "eval", "note"]
         odd_values
         | st.dictionaries(
             st.sampled_from(
-                ["name", "lambda", "max_steps", "epochs", "win_rate", "train", "dtype", "keep_by", "keep_mode"]
+                [
+                    "name",
+                    "lambda",
+                    "max_steps",
+                    "epochs",
+                    "win_rate",
+                    "train",
+                    "dtype",
+                    "keep_by",
+                    "keep_mode",
+                    "eval",
+                    "global_batch_size",
+                    "reference",
+                    "nll_tokens",
+                ]
             ),
             odd_values,
         ),
@@ -112,6 +145,10 @@ def test_a_run_with_odd_values(
         assert_one_line(error, str(folder))
     else:
         run_page(read, [])
+    try:
+        said_of([run, folder])
+    except UserError as error:
+        assert_one_line(error, str(folder))
 
 
 @given(st.dictionaries(st.sampled_from(METRICS[1:-1]), st.lists(odd_values, min_size=1, max_size=3), min_size=1))
@@ -124,10 +161,11 @@ def test_figures_of_odd_values(run: Path, metrics: dict[str, list[Any]]) -> None
     with (folder / "metrics.jsonl").open("a") as file:
         for name, values in metrics.items():
             file.writelines(json.dumps({"step": 7 + i, name: value}) + "\n" for i, value in enumerate(values))
-    try:
-        write_report(folder)
-    except UserError as error:
-        assert_one_line(error, str(folder / "metrics.jsonl"))
+    for draw in (lambda: write_report(folder), lambda: write_comparison([folder, run])):
+        try:
+            draw()
+        except UserError as error:
+            assert_one_line(error, str(folder / "metrics.jsonl"))
 
 
 @given(st.sampled_from(EVALUATION_FILES), damages.filter(bool))

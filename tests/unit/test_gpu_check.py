@@ -23,9 +23,10 @@ import varlen_cpu
 from families import FAMILIES, build, random_examples
 from torch.profiler import ProfilerActivity
 from transformers import AttentionInterface
+from typer.testing import CliRunner
 
-from orpo_ray.data.packing import pack
-from orpo_ray.doctor.gpu import machine, parity, pieces
+from orpo_ray.cli import app
+from orpo_ray.doctor.gpu import SECONDS, machine, parity, run, steps
 from orpo_ray.doctor.gpu.adapters import add_adapters
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.counted import CountedTensors
@@ -34,7 +35,7 @@ from orpo_ray.doctor.gpu.lines import Lines
 from orpo_ray.doctor.gpu.padded import collate, padded_loss
 from orpo_ray.doctor.gpu.repeated import end_with
 from orpo_ray.doctor.gpu.run import check_gpu, take
-from orpo_ray.doctor.gpu.sizes import REAL, TOY, totals
+from orpo_ray.doctor.gpu.sizes import REAL, TOY, Model, totals
 from orpo_ray.doctor.gpu.summary import fault, summary
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.attention import NAME
@@ -130,11 +131,11 @@ class TestStages:
 import sys, time
 from pathlib import Path
 from orpo_ray.doctor.gpu.lines import Lines
-from orpo_ray.doctor.gpu.run import _time_limit
+from orpo_ray.doctor.gpu.run import TimeLimit
 path = Path(sys.argv[1])
 with path.open("x") as file:
     lines = Lines(time.perf_counter(), file)
-    with _time_limit(lines, 0.2, path):
+    with TimeLimit(lines, 0.2, path):
         lines.say("start", toy=True)
         time.sleep(100)
 """
@@ -174,6 +175,21 @@ def test_a_fault_of_the_kernel_is_seen(check: Check, monkeypatch: pytest.MonkeyP
     assert fault(found)
 
 
+def test_the_command_hands_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called = []
+
+    def stand_in(*told: object, toy: bool, start: float) -> int:
+        called.append((*told, toy))
+        return len(called) - 1
+
+    monkeypatch.setattr(run, "check_gpu", stand_in)
+    out = tmp_path / "x"
+    asked = [["--toy", "--seconds", "9", "--out", str(out)], []]
+    codes = [CliRunner().invoke(app, ["doctor", "--gpu", *options]).exit_code for options in asked]
+    assert called == [(9.0, out, True), (SECONDS, None, False)]
+    assert codes == [0, 1], "a fault that is found is an exit code of 1"
+
+
 @pytest.mark.parametrize("fault_of_kernel", ["", "top left", "window off by one", "keys rolled"])
 def test_the_path_of_gpus_by_kernels_on_the_cpu(
     fault_of_kernel: varlen_cpu.Fault, check: Check, monkeypatch: pytest.MonkeyPatch
@@ -203,12 +219,6 @@ def test_the_baseline_computes_orpo(name: str) -> None:
     sums = torch.stack([parity.plain_sums(network, example, CPU) for example in examples])
     expected = orpo(sums, lengths, totals(examples), lambda_=0.3)[0]
     torch.testing.assert_close(padded_loss(network, collate(examples, CPU), 0.3), expected)
-
-
-def test_slices_are_the_rows_of_the_index() -> None:
-    batch = pack(random_examples(seed=4, prompts=4, continuations=3), score_prompts=True)
-    keys = torch.randn(batch.tokens, 2, 8)
-    assert torch.equal(pieces._by_slices(keys, batch.layout), keys[batch.layout.varlen.keys])
 
 
 def test_adapters_change_nothing_at_first_and_are_all_that_is_trained() -> None:
@@ -273,6 +283,14 @@ def test_a_process_of_the_check_ends_with_it() -> None:
     os.waitpid(check, 0)
     assert select.select([ended], [], [], 5)[0] and os.read(ended, 1) == b""
     os.close(ended)
+
+
+@pytest.mark.parametrize(("model", "weights", "each"), [(REAL.models[0], 1.3e9, 6), (REAL.models[1], 7.1e9, 4)])
+def test_the_models_are_those_that_people_train(model: Model, weights: float, each: int) -> None:
+    """By the FLOPs of a step: six for each weight and token, four where weights are frozen beneath adapters."""
+    examples = REAL.examples(1, model.pairs, model.config.vocab_size)
+    tokens = sum(len(ids) for example in examples for ids in example)
+    assert steps._useful_flops(model, [examples]) == pytest.approx(each * weights * tokens, rel=0.1)
 
 
 def test_a_gpu_by_what_torch_calls_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

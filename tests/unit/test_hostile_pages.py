@@ -20,7 +20,7 @@ from test_report import make_run
 from test_sweep_results import STEPS, config, write_run
 
 import orpo_ray
-from orpo_ray.report import write_evaluation_report, write_report, write_sweep_report
+from orpo_ray.report import write_comparison, write_evaluation_report, write_report, write_sweep_report
 from orpo_ray.report.figures import svg
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
@@ -102,8 +102,20 @@ def page_of_a_sweep(folder: Path, text: str) -> Path:
     return write_sweep_report(sweep.path)
 
 
+def page_of_runs(folder: Path, text: str) -> Path:
+    """Whose names, which are labels, are hostile too."""
+    name = text.replace("/", "")[:60]
+    runs = [make_run(folder / f"{name}{i}", steps=2, model={"name_or_path": f"{text}{i}"}) for i in range(2)]
+    for i, run in enumerate(runs):
+        settings = hostile(yaml.safe_load((run / "config.yaml").read_text()), f"{text}{i}")
+        settings["train"] = {text: i, "keep_by": f"eval_loss{text}"}
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    return write_comparison(runs)
+
+
 PAGES: dict[str, Callable[[Path, str], Path]] = {
     "run.html": page_of_a_run, "evaluation.html": page_of_an_evaluation, "sweep.html": page_of_a_sweep,
+    "comparison.html": page_of_runs,
 }  # fmt: skip
 """By template: draws a page all of whose texts are hostile."""
 
@@ -115,7 +127,12 @@ def together(texts: list[str]) -> list[str]:
     return ["".join(texts[first::groups]) for first in range(groups)]
 
 
-TRIED = {"run.html": together(HOSTILE), "evaluation.html": together(HOSTILE[:6]), "sweep.html": together(HOSTILE[:8])}
+TRIED = {
+    "run.html": together(HOSTILE),
+    "evaluation.html": together(HOSTILE[:6]),
+    "sweep.html": together(HOSTILE[:8]),
+    "comparison.html": together(HOSTILE),
+}
 
 
 @pytest.fixture(scope="module")

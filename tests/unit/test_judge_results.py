@@ -32,13 +32,13 @@ def outcomes(found: Judged, models: list[str]) -> Any:
 
 
 def test_an_answer_that_is_there_once_is_compared_with_every_round_by_its_rating() -> None:
-    found = rated({("given", 0, 0): 5.0, **{("ours", i, 0): 4.0 + i for i in range(3)}}, rounds=3, turns=1)
+    found = rated({("given", 0, 1): 5.0, **{("ours", i, 1): 4.0 + i for i in range(3)}}, rounds=3, turns=1)
     won = outcomes(found, ["given", "ours"])
     np.testing.assert_array_equal(won, [[1.0, 0.5, 0.0]])
 
 
 def test_a_turn_that_one_has_no_rating_of_is_left_out_of_both() -> None:
-    ratings = {("a", 0, 0): 8.0, ("a", 0, 1): None, ("b", 0, 0): 9.0, ("b", 0, 1): 3.0}
+    ratings = {("a", 0, 1): 8.0, ("a", 0, 2): None, ("b", 0, 1): 9.0, ("b", 0, 2): 3.0}
     won = outcomes(rated(ratings, rounds=1, turns=2), ["a", "b"])
     np.testing.assert_array_equal(won, [[0.0]])
 
@@ -59,13 +59,13 @@ def compared(said: dict[tuple[int, int], float | None], answers: dict[str, list[
 def test_lengths_are_those_of_what_was_judged() -> None:
     """A verdict is on its own turn; ratings are compared over all turns that both have a rating of."""
     answers = {"a": [["a" * 3, "a" * 50], ["a", "a" * 7]], "b": [["b" * 10, "b" * 20], ["b" * 2, "b" * 9]]}
-    found = compared({(0, 0): 1.0, (0, 1): 0.0, (1, 0): 0.5, (1, 1): -1}, answers)
+    found = compared({(0, 1): 1.0, (0, 2): 0.0, (1, 1): 0.5, (1, 2): -1}, answers)
     at = of_what_was_judged(found, ["a", "b"])["judge"]["a", "b"]
     np.testing.assert_array_equal(at.won, [[1.0, 0.0], [0.5, np.nan]])
     np.testing.assert_array_equal(at.characters, [[3, 50], [1, 7]])
     np.testing.assert_array_equal(at.against, [[10, 20], [2, 9]])
     np.testing.assert_array_equal(outcomes(found, ["a", "b"]), [[0.5], [0.5]])
-    ratings = {("a", 0, 0): 8.0, ("a", 0, 1): None, ("b", 0, 0): 9.0, ("b", 0, 1): 3.0}
+    ratings = {("a", 0, 1): 8.0, ("a", 0, 2): None, ("b", 0, 1): 9.0, ("b", 0, 2): 3.0}
     at = of_what_was_judged(rated(ratings, rounds=1, turns=2), ["a", "b"])["judge"]["a", "b"]
     np.testing.assert_array_equal((at.won, at.characters, at.against), [[[0.0]], [[4.0]], [[4.0]]])
 
@@ -76,7 +76,7 @@ def test_a_judge_of_length_alone_is_seen_through_in_a_conversation() -> None:
     long, said = rng.integers(0, 2, 60), {}
     answers = {"a": [["x" * (5 + 20 * int(each)), "same"] for each in long], "b": [["x" * 15, "sane"]] * 60}
     for prompt, each in enumerate(long):
-        said |= {(prompt, 0): 0.1 + 0.8 * float(each), (prompt, 1): 0.5}
+        said |= {(prompt, 1): 0.1 + 0.8 * float(each), (prompt, 2): 0.5}
     found = compared(said, answers)
     at_lengths = of_what_was_judged(found, ["a", "b"])
     unused = {"a": np.zeros((60, 1)), "b": np.zeros((60, 1))}
@@ -88,10 +88,10 @@ def test_a_judge_of_length_alone_is_seen_through_in_a_conversation() -> None:
 
 def test_what_was_too_long_for_a_judge_is_not_what_it_said_badly() -> None:
     answers = {model: [[model]] * 4 for model in "ab"}
-    found = compared({(0, 0): None, (1, 0): -1, (2, 0): 0.9, (3, 0): None}, answers)
+    found = compared({(0, 1): None, (1, 1): -1, (2, 1): 0.9, (3, 1): None}, answers)
     [pair] = judge_numbers(found, {"judge": {}}, ["a", "b"], [None] * 4)["judge"]["pairs"]
     assert (pair["asked"], pair["unreadable"], pair["unjudged"], pair["left_out"]) == ((4, 0), (1, 0), (2, 0), 3)
-    places = [Place("a", None, prompt, 0, 0, None, 0) for prompt in range(4)]
+    places = [Place("a", None, prompt, 0, 1, None, 0) for prompt in range(4)]
     said = [None, Verdict("1", None, None, "no idea"), Verdict("2", None, 7.0, "[[7]]"), None]
     rated_ = judged([(place, False) for place in places], {"judge": said}, found.answered, 1)
     numbers = judge_numbers(rated_, {"judge": {}}, ["a"], ["math"] * 4)["judge"]["rated"]["a"]

@@ -243,15 +243,37 @@ def test_a_server_that_stays_away_ends_it_and_what_is_there_is_kept(tmp_path: Pa
         return "503" if "answer 29 of" in body["messages"][1]["content"] else None
 
     with JudgeServer(away) as server:
-        with pytest.raises(
-            UserError, match=r"^judges\.j: a call got no answer in 3 tries; the last: status 503: .*kept"
-        ):
+        told = rf"^judges\.j: a call to {server.url} got no answer in 3 tries; the last: status 503: .*kept"
+        with pytest.raises(UserError, match=told):
             run(config_of(tmp_path, server, retries=2))
         kept = server.answered.total()
         assert kept > 10
         server.fault = no_fault
         run(config_of(tmp_path, server, retries=2))
         assert server.answered.total() == CALLS and set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize(("path", "hint"), [("", True), ("/", True), ("/v2", False), ("/v1/chat", False)])
+def test_an_address_that_is_none_is_named_with_what_it_mostly_lacks(tmp_path: Path, path: str, hint: bool) -> None:
+    with JudgeServer(lambda *_: "404") as server:
+        address = server.url.removesuffix("/v1") + path
+        with pytest.raises(UserError) as error:
+            run(config_of(tmp_path, server, base_url=address))
+    said = f"judges.j: {address.rstrip('/')} answers with status 404{' (it mostly ends in /v1)' if hint else ''}: no"
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("how", ["drop", "rubbish", "hang", "429", "gone"])
+def test_a_server_that_is_lost_is_named_at_the_end(tmp_path: Path, how: str) -> None:
+    """However it is lost: the address may be what is wrong."""
+    with JudgeServer(lambda *_: how) as server:
+        config = config_of(tmp_path, server, retries=1, timeout=0.3, concurrency=1)
+        if how != "gone":
+            with pytest.raises(UserError, match=rf"^judges\.j: a call to {server.url} got no answer in 2 tries"):
+                run(config)
+    if how == "gone":
+        with pytest.raises(UserError, match=rf"a call to {server.url} got no answer in 2 tries; .* no connection"):
+            run(config)
 
 
 def test_a_limited_server_is_waited_for_however_often_it_says_so(tmp_path: Path) -> None:

@@ -269,9 +269,9 @@ def test_every_turn_is_judged_with_those_before_it_in_view() -> None:
     config = JudgingConfig(order="both", repeats=2, labels=("m", "M"))
     found = list(places(config, JudgePrompt(config), there(TWO)))
     assert len(found) == 6 * 2 * 2 * 2
-    place, asked = next((place, asked) for place, asked in found if place.turn == 1 and place.shown_first is False)
+    place, asked = next((place, asked) for place, asked in found if place.turn == 2 and place.shown_first is False)
     assert asked is not None and asked.user.index("b0") < asked.user.index("a0") < asked.user.index("b20")
-    first = next(asked for place, asked in found if place.turn == 0)
+    first = next(asked for place, asked in found if place.turn == 1)
     assert first is not None and "a20" not in first.user
     assert len({asked.key({}) for _, asked in found if asked is not None}) == len(found)
     assert place.model == "one" and place.against == "two"
@@ -284,18 +284,18 @@ def test_answers_that_are_the_same_tie_without_asking_and_missing_ones_are_left_
     config = JudgingConfig()
     found = list(places(config, JudgePrompt(config), answered))
     tied = [(place.prompt, place.turn) for place, asked in found if asked is None]
-    assert tied == [(0, 0), (0, 1), (1, 0)]
+    assert tied == [(0, 1), (0, 2), (1, 1)]
     assert len(found) == 5 * 2
     result = judged(
         [(place, asked is None) for place, asked in found],
         {"j": [None if asked is None else Verdict("k", 0.9, None, "m") for _, asked in found]}, answered, 1,
     )  # fmt: skip
     assert result.counts["j"].same == 3 and result.counts["j"].asked == 7
-    first, asked_at, unjudged = result.of_pair("j", "one", "two", turn=0)
+    first, asked_at, unjudged = result.of_pair("j", "one", "two", turn=1)
     assert not unjudged.any()
     assert first.shape == (6, 1, 2, 1) and first[0, 0, 0, 0] == 0.5 and not asked_at[0].any()
     assert (first[asked_at] == 0.9).all() and np.isnan(first[5]).all()
-    other, asked_other, _ = result.of_pair("j", "two", "one", turn=0)
+    other, asked_other, _ = result.of_pair("j", "two", "one", turn=1)
     np.testing.assert_array_equal(other[2:], first[2:, :, ::-1])
     np.testing.assert_array_equal(asked_other[2:], asked_at[2:, :, ::-1])
 
@@ -314,8 +314,8 @@ def test_single_answers_are_rated_turn_by_turn() -> None:
     assert math.isnan(ratings[0, 0, 1, 1])
     assert (result.counts["j"].unreadable, result.counts["j"].too_long) == (1, 1)
     assert result.notes() == [
-        "1 of 48 verdicts of the judge j cannot be read (the first: prompt 0, one: 'I cannot say'); they count in none "
-        "of its numbers.",
+        "1 of 48 verdicts of the judge j cannot be read (the first: prompt 0, turn 2, one: 'I cannot say'); they count "
+        "in none of its numbers.",
         "1 of 48 judgements are too long for the judge j, and count in none of its numbers.",
     ]
     assert result.table().num_rows == 48

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from judge_server import JudgeServer
@@ -24,6 +25,7 @@ from orpo_ray.judging.places import Answered, Place
 from orpo_ray.judging.verdict import REFUSED, Verdict
 from orpo_ray.leaderboards.verdicts import Files, aggregate
 from orpo_ray.report import write_evaluation_report
+from orpo_ray.report.evaluation_folder import read_evaluation
 from orpo_ray.status.evaluation import evaluation_status
 from orpo_ray.terminal import Console
 
@@ -105,6 +107,53 @@ def test_mt_bench_is_what_its_own_files_give(tmp_path: Path) -> None:
     assert found["judges"]["big"]["described"]["model"] == "big"
     assert found["pairs"][0]["win_rate"] == 0.5  # all alike: ratings compare as rewards do
     assert not found["reward_models"] and not found["rewards"]
+    status = evaluation_status(folder, read_yaml(folder / "config.yaml"), "")
+    assert status.brief == "mt-bench: ours 7.50 by big; base 7.50 by big"
+    assert ("scores", status.brief) in status.rows and (
+        "no winner",
+        "not told apart by big: ours and base (50.0% for ours)",
+    ) in status.rows
+    assert status.facts["winners"] == {"big": None}
+    assert status.facts["leaderboards"]["mt-bench"][1] == {"model": "base", "judge": "big", "round": 0, "score": 7.5}
+
+
+def test_turns_are_counted_from_1_in_every_table_and_older_ones_are_read_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever joins answers and verdicts has each verdict beside the answer that it is on."""
+    with JudgeServer(says="[[4]]") as server:
+        config = mt_bench(tmp_path, server)
+        monkeypatch.setattr("orpo_ray.evaluation.evaluate.TABLE", 1)
+        run(config)
+        folder, asked = tmp_path / "runs/board", server.answered.total()
+        table, page = folder / "verdicts.parquet", read_evaluation(folder)
+        assert {each.turn for each in page.verdicts} == {1, 2}
+        answers, verdicts = (pq.read_table(path).to_pylist() for path in (folder / "results.parquet", table))
+        places = [{tuple(row[key] for key in ("prompt", "round", "model", "turn")) for row in rows}
+                  for rows in (answers, verdicts)]  # fmt: skip
+        assert places[0] == places[1] and {place[-1] for place in places[0]} == {1, 2}
+        now = pq.read_table(table)
+        at = now.column_names.index("turn")
+        pq.write_table(now.set_column(at, "turn", pc.subtract(now["turn"], 1)), table)
+        assert read_evaluation(folder).verdicts == page.verdicts
+        monkeypatch.undo()
+        run(config)
+        assert server.answered.total() == asked
+        assert pq.read_table(table).equals(now)
+
+
+def test_what_cannot_be_read_is_named_as_the_benchmark_names_it(tmp_path: Path) -> None:
+    """By question and turn, where prompts have a question_id; else by the number that the page and the tables have."""
+    with JudgeServer() as server:
+        server.says = "no"
+        [note] = [note for note in run(mt_bench(tmp_path, server))["notes"] if "cannot be read" in note]
+    assert "32 of 32 verdicts of the judge big cannot be read (the first: question_id 81, turn 1, ours: 'no');" in note
+    with JudgeServer(lambda body, _: "400" if "so ours" in str(body) and "What is 3?" in str(body) else None,
+                     says="[[4]]") as server:  # fmt: skip
+        (tmp_path / "refused").mkdir()
+        found = run(mt_bench(tmp_path / "refused", server))
+    [note] = [note for note in found["notes"] if "were refused" in note]
+    assert "1 of 32 verdicts were refused" in note and "(the first: question_id 84, turn 2, ours: '[refused" in note
 
 
 def test_another_judging_asks_for_what_is_missing_alone(tmp_path: Path) -> None:
@@ -155,7 +204,7 @@ def test_what_was_too_long_for_a_judge_is_no_unreadable_row(benchmark: str, serv
     found, verdicts = [], list[Verdict | None]()
     for i in range(5):
         for first in (True, False) if pairs else (None,):
-            found.append((Place("a", "b" if pairs else None, i, 0, 0, first, 0), False))
+            found.append((Place("a", "b" if pairs else None, i, 0, 1, first, 0), False))
             read = (None, None) if i == 2 else (0.75, None) if pairs else (None, 5.0)
             too_long = i == 0 or (i == 1 and first is not True)
             refused = Verdict(f"{i} {first}", None, None, f"{REFUSED}prompt too long]") if served else None
@@ -216,6 +265,8 @@ def test_alpaca_eval_is_what_its_own_files_give(tmp_path: Path) -> None:
     assert len(verdicts) == 12 and sum(each["words"] is None for each in verdicts) == 1
     assert found["leaderboards"]["alpaca-eval-2"]["published"][0]["name"] == "elsewhere"
     page = write_evaluation_report(folder).read_text()
+    status = evaluation_status(folder, read_yaml(folder / "config.yaml"), "")
+    assert status.brief == f"alpaca-eval-2: ours win-rate {row['win_rate']:.2f}% by big"
     assert "elsewhere (published)" in page and "10.25" in page and f"{row['win_rate']:.2f}" in page
     assert "The judge big" in page
 
@@ -259,7 +310,11 @@ def test_ifeval_needs_no_judge(tmp_path: Path) -> None:
     for label, row in (("ours", ours), ("base", base)):
         [again] = aggregate("ifeval", Files(files / f"{label}.jsonl", prompts=files / "input_data.jsonl"))["results"]
         assert {key: row[key] for key in again} == json.loads(json.dumps(again))
-    page = write_evaluation_report(tmp_path / "runs/board").read_text()
+    folder = tmp_path / "runs/board"
+    status = evaluation_status(folder, read_yaml(folder / "config.yaml"), "")
+    assert status.brief.startswith("ifeval: base prompts 75.0% strictly, instructions ")
+    assert "; ours prompts 50.0% strictly, instructions " in status.brief and "winner" not in dict(status.rows)
+    page = write_evaluation_report(folder).read_text()
     assert (
         "IFEval" in page
         and "punctuation:no_comma" in page

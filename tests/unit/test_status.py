@@ -243,10 +243,34 @@ class TestEvaluation:
     def test_it_names_who_wins_by_each_judge(self, folder: Path) -> None:
         (folder.parent / "winrates.json").rename(folder / "winrates.json")
         change(folder, lambda found: found["ratings"]["truth"].reverse())
-        status = read_status(folder)
         first, last = (found[0]["model"] for found in map(numbers(folder)["ratings"].get, ("opt-1.3b", "truth")))
-        assert first == "orpo" != last and status.facts["winners"] == {"truth": last, "opt-1.3b": first}
-        assert re.search(rf"winner     {last} by truth \(\d+\.\d% over \w+(, not told apart)?\); orpo by", told(folder))
+        assert first == "orpo" != last
+
+        def tell_apart(*judges: str) -> None:
+            def edit(found: dict) -> None:
+                for pair in found["pairs"]:
+                    pair["p_holm"] = 0.01 if pair["reward_model"] in judges else 0.5
+
+            change(folder, edit)
+
+        number, other = r"\d+\.\d%", r"\w+"
+        won = rf"{last} by truth \({number} over {other}\)", rf"orpo by opt-1.3b \({number} over {other}\)"
+        alike = [
+            rf"not told apart by {judge}: {best} and {other} \({number} for {best}\)"
+            for judge, best in (("truth", last), ("opt-1.3b", "orpo"))
+        ]
+        for apart, label, said in (
+            (("truth", "opt-1.3b"), "winner    ", won),
+            (("opt-1.3b",), "winner    ", (alike[0], won[1])),
+            ((), "no winner ", alike),
+        ):
+            tell_apart(*apart)
+            status = read_status(folder)
+            assert status.facts["winners"] == {
+                judge: best if judge in apart else None for judge, best in (("truth", last), ("opt-1.3b", "orpo"))
+            }
+            assert re.search(rf"^  {label} {said[0]}; {said[1]}$", told(folder), re.M)
+            assert re.fullmatch(rf"{said[0]}; {said[1]}", status.brief)
         change(folder, lambda found: found.update(pairs=[], ratings={}))
         assert "winner" not in told(folder), "one model alone"
 
@@ -353,7 +377,9 @@ def test_through_the_command(tmp_path: Path) -> None:
     assert done.returncode == runs.returncode == 0
     assert json.loads(done.stdout)["state"] == "finished"
     compared, interrupted, finished, odd = runs.stdout.splitlines()
-    assert re.fullmatch(r"compared  evaluation    finished  orpo by truth \(.*%.*\); .* \(last sign .*\)", compared)
+    assert re.fullmatch(
+        r"compared  evaluation    finished  (orpo|not told apart) by truth.*%.*; .* \(last sign .*\)", compared
+    )
     assert re.fullmatch(r"half      training run  running   step 45 of 120, eval loss 0\.8875 \(last .*\)", interrupted)
     assert re.fullmatch(r"run       training run  finished  step 120 of 120, eval loss .*", finished)
     assert odd == f"{tmp_path}/runs/odd/config.yaml: not the configuration of a run, an evaluation or a sweep"

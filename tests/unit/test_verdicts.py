@@ -100,10 +100,48 @@ def test_rows_without_partner_are_counted_and_said(made: Files) -> None:
     assert [result[key] for key in counts] == [12, 3, 1, 1, 8]
     assert result["win_rate"] == pytest.approx(100 * (sum(r["preference"] or 1 for r in rows[:9]) - 9) / 8)
     said = " ".join(result["remarks"])
-    for part in ("3 of 12 instructions have no row, such as 'task 9'", "1 rows are left out", "1 rows have no prefer"):
+    for part in ("3 of 12 instructions have no row, such as 'task 9'", "1 row is left out", "1 row has no pref"):
         assert part in said
     whole = only(aggregate("alpaca-eval-2", Files(made.verdicts)))
     assert (whole["instructions"], whole["n"]) == (None, 9)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_is_said_of_one(made: Files, tmp_path: Path, count: int) -> None:
+    """Of each thing that remarks count."""
+    rows = [*annotations(12 - count), *({**annotations(1)[0], "instruction": f"else {i}"} for i in range(count))]
+    for row in rows[:count]:
+        row["preference"] = None
+    written(made.verdicts, rows)
+    said = only(aggregate("alpaca-eval-2", Files(made.verdicts, prompts=made.prompts)))["remarks"]
+    ratings = judgments()[count:]
+    for row in ratings[:count]:
+        row["score"] = -1
+    judged = written(tmp_path / "judged.jsonl", [*ratings, *ratings[-count:]])
+    questions = [{"question_id": 81 + i, "category": "math", "turns": ["?", "?"]} for i in range(10)]
+    asked = written(tmp_path / "question.jsonl", questions)
+    said += only(aggregate("mt-bench", Files(judged, prompts=asked)))["remarks"]
+    counted = [remark for remark in said if remark[:1].isdigit()]
+    assert [remark.split(", such as")[0] for remark in counted] == (
+        {
+            1: [
+                "1 of 12 instructions has no row",
+                "1 row is left out: the benchmark has no such instruction",
+                "1 row has no preference and is left out of the win-rate",
+                "1 judging has no rating from 1 to 10 and is left out",
+                "1 answer has no judging",
+                "1 record is left out: it repeats another with its time stamp",
+            ],
+            2: [
+                "2 of 12 instructions have no row",
+                "2 rows are left out: the benchmark has no such instruction",
+                "2 rows have no preference and are left out of the win-rate",
+                "2 judgings have no rating from 1 to 10 and are left out",
+                "2 answers have no judging",
+                "2 records are left out: they repeat another with its time stamp",
+            ],
+        }[count]
+    )
 
 
 def test_which_length_controlled_number_it_is_is_said(made: Files, tmp_path: Path) -> None:

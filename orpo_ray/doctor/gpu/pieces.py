@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from orpo_ray.data.packing import Layout, PackedBatch, pack
+from orpo_ray.data.packing import PackedBatch, pack
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.device import GIB
 from orpo_ray.doctor.gpu.sizes import Model
@@ -100,7 +100,7 @@ def attention(check: Check, model: Model) -> Iterator[Fields]:
 
 def _gather(check: Check, model: Model) -> Iterator[Fields]:
     """A prompt's keys beside those of each continuation, and the sum of the copies' gradients: as `modeling.varlen`
-    does it, by indexing and its own gradient, and by slices."""
+    does it, and by indexing and its own gradient."""
     device, batch = check.device, _batch(check, model)
     row = batch.layout.varlen
     _, kv_heads, head_dim = model.heads
@@ -115,27 +115,12 @@ def _gather(check: Check, model: Model) -> Iterator[Fields]:
     ways: dict[str, Callable[[], Tensor]] = {
         "used": used,
         "index": lambda: torch.autograd.grad(keys[row.keys], keys, given)[0],
-        "slices": lambda: torch.autograd.grad(_by_slices(keys, batch.layout), keys, given)[0],
     }
     for way, both in ways.items():
         yield {
             "way": way, "tokens": batch.tokens, "keys": len(row.keys), "forward_backward_ms": device.milliseconds(both),
             "same_gradient": torch.equal(both(), both()),
         }  # fmt: skip
-
-
-def _by_slices(keys: Tensor, layout: Layout) -> Tensor:
-    """What each segment sees of `keys (tokens, heads, width)`, one segment after the other. Split once: the gradient of
-    each slice by itself would be a tensor of the whole row."""
-    parts = torch.split(keys, [segment.end - segment.start for segment in layout.segments])
-    found, prompt = [], parts[0]
-    for part, segment in zip(parts, layout.segments, strict=True):
-        if segment.prompt_end == segment.prompt_start:
-            prompt = part
-        else:
-            found.append(prompt)
-        found.append(part)
-    return torch.cat(found)
 
 
 def _head(check: Check, model: Model) -> Iterator[Fields]:

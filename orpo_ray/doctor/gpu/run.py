@@ -42,7 +42,7 @@ def check_gpu(seconds: float, out: Path | None, *, toy: bool, start: float) -> i
     with file:
         lines = Lines(start, file, sys.stdout)
         lines.say("start", format=FORMAT, toy=toy, limit_s=seconds, orpo_ray=__version__)
-        with _time_limit(lines, seconds, path), Cpu() if toy else Cuda() as device:
+        with TimeLimit(lines, seconds, path), Cpu() if toy else Cuda() as device:
             check = Check(device, TOY if toy else REAL)
             for stage in _stages(check):
                 take(stage, check, lines, seconds)
@@ -76,7 +76,7 @@ def take(stage: Stage, check: Check, lines: Lines, seconds: float) -> None:
         lines.say(**about, error=f"{type(error).__name__}: {' '.join(str(error).split())[:_SAID]}")
 
 
-class _time_limit:
+class TimeLimit:
     """Ends the process when time is up, also in a kernel that never returns."""
 
     def __init__(self, lines: Lines, seconds: float, path: Path) -> None:

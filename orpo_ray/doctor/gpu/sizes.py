@@ -135,7 +135,7 @@ _OF_ADAPTERS = (
 
 REAL = Sizes(
     scale=1.0,
-    families=_families(window=200),
+    families=_families(window=100),
     models=(
         Model(
             "OPT-1.3B",

@@ -27,7 +27,7 @@ from orpo_ray.objectives.orpo import orpo
 from orpo_ray.training.engine import TorchEngine
 
 _LAMBDA, _LR = 0.1, 1e-6
-_STEPS, _WARM = 4, 2
+_ROUNDS, _WARM = 2, 2
 _BATCHES = 4
 """Different ones, taken in turn."""
 _SHOWN = 16
@@ -53,13 +53,18 @@ class _Trainer:
 
     def backward(self, number: int) -> None:
         with self.computing():
-            loss = self.losses[number % len(self.losses)]()
+            loss = self.losses[number]()
         self.engine.backward(loss, last=True)
 
     def step(self, number: int) -> None:
         """Of the micro-batch of this number."""
         self.backward(number)
         self.engine.step(_LR)
+
+    def round(self) -> None:
+        """A step of each batch."""
+        for number in range(len(self.losses)):
+            self.step(number)
 
 
 def stages(check: Check) -> Iterator[Stage]:
@@ -80,8 +85,10 @@ def _steps(check: Check, model: Model, way: Way) -> Iterator[Fields]:
     examples = _examples(check, model)
     trainer, activations = _trainer(check, model, way, examples)
     device.start_peak()
-    taken = iter(range(10**9))
-    milliseconds = device.milliseconds(lambda: trainer.step(next(taken)), times=_STEPS, warm=_WARM)
+    for _ in range(_WARM):
+        trainer.step(0)
+    # Rounds of all batches, since their lengths differ.
+    milliseconds = device.milliseconds(trainer.round, times=_ROUNDS, warm=0) / _BATCHES
     flops = _useful_flops(model, examples)
     rate = flops / (milliseconds / 1e3)
     yield {

@@ -140,7 +140,7 @@
       const [name, against] = [model, other].map((each) => data.models[each]);
       const first = shownFirst === null ? "nobody was asked: the answers are the same" : `${shownFirst ? name : against} shown first`;
       const verdict = other === null ? (value === null ? "no rating could be read" : `rated ${shown(value)}`) : value === null ? "no verdict could be read" : `${(100 * value).toFixed(0)}% for ${name}`;
-      const line = [other === null ? name : first, verdict, entry.verdicts.some((each) => each[7] > 0) ? `turn ${at + 1}` : ""];
+      const line = [other === null ? name : first, verdict, entry.verdicts.some((each) => each[7] > 1) ? `turn ${at}` : ""];
       const body = make("p", "text", words ?? "");
       body.dir = "auto";
       return make("div", "", null, make("p", "margin", line.filter(Boolean).join(" · ")), body);
