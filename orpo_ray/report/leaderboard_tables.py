@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from orpo_ray.errors import UserError
 from orpo_ray.report.numbers import number, percent
@@ -61,7 +61,8 @@ class _AlpacaEval(BaseModel):
 
 
 class _Score(BaseModel):
-    mean: float
+    mean: Annotated[float, Field(validation_alias=AliasChoices("mean", "score"))]
+    """`score`: in files of earlier versions."""
     ci95: Interval
 
 

@@ -13,6 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.share import cluster_nodes
 from orpo_ray.config import TrainConfig
@@ -70,14 +72,18 @@ class Surroundings:
     folder: str
     """That relative paths are of."""
     environment: Mapping[str, str] = field(repr=False)
+    threads: int
+    """Of sums on the CPU, such as of sentence embeddings: Ray gives one to a process that asks for no CPU."""
 
     @classmethod
     def of_here(cls) -> Surroundings:
-        return cls(os.getcwd(), {name: text for name, text in os.environ.items() if not name.startswith("RAY_")})
+        own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+        return cls(os.getcwd(), own, torch.get_num_threads())
 
     def enter(self) -> None:
         """What the process's environment has already, such as its devices, stays."""
         os.chdir(self.folder)
+        torch.set_num_threads(self.threads)
         for name, text in self.environment.items():
             os.environ.setdefault(name, text)
 

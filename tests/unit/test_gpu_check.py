@@ -6,8 +6,11 @@ import gc
 import io
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +33,7 @@ from orpo_ray.doctor.gpu.counted import CountedTensors
 from orpo_ray.doctor.gpu.device import Cpu, Cuda
 from orpo_ray.doctor.gpu.lines import Lines
 from orpo_ray.doctor.gpu.padded import collate, padded_loss
+from orpo_ray.doctor.gpu.repeated import end_with
 from orpo_ray.doctor.gpu.run import check_gpu, take
 from orpo_ray.doctor.gpu.sizes import REAL, TOY, Model, totals
 from orpo_ray.doctor.gpu.summary import fault, summary
@@ -263,6 +267,22 @@ def test_lengths_are_those_of_the_data_that_people_train_on() -> None:
     assert 700 < tokens < 800
     longest = max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in examples)
     assert longest <= min(model.config.max_position_embeddings for model in REAL.models)
+
+
+def test_a_process_of_the_check_ends_with_it() -> None:
+    """As when the time limit ends the check: the GPU is not to be held on."""
+    ended, held = os.pipe()
+    check = os.fork()
+    if not check:
+        if not os.fork():
+            signal.alarm(20)
+            end_with(os.getppid(), threading.Event())
+        time.sleep(0.2)
+        os._exit(0)
+    os.close(held)
+    os.waitpid(check, 0)
+    assert select.select([ended], [], [], 5)[0] and os.read(ended, 1) == b""
+    os.close(ended)
 
 
 @pytest.mark.parametrize(("model", "weights", "each"), [(REAL.models[0], 1.3e9, 6), (REAL.models[1], 7.1e9, 4)])

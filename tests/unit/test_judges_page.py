@@ -15,7 +15,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.leaderboards.files import Annotation, Judgment, write_annotations, write_judgments
 from orpo_ray.leaderboards.verdicts import Files, aggregate
 from orpo_ray.report import write_evaluation_report
-from orpo_ray.report.leaderboard_tables import _said
+from orpo_ray.report.leaderboard_tables import Leaderboard, _said, own_numbers
 from orpo_ray.statistics.judged_pairs import Verdicts, judged_pair
 
 ROUNDS = 3
@@ -188,6 +188,18 @@ def test_a_board_that_is_none_is_told(board: dict[str, Any], told: str, tmp_path
     with pytest.raises(UserError) as error:
         write_evaluation_report(folder)
     assert str(error.value).startswith(f"{folder / 'winrates.json'}: {told}")
+
+
+def test_scores_of_an_earlier_version_are_read() -> None:
+    """They are of evaluations that are finished, which `status` and `report` look at."""
+    score = {"score": 6.5, "ci95": [6.0, 7.0], "ratings": 160, "questions": 80}
+    row = {
+        "model": "sft", "judge": "rater", "round": 0, "score": score, "turns": {"1": score}, "categories": {},
+        "unreadable": [], "remarks": [],
+    }  # fmt: skip
+    boards = {"mt-bench": Leaderboard(ranked_by="score", rows=[row], published=[])}
+    found = own_numbers(boards, Path("winrates.json"))
+    assert found == {"mt-bench": [{"model": "sft", "judge": "rater", "round": 0, "score": 6.5}]}
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, parse_as
 from orpo_ray.errors import UserError
@@ -137,7 +139,8 @@ def test_a_stages_own_process_stands_where_the_command_does(tmp_path: Path, monk
     monkeypatch.setenv("RAY_OF_THE_COMMAND", "1")
     monkeypatch.setenv("DEVICES", "0,1")
     around = Surroundings.of_here()
-    assert "sk-own" not in repr(around)
+    assert "sk-own" not in repr(around) and around.threads == torch.get_num_threads()
+    around = replace(around, threads=3)
     monkeypatch.delenv("KEY_OF_A_SERVER")
     monkeypatch.delenv("RAY_OF_THE_COMMAND")
     monkeypatch.setenv("DEVICES", "2")
@@ -147,11 +150,16 @@ def test_a_stages_own_process_stands_where_the_command_does(tmp_path: Path, monk
 
     def carried_out(config: StageConfig, *_: Any) -> Path:
         seen.extend(os.environ.get(name) for name in ("KEY_OF_A_SERVER", "RAY_OF_THE_COMMAND", "DEVICES"))
+        seen.append(str(torch.get_num_threads()))
         return Path("page.html").absolute()
 
     monkeypatch.setattr(run_module, "carry_out", carried_out)
-    assert in_a_process(training("a"), {}, "stop", around) == Outcome(tmp_path / "page.html")
-    assert seen == ["sk-own", None, "2"] and (tmp_path / "runs/a" / LOG).is_file()
+    threads = torch.get_num_threads()
+    try:
+        assert in_a_process(training("a"), {}, "stop", around) == Outcome(tmp_path / "page.html")
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == ["sk-own", None, "2", "3"] and (tmp_path / "runs/a" / LOG).is_file()
 
 
 def test_a_stage_beside_others_goes_on_from_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +172,7 @@ def test_a_stage_beside_others_goes_on_from_its_copy(tmp_path: Path, monkeypatch
             return kept
 
     monkeypatch.setattr(run_module, "carry_out", carried_out)
-    around = Surroundings(str(tmp_path), {})
+    around = Surroundings(str(tmp_path), {}, torch.get_num_threads())
     assert in_a_process(first, {}, "stop", around).failure == ""
     assert in_a_process(second, {}, "stop", around).failure == ""  # another machine
     assert Path("there/a/kept.txt").read_text() == Path("copy/a/kept.txt").read_text() == "12"

@@ -10,10 +10,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
+from orpo_ray.beside import beside
 from orpo_ray.doctor.gpu import parity, pieces
 from orpo_ray.doctor.gpu.check import Check, Fields, Stage
 from orpo_ray.doctor.gpu.device import Cpu, Cuda
@@ -24,6 +27,7 @@ from orpo_ray.training.determinism import ENVIRONMENT, deterministic
 _LONGEST = 240.0
 """Seconds, of a CPU that others use too; a GPU takes a tenth."""
 _TOY = "--toy"
+_LOOK = 0.5  # seconds between two looks for the process that has begun this one
 
 
 def stages(check: Check) -> Iterator[Stage]:
@@ -31,7 +35,7 @@ def stages(check: Check) -> Iterator[Stage]:
 
 
 def _in_a_process(check: Check) -> Iterator[Fields]:
-    command = [sys.executable, "-m", __name__, *([_TOY] if check.sizes is TOY else [])]
+    command = [sys.executable, "-m", __name__, str(os.getpid()), *([_TOY] if check.sizes is TOY else [])]
     done = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=_LONGEST, check=False
     )
@@ -52,9 +56,16 @@ def _found(check: Check) -> Iterator[Fields]:
             yield {**pieces.about(model), **fields}
 
 
+def end_with(parent: int, over: threading.Event) -> None:
+    """End this process when that one is gone, whose time limit ends nothing but itself."""
+    while not over.wait(_LOOK):
+        if os.getppid() != parent:
+            os._exit(1)
+
+
 def main() -> None:
     toy = _TOY in sys.argv
-    with Cpu() if toy else Cuda() as device, deterministic(True):
+    with beside(partial(end_with, int(sys.argv[1]))), Cpu() if toy else Cuda() as device, deterministic(True):
         for fields in _found(Check(device, TOY if toy else REAL)):
             print(json.dumps(plain(fields)), flush=True)
 
