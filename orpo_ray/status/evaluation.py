@@ -112,9 +112,7 @@ _NUMBERS = {
     "prompt_strict": "prompts {:.1f}% strictly", "instruction_strict": "instructions {:.1f}% strictly",
     "prompt_loose": "prompts {:.1f}% loosely", "instruction_loose": "instructions {:.1f}% loosely",
 }  # fmt: skip
-
-
-_IN_BRIEF = 4
+_IN_BRIEF = 4  # rows of a benchmark's numbers in the line of a list
 
 
 def _scored(rows: list[dict[str, Any]], most: int | None = None) -> str:
