@@ -129,6 +129,12 @@ class _ScorerSlot(_Slot):
     task: Task | None = None
 
 
+def environment_of(config: EvaluationConfig | ScoreConfig, resources: Resources) -> dict[str, str]:
+    """Variables of all actors."""
+    asked = isinstance(config, EvaluationConfig) and config.generation.deterministic
+    return ENVIRONMENT | (BATCH_INVARIANT if asked and resources.gpu_memory is not None else {})
+
+
 class Pipeline:
     """Has all questions answered and all answers judged. What is there already nobody asks for."""
 
@@ -143,9 +149,7 @@ class Pipeline:
         """`judgements`: of the answers, by reward models; None where nobody scores them."""
         self._config = config
         self._resources = resources
-        asked = isinstance(config, EvaluationConfig) and config.generation.deterministic
-        on_gpus = resources.gpu_memory is not None
-        self._places = Places(resources, ENVIRONMENT | (BATCH_INVARIANT if on_gpus and asked else {}))
+        self._places = Places(resources, environment_of(config, resources))
         self._progress = progress
         self._questions = questions
         self._judgements = judgements

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from orpo_ray.config.identity import digest
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.mismatch import Mismatched
 from orpo_ray.errors import UserError
+from orpo_ray.evaluation import pipeline
 from orpo_ray.evaluation.cluster import Resources
-from orpo_ray.evaluation.pipeline import Pipeline
 from orpo_ray.evaluation.plan import make_plan
 from orpo_ray.inference.generation import BATCH_INVARIANT, ENVIRONMENT, lacks_batch_invariance
 from orpo_ray.judging.judges import find_judges
@@ -210,10 +209,8 @@ def evaluation(*overrides: str) -> EvaluationConfig:
     ],
 )
 def test_engines_on_gpus_are_batch_invariant_where_asked(resources: Resources, asked: str, invariant: bool) -> None:
-    questions: Any = None
-    progress: Callable[..., None] = lambda **_: None  # noqa: E731
-    pipeline = Pipeline(evaluation(f"generation.deterministic={asked}"), questions, None, resources, progress)
-    assert pipeline._environment == ENVIRONMENT | (BATCH_INVARIANT if invariant else {})
+    found = pipeline.environment_of(evaluation(f"generation.deterministic={asked}"), resources)
+    assert found == ENVIRONMENT | (BATCH_INVARIANT if invariant else {})
 
 
 @pytest.mark.parametrize("takes_turns", [True, False])
@@ -221,7 +218,7 @@ def test_engines_on_gpus_are_batch_invariant_where_asked(resources: Resources, a
 def test_engines_that_draw_rollouts_are_too(takes_turns: bool, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     found = environment_of(torch.device("cuda:1"), 3, 5, takes_turns=takes_turns, deterministic=asked)
-    place = {"CUDA_VISIBLE_DEVICES": "6"} if takes_turns else {}
+    place = {"CUDA_VISIBLE_DEVICES": "6", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} if takes_turns else {}
     assert found == ENVIRONMENT | place | (BATCH_INVARIANT if asked else {})
     on_cpu = environment_of(torch.device("cpu"), 3, 5, takes_turns=takes_turns, deterministic=asked)
     assert on_cpu == ENVIRONMENT | {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}

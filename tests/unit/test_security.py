@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from test_evaluation_models import save_toy
 from test_report import make_run
 
@@ -77,7 +78,11 @@ def refused(load: Callable[[], object], marker: Path) -> str:
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("name", ["a" * 3000, "~nobody-of-this-name/x", "./" + "a/" * 3000])
 def test_a_name_that_no_file_can_have_is_told(kind: str, name: str, tmp_path: Path, marker: Path) -> None:
-    refused(lambda: LOADERS[kind](name, tmp_path / "cache"), marker)
+    """A home that nobody has where a configuration is read, for whoever names its model there."""
+    with pytest.raises(
+        (UserError, ValidationError), match="no home folder|no such folder" if name.startswith("~") else ""
+    ):
+        LOADERS[kind](name, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kind", LOADERS)

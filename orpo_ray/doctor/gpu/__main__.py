@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orpo_ray.doctor.gpu import SECONDS
 from orpo_ray.errors import UserError
+from orpo_ray.visible import say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +28,7 @@ def main() -> int:
     try:
         return check_gpu(arguments.seconds, arguments.out, toy=arguments.toy, start=start)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
 
 

@@ -34,7 +34,8 @@ class Lines:
         with self._lock:
             self.said.append(line)
             for output in self._outputs:
-                print(json.dumps(line), file=output, flush=True)
+                output.write(json.dumps(line) + "\n")  # escaped: nothing in it is obeyed by a terminal
+                output.flush()
 
 
 def plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from orpo_ray.doctor.gpu.device import Cpu, Cuda
 from orpo_ray.doctor.gpu.lines import plain
 from orpo_ray.doctor.gpu.sizes import REAL, TOY
 from orpo_ray.training.determinism import ENVIRONMENT, deterministic
+from orpo_ray.visible import say
 
 _LONGEST = 240.0
 """Seconds, of a CPU that others use too; a GPU takes a tenth."""
@@ -67,7 +68,7 @@ def main() -> None:
     toy = _TOY in sys.argv
     with beside(partial(end_with, int(sys.argv[1]))), Cpu() if toy else Cuda() as device, deterministic(True):
         for fields in _found(Check(device, TOY if toy else REAL)):
-            print(json.dumps(plain(fields)), flush=True)
+            say(json.dumps(plain(fields)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from orpo_ray.doctor.gpu.lines import FORMAT, Lines
 from orpo_ray.doctor.gpu.sizes import REAL, TOY
 from orpo_ray.doctor.gpu.summary import fault, summary
 from orpo_ray.errors import UserError
+from orpo_ray.visible import say
 
 _SAID = 400
 """Characters of another library's reason."""
@@ -100,5 +101,6 @@ class TimeLimit:
 def _end(lines: Lines, path: Path, *, complete: bool) -> int:
     at_fault = fault(lines.said)
     lines.say("end", complete=complete and not any("skipped" in line for line in lines.said), fault=at_fault)
-    print(f"\n{summary(lines.said)}\nThe lines: {path}", flush=True)
+    for text in ("", *summary(lines.said).splitlines(), f"The lines: {path}"):
+        say(text)
     return int(at_fault)
