@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.owned_groups import remove_lost_groups
 from orpo_ray.cluster.share import cluster_nodes
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
@@ -158,6 +159,7 @@ class _Run:
                         running[called] = stage
             if not running:
                 return
+            remove_lost_groups()
             for reference in ray.wait(list(running), timeout=_LOOK)[0]:
                 stage = running.pop(reference)
                 free += self._room[stage.label]
