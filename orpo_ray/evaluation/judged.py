@@ -125,7 +125,7 @@ class Judged:
                 first = next(each for each in self.judgements if each.judge == judge and each.words and each.unjudged)
                 notes.append(
                     f"{counts.refused} of {counts.asked} verdicts were refused by the server of the judge {judge} (the "
-                    f"first: prompt {first.prompt}, {_of(first)}: {_told(first)!r}); they count in none of its numbers."
+                    f"first: {self._place(first, question_ids)}: {_told(first)!r}); they count in none of its numbers."
                 )
             if counts.elsewhere:
                 places = ", ".join(f"{count} at {address}" for address, count in counts.elsewhere.items())

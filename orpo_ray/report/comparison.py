@@ -101,15 +101,16 @@ def ranking(a: Compared, b: Compared) -> str:
 
 
 def nll_tokens(a: Compared, b: Compared) -> str:
-    first, second = (each.run.section("objective").get("nll_tokens", "chosen") for each in (a, b))
+    first, second = (_pairs_of(each.run).get("nll_tokens", "chosen") for each in (a, b))
     return "" if first == second else "the NLL counts prompt tokens in some (objective.nll_tokens)"
 
 
 def held_out(a: Compared, b: Compared) -> str:
     """Of all that is found on held-out records."""
-    first, second = _held_out_settings(a.run), _held_out_settings(b.run)
-    if keys := _unlike(first, second):
-        return f"the held-out {_records(a.run, b.run)} differ ({', '.join(keys)})"
+    if reason := _written_by(a.run, b.run):
+        return reason
+    if keys := _unlike(_held_out_settings(a.run), _held_out_settings(b.run)):
+        return f"the held-out {_records(a.run)} differ ({', '.join(keys)})"
     if isinstance(a.scores, Scores) and isinstance(b.scores, Scores) and a.scores.compared != b.scores.compared:
         return "the held-out records differ (eval_scores.parquet)"
     return ""
@@ -117,8 +118,10 @@ def held_out(a: Compared, b: Compared) -> str:
 
 def trained_on(a: Compared, b: Compared) -> str:
     """Of all that is found on what was trained on. A part of the same pairs (`data.limit`) is like all of them."""
+    if reason := _written_by(a.run, b.run):
+        return reason
     keys = _unlike(_training_settings(a.run), _training_settings(b.run))
-    return f"the training {_records(a.run, b.run)} differ ({', '.join(keys)})" if keys else ""
+    return f"the training {_records(a.run)} differ ({', '.join(keys)})" if keys else ""
 
 
 def tokens(a: Compared, b: Compared) -> str:
@@ -195,24 +198,29 @@ def _formula(run: Run) -> str:
     """The loss, up to the weights that it is taken of; what changes no value of it is left out."""
     left_out = ("gradient_metrics", "centre", "critic")
     held = {key: value for key, value in run.section("objective").items() if key not in left_out}
-    if "reference" in held:
-        held["reference"] = _reference(run)
-    return _written(held)
+    return _written([held, _reference(run)] if _refers(run) else [held])
 
 
 def _ranks_by(run: Run) -> str:
-    name = objective_of(run)
-    return (
-        "mean log-prob" if name in _BY_MEAN_LOG_PROB else _written([name, _reference(run)] if _refers(run) else [name])
-    )
+    name = str(_pairs_of(run).get("name", "?"))
+    if name in _BY_MEAN_LOG_PROB:
+        return "mean log-prob"
+    return _written([name, _reference(run)] if _refers(run) else [name])
+
+
+def _pairs_of(run: Run) -> dict[str, Any]:
+    """The objective whose loss it is: of pairs of rollouts another than the one that draws them."""
+    section = run.section("objective")
+    pairs = section.get("pairs")
+    return pairs if isinstance(pairs, dict) else section
 
 
 def _refers(run: Run) -> bool:
-    return "reference" in run.section("objective")
+    return "reference" in _pairs_of(run)
 
 
 def _reference(run: Run) -> Any:
-    return run.section("objective").get("reference") or run.section("model").get("name_or_path")
+    return _pairs_of(run).get("reference") or run.section("model").get("name_or_path")
 
 
 def _held_out_settings(run: Run) -> dict[str, Any]:
@@ -233,9 +241,9 @@ def _training_settings(run: Run) -> dict[str, Any]:
 
 
 def _answering(run: Run) -> dict[str, Any]:
-    """Whether the policy's own responses are looked at, or labelled ones, and how they are drawn."""
+    """How the policy's own responses are drawn; of others, whether they are labelled."""
     if run.rolls_out:
-        return {"rollouts": True} | {f"rollouts.{key}": run.section("rollouts").get(key) for key in _ANSWERING}
+        return {f"rollouts.{key}": run.section("rollouts").get(key) for key in _ANSWERING}
     return {"objective.name": "labels"} if objective_of(run) == "kto" else {}
 
 
@@ -257,8 +265,12 @@ def _unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
 
 
-def _records(a: Run, b: Run) -> str:
-    return "prompts" if a.rolls_out and b.rolls_out else "data" if a.rolls_out or b.rolls_out else "pairs"
+def _records(run: Run) -> str:
+    return "prompts" if run.rolls_out else "pairs"
+
+
+def _written_by(a: Run, b: Run) -> str:
+    return "" if a.rolls_out == b.rolls_out else "some are of pairs and some of what the policy writes"
 
 
 def _written(value: Any) -> str:

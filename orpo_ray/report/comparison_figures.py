@@ -10,15 +10,14 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
 from orpo_ray.report import comparison as runs_alike
 from orpo_ray.report.comparison import Aspect, Compared, batch_sizes, grouped, parted
 from orpo_ray.report.evaluation_figures import MODELS, drawn
 from orpo_ray.report.figures import MAX_POINTS, NEUTRAL, SIZE, curve
 from orpo_ray.report.rollout_frontier import sound
+from orpo_ray.report.runs import Series
 
-Floats = NDArray[np.float64]
 STYLES = ("solid", "dashed", "dotted")
 """Of the first eight runs' lines, of the next eight's, and so on: CSS and matplotlib call them alike."""
 _BY_OBJECTIVE = (runs_alike.objective,)
@@ -99,11 +98,11 @@ class Lines:
     def style(self, run: Compared) -> str:
         return STYLES[self.places[run.label] // len(MODELS)]
 
-    def series(self, run: Compared, key: str, *, of_round: bool = False) -> tuple[Floats, Floats]:
+    def series(self, run: Compared, key: str, *, of_round: bool = False) -> Series:
         """Where on the x axis, and the values."""
         steps, values = sound(run.run.series(key))
         steps = np.maximum(steps - 1, 0) if of_round else steps
-        return steps.astype(np.float64) * self.across.sizes[run.label], values
+        return steps * self.across.sizes[run.label], values
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,11 @@ def _common(folders: Sequence[Path]) -> Path:
 def comparison_page(runs: Sequence[Compared]) -> str:
     lines = Lines(runs)
     held_out, trained = held_out_curves(runs, lines), training_curves(runs, lines)
-    sections = [("On held-out data", held_out), ("While training", trained), ("Steps", loop_curves(runs, lines))]
+    sections = [
+        ("On held-out data", held_out),
+        ("While training", trained),
+        ("Learning rate and speed", loop_curves(runs, lines)),
+    ]
     contrasts, not_compared = tables.contrasts(runs)
     return render(
         "comparison.html",

@@ -65,7 +65,7 @@ def _standing(compared: Compared) -> Row:
         "step": " ".join(filter(None, [number(run.last_step), planned(run)])),
         "best": "–" if value is None else f"{spoken_name(run.keep_by)} {number(value)} at step {number(best)}",
         "kept step": number(run.kept_step),
-        "speed": "–" if rate is None else f"{number(rate, 1)} {unit_of(run)}/s",
+        "speed": "–" if rate is None else f"{number(rate, 1)} {unit_of(run)}/s{' in updates' if run.rolls_out else ''}",
         "time": time_taken(run).removeprefix("in all ") or "–",
         "workers": number(summary_of.get("workers")),
     }

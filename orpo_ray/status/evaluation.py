@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orpo_ray.config.evaluation import MOST_TURNS, names_outputs
+from orpo_ray.errors import UserError
 from orpo_ray.evaluation.store import PROMPTS_IN_BLOCK, EvaluationFolder
 from orpo_ray.report.evaluation_folder import Numbers, Pair, read_numbers
 from orpo_ray.report.leaderboard_tables import own_numbers
@@ -50,7 +51,12 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     state = state_of(finished, age, driver)
     numbers = read_numbers(folder / "winrates.json") if state == "finished" else None
     ahead = _ahead(numbers) if numbers else {}
-    measured = own_numbers(numbers.leaderboards, folder / "winrates.json") if numbers else {}
+    measured: dict[str, list[dict[str, Any]]] = {}
+    unread = ""
+    try:
+        measured = own_numbers(numbers.leaderboards, folder / "winrates.json") if numbers else {}
+    except UserError as error:  # such as of an earlier version
+        unread = str(error)
     facts = {
         "prompts": prompts, "models": labels, "rounds": rounds, "responses": responses, "responses_of_all": asked,
         "judged_blocks": judged_blocks, "blocks": blocks, **({"verdicts": verdicts} if in_words else {}),
@@ -76,6 +82,8 @@ def evaluation_status(folder: Path, config: dict[str, Any], text: str) -> Status
     if measured:
         rows += [("scores", f"{name}: {_scored(found)}") for name, found in measured.items()]
         brief = "; ".join(f"{name}: {_scored(found, most=_IN_BRIEF)}" for name, found in measured.items())
+    if unread:
+        rows.append(("scores", f"cannot be read: {unread}"))
     if state == "finished":
         following = f"open {folder / 'report.html'}"
     else:
@@ -112,9 +120,7 @@ _NUMBERS = {
     "prompt_strict": "prompts {:.1f}% strictly", "instruction_strict": "instructions {:.1f}% strictly",
     "prompt_loose": "prompts {:.1f}% loosely", "instruction_loose": "instructions {:.1f}% loosely",
 }  # fmt: skip
-
-
-_IN_BRIEF = 4
+_IN_BRIEF = 4  # rows of a benchmark's numbers in the line of a list
 
 
 def _scored(rows: list[dict[str, Any]], most: int | None = None) -> str:

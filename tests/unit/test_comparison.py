@@ -23,6 +23,8 @@ from orpo_ray.report.comparison_page import apart as drawn_apart
 from orpo_ray.report.comparison_page import remarks
 from orpo_ray.report.comparison_scores import contrast, read_scores, summary
 from orpo_ray.statistics.paired import difference, mean
+from orpo_ray.storage.driver_lock import only_driver
+from orpo_ray.terminal import Console
 
 PAIRS = 200
 
@@ -125,6 +127,7 @@ def test_what_is_not_the_same_is_not_laid_over_each_other(three):
          {"nll_tokens", "objective"}, {"ranking"}),
         ({"objective": {"name": "simpo", "beta": 2.0}}, {"objective"}, {"ranking", "nll_tokens"}),
         ({"objective": {"name": "dpo", "beta": 0.1, "reference": None}}, {"objective", "ranking"}, {"held_out"}),
+        ({"objective": {"name": "online", "pairs": {"name": "orpo", "lambda": 0.5}}}, {"objective"}, {"ranking"}),
         ({"objective": {"name": "kto"}}, {"objective", "ranking", "held_out", "trained_on", "unit"}, set()),
         ({"eval": {"win_rate": {"against": "runs/sft"}}}, {"comparison_run"}, {"held_out"}),
         ({"seed": 1}, set(), {"held_out", "trained_on", "objective"}),
@@ -240,6 +243,7 @@ def test_reward_models_and_rollouts_have_their_own_curves(tmp_path):
     assert found["Response length"] == found["KL to the reference"] == [["ppo", "rloo"]]
     assert ["judge", "old"] in found["Reward accuracy"] and ["orpo"] in found["Reward accuracy"]
     assert "reward and reward as learned from, as other sources score (rollouts.rewards)" in notice(runs)
+    assert "loss, as some are of pairs and some of what the policy writes" in notice(runs)
     not_compared = "Not compared, as one ranks by log-probs and one by rewards: judge and orpo; old and orpo."
     assert contrasted(runs) == (["old − judge"], [not_compared])
     titles = [title for title, _ in tables.numbers(read_runs(runs))]
@@ -253,6 +257,12 @@ def test_reward_models_and_rollouts_have_their_own_curves(tmp_path):
 def test_labels_are_the_folders_names_with_as_much_before_them_as_it_takes(tmp_path):
     folders = [tmp_path / place for place in ("x/demo/orpo", "y/demo/orpo", "y/test/orpo", "y/sft")]
     assert labels(folders) == ["x/demo/orpo", "y/demo/orpo", "test/orpo", "sft"]
+
+
+def test_a_run_that_has_a_driver_is_running(tmp_path):
+    going, left = (make_run(tmp_path / name, steps=3, finished=False) for name in ("going", "left"))
+    with only_driver(going, Console()):
+        assert [row["state"] for row in tables.standings(read_runs([going, left]))] == ["running", "not finished"]
 
 
 def test_of_no_setting_that_differs_it_says_so(tmp_path):

@@ -139,6 +139,23 @@ def test_responses_are_ordered_by_margin(browser, run, page, judge, turn):
     ).replace(" 1 ties", " 1 tie")
 
 
+def test_a_verdict_says_of_which_turn_it_is(browser, tmp_path):
+    """Counted from 1; nothing where there is one turn alone."""
+    folder = add_judges(make_evaluation(tmp_path / "e"))
+    table = pq.read_table(folder / "verdicts.parquet")
+    for turns in ((1,), (1, 2)):
+        column = table.column_names.index("turn")
+        both = [table.set_column(column, "turn", pa.array([turn] * len(table), pa.int64())) for turn in turns]
+        pq.write_table(pa.concat_tables(both), folder / "verdicts.parquet")
+        browser.open(write_evaluation_report(folder))
+        set_control(browser, a="orpo", b="sft", judge="rater")
+        browser.run("document.querySelectorAll('#browser-list details').forEach((each) => { each.open = true; })")
+        browser.run("new Promise((done) => setTimeout(done, 50))")
+        rated = [text for text in content(browser, "#browser-list details .margin") if "rated" in text]
+        told = {found for text in rated for found in re.findall(r"turn \d", text)}
+        assert rated and told == ({"turn 1", "turn 2"} if len(turns) > 1 else set())
+
+
 def test_verdicts_are_counted_as_the_numbers_count_them(browser, tmp_path):
     """A comparison of which one order could not be read has no winner on the page either."""
     folder = add_judges(make_evaluation(tmp_path / "e"))

@@ -115,6 +115,13 @@ def test_mt_bench_is_what_its_own_files_give(tmp_path: Path) -> None:
     ) in status.rows
     assert status.facts["winners"] == {"big": None}
     assert status.facts["leaderboards"]["mt-bench"][1] == {"model": "base", "judge": "big", "round": 0, "score": 7.5}
+    del board["rows"][1]["score"]["mean"]
+    (folder / "winrates.json").write_text(json.dumps(found))
+    status = evaluation_status(folder, read_yaml(folder / "config.yaml"), "")
+    unread = f"cannot be read: {folder}/winrates.json: leaderboards.mt-bench.rows: score.mean: Field required"
+    assert (
+        ("scores", unread) in status.rows and status.state == "finished" and status.brief.startswith("not told apart")
+    )
 
 
 def test_turns_are_counted_from_1_in_every_table_and_older_ones_are_read_and_made_anew(

@@ -377,9 +377,8 @@ def test_through_the_command(tmp_path: Path) -> None:
     assert done.returncode == runs.returncode == 0
     assert json.loads(done.stdout)["state"] == "finished"
     compared, interrupted, finished, odd = runs.stdout.splitlines()
-    assert re.fullmatch(
-        r"compared  evaluation    finished  (orpo|not told apart) by truth.*%.*; .* \(last sign .*\)", compared
-    )
+    ahead = r"(orpo|not told apart) by truth.*%.*; .*"
+    assert re.fullmatch(rf"compared  evaluation    finished  {ahead} \(last sign .*\)", compared)
     assert re.fullmatch(r"half      training run  running   step 45 of 120, eval loss 0\.8875 \(last .*\)", interrupted)
     assert re.fullmatch(r"run       training run  finished  step 120 of 120, eval loss .*", finished)
     assert odd == f"{tmp_path}/runs/odd/config.yaml: not the configuration of a run, an evaluation or a sweep"
