@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from orpo_ray.cluster.owned_groups import make_group
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.inference.scoring import GpuShare
 
@@ -125,9 +126,7 @@ class Places:
 
     def _group(self, engine: int) -> Any:
         """Ray makes it when there is room; until then its actors wait."""
-        import ray
-
         asked = group_of(self._resources, engine)
         if asked is not None and engine not in self._groups:
-            self._groups[engine] = ray.util.placement_group(asked.bundles, strategy=asked.strategy)
+            self._groups[engine] = make_group(asked.bundles, asked.strategy)
         return self._groups.get(engine)

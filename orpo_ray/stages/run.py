@@ -6,6 +6,7 @@ import io
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.owned_groups import remove_lost_groups
 from orpo_ray.cluster.share import cluster_nodes
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError
@@ -32,7 +34,7 @@ LOG = "log.txt"
 """In the folder of a stage that ran beside others: what its own command would have printed."""
 _LOOK = 0.5  # seconds between two looks for stages that have ended
 _SECONDS_BETWEEN_LINES = 30.0
-_TRIES = 2  # of a stage whose own process is lost
+_AGAIN = 2  # times that a stage is begun again whose own process was lost
 
 
 def run_stages(
@@ -95,6 +97,8 @@ class Outcome:
     page: Path | None = None
     failure: str = ""
     stopped: bool = False
+    lost: bool = False
+    """Whether the process told nothing, but was killed."""
 
 
 class _Run:
@@ -139,8 +143,10 @@ class _Run:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # A stage's own process waits for its workers: any part of a CPU would be missing to them.
-        process = ray.remote(num_cpus=0, max_retries=_TRIES, scheduling_strategy=here)(in_a_process)
+        # A stage's own process waits for its workers: any part of a CPU would be missing to them. Where memory is short
+        # Ray kills first what it may try again itself, and all of a stage would go in the place of one worker.
+        process = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(in_a_process)
+        lost: Counter[str] = Counter()
         around = Surroundings.of_here()
         running: dict[Any, Stage] = {}
         free, told = self._whole, time.monotonic()
@@ -158,11 +164,17 @@ class _Run:
                         running[called] = stage
             if not running:
                 return
+            remove_lost_groups()
             for reference in ray.wait(list(running), timeout=_LOOK)[0]:
                 stage = running.pop(reference)
                 free += self._room[stage.label]
                 cancelled = request.made and not isinstance(stage.config, TrainConfig)
-                self._ended(stage, _outcome(reference, cancelled=cancelled))
+                outcome = _outcome(reference, cancelled=cancelled)
+                lost[stage.label] += outcome.lost
+                if outcome.lost and lost[stage.label] <= _AGAIN:
+                    self._console.say(f"{stage.label}: its process was lost, and is begun again: {outcome.failure}")
+                else:
+                    self._ended(stage, outcome)
             if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 for stage in running.values():
@@ -222,7 +234,9 @@ def _outcome(reference: Any, *, cancelled: bool = False) -> Outcome:
     try:
         outcome: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Outcome(stopped=True) if cancelled else Outcome(failure=_last_line(error))
+        if cancelled:
+            return Outcome(stopped=True)
+        return Outcome(failure=_last_line(error), lost=not isinstance(error, ray.exceptions.RayTaskError))
     return outcome
 
 

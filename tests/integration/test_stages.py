@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import threading
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orpo_ray.beside import beside
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as
 from orpo_ray.errors import UserError
 from orpo_ray.stages.graph import Graph, StageConfig
 from orpo_ray.stages.run import LOG, run_stages
+from orpo_ray.storage.driver_lock import LOCK
 from orpo_ray.terminal import Console
 
 DATA = {"train": "toy", "eval": "toy-test", "max_length": 128, "max_prompt_length": 64, "limit": 120}
@@ -47,6 +54,14 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def kill_driver_of(folder: Path, over: threading.Event) -> None:
+    """As soon as there is one, and once."""
+    while not over.wait(0.05):
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            os.kill(json.loads((folder / LOCK).read_text())["pid"], signal.SIGKILL)
+            return
+
+
 def test_stages_run_beside_each_other_and_go_on_behind_a_failure(tmp_path: Path, ray_cluster: None) -> None:
     said = io.StringIO()
     missing = str(tmp_path / "nowhere")
@@ -63,7 +78,12 @@ def test_stages_run_beside_each_other_and_go_on_behind_a_failure(tmp_path: Path,
     before = {name: lines_of(tmp_path / name) for name in ("base", "left")}
 
     base = str(tmp_path / "base")
-    pages = run_stages(graph(tmp_path, base), Console(file=io.StringIO()), is_done=lambda stage: stage.label == "base")
+    said = io.StringIO()
+    with beside(partial(kill_driver_of, tmp_path / "right")):
+        pages = run_stages(
+            graph(tmp_path, base), Console(file=said, width=400), is_done=lambda stage: stage.label == "base"
+        )
+    assert said.getvalue().count("right: its process was lost, and is begun again: ") == 1
     assert set(pages) == {"left", "right", "won"} and all(page.is_file() for page in pages.values())
     assert before == {name: lines_of(tmp_path / name) for name in before}
     assert set(json.loads((tmp_path / "won" / "winrates.json").read_text())["models"]) == {"left", "right"}
