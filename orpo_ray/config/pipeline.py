@@ -79,7 +79,15 @@ def _mapping(stage: Any) -> Any:
 
 
 def _moved(value: Any, moved: dict[str, str]) -> Any:
-    """`value` with every path of a folder that has moved replaced."""
+    """`value` with every path of a folder that has moved, or of what is in it, replaced."""
     if isinstance(value, dict):
         return {key: _moved(inner, moved) for key, inner in value.items()}
-    return moved.get(os.path.abspath(value), value) if isinstance(value, str) else value
+    if isinstance(value, list | tuple):
+        return [_moved(inner, moved) for inner in value]
+    if not isinstance(value, str) or "\0" in value:
+        return value
+    path = Path(os.path.realpath(expanded(value)))  # as `run_dir` is
+    for folder in (path, *path.parents):
+        if str(folder) in moved:
+            return str(Path(moved[str(folder)]) / path.relative_to(folder))
+    return value

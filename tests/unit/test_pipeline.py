@@ -57,6 +57,19 @@ def test_storage_of_all_stages_takes_their_references_with_it(file: Path) -> Non
     assert found.evaluation.storage.path == "/shared/runs"
 
 
+def test_what_is_in_a_run_is_taken_along_and_links_are_followed(file: Path, tmp_path: Path) -> None:
+    """Else an older run would be evaluated, in the place of the one that was trained."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to("scratch")
+    models = "evaluate.models={whole: runs/b, kept: ./runs/b/model, there: scratch/a, other: runs/bb/model}"
+    drawn = "train.second.data.train=[{source: toy, name: t}, {source: runs/a/drawn.jsonl, name: d}]"
+    found = load_pipeline(file, ["storage.path=/shared/runs", models, drawn])
+    assert [one.source for one in found.runs["second"].data.train] == ["toy", "/shared/runs/a/drawn.jsonl"]  # type: ignore[union-attr]
+    assert {label: model.path for label, model in found.evaluation.asked.items()} == {
+        "whole": "/shared/runs/b", "kept": "/shared/runs/b/model", "there": "/shared/runs/a", "other": "runs/bb/model",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
