@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orpo_ray.stages.graph import Graph, Stage
@@ -11,13 +10,9 @@ from orpo_ray.stages.graph import Graph, Stage
 @dataclass
 class Progress:
     graph: Graph
-    usual: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that a stage usually takes, by label; only their ratios count."""
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     """Why, by label."""
-    carried_out: set[str] = field(default_factory=set)
-    """Those of `done` that were not so before."""
 
     def ready(self, running: set[str]) -> list[Stage]:
         """Stages that may begin, in their order."""
@@ -30,7 +25,6 @@ class Progress:
             self.failed[label] = failure
         else:
             self.done.add(label)
-            self.carried_out.add(label)
 
     @property
     def never(self) -> list[str]:
@@ -39,14 +33,12 @@ class Progress:
         return [stage.label for stage in self.graph if stage.label in behind]
 
     def left(self, seconds: float) -> str:
-        """How long the rest may take, in words, where what was carried out took `seconds`; empty: nobody knows."""
-        weight = {stage.label: self.usual.get(stage.label, 1.0) for stage in self.graph}
-        over = {*self.done, *self.failed, *self.never}
-        ahead = sum(amount for label, amount in weight.items() if label not in over)
-        behind = sum(weight[label] for label in self.carried_out)
-        if not ahead or not behind:
+        """How long the rest may take, in words, where what is done took `seconds`, a stage as long as another; empty:
+        nobody knows."""
+        ahead = len(self.graph) - len({*self.done, *self.failed, *self.never})
+        if not ahead or not self.done:
             return ""
-        rest = seconds * ahead / behind
+        rest = seconds * ahead / len(self.done)
         return f"about {rest / 60:.0f} min left" if rest >= 90 else f"about {rest:.0f} s left"
 
     def told(self) -> str:

@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -37,24 +37,15 @@ _SECONDS_BETWEEN_LINES = 30.0
 _AGAIN = 2  # times that a stage is begun again whose own process was lost
 
 
-def run_stages(
-    graph: Graph,
-    console: Console,
-    *,
-    usual: Mapping[str, float] | None = None,
-    is_done: Callable[[Stage], bool] = lambda stage: False,
-) -> dict[str, Path]:
-    """Carry out every stage behind those that it needs; returns the pages of those carried out, by label.
+def run_stages(graph: Graph, console: Console) -> dict[str, Path]:
+    """Carry out every stage behind those that it needs; returns their pages, by label.
 
     Stages that do not need each other run at the same time, as far as the cluster holds them; what their commands would
-    print is then in the `log.txt` of their folders. `usual`: seconds that each usually takes, of which only the ratios
-    count; `is_done`: whether a stage need not even be looked at. Where one fails, those that do not need it are carried
-    out all the same. Raises `UserError` at the end where any has failed, naming each and why; `KeyboardInterrupt` where
-    a stop was asked for. The same call goes on.
+    print is then in the `log.txt` of their folders. Where one fails, those that do not need it are carried out all the
+    same. Raises `UserError` at the end where any has failed, naming each and why; `KeyboardInterrupt` where a stop was
+    asked for. The same call goes on.
     """
-    progress = Progress(graph, usual or {}, done={stage.label for stage in graph if is_done(stage)})
-    if len(progress.done) == len(graph):
-        return {}
+    progress = Progress(graph)
     connect(max(stage.config.cpus for stage in graph))
     run = _Run(graph, progress, cluster_nodes(), console)
     if run.holds_two:

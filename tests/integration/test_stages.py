@@ -80,11 +80,9 @@ def test_stages_run_beside_each_other_and_go_on_behind_a_failure(tmp_path: Path,
     base = str(tmp_path / "base")
     said = io.StringIO()
     with beside(partial(kill_driver_of, tmp_path / "right")):
-        pages = run_stages(
-            graph(tmp_path, base), Console(file=said, width=400), is_done=lambda stage: stage.label == "base"
-        )
+        pages = run_stages(graph(tmp_path, base), Console(file=said, width=400))
     assert said.getvalue().count("right: its process was lost, and is begun again: ") == 1
-    assert set(pages) == {"left", "right", "won"} and all(page.is_file() for page in pages.values())
+    assert set(pages) == {"base", "left", "right", "won"} and all(page.is_file() for page in pages.values())
     assert before == {name: lines_of(tmp_path / name) for name in before}
     assert set(json.loads((tmp_path / "won" / "winrates.json").read_text())["models"]) == {"left", "right"}
     assert lines_of(tmp_path / "left")[-1]["step"] == 3
