@@ -161,6 +161,8 @@ class _Run:
                 free += self._room[stage.label]
                 cancelled = request.made and not isinstance(stage.config, TrainConfig)
                 outcome = _outcome(reference, cancelled=cancelled)
+                if outcome.stopped and not request.made:
+                    outcome = Outcome(failure="a signal has stopped it alone", lost=True)
                 lost[stage.label] += outcome.lost
                 if outcome.lost and lost[stage.label] <= _AGAIN:
                     self._console.say(f"{stage.label}: its process was lost, and is begun again: {outcome.failure}")
