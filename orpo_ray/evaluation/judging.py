@@ -102,9 +102,9 @@ def judge(
         else:
             requests = {key: each.request(number, asked) for number, (key, asked) in enumerate(missing.items())}
             fitting = {key: request for key, request in requests.items() if each.fits(request)}
-            if len(fitting) < len(requests):
-                known = any(key in store.found for key in keys[label] if key)
-                _say_too_long(each, requests.values(), len(fitting), console, refuse=not (fitting or known))
+            known = any(key in store.found for key in keys[label] if key)
+            if len(fitting) < len(requests) and (fitting or not known):  # else it was said when the others were asked
+                _say_too_long(each, requests.values(), len(fitting), console)
             local.append((each, fitting, missing))
     answering = {label for label in plan.judges if any(key in store.found for key in keys[label] if key)}
     for each, _ in served:
@@ -118,12 +118,10 @@ def judge(
     )
 
 
-def _say_too_long(
-    judge: LocalJudge, requests: Collection[Request], fitting: int, console: Console, *, refuse: bool
-) -> None:
+def _say_too_long(judge: LocalJudge, requests: Collection[Request], fitting: int, console: Console) -> None:
     """Raises `UserError` where nothing fits: there would be numbers of a judge that has said nothing."""
     context, own = judge.model.context, judge.sampling.max_tokens
-    if not refuse:
+    if fitting:
         told = f"{len(requests) - fitting:,} of {len(requests):,} judgements are too long for its context"
         console.say(f"judge {judge.label}: {told} of {context:,} tokens")
         return

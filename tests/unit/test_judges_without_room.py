@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from orpo_ray.errors import UserError
 from orpo_ray.evaluation import judging
 from orpo_ray.evaluation.store import EvaluationFolder
 from orpo_ray.judging.places import Answered
+from orpo_ray.judging.store import VerdictStore
+from orpo_ray.judging.verdict import Verdict
 from orpo_ray.terminal import Console
 
 
@@ -31,14 +34,21 @@ def config(tmp_path: Path) -> EvaluationConfig:
     return parse_as(EvaluationConfig, mapping, [], "test")
 
 
-def judged(config: EvaluationConfig, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], str]:
+def judged(
+    config: EvaluationConfig,
+    lengths: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[..., None] | None = None,
+) -> tuple[list[int], str]:
     """How many judgements engines are asked for, and what is said."""
     asked: list[int] = []
 
     def count(config: Any, local: list[Any], *rest: Any) -> None:
         asked.extend(len(requests) for _, requests, _ in local)
 
-    monkeypatch.setattr(judging, "_ask_engines", count)  # they would take half a minute, and say nothing of use
+    monkeypatch.setattr(
+        judging, "_ask_engines", answer or count
+    )  # they would take half a minute, and say nothing of use
     answers = {name: [[[f"{name} " * length]] for length in lengths] for name in ("a", "b")}
     answered = Answered([["q"]] * len(lengths), answers, [None] * len(lengths))
     plan, said = judging.plan_judging(config), io.StringIO()
@@ -63,3 +73,19 @@ def test_what_does_not_fit_is_said_before_the_rest_is_asked(
     asked, said = judged(config, [1, 5_000, 2], monkeypatch)
     assert asked == [2]
     assert said.startswith("judge j: 1 of 3 judgements are too long for its context of ")
+
+
+def test_it_is_not_said_again_where_nothing_more_is_asked(
+    config: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(config: Any, local: list[Any], store: VerdictStore, *rest: Any) -> None:
+        for judge, requests, _ in local:
+            for key in requests:
+                store.keep(judge.label, Verdict(key, 0.9, None, "m", 10, 1))
+
+    asked, _ = judged(config, [1, 5_000], monkeypatch)
+    assert asked == [1]
+    _, said = judged(config, [1, 5_000], monkeypatch, answer)
+    assert said
+    asked, said = judged(config, [1, 5_000], monkeypatch)
+    assert (asked, said) == ([], "")
