@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,18 @@ def made(result: dict[str, Any]) -> dict[str, list[int]]:
     return {name: entry["rounds"]["made"] for name, entry in result["contestants"].items()}
 
 
+def words() -> list[str]:
+    """Of the toy tokenizer."""
+    return [word for token in toyworld.tokenizer().get_vocab() if (word := token.removeprefix("▁")).isalpha()]
+
+
 def test_generation_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str, str]) -> None:
-    ours, bare, default = made(bench(tmp_path, beside_tests, "generation", policy="toy", sampling=SAMPLING)).values()
+    """On prompts that are no requests of the embedded world, whose truth nobody asks for."""
+    asked = "".join(json.dumps({"prompt": f"{a} {b}"}) + "\n" for a, b in pairwise(words()[:37]))
+    (tmp_path / "asked.jsonl").write_text(asked)
+    prompts = {"source": str(tmp_path / "asked.jsonl"), "limit": 36}
+    result = bench(tmp_path, beside_tests, "generation", policy="toy", sampling=SAMPLING, prompts=prompts)
+    ours, bare, default = made(result).values()
     assert ours == bare == default  # the same requests and seeds, so the same tokens
     assert 36 * 2 < ours[0] <= 36 * 2 * 8
 
@@ -44,8 +55,7 @@ def test_generation_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str,
 def test_judging_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str, str]) -> None:
     shown = "{{ turns[0].question }} {{ turns[0].first }} {{ turns[0].second }}"
     (tmp_path / "judge.yaml").write_text(f"user: '{shown}'\n")
-    words = [word for token in toyworld.tokenizer().get_vocab() if (word := token.removeprefix("▁")).isalpha()]
-    judging = {"prompt": str(tmp_path / "judge.yaml"), "labels": words[:2]}
+    judging = {"prompt": str(tmp_path / "judge.yaml"), "labels": words()[:2]}
     result = bench(tmp_path, beside_tests, "judging", judge="toy", chat_template="orpo", judging=judging)
     ours, bare, default = made(result).values()
     assert 20 < ours[0] <= 36 and ours == bare == default  # a token each; some answers are the same

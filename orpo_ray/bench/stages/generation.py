@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orpo_ray.bench.stages.models import plan_evaluation, random_policy
+from orpo_ray.bench.stages.models import plan_evaluation, random_judge, random_policy
 from orpo_ray.bench.stages.way import Way
 from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.threads import use_assigned_cpus
@@ -23,7 +23,6 @@ from orpo_ray.inference.generation import (
     load_engine,
     sampling_params,
 )
-from orpo_ray.inference.models import TRUTH
 
 _VLLMS_OWN_BATCH = 256
 
@@ -51,7 +50,8 @@ class Bare:
 @contextmanager
 def generation(config: GenerationBenchmarkConfig, folder: Path) -> Iterator[dict[str, Way]]:
     policy = random_policy(config.policy, config.tokenizer, folder)
-    plan = plan_evaluation("generation", policy, TRUTH, config.prompts, config.sampling, ScoringConfig(), folder)
+    judge = random_judge(config.policy, config.tokenizer, folder)  # that an evaluation has to have; it is not asked
+    plan = plan_evaluation("generation", policy, judge, config.prompts, config.sampling, ScoringConfig(), folder)
     requests = [request for block in range(len(plan.blocks)) for request in plan.requests("policy", block)]
     work = plan.policies["policy"]
     options = EngineOptions(str(policy), work.model.generation_dtype, work.max_length)

@@ -38,7 +38,7 @@ def _save(auto: Any, shape: str, tokenizer: str, folder: Path, **changes: Any) -
 
 
 def plan_evaluation(
-    name: str, policy: Path, judge: Path | str, prompts: PromptsConfig, sampling: SamplingConfig,
+    name: str, policy: Path, judge: Path, prompts: PromptsConfig, sampling: SamplingConfig,
     scoring: ScoringConfig, folder: Path,
 ) -> EvaluationPlan:  # fmt: skip
     """An evaluation of one policy by one judge whose pieces go to `folder/name`."""
