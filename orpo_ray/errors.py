@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend."""
+"""The errors that are the user's to mend, and what is told of others."""
 
 from orpo_ray.masking import masked
 
@@ -17,3 +17,8 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """Training lost its way: the loss or its gradient is no number any more. So its settings are at fault."""
+
+
+def last_line(error: BaseException) -> str:
+    """Of what an error says, such as a traceback that came from a worker, the line that says what went wrong."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

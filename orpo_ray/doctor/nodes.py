@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Protocol
 
 from orpo_ray.doctor.reach import TIMEOUT
+from orpo_ray.errors import last_line
 
 _ANSWER_SECONDS = 2 * TIMEOUT
 Call = tuple[str, tuple[Any, ...]]
@@ -93,5 +94,4 @@ class RayNodes:
             ray.cancel(task, force=True)
             return Silent(f"no answer within {_ANSWER_SECONDS:.0f} s")
         except RayError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return Silent(lines[-1] if lines else type(error).__name__)
+            return Silent(last_line(error))

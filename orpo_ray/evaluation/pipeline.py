@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from orpo_ray.cluster.waiting import Waiting, waits_for_room
 from orpo_ray.config import EvaluationConfig, ScoreConfig
 from orpo_ray.config.evaluation import SamplingConfig
-from orpo_ray.errors import UserError
+from orpo_ray.errors import UserError, last_line
 from orpo_ray.evaluation.cluster import Resources
 from orpo_ray.evaluation.model_split import require_split
 from orpo_ray.evaluation.places import Places, share_of, starts_workers
@@ -273,13 +273,13 @@ class Pipeline:
             result = ray.get(call)
         except (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError, WorkerCrashedError) as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:  # it would fail again
-                told = _last_line(error)
+                told = last_line(error)
                 said = f"{self._what(slot)} cannot be started: {told}"
                 raise UserError(told.removeprefix(_OURS) if told.startswith(_OURS) else said) from error
             self._lost += 1
             most = self._config.scaling.max_failures
             if self._lost > most:
-                why = str(error).partition("\n")[0] if isinstance(error, OutOfMemoryError) else _last_line(error)
+                why = str(error).partition("\n")[0] if isinstance(error, OutOfMemoryError) else last_line(error)
                 told = (
                     f"{self._lost} actors were lost (scaling.max_failures={most}); the last, {self._what(slot)}: {why}"
                 )
@@ -345,8 +345,3 @@ class Pipeline:
         for label, answering in self._questions.models.items():
             if self._questions.todo[label]:
                 require_split(answering.model, self._resources.tensor_parallel, self._resources.pipeline_parallel)
-
-
-def _last_line(error: Exception) -> str:
-    """Of a traceback the line that says what went wrong."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
+from orpo_ray.config.paths import expanded
 from orpo_ray.errors import UserError
 
 StageConfig = TrainConfig | SweepConfig | EvaluationConfig
@@ -72,7 +73,7 @@ def _needs(label: str, config: StageConfig, made: Mapping[Path, str]) -> tuple[s
     for text in _texts(own.model_dump(by_alias=True)):
         if os.sep not in text or "\0" in text:  # a name, of no folder, or no path at all
             continue
-        path = Path(os.path.realpath(os.path.expanduser(text)))  # as `run_dir` is: a link in it leads to one folder
+        path = Path(os.path.realpath(expanded(text)))  # as `run_dir` is: a link in it leads to one folder
         for folder in (path, *path.parents):
             if made.get(folder, label) != label:
                 found[made[folder]] = None

@@ -20,7 +20,7 @@ from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.owned_groups import remove_lost_groups
 from orpo_ray.cluster.share import cluster_nodes
 from orpo_ray.config import TrainConfig
-from orpo_ray.errors import UserError
+from orpo_ray.errors import UserError, last_line
 from orpo_ray.stages.carrying_out import carry_out
 from orpo_ray.stages.graph import Graph, Stage, StageConfig, folder_of
 from orpo_ray.stages.progress import Progress
@@ -35,6 +35,7 @@ LOG = "log.txt"
 _LOOK = 0.5  # seconds between two looks for stages that have ended
 _SECONDS_BETWEEN_LINES = 30.0
 _AGAIN = 2  # times that a stage is begun again whose own process was lost
+_SAID = 500  # characters of what ended one
 
 
 def run_stages(graph: Graph, console: Console) -> dict[str, Path]:
@@ -217,7 +218,7 @@ def in_a_process(config: StageConfig, curves: Mapping[str, Path], stop: str, aro
             return Outcome(failure=str(error))
         except Exception as error:
             said.write("".join(traceback.format_exception(error)))
-            return Outcome(failure=f"{_last_line(error)} ({folder / LOG} has all of it)")
+            return Outcome(failure=f"{last_line(error)[:_SAID]} ({folder / LOG} has all of it)")
 
 
 def _outcome(reference: Any, *, cancelled: bool = False) -> Outcome:
@@ -229,13 +230,8 @@ def _outcome(reference: Any, *, cancelled: bool = False) -> Outcome:
     except ray.exceptions.RayError as error:
         if cancelled:
             return Outcome(stopped=True)
-        return Outcome(failure=_last_line(error), lost=not isinstance(error, ray.exceptions.RayTaskError))
+        return Outcome(failure=last_line(error)[:_SAID], lost=not isinstance(error, ray.exceptions.RayTaskError))
     return outcome
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:500]
 
 
 def _brief(stage: Stage) -> str:

@@ -12,7 +12,7 @@ import ray.tune
 
 from orpo_ray.cluster.hosts import not_seen
 from orpo_ray.config import TrainConfig
-from orpo_ray.errors import Diverged, UserError
+from orpo_ray.errors import Diverged, UserError, last_line
 from orpo_ray.evaluation.in_training import validate_checkpoint
 from orpo_ray.storage.driver_lock import LOCK
 from orpo_ray.storage.run_folder import RunFolder, write_atomically
@@ -61,9 +61,7 @@ def run_trial(trial: dict[str, Any]) -> None:
 
 def crash(error: BaseException) -> str:
     """One line on what ended a run: the last of a traceback that came from a worker."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[-1] if lines else type(error).__name__
-    return f"crashed: {said}"[:500]
+    return f"crashed: {last_line(error)}"[:500]
 
 
 @contextmanager
