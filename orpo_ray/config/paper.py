@@ -17,6 +17,8 @@ Method = Literal["base", "sft", "dpo", "ppo", "orpo", "probability_ratio", "rewa
 METHODS: tuple[Method, ...] = get_args(Method)
 COMPARED: tuple[Method, ...] = ("sft", "dpo", "ppo", "orpo")
 """Those that answer in Tables 2 and 3, as far as there are any."""
+STAGES = "stages"
+"""In the paper's folder: the folders of its stages."""
 
 Overlay = Annotated[dict[Method, FreeForm], Field(default_factory=dict)]
 """Method to keys of a training run's configuration."""

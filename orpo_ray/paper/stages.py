@@ -12,7 +12,7 @@ from typing import Any
 
 from orpo_ray.config import EvaluationConfig, StorageConfig, SweepConfig, TrainConfig, parse_as
 from orpo_ray.config.identity import identity
-from orpo_ray.config.paper import METHODS, Method, PaperConfig
+from orpo_ray.config.paper import METHODS, STAGES, Method, PaperConfig
 from orpo_ray.config.paths import expanded
 from orpo_ray.config.schema import folder_in
 from orpo_ray.errors import UserError
@@ -255,8 +255,8 @@ def _hash(path: str, changed: int) -> str:
 def _within(storage: StorageConfig, name: str) -> StorageConfig:
     """Where the stages of a paper lie."""
     elsewhere = {
-        key: folder_in(place, f"{name}/stages")
+        key: folder_in(place, f"{name}/{STAGES}")
         for key in ("checkpoints", "mirror")
         if (place := getattr(storage, key)) is not None
     }
-    return storage.model_copy(update={"path": f"{storage.path.rstrip('/')}/{name}/stages", **elsewhere})
+    return storage.model_copy(update={"path": f"{storage.path.rstrip('/')}/{name}/{STAGES}", **elsewhere})
