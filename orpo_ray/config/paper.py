@@ -68,7 +68,7 @@ class PaperConfig(Section):
     """The paper remade. Its folder is `storage.path/name`: `stages/` has a folder for each stage, `paper/` the page.
 
     A training run's settings are those of all, of its data set and of its size, and then those of its method, each over
-    those before: run, data.D.run, sizes.S.run, methods.M, data.D.methods.M, sizes.S.methods.M. A text such as `<sft>`
+    those before: run, data.D.run, sizes.S.run, methods.M, data.D.methods.M, sizes.S.methods.M. A text like `<sft>`
     stands for the folder of that stage, of the same data, size and seed.
     """
 
