@@ -223,8 +223,8 @@ def figure_9(runs: Sequence[Weighted], why_not: str = "") -> tuple[Claim, Claim]
     """ORPO by λ: where the rejected responses' log-prob ends, and how far the chosen's is above it there.
 
     With several seeds, or every pair's values, the largest λ is compared with the smallest, each given once; the
-    paper's own ends do not fall from every λ to the next. With means of one seed: a trend over all runs, by permutations
-    of Kendall's τ, which five different λ can pass and four cannot.
+    paper's own ends do not fall from every λ to the next. With means of one seed: a trend over all runs, by
+    permutations of Kendall's τ, which five different λ can pass and four cannot.
     """
     ordered = sorted(runs, key=lambda run: run.weight)
     rejected = [[np.asarray(value, dtype=np.float64) for value in run.rejected.end] for run in ordered]
@@ -290,7 +290,10 @@ def _moves(text: str, name: str, ends: Ends | None, paper: Curve, why_not: str) 
     course = "in the paper " + " → ".join(number(value, 2) for value in stations)
     if ends is None:
         return Claim(text, _not_run(why_not))
-    first, last = (np.mean([np.nanmean(value) for value in values]) for values in (ends.start, ends.end))
+    first, last = (
+        np.mean([np.nanmean(np.asarray(value, dtype=np.float64)) for value in values])
+        for values in (ends.start, ends.end)
+    )
     label = f"{name[0].upper()}{name[1:]} {number(float(first), 2)} → {number(float(last), 2)}, a change"
     return _difference(text, label, ends.change, side, course, why_not)
 

@@ -112,15 +112,19 @@ def over_seeds(
 
 
 def of_means(means: Sequence[float]) -> Interval | None:
-    """Of one number per seed, whose prompts are not known: Student's, infinite where all are the same to the last
-    digit. None with fewer than two seeds. Raises `ValueError` for a number that is not finite."""
+    """Of one number per seed, whose prompts are not known: Student's, infinite where all are the same but for
+    rounding. None with fewer than two seeds. Raises `ValueError` for a number that is not finite."""
     found = np.asarray(means, dtype=np.float64)
     if not np.isfinite(found).all():
         raise ValueError("expected finite numbers, one of each seed")
     if len(found) < 2:
         return None
     mean = float(found.mean())
-    half = inf if np.ptp(found) == 0 else float(_quantile(len(found)) * found.std(ddof=1) / np.sqrt(len(found)))
+    half = (
+        inf
+        if np.ptp(found) <= _ALIKE * max(1.0, abs(mean))
+        else float(_quantile(len(found)) * found.std(ddof=1) / np.sqrt(len(found)))
+    )
     return Interval(mean, mean - half, mean + half, tuple(found.tolist()), 0)
 
 
