@@ -18,23 +18,21 @@ _KINDS: dict[str, Kind] = {
 
 
 _MEANT: dict[str, tuple[set[str], str]] = {
-    "TrainConfig": ({"model", "data"}, "a training run: orpo-ray train"),
+    "SweepConfig": ({"train", "space"}, "a sweep: orpo-ray sweep"),
+    "PaperConfig": ({"methods", "sizes"}, "the paper remade: orpo-ray paper"),
+    "PipelineConfig": ({"train", "evaluate"}, "a pipeline: orpo-ray pipeline"),
+    "BenchmarkConfig": ({"run", "contestants"}, "a benchmark: orpo-ray bench"),
     "EvaluationConfig": ({"models", "prompts"}, "an evaluation: orpo-ray evaluate"),
     "ScoreConfig": ({"reward_models", "prompts"}, "scores: orpo-ray score"),
-    "SweepConfig": ({"train", "space"}, "a sweep: orpo-ray sweep"),
-    "PipelineConfig": ({"train", "evaluate"}, "a pipeline: orpo-ray pipeline"),
-    "PaperConfig": ({"methods", "sizes"}, "the paper remade: orpo-ray paper"),
-    "BenchmarkConfig": ({"run", "contestants"}, "a benchmark: orpo-ray bench"),
+    "TrainConfig": ({"model", "data"}, "a training run: orpo-ray train"),
 }
-"""By schema the keys that tell it, and what it is of, with the command that takes it."""
+"""By schema the keys that tell it, where none before it is told, and what it is of, with the command that takes it."""
 
 
 def meant_for_another(schema: str, mapping: dict[str, Any]) -> str:
     """What a mapping that is no valid `schema` was meant for; empty: for nothing else, as far as can be told."""
-    own = _MEANT.get(schema)
-    if own is None or own[0] <= mapping.keys():
-        return ""
-    return next((words for keys, words in _MEANT.values() if keys <= mapping.keys()), "")
+    meant = next((name for name, (keys, _) in _MEANT.items() if keys <= mapping.keys()), schema)
+    return "" if meant == schema or schema not in _MEANT else _MEANT[meant][1]
 
 
 def kind_of(mapping: dict[str, Any]) -> Kind | None:
