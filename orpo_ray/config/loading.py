@@ -41,6 +41,8 @@ def parse_as(schema: type[Root], mapping: dict[str, Any], overrides: list[str], 
     """As `parse_config`, of any kind of configuration."""
     for override in overrides:
         mapping = _with_override(mapping, override, schema)
+    if other := meant_for_another(schema.__name__, mapping):
+        raise UserError(f"{origin}: is the configuration of {other}")
     mapping = schema.completed(mapping, origin)
     for key, text in _texts(mapping):
         if holds_mask(text):
@@ -48,8 +50,6 @@ def parse_as(schema: type[Root], mapping: dict[str, Any], overrides: list[str], 
     try:
         return schema.model_validate(mapping)
     except ValidationError as error:
-        if other := meant_for_another(schema.__name__, mapping):
-            raise UserError(f"{origin}: is the configuration of {other}") from None
         raise UserError(f"{origin}: {described(error, schema, mapping)}") from None
 
 
