@@ -9,8 +9,8 @@ All seeds are tested on the same prompts, so the design is crossed: an outcome o
 - the bootstrap over prompts with all seeds' outcomes of a prompt together, as `winrate` has it, tells `B/P + E/(nP)`.
 
 What the second leaves out is A/n: the first less E/(nP), which is estimated by itself, or 0. Each side of the interval
-is as long as `sqrt((that of the prompts)² + t² A/n)`, t Student's with n - 1 degrees of freedom (parts added as in Zou &
-Donner 2008, Statistics in Medicine 27:1693-1702), and never shorter than that of the seeds alone,
+is as long as `sqrt((that of the prompts)² + t² A/n)`, t Student's with n - 1 degrees of freedom (parts added as in
+Zou & Donner 2008, Statistics in Medicine 27:1693-1702), and never shorter than that of the seeds alone,
 `t sqrt(A/n + E/(nP))`. So it is no shorter than either part would have it. In simulations of 2, 3 and 5 seeds it holds
 the truth in 94 to 99 % of cases, whatever A, B and E; with Satterthwaite's degrees of freedom for the summed variance,
 which is narrower, it was 88 % with two seeds that differ and 92 % with three.
