@@ -127,11 +127,11 @@ class Outcomes:
     def command(self, place: Place) -> str:
         """What carries out the stage alone. Empty where its folder holds no configuration yet: only the paper's own
         command can begin it."""
-        folder = self.stages.folder_of(place)
+        own = self.stages.configs[place]
+        folder = Path(own.storage.path) / own.name  # as the paper's configuration has it, which a reader may type
         file = folder / "config.yaml"
         if not file.is_file():
             return ""
-        own = self.stages.configs[place]
         name = "sweep" if isinstance(own, SweepConfig) else "evaluate" if isinstance(own, EvaluationConfig) else "train"
         return again(name, folder, read_yaml(file), file.read_text(encoding="utf-8"))
 
@@ -168,16 +168,14 @@ class Outcomes:
             self._evaluations[place] = found
         return self._evaluations[place]
 
-    def judges(self, data: str, size: str) -> list[str]:
-        """Whoever says there which of two answers is better: reward models, `judge` first, then judges in words."""
-        place = self.stages.find("winrate", data, size, self.stages.config.seeds[0])
-        own = None if place is None else self.stages.configs[place]
-        return [*own.reward_models, *own.judges] if isinstance(own, EvaluationConfig) else []
-
-    def judge_of_tables(self, data: str, size: str) -> str:
-        """Whose word Tables 2 and 3 give: the judging reward model's, or where there is none the first other's."""
-        found = self.judges(data, size)
-        return JUDGE if JUDGE in found or not found else found[0]
+    def judges(self, data: str) -> list[str]:
+        """Whoever says there which of two answers is better, at any size: reward models, the paper's own (`JUDGE`)
+        first where there is one, then judges in words. The first one's word is that of Tables 2 and 3."""
+        found: dict[str, None] = {}
+        for place, own in self.stages.configs.items():
+            if place.kind == "winrate" and place.data == data and isinstance(own, EvaluationConfig):
+                found |= dict.fromkeys([*own.reward_models, *own.judges])
+        return sorted(found, key=lambda label: label != JUDGE)
 
     def contest(self, data: str, size: str, against: str, judge: str = JUDGE) -> Contest:
         """ORPO against a method, all seeds."""

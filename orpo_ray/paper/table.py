@@ -11,11 +11,14 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 
 from orpo_ray.storage.run_folder import write_atomically
 
 NOT_RUN = "not run"
+ALL = "all"
+"""In place of a seed: the mean over seeds."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +51,25 @@ class Number:
     """A row of the CSV. Fields that do not apply are empty; what was not run has no `value`."""
 
     quantity: str
-    """Such as `win_rate`."""
-    unit: str
-    """`%` where `value`, `sd`, `low`, `high` and the paper's are percentages."""
+    """Such as `win_rate`. Rates are fractions of 1."""
     data: str = ""
     size: str = ""
     method: str = ""
     against: str = ""
     judge: str = ""
     seed: str = ""
-    """`all`: the mean over seeds."""
+    """Or `ALL`."""
     value: float | None = None
     sd: float | None = None
-    """Of rounds; with all seeds the mean of theirs."""
+    """Of rounds, with all seeds the mean of theirs; of a benchmark the standard error."""
     low: float | None = None
     high: float | None = None
     """95 % interval."""
     prompts: int | None = None
     rounds: int | None = None
+    """How many the number is of."""
+    round: int | None = None
+    """Which it is of, where a benchmark has several."""
     paper: float | None = None
     """The paper's number."""
     paper_sd: float | None = None
@@ -113,8 +117,7 @@ class Table:
         for row in self.rows:
             lines.append(_ampersands(_latex(cell.text) for cell in row))
             below = [_lines_below(cell) for cell in row]
-            for line in range(max(map(len, below), default=0)):
-                lines.append(_ampersands(_small(own[line]) if line < len(own) else "" for own in below))
+            lines += [_ampersands(map(_small, line)) for line in zip_longest(*below, fillvalue="")]
         lines += [r"\bottomrule", r"\end{tabular}"]
         lines += [rf"\par\footnotesize {_latex(note)}" for note in self.notes]
         return "\n".join([*lines, r"\end{table}", ""])
@@ -168,7 +171,7 @@ def _latex(text: str) -> str:
 
 
 def _small(text: str) -> str:
-    return rf"{{\footnotesize {_latex(text)}}}"
+    return rf"{{\footnotesize {_latex(text)}}}" if text else ""
 
 
 def _ampersands(cells: Iterable[str]) -> str:

@@ -2,17 +2,18 @@
 
 All seeds are tested on the same prompts, so the design is crossed: an outcome of seed s and prompt p is
 `m + a_s + b_p + e_sp`, with variances A (another seed makes another model), B (some prompts suit the method) and E
-(this model on this prompt, sampling included). The mean over n seeds and P prompts then varies by `A/n + B/P + E/(nP)` (two-way random
-effects; Searle, Casella & McCulloch 1992, chapter 4), of which
+(this model on this prompt, sampling included). The mean over n seeds and P prompts then varies by
+`A/n + B/P + E/(nP)` (two-way random effects; Searle, Casella & McCulloch 1992, chapter 4), of which
 
 - the spread of the seeds' means tells `A/n + E/(nP)`, with n - 1 degrees of freedom, and
 - the bootstrap over prompts with all seeds' outcomes of a prompt together, as `winrate` has it, tells `B/P + E/(nP)`.
 
-What the second leaves out is A/n, estimated by the first less E/(nP), or 0. Each side of the interval is as long as
-`sqrt((that of the prompts)² + t² A/n)`, t Student's with n - 1 degrees of freedom (parts added as in Zou & Donner 2008,
-Statistics in Medicine 27:1693-1702), and never shorter than that of the seeds alone, `t sqrt(A/n + E/(nP))`: no
-shorter than either would have it. Pooled degrees of freedom (Satterthwaite's) covered 92 % with three seeds where seeds
-differed, this 95 to 99 %: with three seeds t is 4.3, with two 12.7.
+What the second leaves out is A/n: the first less E/(nP), which is estimated by itself, or 0. Each side of the interval
+is as long as `sqrt((that of the prompts)² + t² A/n)`, t Student's with n - 1 degrees of freedom (parts added as in Zou &
+Donner 2008, Statistics in Medicine 27:1693-1702), and never shorter than that of the seeds alone,
+`t sqrt(A/n + E/(nP))`. So it is no shorter than either part would have it. In simulations of 2, 3 and 5 seeds it holds
+the truth in 94 to 99 % of cases, whatever A, B and E; with Satterthwaite's degrees of freedom for the summed variance,
+which is narrower, it was 88 % with two seeds that differ and 92 % with three.
 
 With one seed nothing tells A: the interval is the prompts' alone, and holds for that run alone.
 """

@@ -46,7 +46,7 @@ def test_every_seed_counts_alike_and_has_its_own_win_rate():
 
 def test_no_part_alone_would_be_wider():
     rng = np.random.default_rng(2)
-    for i in range(60):
+    for i in range(24):
         seeds = 2 + i % 4
         given = won(rng, seeds, 30, (0, 0.05, 0.2)[i % 3], 0.2)
         result = over_seeds(given, resamples=500)
@@ -60,13 +60,12 @@ def test_no_part_alone_would_be_wider():
 
 CASES = {
     "only prompts": (0.0, 0.2),
-    "neither but chance": (0.0, 0.0),
     "as much of seeds as of prompts": (0.03, 0.2),
     "seeds above all": (0.1, 0.1),
 }
 
 
-@pytest.mark.parametrize("repetitions", [200, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("repetitions", [400, pytest.param(2000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("case", CASES)
 def test_the_interval_covers_the_truth(case, seeds, repetitions):
