@@ -200,7 +200,7 @@ def test_every_seed_is_a_line_of_its_own_numbers(whole: tuple[Outcomes, dict[str
     assert [list(line.get_ydata()) for line in ink] == [
         values for _, values in written(stages, "orpo", "eval_log_odds_ratio")
     ]  # type: ignore[arg-type]
-    assert len({line.get_linestyle() for line in ink}) == 3, "seeds are told apart without colour"
+    assert len({line.get_marker() for line in ink}) == 3, "seeds are told apart without colour"
     pale = [line for line in odds.lines if line.get_alpha() is not None]
     run = outcomes.run(stages.places["world-large-orpo-1"])
     assert run
