@@ -40,7 +40,9 @@ class _Here(BaseModel):
     unknown: str | None
 
 
-class _AlpacaEval(BaseModel):
+class AlpacaEval(BaseModel):
+    """A model's numbers of AlpacaEval, in percent."""
+
     model: str
     judge: str
     round: int
@@ -60,19 +62,21 @@ class _AlpacaEval(BaseModel):
         return {"length_controlled_winrate": self.length_controlled_winrate, "win_rate": self.win_rate}
 
 
-class _Score(BaseModel):
+class Score(BaseModel):
     mean: Annotated[float, Field(validation_alias=AliasChoices("mean", "score"))]
     """`score`: in files of earlier versions."""
     ci95: Interval
 
 
-class _MtBench(BaseModel):
+class MtBench(BaseModel):
+    """A model's ratings, from 1 to 10."""
+
     model: str
     judge: str
     round: int
-    score: _Score | None
-    turns: dict[str, _Score]
-    categories: dict[str, _Score]
+    score: Score | None
+    turns: dict[str, Score]
+    categories: dict[str, Score]
     unreadable: list[dict[str, Any]]
     remarks: list[str]
 
@@ -81,7 +85,7 @@ class _MtBench(BaseModel):
         return {"score": self.score.mean if self.score else None}
 
 
-class _Rate(BaseModel):
+class Rate(BaseModel):
     followed: int
     n: int
     rate: float
@@ -95,13 +99,15 @@ class _Failure(BaseModel):
     loose: bool
 
 
-class _Ifeval(BaseModel):
+class Ifeval(BaseModel):
+    """How often a model followed its instructions, as fractions."""
+
     model: str
     round: int
-    prompt_strict: _Rate
-    instruction_strict: _Rate
-    prompt_loose: _Rate
-    instruction_loose: _Rate
+    prompt_strict: Rate
+    instruction_strict: Rate
+    prompt_loose: Rate
+    instruction_loose: Rate
     failures: list[_Failure]
     remarks: list[str]
 
@@ -109,6 +115,9 @@ class _Ifeval(BaseModel):
     def numbers(self) -> dict[str, float | None]:
         names = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
         return {name: 100 * getattr(self, name).rate for name in names}
+
+
+BenchmarkRow = AlpacaEval | MtBench | Ifeval
 
 
 def sections(leaderboards: Mapping[str, Leaderboard], source: Path) -> list[dict[str, Any]]:
@@ -129,16 +138,23 @@ def own_numbers(leaderboards: Mapping[str, Leaderboard], source: Path) -> dict[s
     """By benchmark, best first: `model`, `judge` where one judged, `round`, and the benchmark's own numbers as far as
     there are any, all but MT-Bench's in percent. Raises `UserError` as `sections` does."""
     every: dict[str, list[dict[str, Any]]] = {}
+    for name, rows in benchmark_rows(leaderboards, source).items():
+        rows.sort(key=lambda row: -(row.numbers.get(leaderboards[name].ranked_by) or 0))
+        every[name] = [
+            {key: value for key in ("model", "judge", "round") if (value := getattr(row, key, None)) is not None}
+            | {key: value for key, value in row.numbers.items() if value is not None}
+            for row in rows
+        ]  # fmt: skip
+    return every
+
+
+def benchmark_rows(leaderboards: Mapping[str, Leaderboard], source: Path) -> dict[str, list[BenchmarkRow]]:
+    """By benchmark that has any, a row for each model, judge and round. Raises `UserError` as `sections` does."""
+    every: dict[str, list[BenchmarkRow]] = {}
     for name, found in leaderboards.items():
         if name in _ROWS and found.rows:
             with _told(name, source):
-                rows = [_ROWS[name].model_validate(row) for row in found.rows]
-            rows.sort(key=lambda row: -(row.numbers.get(found.ranked_by) or 0))
-            every[name] = [
-                {key: value for key in ("model", "judge", "round") if (value := getattr(row, key, None)) is not None}
-                | {key: value for key, value in row.numbers.items() if value is not None}
-                for row in rows
-            ]  # fmt: skip
+                every[name] = [_ROWS[name].model_validate(row) for row in found.rows]
     return every
 
 
@@ -153,7 +169,7 @@ def _told(name: str, source: Path) -> Iterator[None]:
 
 
 def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
-    rows = [_AlpacaEval.model_validate(row) for row in found.rows]
+    rows = [AlpacaEval.model_validate(row) for row in found.rows]
     table = [(getattr(row, found.ranked_by, None), {
         "model": row.model, "judge": row.judge, **_round(row.round, found),
         "win-rate": f"{row.win_rate:.2f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.2f}"),
@@ -172,7 +188,7 @@ def _alpaca_eval(found: Leaderboard) -> dict[str, Any]:
 
 
 def _mt_bench(found: Leaderboard) -> dict[str, Any]:
-    rows = [_MtBench.model_validate(row) for row in found.rows]
+    rows = [MtBench.model_validate(row) for row in found.rows]
     table = [(row.score.mean if row.score else None, {
         "model": row.model, "judge": row.judge, **_round(row.round, found),
         "score": _score(row.score),
@@ -185,7 +201,7 @@ def _mt_bench(found: Leaderboard) -> dict[str, Any]:
     return {"rows": among, "order": "score", "remarks": remarks, "failures": []}
 
 
-def _unreadable(row: _MtBench) -> list[str]:
+def _unreadable(row: MtBench) -> list[str]:
     """Where, each place once."""
     turns: dict[Any, dict[int, None]] = {}
     for place in row.unreadable:
@@ -195,7 +211,7 @@ def _unreadable(row: _MtBench) -> list[str]:
 
 
 def _ifeval(found: Leaderboard) -> dict[str, Any]:
-    rows = [_Ifeval.model_validate(row) for row in found.rows]
+    rows = [Ifeval.model_validate(row) for row in found.rows]
     table = [(100 * row.prompt_strict.rate, {
         "model": row.model, **_round(row.round, found),
         "prompts, strict": _rate(row.prompt_strict),
@@ -231,8 +247,8 @@ def _ifeval(found: Leaderboard) -> dict[str, Any]:
 _MAKERS: dict[str, Callable[[Leaderboard], dict[str, Any]]] = {
     "alpaca-eval-1": _alpaca_eval, "alpaca-eval-2": _alpaca_eval, "mt-bench": _mt_bench, "ifeval": _ifeval,
 }  # fmt: skip
-_ROWS: dict[str, type[_AlpacaEval | _MtBench | _Ifeval]] = {
-    "alpaca-eval-1": _AlpacaEval, "alpaca-eval-2": _AlpacaEval, "mt-bench": _MtBench, "ifeval": _Ifeval,
+_ROWS: dict[str, type[BenchmarkRow]] = {
+    "alpaca-eval-1": AlpacaEval, "alpaca-eval-2": AlpacaEval, "mt-bench": MtBench, "ifeval": Ifeval,
 }  # fmt: skip
 
 
@@ -294,9 +310,9 @@ def _here(found: _Here) -> str:
     return f"{found.win_rate:.2f}" + (f" ({_percents(found.ci95, 1)})" if found.ci95 else "")
 
 
-def _score(found: _Score | None) -> str:
+def _score(found: Score | None) -> str:
     return "–" if found is None else f"{found.mean:.2f} ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
 
 
-def _rate(found: _Rate) -> str:
+def _rate(found: Rate) -> str:
     return f"{percent(found.rate, 1)} ({100 * found.ci95[0]:.1f} to {100 * found.ci95[1]:.1f})"

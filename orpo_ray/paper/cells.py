@@ -1,0 +1,36 @@
+"""How numbers of the paper's tables are written, and what they link to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orpo_ray.paper.outcomes import Outcomes
+from orpo_ray.paper.stages import Place
+from orpo_ray.paper.table import Source
+
+METHODS = {"sft": "SFT", "dpo": "SFT+DPO", "ppo": "SFT+PPO", "orpo": "ORPO"}
+"""As the paper calls them."""
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction, without the sign."""
+    return f"{100 * value:.{digits}f}"
+
+
+def with_sd(value: float, sd: float | None) -> str:
+    """As the paper's Tables 2 and 3 have it: `84.0 (0.62)`, of fractions."""
+    return percent(value) + ("" if sd is None else f" ({percent(sd, 2)})")
+
+
+def span(low: float, high: float) -> str:
+    """An interval of fractions."""
+    return f"{percent(low)} to {percent(high)}"
+
+
+def source(outcomes: Outcomes, place: Place, label: str) -> Source:
+    return Source(label, outcomes.link(place), outcomes.command(place))
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    listed = ", ".join(map(str, seeds))
+    return f"{len(seeds)} training seeds ({listed})" if len(seeds) > 1 else f"one training seed ({listed})"

@@ -1,0 +1,158 @@
+"""The paper's tables remade: win-rates of ORPO by data set and size (Tables 2 and 3), and what stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from orpo_ray.paper import published
+from orpo_ray.paper.benchmark_tables import alpaca_table, ifeval_table, mt_bench_table
+from orpo_ray.paper.cells import seeds_in_words, source, span, with_sd
+from orpo_ray.paper.further_tables import diversity_table, reward_table
+from orpo_ray.paper.outcomes import AGAINST, JUDGE, Contest, Outcomes
+from orpo_ray.paper.published import RewardWinRate
+from orpo_ray.paper.table import ALL, NOT_RUN, Cell, Number, Table
+from orpo_ray.paper.verdicts import on_contest
+
+_COLUMNS = {"sft": "vs SFT", "dpo": "vs SFT+DPO", "ppo": "vs SFT+PPO"}
+_OPT = "OPT-{}"
+
+
+def paper_tables(outcomes: Outcomes) -> list[Table]:
+    """All of them, in the paper's order; tables of its own kinds first for each data set."""
+    found = [alpaca_table(outcomes)]
+    for data in outcomes.stages.config.data:
+        for judge in outcomes.judges(data):
+            found += [win_rate_table(outcomes, data, judge), seeds_table(outcomes, data, judge)]
+        found.append(reward_table(outcomes, data))
+    return [*found, diversity_table(outcomes), ifeval_table(outcomes), mt_bench_table(outcomes)]
+
+
+def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:
+    """`name.csv`, `name.md` and `name.tex` of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [file for table in tables for file in table.write(folder)]
+
+
+def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
+    """Table 2 or 3, over all seeds, in the paper's layout. Only what the first judge says is held against the paper."""
+    config, of_paper = outcomes.stages.config, judge == outcomes.judges(data)[0]
+    rows, numbers = [], []
+    for size, row in config.sizes.items():
+        cells = [Cell(size, details=(f"the paper's {_OPT.format(row.paper)}",) if row.paper else ())]
+        for against in AGAINST:
+            contest = outcomes.contest(data, size, against, judge)
+            printed = _printed(outcomes, contest) if of_paper else None
+            cells.append(_cell(outcomes, contest, printed))
+            numbers += _numbers(outcomes, contest, printed)
+        rows.append(tuple(cells))
+    title = _title(outcomes, data, judge, "Win-rate of ORPO")
+    notes = [
+        f"Mean over {seeds_in_words(config.seeds)} and in brackets the standard deviation of the rounds' win-rates, as the paper "
+        "has it (the mean of the seeds'); below, its 95 % interval over seeds and prompts"
+        + (", the paper's number, and whether they agree." if of_paper else "."),
+        *_missing(outcomes, data, judge),
+    ]
+    return Table(
+        _name(outcomes, data, judge), title, ("Size", *_COLUMNS.values()), tuple(rows), tuple(numbers), tuple(notes)
+    )
+
+
+def seeds_table(outcomes: Outcomes, data: str, judge: str) -> Table:
+    """The numbers that `win_rate_table` is the mean of: a row for each size and seed."""
+    config = outcomes.stages.config
+    rows, numbers = [], []
+    for size in config.sizes:
+        contests = [outcomes.contest(data, size, against, judge) for against in AGAINST]
+        for seed in config.seeds:
+            cells = [_seed_cell(outcomes, contest, seed) for contest in contests]
+            rows.append((Cell(size), Cell(str(seed), numeric=True), *cells))
+        numbers += [
+            number for contest in contests for number in _numbers(outcomes, contest, None) if number.seed != ALL
+        ]
+    title = _title(outcomes, data, judge, "Win-rate of ORPO by seed")
+    note = (
+        "In brackets the standard deviation of the rounds' win-rates; below, the 95 % interval over prompts, which holds "
+        "for the models of that seed alone."
+    )
+    columns = ("Size", "Seed", *_COLUMNS.values())
+    return Table(f"{_name(outcomes, data, judge)}-seeds", title, columns, tuple(rows), tuple(numbers), (note,))
+
+
+def _printed(outcomes: Outcomes, contest: Contest) -> RewardWinRate | None:
+    """The paper's number, where the configuration names its place."""
+    config = outcomes.stages.config
+    data, size = config.data[contest.data].paper, config.sizes[contest.size].paper
+    return None if data is None or size is None else published.WIN_RATES[data, size, contest.against]
+
+
+def _cell(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None) -> Cell:
+    paper = () if printed is None else (f"paper {with_sd(printed.win_rate, printed.sd)}",)
+    sources = tuple(source(outcomes, each.place, f"seed {seed}") for seed, each in contest.seeds.items())
+    if contest.overall is None:
+        return Cell(NOT_RUN, details=paper, verdict=NOT_RUN if printed else "", why=contest.why_not)
+    verdict = on_contest(contest.overall, printed) if printed else None
+    interval = span(contest.overall.low, contest.overall.high)
+    text = with_sd(contest.overall.mean, contest.sd)
+    words = (verdict.word, verdict.why) if verdict else ("", "")
+    return Cell(text, True, (interval, *paper), *words, sources)
+
+
+def _seed_cell(outcomes: Outcomes, contest: Contest, seed: int) -> Cell:
+    if (found := contest.seeds.get(seed)) is None:
+        return Cell(NOT_RUN, why=contest.missing[seed])
+    interval = span(found.low, found.high)
+    of = source(outcomes, found.place, "evaluation")
+    return Cell(with_sd(found.win_rate, found.sd), True, (interval,), sources=(of,))
+
+
+def _numbers(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None) -> list[Number]:
+    """Of all seeds, then of each."""
+    place = Number(
+        "win_rate", data=contest.data, size=contest.size, method="orpo", against=contest.against, judge=contest.judge
+    )
+    links = {seed: outcomes.link(each.place) for seed, each in contest.seeds.items()}
+    mean, paper = contest.overall, {} if printed is None else {"paper": printed.win_rate, "paper_sd": printed.sd}
+    if mean is None:
+        overall = replace(place, seed=ALL, **paper, verdict=NOT_RUN)
+    else:
+        overall = replace(
+            place, seed=ALL, value=mean.mean, sd=contest.sd, low=mean.low, high=mean.high, prompts=mean.prompts or None,
+            rounds=contest.rounds, **paper, verdict=on_contest(mean, printed).word if printed else "",
+            folder=" ".join(links.values()),
+        )  # fmt: skip
+    own = [
+        replace(
+            place, seed=str(seed), value=each.win_rate, sd=each.sd, low=each.low, high=each.high, prompts=each.prompts,
+            rounds=each.rounds, folder=links[seed],
+        )
+        for seed, each in contest.seeds.items()
+    ]  # fmt: skip
+    return [overall, *own]
+
+
+def _name(outcomes: Outcomes, data: str, judge: str) -> str:
+    """`table-2` or `table-3` of what is held against it, with whose word it is if not the first judge's."""
+    paper = outcomes.stages.config.data[data].paper
+    name = f"win-rates-{data}" if paper is None else published.TABLES[paper]
+    return name if judge == outcomes.judges(data)[0] else f"{name}-by-{judge}"
+
+
+def _title(outcomes: Outcomes, data: str, judge: str, of: str) -> str:
+    config = outcomes.stages.config
+    paper = config.data[data].paper
+    held = f"Table {published.TABLES[paper].removeprefix('table-')}. " if paper else ""
+    by = f"the reward model of size {config.judge}" if judge == JUDGE and config.judge else judge
+    return f"{held}{of}, in %: {config.data[data].title}, judged by {by}"
+
+
+def _missing(outcomes: Outcomes, data: str, judge: str) -> list[str]:
+    """Each reason once, with the places that it keeps empty."""
+    found: dict[str, dict[str, None]] = {}
+    for size in outcomes.stages.config.sizes:
+        for against in AGAINST:
+            contest = outcomes.contest(data, size, against, judge)
+            for seed, why in contest.missing.items():
+                found.setdefault(why, {})[f"{size} {_COLUMNS[against]}, seed {seed}"] = None
+    return [f"Not run: {'; '.join(places)}: {why}." for why, places in found.items()]
