@@ -20,6 +20,8 @@ from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, VARIAB
 MODELS = ("#009e74", "#e69f01", "#332288", "#882255", "#56b4e9", "#7a5c00", "#cc79a8", "#000001")
 CARD = "#fffffe"
 """What figures stand on: it becomes a variable of the style sheet, and must not be the white of anything else."""
+ALL_VARIABLES = {**VARIABLES, **{colour: f"var(--model-{i})" for i, colour in enumerate(MODELS)}, CARD: "var(--card)"}
+"""What becomes of the colours of a page's figures, those of models included."""
 DATA_COLOURS = {"chosen": CHOSEN, "rejected": REJECTED}
 FEW_VALUES = 12
 """Rewards that are whole numbers, this many at most, are counts: a smooth density would invent values between."""
@@ -205,5 +207,4 @@ def short(label: str, longest: int = 24) -> str:
 
 def drawn(draw: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Markup:
     """`figures.svg` with the further colours of models as variables too."""
-    models = {colour: f"var(--model-{i})" for i, colour in enumerate(MODELS)}
-    return svg(draw, title, size, {**VARIABLES, **models, CARD: "var(--card)"})
+    return svg(draw, title, size, ALL_VARIABLES)

@@ -93,38 +93,49 @@ def _rated(model: str, rated: Rated) -> Row:
 
 def radar(judge: Judge, models: list[str], label: str) -> Markup | None:
     """The paper's Figure 10: mean ratings by category, an axis each. None for fewer than three categories."""
-    rated = {model: judge.rated[model].categories for model in models if model in judge.rated}
-    names = list(dict.fromkeys(name for found in rated.values() for name in found))
-    if len(names) < FEWEST_AXES:
+    if len(rated_categories(judge, models)) < FEWEST_AXES:
         return None
-    colour = colours(models)
-    angles = np.pi / 2 - 2 * np.pi * np.arange(len(names)) / len(names)
-    spokes = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (axes, 2)
 
     def draw(axes: Axes) -> None:
-        axes.set_aspect("equal")
-        axes.axis("off")
-        for level in range(2, int(HIGHEST) + 1, 2):
-            ring = _closed(spokes * level)
-            axes.plot(*ring.T, color=NEUTRAL, linewidth=0.5, alpha=0.6)
-            if level < HIGHEST:
-                axes.annotate(str(level), (0, level), (3, 1), textcoords="offset points", fontsize=7, color=NEUTRAL)
-        for name, (x, y) in zip(names, spokes, strict=True):
-            axes.plot([0, x * HIGHEST], [0, y * HIGHEST], color=NEUTRAL, linewidth=0.5, alpha=0.6)
-            side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
-            axes.annotate(
-                short(name, 16), (x * (HIGHEST + 0.6), y * (HIGHEST + 0.6)), ha=side, va="center", fontsize=8, color=INK
-            )
-        for model, found in rated.items():
-            means = [None if (mean := found.get(name)) is None else mean.mean for name in names]
-            values = np.array([np.nan if mean is None else mean for mean in means])
-            axes.plot(*_closed(spokes * values[:, None]).T, color=colour[model], marker="o", markersize=3,
-                      label=short(model))  # fmt: skip
-        axes.set_xlim(-HIGHEST - 6, HIGHEST + 6)
-        axes.set_ylim(-HIGHEST - 1.5, HIGHEST + 1.5)
+        draw_radar(axes, judge, models)
         legend(axes)
 
     return drawn(draw, f"Mean ratings by category, by {label}, a line for each model", (5.6, 4.2))
+
+
+def rated_categories(judge: Judge, models: list[str]) -> list[str]:
+    """Those that any of `models` has a mean rating in, or might have."""
+    rated = [judge.rated[model].categories for model in models if model in judge.rated]
+    return list(dict.fromkeys(name for found in rated for name in found))
+
+
+def draw_radar(axes: Axes, judge: Judge, models: list[str]) -> None:
+    """A line for each model, from 0 in the middle to 10; `models` says their colours too."""
+    rated = {model: judge.rated[model].categories for model in models if model in judge.rated}
+    names = rated_categories(judge, models)
+    colour = colours(models)
+    angles = np.pi / 2 - 2 * np.pi * np.arange(len(names)) / len(names)
+    spokes = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (axes, 2)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    for level in range(2, int(HIGHEST) + 1, 2):
+        ring = _closed(spokes * level)
+        axes.plot(*ring.T, color=NEUTRAL, linewidth=0.5, alpha=0.6)
+        if level < HIGHEST:
+            axes.annotate(str(level), (0, level), (3, 1), textcoords="offset points", fontsize=7, color=NEUTRAL)
+    for name, (x, y) in zip(names, spokes, strict=True):
+        axes.plot([0, x * HIGHEST], [0, y * HIGHEST], color=NEUTRAL, linewidth=0.5, alpha=0.6)
+        side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
+        axes.annotate(
+            short(name, 16), (x * (HIGHEST + 0.6), y * (HIGHEST + 0.6)), ha=side, va="center", fontsize=8, color=INK
+        )
+    for model, found in rated.items():
+        means = [None if (mean := found.get(name)) is None else mean.mean for name in names]
+        values = np.array([np.nan if mean is None else mean for mean in means])
+        axes.plot(*_closed(spokes * values[:, None]).T, color=colour[model], marker="o", markersize=3,
+                  label=short(model))  # fmt: skip
+    axes.set_xlim(-HIGHEST - 6, HIGHEST + 6)
+    axes.set_ylim(-HIGHEST - 1.5, HIGHEST + 1.5)
 
 
 def _closed(points: Any) -> Any:

@@ -6,7 +6,7 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -84,7 +84,7 @@ def draw_log_probs(axes: Axes, run: Run) -> None:
 def log_prob_limits(runs: Sequence[Run]) -> tuple[float, float] | None:
     """The y axis that holds every run's log-prob curves, with a margin."""
     names = ("logps_chosen", "logps_rejected", "eval_logps_chosen", "eval_logps_rejected")
-    parts = [_shown(run.series(name))[1] for run in runs for name in names]
+    parts = [smoothed(run.series(name))[1] for run in runs for name in names]
     values = np.concatenate(parts)
     values = values[np.isfinite(values)]
     if not values.size:
@@ -208,8 +208,8 @@ def points(axes: Axes, series: Series, colour: str, label: str, marker: str = "o
         )  # fmt: skip
 
 
-def _shown(series: Series) -> Series:
-    """What `curve` draws strongly, which is what the y axis must hold."""
+def smoothed(series: Series) -> Series:
+    """What `curve` draws strongly, which is what the y axis must hold: a running mean over a noisy metric."""
     steps, values = binned(series)
     return steps, _running_mean(values, max(1, len(values) // 25))
 
@@ -248,13 +248,20 @@ def legend(axes: Axes) -> None:
 def svg(
     draw: Callable[[Axes], None], title: str, size: tuple[float, float], variables: Mapping[str, str] = VARIABLES
 ) -> Markup:
+    """`page_svg` of a figure of one pair of axes."""
+    return page_svg(lambda figure: draw(figure.subplots()), title, size, variables)
+
+
+def page_svg(
+    paint: Callable[[Figure], None], title: str, size: tuple[float, float], variables: Mapping[str, str] = VARIABLES
+) -> Markup:
     """Draw into a fresh figure and return it as an `<svg>` element for a page, whatever texts are in it.
 
     `variables`: what becomes of its colours.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
+        paint(figure)
         _show_dollars(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -266,6 +273,19 @@ def svg(
     own = f"{zlib.crc32(text.encode()):08x}-"
     text = re.sub(r"<[^>]+>", lambda tag: _for_a_page(tag[0], own, variables), text)  # a label is not rewritten
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))
+
+
+def picture(paint: Callable[[Figure], None], size: tuple[float, float], kind: Literal["svg", "png"]) -> bytes:
+    """A file that stands alone, on white, and is the same bytes at every drawing. An SVG's letters are outlines, so that
+    it looks alike where other fonts are installed."""
+    with matplotlib.rc_context({**_STYLE, "svg.fonttype": "path"}):
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        paint(figure)
+        _show_dollars(figure)
+        buffer = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=180, metadata=metadata)
+    return buffer.getvalue()
 
 
 def _for_a_page(tag: str, own: str, variables: Mapping[str, str]) -> str:

@@ -1,0 +1,65 @@
+"""Figures 5 and 11: how the rewards of each method's answers are distributed, a panel for each size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from scipy.stats import gaussian_kde
+
+from orpo_ray.paper.figure_drawing import Drawing, Look, Panel, colour_entry, seed_entries
+from orpo_ray.report.evaluation_figures import colours
+from orpo_ray.report.evaluation_folder import Evaluation, Floats
+
+METHODS = {"sft": "SFT", "dpo": "SFT + DPO", "ppo": "SFT + PPO", "orpo": "ORPO"}
+_SHARPER = 0.5
+"""Of the bandwidth that Scott's rule gives, which is made for one normal hump and would melt two into it."""
+_POINTS = 240
+
+Rewards = Mapping[int, Mapping[str, Floats]]
+"""By seed and method, finite rewards `(responses,)`."""
+
+
+def rewards_of(evaluation: Evaluation, judge: str) -> dict[str, Floats]:
+    """By method, the finite rewards that `judge` gave its answers, of all rounds; methods without one are left out."""
+    answers, given = evaluation.responses, evaluation.responses.rewards[judge]
+    found = {method: given[(answers.models == method) & np.isfinite(given)] for method in METHODS}
+    return {method: rewards for method, rewards in found.items() if rewards.size}
+
+
+def rewards_drawing(sizes: Mapping[str, Rewards]) -> Drawing:
+    """By the panel's title, each size's rewards: the histogram of all seeds, and a density for each seed."""
+    seeds = sorted({seed for rewards in sizes.values() for seed in rewards})
+    present = {method for rewards in sizes.values() for own in rewards.values() for method in own}
+    colour = colours(list(METHODS))
+    entries: dict[str, Artist] = {METHODS[m]: colour_entry(colour[m]) for m in METHODS if m in present}
+    panels = [Panel(title, _panel(rewards, seeds, colour)) for title, rewards in sizes.items()]
+    return Drawing(panels, {**entries, **seed_entries(seeds)}, height=1.9)
+
+
+def _panel(rewards: Rewards, seeds: list[int], colour: Mapping[str, str]) -> Callable[[Axes], None]:
+    every = np.concatenate([own for by_method in rewards.values() for own in by_method.values()])
+    margin = 0.05 * max(float(np.ptp(every)), 1e-6)
+    x = np.linspace(every.min() - margin, every.max() + margin, _POINTS)
+
+    def draw(axes: Axes) -> None:
+        for method in METHODS:
+            own = {seed: by_method[method] for seed, by_method in rewards.items() if method in by_method}
+            if not own:
+                continue
+            together = np.concatenate(list(own.values()))
+            bins = int(np.clip(1.5 * np.sqrt(together.size), 8, 40))
+            edges = np.histogram_bin_edges(every, bins).tolist()
+            axes.hist(together, edges, density=True, color=colour[method], alpha=0.16)
+            for seed, values in own.items():
+                if values.size > 1 and float(np.ptp(values)) > 0:
+                    axes.plot(
+                        x, gaussian_kde(values, lambda kde: _SHARPER * kde.scotts_factor())(x), color=colour[method],
+                        linewidth=1.3, linestyle=Look.at(seeds.index(seed)).line,
+                    )  # fmt: skip
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="reward", ylabel="density")
+
+    return draw
