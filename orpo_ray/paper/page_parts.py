@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from orpo_ray.paper.figures import Figure
 from orpo_ray.paper.outcomes import Outcomes
 from orpo_ray.paper.table import ALL, NOT_RUN, Cell, Number, Source, Table
 from orpo_ray.report.numbers import number
@@ -56,7 +57,8 @@ class TableView:
 
     @property
     def has_numbers(self) -> bool:
-        return any(cell.numeric and cell.text != NOT_RUN for row in self.table.rows for cell in row[1:])
+        """Of ours, which come from stages; the paper's do not."""
+        return any(cell.sources for row in self.table.rows for cell in row)
 
     @property
     def has_plots(self) -> bool:
@@ -64,7 +66,7 @@ class TableView:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Line:
     """One number, or one figure, of the paper and whether ours agrees with it."""
 
     what: str
@@ -118,7 +120,7 @@ def plot_of(numbers: Sequence[Number]) -> Plot | None:
     return Plot(low, high, seeds, paper, said)
 
 
-def claims_of(view: TableView) -> list[Claim]:
+def lines_of(view: TableView) -> list[Line]:
     """A claim for each cell that is held against a number of the paper."""
     groups, found = _win_rates(view.table), []
     for row, views in zip(view.table.rows, view.rows, strict=True):
@@ -131,18 +133,39 @@ def claims_of(view: TableView) -> list[Claim]:
             ours = "" if cell.text == NOT_RUN else cell.text
             beside = tuple(part for part in (*cell.details, views[column].count) if part)
             found.append(
-                Claim(f"{row[0].text}: {said}", ours, beside, cell.verdict, cell.why, view.table.name)
+                Line(f"{row[0].text}: {said}", ours, beside, cell.verdict, cell.why, view.table.name)
             )
     return found
 
 
-def tally(claims: Iterable[Claim]) -> list[tuple[str, int]]:
-    """How many have each verdict, in the order of `VERDICTS`; verdicts that none has are left out."""
-    count = Counter(claim.verdict for claim in claims)
-    return [(word, count[word]) for word in (*VERDICTS, *sorted(set(count) - set(VERDICTS))) if count[word]]
+def grouped(lines: Sequence[tuple[str, Sequence[Line]]]) -> list[tuple[str, list[Line]]]:
+    """Titles and lines, without groups of which nothing was run: those are lines of a last group, one for each."""
+    found = [(title, list(own)) for title, own in lines if any(line.verdict != NOT_RUN for line in own)]
+    empty = [
+        Line(title, "", (f"{number(len(own))} number{'' if len(own) == 1 else 's'}",), NOT_RUN, _reasons(own), own[0].anchor)
+        for title, own in lines if own and all(line.verdict == NOT_RUN for line in own)
+    ]  # fmt: skip
+    return [*found, *([("Not run", empty)] if empty else [])]
 
 
-def not_run(tables: Iterable[Table]) -> dict[str, list[str]]:
+def _reasons(lines: Iterable[Line]) -> str:
+    return "; ".join(dict.fromkeys(line.why for line in lines))
+
+
+def tally(lines: Iterable[Line]) -> list[tuple[str, int]]:
+    """How many have each verdict, in the order of `VERDICTS`."""
+    count = Counter(line.verdict for line in lines)
+    return [(word, count[word]) for word in VERDICTS if count[word]]
+
+
+def lines_of_figures(figures: Iterable[Figure]) -> list[Line]:
+    return [
+        Line(figure.title, "", (), figure.verdict.word, figure.verdict.why, figure.name)
+        for figure in figures if figure.verdict is not None
+    ]  # fmt: skip
+
+
+def not_run(tables: Iterable[Table], figures: Iterable[Figure]) -> dict[str, list[str]]:
     """Each reason, with what it keeps from being there."""
     found: dict[str, list[str]] = {}
     for table in tables:
@@ -151,6 +174,9 @@ def not_run(tables: Iterable[Table]) -> dict[str, list[str]]:
                 if cell.why and cell.text == NOT_RUN:
                     place = f"{short_title(table)}, {row[0].text}, {table.columns[column]}"
                     found.setdefault(cell.why, []).append(place)
+    for figure in figures:
+        if figure.verdict is not None and figure.verdict.word == NOT_RUN:
+            found.setdefault(figure.verdict.why, []).append(figure.title)
     return found
 
 

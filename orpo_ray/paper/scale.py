@@ -95,7 +95,7 @@ def scale_of(outcomes: Outcomes) -> Scale:
     if JUDGE in config.methods and config.judge is not None:
         found = next(one for one in models if one.label == config.judge)
         count = "" if found.parameters is None else f" ({short_count(found.parameters)} parameters)"
-        judge = f"a reward model of size {found.label}{count}; the paper's is OPT-1.3B"
+        judge = f"a reward model of size {found.label}{count}"
     return Scale(models, data, config.seeds, judge)
 
 
