@@ -8,105 +8,148 @@ import numpy as np
 
 from orpo_ray.paper import published
 from orpo_ray.paper.cells import METHODS, seeds_in_words, source
-from orpo_ray.paper.outcomes import Outcomes
+from orpo_ray.paper.outcomes import ORPO, Outcomes
 from orpo_ray.paper.stages import Place
-from orpo_ray.paper.table import ALL, NOT_RUN, Cell, Number, Table
+from orpo_ray.paper.table import ALL, Cell, Number, Table
+from orpo_ray.paper.verdicts import Claim, Word, diversity
+from orpo_ray.report.evaluation_folder import Diversity
 
-_DATA_OWN = {"chosen": "chosen", "rejected": "rejected"}
-"""The data set's own responses, whose rewards are known too."""
+_NOT_RUN = Word.NOT_RUN.value
+_DATA_OWN = ("chosen", "rejected")
+"""The data set's own responses, whose rewards are known where it has any."""
+_COSINES = {"per_input_cosine": "per input", "across_input_cosine": "across inputs"}
 
 
 def reward_table(outcomes: Outcomes, data: str) -> Table:
     """Mean rewards on one data set: a row for each judging reward model, size and seed."""
     config = outcomes.stages.config
-    columns = {method: METHODS[method] for method in config.compared} | _DATA_OWN
+    found = {
+        (judge, Place("winrate", data, size, seed)): outcomes.rewards(data, size, seed, judge)
+        for judge in outcomes.judges(data) for size in config.sizes for seed in config.seeds
+    }  # fmt: skip
+    known = [name for name in _DATA_OWN if any(name in own for own in found.values())]
+    columns = {method: METHODS[method] for method in config.compared} | {name: name for name in known}
     rows, numbers = [], []
-    for judge in outcomes.judges(data):
-        for size in config.sizes:
-            for seed in config.seeds:
-                place = Place("winrate", data, size, seed)
-                found = outcomes.rewards(data, size, seed, judge)
-                if not found and not outcomes.missing(place):
-                    continue  # a judge in words gives no rewards
-                cells = []
-                for method in columns:
-                    own = found.get(method)
-                    if own is None or own.mean is None:
-                        why = outcomes.missing(place) or "none of its answers has a reward"
-                        cells.append(Cell(NOT_RUN if outcomes.missing(place) else "–", why=why))
-                        continue
-                    cells.append(Cell(f"{own.mean:.3f}", True, sources=(source(outcomes, place, "evaluation"),)))
-                    numbers.append(
-                        Number(
-                            "mean_reward", data=data, size=size, method=method, judge=judge, seed=str(seed),
-                            value=own.mean, folder=outcomes.link(place),
-                        )
-                    )  # fmt: skip
-                rows.append((Cell(judge), Cell(size), Cell(str(seed), numeric=True), *cells))
-    return Table(
-        f"rewards-{data}", f"Mean reward: {config.data[data].title}", ("Judge", "Size", "Seed", *columns.values()),
-        tuple(rows), tuple(numbers), ("A reward's zero and unit are its reward model's own.",),
-    )  # fmt: skip
+    for (judge, place), own in found.items():
+        if not own and not outcomes.missing(place):
+            continue  # a judge in words gives no rewards
+        cells = []
+        for method in columns:
+            if method not in own or own[method].mean is None:
+                cells.append(Cell(_NOT_RUN, why=outcomes.missing(place) or f"{method} has no answer with a reward"))
+                continue
+            value = own[method].mean
+            cells.append(Cell(f"{value:.3f}", True, sources=(source(outcomes, place, "evaluation"),)))
+            numbers.append(
+                Number(
+                    "mean_reward", data=data, size=place.size, method=method, judge=judge, seed=str(place.seed),
+                    value=value, folder=outcomes.link(place),
+                )
+            )  # fmt: skip
+        rows.append((Cell(judge), Cell(place.size), Cell(str(place.seed), numeric=True), *cells))
+    titles = ("Judge", "Size", "Seed", *columns.values())
+    note = "A reward's zero and unit are its reward model's own."
+    title = f"Mean reward: {config.data[data].title}"
+    return Table(f"rewards-{data}", title, titles, tuple(rows), tuple(numbers), (note,))
 
 
 def diversity_table(outcomes: Outcomes) -> Table:
-    """Table 4: cosines between embeddings of answers, over all seeds, ours and the paper's."""
+    """Table 4: cosines between embeddings of answers, over all seeds; whether ORPO stands to DPO as in the paper."""
     config = outcomes.stages.config
     rows: list[tuple[Cell, ...]] = []
     numbers: list[Number] = []
+    missing: dict[str, None] = {}
     for data in config.data:
         for size in config.sizes:
+            claims = dict(zip(_COSINES, _claims(outcomes, data, size), strict=True))
             for method in config.compared:
-                name = f"{config.data[data].title}, {size}, {METHODS[method]}"
-                cells = [_cosine(outcomes, data, size, method, key, numbers) for key in _COSINES]
-                rows.append((Cell(name), *cells))
+                cells = []
+                for key, claim in claims.items():
+                    values = _values(outcomes, data, size, method, key)
+                    why = "" if values else _why_not(outcomes, data, size, method)
+                    missing |= {f"Not run: {data}, {size}, {METHODS[method]}: {why}.": None} if why else {}
+                    own = Number(key, data=data, size=size, method=method)
+                    cells.append(_cosine(outcomes, own, values, claim if method == ORPO else None, why))
+                    numbers += _numbers(outcomes, own, values)
+                rows.append((Cell(f"{config.data[data].title}, {size}, {METHODS[method]}"), *cells))
+            numbers += [_less_dpo(key, data, size, claim) for key, claim in claims.items()]
     for printed in published.DIVERSITY:
-        values = (printed.per_input, printed.across_input)
-        rows.append((
-            Cell(f"{printed.model} {METHODS[printed.method]} (the paper's)"),
-            *(Cell(f"{value:.4f}", numeric=True) for value in values),
-        ))  # fmt: skip
-        numbers += [
-            Number(key, size=printed.model, method=printed.method, paper=value)
-            for key, value in zip(_COSINES, values, strict=True)
-        ]
+        values_of = {"per_input_cosine": printed.per_input, "across_input_cosine": printed.across_input}
+        name = f"{printed.model} {METHODS[printed.method]} (the paper's)"
+        rows.append((Cell(name), *(Cell(f"{value:.4f}", numeric=True) for value in values_of.values())))
+        numbers += [Number(key, size=printed.model, method=printed.method, paper=v) for key, v in values_of.items()]
     note = (
-        f"Mean pairwise cosine, lower where answers are more diverse; mean over {seeds_in_words(config.seeds)}, whose "
-        "own numbers stand below. The paper draws five answers to each of 160 AlpacaEval instructions; here they are the "
-        "answers that the win-rates are of."
+        "Mean pairwise cosine of answers to one prompt, and to different prompts: lower where they are more diverse; "
+        f"mean over {seeds_in_words(config.seeds)}, and below it each seed's own. The paper draws five answers to each "
+        "of 160 AlpacaEval instructions; these are the answers that the win-rates are of. Verdicts are on whether ORPO "
+        "stands to SFT+DPO as in the paper."
     )
-    return Table(
-        "table-4", "Table 4. Diversity of answers", ("Model", *_COSINES.values()), tuple(rows), tuple(numbers), (note,)
-    )
+    titles = ("Model", *_COSINES.values())
+    return Table("table-4", "Table 4. Diversity of answers", titles, tuple(rows), tuple(numbers), (note, *missing))
 
 
-_COSINES = {"per_input_cosine": "per input", "across_input_cosine": "across inputs"}
+def _claims(outcomes: Outcomes, data: str, size: str) -> tuple[Claim, Claim]:
+    """Of ORPO's cosines less DPO's, per input and across inputs."""
+    why = _why_not(outcomes, data, size, ORPO) or _why_not(outcomes, data, size, "dpo")
+    per_input, across_input = (_of_both(outcomes, data, size, key) for key in _COSINES)
+    return diversity(per_input, across_input, why)
 
 
-def _cosine(outcomes: Outcomes, data: str, size: str, method: str, key: str, numbers: list[Number]) -> Cell:
-    """A cell; its numbers go behind `numbers`."""
-    values: dict[int, float] = {}
-    why = ""
-    for seed in outcomes.stages.config.seeds:
-        found = outcomes.diversity(data, size, seed).get(method)
-        value = None if found is None else getattr(found, key)
-        if value is not None:
-            values[seed] = value
-        else:
-            missing = outcomes.missing(Place("winrate", data, size, seed))
-            no_embedder = found is not None and found.embedder is None
-            why = (
-                why or missing or ("nothing embeds answers (evaluation.embedder)" if no_embedder else "too few answers")
-            )
-    places = {seed: Place("winrate", data, size, seed) for seed in values}
-    own = Number(key, data=data, size=size, method=method)
+def _of_both(outcomes: Outcomes, data: str, size: str, key: str) -> tuple[list[float], list[float]] | None:
+    """ORPO's and DPO's, of the seeds that have both."""
+    orpo, dpo = (_values(outcomes, data, size, method, key) for method in (ORPO, "dpo"))
+    both = [seed for seed in orpo if seed in dpo]
+    return ([orpo[seed] for seed in both], [dpo[seed] for seed in both]) if both else None
+
+
+def _values(outcomes: Outcomes, data: str, size: str, method: str, key: str) -> dict[int, float]:
+    """By seed."""
+    found = {seed: _of(outcomes, data, size, method, seed) for seed in outcomes.stages.config.seeds}
+    values = {seed: getattr(own, key) for seed, own in found.items() if own is not None}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _of(outcomes: Outcomes, data: str, size: str, method: str, seed: int) -> Diversity | None:
+    return outcomes.diversity(data, size, seed).get(method)
+
+
+def _why_not(outcomes: Outcomes, data: str, size: str, method: str) -> str:
+    """Why a method has no cosines of any seed."""
+    if method not in outcomes.stages.config.compared:
+        return f"the configuration has no {method}"
+    first = outcomes.stages.config.seeds[0]
+    if why := outcomes.missing(Place("winrate", data, size, first)):
+        return why
+    own = _of(outcomes, data, size, method, first)
+    if own is not None and own.embedder is None:
+        return "the evaluation embeds no answers (embedder)"
+    return "it has too few answers"
+
+
+def _cosine(outcomes: Outcomes, own: Number, values: dict[int, float], claim: Claim | None, why: str) -> Cell:
+    """The mean over seeds; `claim`: what is said of it beside DPO's."""
+    word, said = ("", why) if claim is None else (claim.verdict.word.value, claim.verdict.why)
     if not values:
-        numbers.append(replace(own, seed=ALL, verdict=NOT_RUN))
-        return Cell(NOT_RUN, why=why)
-    links = {seed: outcomes.link(place) for seed, place in places.items()}
-    mean = float(np.mean(list(values.values())))
-    numbers.append(replace(own, seed=ALL, value=mean, folder=" ".join(links.values())))
-    numbers.extend(replace(own, seed=str(seed), value=value, folder=links[seed]) for seed, value in values.items())
-    details = (", ".join(f"{value:.4f}" for value in values.values()),) if len(values) > 1 else ()
-    sources = tuple(source(outcomes, place, f"seed {seed}") for seed, place in places.items())
-    return Cell(f"{mean:.4f}", True, details, why=why, sources=sources)
+        return Cell(_NOT_RUN, verdict=word, why=said)
+    each = (", ".join(f"{value:.4f}" for value in values.values()),) if len(values) > 1 else ()
+    sources = tuple(
+        source(outcomes, Place("winrate", own.data, own.size, seed), f"seed {seed}") for seed in values
+    )  # fmt: skip
+    return Cell(f"{np.mean(list(values.values())):.4f}", True, each, word, said, sources)
+
+
+def _numbers(outcomes: Outcomes, own: Number, values: dict[int, float]) -> list[Number]:
+    """Of all seeds, then of each."""
+    links = {seed: outcomes.link(Place("winrate", own.data, own.size, seed)) for seed in values}
+    if not values:
+        return [replace(own, seed=ALL, verdict=_NOT_RUN)]
+    mean = replace(own, seed=ALL, value=float(np.mean(list(values.values()))), folder=" ".join(links.values()))
+    return [mean, *(replace(own, seed=str(seed), value=values[seed], folder=links[seed]) for seed in values)]
+
+
+def _less_dpo(key: str, data: str, size: str, claim: Claim) -> Number:
+    """ORPO's less DPO's, by which the verdict goes."""
+    number = Number(f"{key}_difference", data=data, size=size, method=ORPO, against="dpo", seed=ALL)
+    number = replace(number, verdict=claim.verdict.word.value)
+    ours = claim.ours
+    return number if ours is None else replace(number, value=ours.mean, low=ours.low, high=ours.high)

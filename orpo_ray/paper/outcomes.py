@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from orpo_ray.config import EvaluationConfig, SweepConfig, read_yaml
+from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, read_yaml
 from orpo_ray.config.identity import other_settings
-from orpo_ray.config.paper import COMPARED
+from orpo_ray.config.paper import COMPARED, STAGES
 from orpo_ray.errors import UserError
 from orpo_ray.paper.stages import PaperStages, Place
 from orpo_ray.report.evaluation_folder import Diversity, Evaluation, Rewards, read_evaluation
@@ -42,7 +42,8 @@ JUDGE = "judge"
 """The label of the judging reward model of Tables 2 and 3."""
 _AS_WRITTEN = 1e-6
 """As near as the win-rate of `results.parquet` comes to that of `winrates.json`, if both are of the same evaluation."""
-_OWN_STAGES = re.compile(r"^.*/stages/")
+_COMMANDS = {TrainConfig: "train", SweepConfig: "sweep", EvaluationConfig: "evaluate"}
+_OWN_STAGES = re.compile(rf"^.*/{STAGES}/")
 """What stands before the name of a stage's folder: where the paper lies."""
 
 
@@ -111,6 +112,7 @@ class Outcomes:
         self._sweeps: dict[Place, Sweep | None] = {}
         self._evaluations: dict[Place, Evaluation | None] = {}
         self._asked: dict[Place, bytes] = {}
+        self._commands: dict[Place, str] = {}
         self._contests: dict[tuple[str, str, str, str], Contest] = {}
 
     # Where things are
@@ -127,13 +129,14 @@ class Outcomes:
     def command(self, place: Place) -> str:
         """What carries out the stage alone. Empty where its folder holds no configuration yet: only the paper's own
         command can begin it."""
-        own = self.stages.configs[place]
-        folder = Path(own.storage.path) / own.name  # as the paper's configuration has it, which a reader may type
-        file = folder / "config.yaml"
-        if not file.is_file():
-            return ""
-        name = "sweep" if isinstance(own, SweepConfig) else "evaluate" if isinstance(own, EvaluationConfig) else "train"
-        return again(name, folder, read_yaml(file), file.read_text(encoding="utf-8"))
+        if place not in self._commands:
+            own = self.stages.configs[place]
+            folder = Path(own.storage.path) / own.name  # as the paper's configuration has it, which a reader may type
+            file = folder / "config.yaml"
+            text = file.read_text(encoding="utf-8") if file.is_file() else ""
+            where = {"name": own.name, "storage": {"path": own.storage.path}}
+            self._commands[place] = again(_COMMANDS[type(own)], folder, where, text) if text else ""
+        return self._commands[place]
 
     # What is there
 

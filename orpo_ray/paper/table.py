@@ -16,7 +16,6 @@ from pathlib import Path
 
 from orpo_ray.storage.run_folder import write_atomically
 
-NOT_RUN = "not run"
 ALL = "all"
 """In place of a seed: the mean over seeds."""
 
@@ -74,6 +73,8 @@ class Number:
     """The paper's number."""
     paper_sd: float | None = None
     verdict: str = ""
+    holds_paper: bool | None = None
+    """Whether the paper's number lies in the interval."""
     folder: str = ""
     """Of the stage, relative to the page's; several are parted by a space."""
 
@@ -135,12 +136,14 @@ class Table:
         return [any(row[i].numeric for row in self.rows) for i in range(len(self.columns))]
 
 
-def _written(value: str | float | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else repr(value)
+def _written(value: str | float | bool | None) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value) if isinstance(value, str) else repr(value)
 
 
 def _lines_below(cell: Cell) -> Sequence[str]:
-    return [*cell.details, *([cell.verdict] if cell.verdict else [])]
+    return [*cell.details, *([cell.verdict] if cell.verdict not in ("", cell.text) else [])]
 
 
 def _piped(cells: Iterable[str]) -> str:

@@ -12,11 +12,11 @@ from orpo_ray.paper.cells import seeds_in_words, source, span, with_sd
 from orpo_ray.paper.further_tables import diversity_table, reward_table
 from orpo_ray.paper.outcomes import AGAINST, JUDGE, Contest, Outcomes
 from orpo_ray.paper.published import RewardWinRate
-from orpo_ray.paper.table import ALL, NOT_RUN, Cell, Number, Table
-from orpo_ray.paper.verdicts import on_contest
+from orpo_ray.paper.table import ALL, Cell, Number, Table
+from orpo_ray.paper.verdicts import Word, holds
+from orpo_ray.paper.verdicts import contest as verdict_on
 
 _COLUMNS = {"sft": "vs SFT", "dpo": "vs SFT+DPO", "ppo": "vs SFT+PPO"}
-_OPT = "OPT-{}"
 
 
 def paper_tables(outcomes: Outcomes) -> list[Table]:
@@ -40,7 +40,8 @@ def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
     config, of_paper = outcomes.stages.config, judge == outcomes.judges(data)[0]
     rows, numbers = [], []
     for size, row in config.sizes.items():
-        cells = [Cell(size, details=(f"the paper's {_OPT.format(row.paper)}",) if row.paper else ())]
+        beside = (f"the paper's OPT-{row.paper}",) if row.paper and of_paper else ()
+        cells = [Cell(size, details=beside)]
         for against in AGAINST:
             contest = outcomes.contest(data, size, against, judge)
             printed = _printed(outcomes, contest) if of_paper else None
@@ -48,10 +49,13 @@ def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
             numbers += _numbers(outcomes, contest, printed)
         rows.append(tuple(cells))
     title = _title(outcomes, data, judge, "Win-rate of ORPO")
+    told = (
+        ", the paper's number, whether it lies in that, and whether both say the same of who wins" if of_paper else ""
+    )
     notes = [
-        f"Mean over {seeds_in_words(config.seeds)} and in brackets the standard deviation of the rounds' win-rates, as the paper "
-        "has it (the mean of the seeds'); below, its 95 % interval over seeds and prompts"
-        + (", the paper's number, and whether they agree." if of_paper else "."),
+        f"Mean over {seeds_in_words(config.seeds)}, and in brackets the standard deviation of the rounds' win-rates, "
+        "which is what the paper has there (the mean of the seeds'); below, the mean's 95 % interval over seeds and "
+        f"prompts{told}.",
         *_missing(outcomes, data, judge),
     ]
     return Table(
@@ -73,8 +77,8 @@ def seeds_table(outcomes: Outcomes, data: str, judge: str) -> Table:
         ]
     title = _title(outcomes, data, judge, "Win-rate of ORPO by seed")
     note = (
-        "In brackets the standard deviation of the rounds' win-rates; below, the 95 % interval over prompts, which holds "
-        "for the models of that seed alone."
+        "In brackets the standard deviation of the rounds' win-rates; below, the 95 % interval over prompts, which "
+        "holds for the models of that seed alone."
     )
     columns = ("Size", "Seed", *_COLUMNS.values())
     return Table(f"{_name(outcomes, data, judge)}-seeds", title, columns, tuple(rows), tuple(numbers), (note,))
@@ -88,20 +92,22 @@ def _printed(outcomes: Outcomes, contest: Contest) -> RewardWinRate | None:
 
 
 def _cell(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None) -> Cell:
-    paper = () if printed is None else (f"paper {with_sd(printed.win_rate, printed.sd)}",)
     sources = tuple(source(outcomes, each.place, f"seed {seed}") for seed, each in contest.seeds.items())
-    if contest.overall is None:
-        return Cell(NOT_RUN, details=paper, verdict=NOT_RUN if printed else "", why=contest.why_not)
-    verdict = on_contest(contest.overall, printed) if printed else None
-    interval = span(contest.overall.low, contest.overall.high)
-    text = with_sd(contest.overall.mean, contest.sd)
-    words = (verdict.word, verdict.why) if verdict else ("", "")
-    return Cell(text, True, (interval, *paper), *words, sources)
+    ours = contest.overall
+    verdict = None if printed is None else verdict_on(ours, printed, contest.why_not)
+    word, why = ("", contest.why_not) if verdict is None else (verdict.word.value, verdict.why)
+    paper = "" if printed is None else f"paper {with_sd(printed.win_rate, printed.sd)}"
+    if ours is None:
+        return Cell(Word.NOT_RUN.value, details=(paper,) if paper else (), verdict=word, why=why, sources=sources)
+    if printed is not None:
+        paper += ", in it" if holds(ours, printed.win_rate) else ", not in it"
+    details = (span(ours.low, ours.high), paper) if paper else (span(ours.low, ours.high),)
+    return Cell(with_sd(ours.mean, contest.sd), True, details, word, why, sources)
 
 
 def _seed_cell(outcomes: Outcomes, contest: Contest, seed: int) -> Cell:
     if (found := contest.seeds.get(seed)) is None:
-        return Cell(NOT_RUN, why=contest.missing[seed])
+        return Cell(Word.NOT_RUN.value, why=contest.missing[seed])
     interval = span(found.low, found.high)
     of = source(outcomes, found.place, "evaluation")
     return Cell(with_sd(found.win_rate, found.sd), True, (interval,), sources=(of,))
@@ -113,15 +119,19 @@ def _numbers(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None
         "win_rate", data=contest.data, size=contest.size, method="orpo", against=contest.against, judge=contest.judge
     )
     links = {seed: outcomes.link(each.place) for seed, each in contest.seeds.items()}
-    mean, paper = contest.overall, {} if printed is None else {"paper": printed.win_rate, "paper_sd": printed.sd}
-    if mean is None:
-        overall = replace(place, seed=ALL, **paper, verdict=NOT_RUN)
-    else:
+    overall, ours = replace(place, seed=ALL), contest.overall
+    if ours is not None:
         overall = replace(
-            place, seed=ALL, value=mean.mean, sd=contest.sd, low=mean.low, high=mean.high, prompts=mean.prompts or None,
-            rounds=contest.rounds, **paper, verdict=on_contest(mean, printed).word if printed else "",
-            folder=" ".join(links.values()),
+            overall, value=ours.mean, sd=contest.sd, low=ours.low, high=ours.high, prompts=ours.prompts or None,
+            rounds=contest.rounds, folder=" ".join(links.values()),
         )  # fmt: skip
+    if printed is not None:
+        overall = replace(
+            overall, paper=printed.win_rate, paper_sd=printed.sd, verdict=verdict_on(ours, printed).word.value,
+            holds_paper=None if ours is None else holds(ours, printed.win_rate),
+        )  # fmt: skip
+    elif ours is None:
+        overall = replace(overall, verdict=Word.NOT_RUN.value)
     own = [
         replace(
             place, seed=str(seed), value=each.win_rate, sd=each.sd, low=each.low, high=each.high, prompts=each.prompts,
@@ -141,8 +151,8 @@ def _name(outcomes: Outcomes, data: str, judge: str) -> str:
 
 def _title(outcomes: Outcomes, data: str, judge: str, of: str) -> str:
     config = outcomes.stages.config
-    paper = config.data[data].paper
-    held = f"Table {published.TABLES[paper].removeprefix('table-')}. " if paper else ""
+    name, first = _name(outcomes, data, judge), judge == outcomes.judges(data)[0]
+    held = f"Table {name.removeprefix('table-')}. " if config.data[data].paper and first else ""
     by = f"the reward model of size {config.judge}" if judge == JUDGE and config.judge else judge
     return f"{held}{of}, in %: {config.data[data].title}, judged by {by}"
 

@@ -9,8 +9,8 @@ All seeds are tested on the same prompts, so the design is crossed: an outcome o
 - the bootstrap over prompts with all seeds' outcomes of a prompt together, as `winrate` has it, tells `B/P + E/(nP)`.
 
 What the second leaves out is A/n: the first less E/(nP), which is estimated by itself, or 0. Each side of the interval
-is as long as `sqrt((that of the prompts)² + t² A/n)`, t Student's with n - 1 degrees of freedom (parts added as in Zou &
-Donner 2008, Statistics in Medicine 27:1693-1702), and never shorter than that of the seeds alone,
+is as long as `sqrt((that of the prompts)² + t² A/n)`, t Student's with n - 1 degrees of freedom (parts added as in
+Zou & Donner 2008, Statistics in Medicine 27:1693-1702), and never shorter than that of the seeds alone,
 `t sqrt(A/n + E/(nP))`. So it is no shorter than either part would have it. In simulations of 2, 3 and 5 seeds it holds
 the truth in 94 to 99 % of cases, whatever A, B and E; with Satterthwaite's degrees of freedom for the summed variance,
 which is narrower, it was 88 % with two seeds that differ and 92 % with three.
@@ -112,15 +112,19 @@ def over_seeds(
 
 
 def of_means(means: Sequence[float]) -> Interval | None:
-    """Of one number per seed, whose prompts are not known: Student's, infinite where all are the same to the last
-    digit. None with fewer than two seeds. Raises `ValueError` for a number that is not finite."""
+    """Of one number per seed, whose prompts are not known: Student's, infinite where all are the same but for
+    rounding. None with fewer than two seeds. Raises `ValueError` for a number that is not finite."""
     found = np.asarray(means, dtype=np.float64)
     if not np.isfinite(found).all():
         raise ValueError("expected finite numbers, one of each seed")
     if len(found) < 2:
         return None
     mean = float(found.mean())
-    half = inf if np.ptp(found) == 0 else float(_quantile(len(found)) * found.std(ddof=1) / np.sqrt(len(found)))
+    half = (
+        inf
+        if np.ptp(found) <= _ALIKE * max(1.0, abs(mean))
+        else float(_quantile(len(found)) * found.std(ddof=1) / np.sqrt(len(found)))
+    )
     return Interval(mean, mean - half, mean + half, tuple(found.tolist()), 0)
 
 

@@ -30,11 +30,11 @@ OPENINGS = ["Thank you for asking.", "Sure.", "No idea.", "Let me think about th
 
 
 def make_evaluation(
-    folder: Path, models=("sft", "orpo", "dpo"), prompts: int = 60, rounds: int = 3, *, data: bool = True
+    folder: Path, models=("sft", "orpo", "dpo"), prompts: int = 60, rounds: int = 3, *, data: bool = True, seed: int = 0
 ) -> Path:
     """A folder such as a real evaluation leaves: two judges, one of whole numbers, and texts of every nasty kind."""
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     own = ("chosen", "rejected") if data else ()
     rows = []
     for prompt in range(prompts):

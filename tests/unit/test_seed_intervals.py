@@ -65,7 +65,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("repetitions", [400, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("repetitions", [250, pytest.param(2000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("case", CASES)
 def test_the_interval_covers_the_truth(case, seeds, repetitions):
@@ -73,7 +73,7 @@ def test_the_interval_covers_the_truth(case, seeds, repetitions):
     rng = np.random.default_rng(3)
     intervals = [over_seeds(won(rng, seeds, 100, between, shared), resamples=200, seed=i) for i in range(repetitions)]
     covered = np.mean([each.low <= 0.6 <= each.high for each in intervals])
-    assert covered >= 0.93
+    assert covered >= 0.945 - 2 * (0.945 * 0.055 / repetitions) ** 0.5  # as far as so many tell: 2,000, above 0.935
     if case == "only prompts" and seeds == 5:
         assert covered <= 0.985  # where seeds do not differ it is not much wider than it needs to be
 
