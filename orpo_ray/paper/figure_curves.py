@@ -15,6 +15,7 @@ from orpo_ray.report.sweep_folder import Sweep, Trial
 
 LAMBDA = "objective.lambda"
 LOG_ODDS_RATIO = "log_odds_ratio"
+MOST_PANELS = 6
 SIDES = {"chosen": CHOSEN, "rejected": REJECTED}
 
 Runs = Mapping[int, Run]
@@ -36,24 +37,34 @@ def contrast_drawing(of_probability: Runs, of_odds: Runs) -> Drawing:
     """Figure 8: log-probs under either loss, on the same axes."""
     seeds = sorted({*of_probability, *of_odds})
     panels = [
-        Panel(f"loss of the {name} ratio", _log_probs(runs, seeds))
+        Panel(f"trained with the {name} ratio", _log_probs(runs, seeds))
         for name, runs in (("probability", of_probability), ("odds", of_odds)) if runs
     ]  # fmt: skip
     return Drawing(panels, _entries(seeds), over_steps=True)
 
 
 def lambda_drawing(sweep: Sweep) -> Drawing:
-    """Figure 9: a panel for each λ, a line for each trial and side, at evaluations alone."""
-    values = sorted({float(trial.settings[LAMBDA]) for trial in sweep.numbers.trials})
-    panels = [Panel(f"λ = {value:g}", _trials(sweep, trials_at(sweep, value))) for value in values]
+    """Figure 9: a panel for each λ, of many those that lie evenly among them; a line for each trial and side, at
+    evaluations alone."""
+    weights = lambdas(sweep)
+    places = np.unique(np.linspace(0, len(weights) - 1, min(len(weights), MOST_PANELS)).round().astype(int))
+    panels = [Panel(f"λ = {weights[i]:g}", _trials(sweep, trials_at(sweep, weights[i]))) for i in places]
     return Drawing(panels, _entries([]), over_steps=True, height=1.9)
 
 
-def trials_at(sweep: Sweep, value: float) -> list[Trial]:
+def lambdas(sweep: Sweep) -> list[float]:
+    """Of trials that were evaluated, in rising order; none where λ is not swept."""
+    if LAMBDA not in sweep.numbers.dimensions:
+        return []
+    every = sorted({float(trial.settings[LAMBDA]) for trial in sweep.numbers.trials})
+    return [weight for weight in every if trials_at(sweep, weight)]
+
+
+def trials_at(sweep: Sweep, weight: float) -> list[Trial]:
     """Trials of one λ that were evaluated, in their order."""
     return [
         trial for trial in sweep.numbers.trials
-        if trial.settings[LAMBDA] == value and sweep.curve(trial, "eval_logps_chosen")
+        if trial.settings[LAMBDA] == weight and all(sweep.curve(trial, f"eval_logps_{side}") for side in SIDES)
     ]  # fmt: skip
 
 
@@ -109,5 +120,5 @@ def _training(axes: Axes, series: Series, colour: str, look: Look) -> None:
         axes.plot(steps, values, color=colour, linewidth=0.9, alpha=0.4, linestyle=look.line)
 
 
-def _entries(seeds: Sequence[int]) -> Mapping[str, Artist]:
-    return {**{side: colour_entry(colour) for side, colour in SIDES.items()}, **seed_entries(seeds)}
+def _entries(seeds: Sequence[int]) -> Sequence[Mapping[str, Artist]]:
+    return {side: colour_entry(colour) for side, colour in SIDES.items()}, seed_entries(seeds)

@@ -22,6 +22,8 @@ LINES = ("solid", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (5, 1.4, 1.4, 1.4)))
 MARKS = ("o", "s", "^", "D")
 _BESIDE = 3
 """Panels that a file has side by side."""
+_ACROSS, _LONG = 4, 12
+"""Entries of a legend above a panel, where their texts are no longer than so many characters."""
 _WIDTH = 4.2
 """Inches of a panel of a file."""
 
@@ -50,8 +52,8 @@ class Drawing:
     """A page stands the panels on each other, for a phone's width; a file sets them side by side."""
 
     panels: Sequence[Panel]
-    entries: Mapping[str, Artist]
-    """The legend's, by their text."""
+    entries: Sequence[Mapping[str, Artist]]
+    """The legend's, by their text; where there are columns enough each of these has rows of its own."""
     share_x: Shared = "all"
     share_y: Shared = "all"
     height: float = 2.3
@@ -95,27 +97,47 @@ class Drawing:
                 axes.tick_params(labelbottom=True)  # nothing may stand below it in a row that is not full
             if self.share_y == "all" and column:
                 axes.set_ylabel("")
-        if self.entries:
-            longest = max(map(len, self.entries))
-            across = (2 if longest > 20 else 3) if columns == 1 else 4 * columns
-            figure.legend(
-                list(self.entries.values()), list(self.entries), loc="outside upper left", ncols=across,
-                columnspacing=1.4, handlelength=2.4,
-            )  # fmt: skip
+        self._legend(figure, columns)
+
+    def _legend(self, figure: Figure, columns: int) -> None:
+        groups = [dict(group) for group in self.entries if group]
+        if not groups:
+            return
+        if columns > 1:
+            groups = [{text: entry for group in groups for text, entry in group.items()}]
+        most = _ACROSS * columns if max(map(len, groups[0])) <= _LONG else 2 * columns
+        across = min(most, max(map(len, groups)))
+        rows = [list(group.items())[i : i + across] for group in groups for i in range(0, len(group), across)]
+        padded = [[*row, *[("", _nothing())] * (across - len(row))] for row in rows]
+        by_column = [row[i] for i in range(across) for row in padded]  # matplotlib fills a legend column by column
+        figure.legend(
+            [entry for _, entry in by_column], [text for text, _ in by_column], loc="outside upper left", ncols=across,
+            columnspacing=1.2, handlelength=2.2,
+        )  # fmt: skip
 
 
 def colour_entry(colour: str) -> Line2D:
     return Line2D([], [], color=colour, linewidth=2.4)
 
 
-def seed_entries(seeds: Sequence[int]) -> dict[str, Artist]:
+def seed_entries(seeds: Sequence[int], *, marks: bool = True) -> dict[str, Artist]:
     """None where there is one seed alone, which needs no telling apart."""
     if len(seeds) < 2:
         return {}
-    return {f"seed {seed}": _line(Look.at(place)) for place, seed in enumerate(seeds)}
+    looks = {f"seed {seed}": Look.at(place) for place, seed in enumerate(seeds)}
+    return {
+        text: Line2D(
+            [],
+            [],
+            color=NEUTRAL,
+            linewidth=1.4,
+            linestyle=look.line,
+            marker=look.mark if marks else None,
+            markersize=3.5,
+        )
+        for text, look in looks.items()
+    }
 
 
-def _line(look: Look) -> Line2D:
-    return Line2D(
-        [], [], color=NEUTRAL, linewidth=1.4, linestyle=look.line, marker=look.mark, markersize=3.5
-    )  # fmt: skip
+def _nothing() -> Line2D:
+    return Line2D([], [], linestyle="")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from matplotlib.axes import Axes
+from functools import partial
 
 from orpo_ray.paper.figure_drawing import Drawing, Panel, colour_entry
 from orpo_ray.report.evaluation_figures import colours, short
@@ -27,16 +26,12 @@ def rating_judges(evaluation: Evaluation) -> dict[str, Judge]:
 
 
 def radar_drawing(judges: Mapping[str, tuple[Judge, list[str]]]) -> Drawing:
-    """By the panel's title, a judge's ratings and the models that it rated, which are the same in all panels."""
+    """By the panel's title, a judge's ratings and the models that were asked."""
     models = list(dict.fromkeys(model for _, rated in judges.values() for model in rated))
     colour = colours(models)
-
-    def panel(judge: Judge) -> Panel:
-        def draw(axes: Axes) -> None:
-            draw_radar(axes, judge, models)
-
-        return Panel("", draw)
-
-    panels = [Panel(title if len(judges) > 1 else "", panel(judge).draw) for title, (judge, _) in judges.items()]
+    panels = [
+        Panel(title if len(judges) > 1 else "", partial(draw_radar, judge=judge, models=models))
+        for title, (judge, _) in judges.items()
+    ]
     entries = {short(model): colour_entry(colour[model]) for model in models}
-    return Drawing(panels, entries, share_x="none", share_y="none", height=3.6)
+    return Drawing(panels, (entries,), share_x="none", share_y="none", height=3.6)

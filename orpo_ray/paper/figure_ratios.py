@@ -30,7 +30,7 @@ def draw_ratios(axes: Axes) -> None:
 
 def ratios_drawing() -> Drawing:
     entries: Mapping[str, Artist] = {_of(beta): colour_entry(colour) for beta, colour in BETAS.items()}
-    return Drawing((Panel("", draw_ratios),), {**entries, ODDS: colour_entry(REJECTED)})
+    return Drawing((Panel("", draw_ratios),), ({**entries, ODDS: colour_entry(REJECTED)},))
 
 
 def _of(beta: float) -> str:

@@ -9,24 +9,17 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from scipy.stats import gaussian_kde
 
+from orpo_ray.paper.cells import METHODS
 from orpo_ray.paper.figure_drawing import Drawing, Look, Panel, colour_entry, seed_entries
 from orpo_ray.report.evaluation_figures import colours
-from orpo_ray.report.evaluation_folder import Evaluation, Floats
+from orpo_ray.report.evaluation_folder import Floats
 
-METHODS = {"sft": "SFT", "dpo": "SFT + DPO", "ppo": "SFT + PPO", "orpo": "ORPO"}
-_SHARPER = 0.5
+_SHARPER = 0.7
 """Of the bandwidth that Scott's rule gives, which is made for one normal hump and would melt two into it."""
 _POINTS = 240
 
 Rewards = Mapping[int, Mapping[str, Floats]]
-"""By seed and method, finite rewards `(responses,)`."""
-
-
-def rewards_of(evaluation: Evaluation, judge: str) -> dict[str, Floats]:
-    """By method, the finite rewards that `judge` gave its answers, of all rounds; methods without one are left out."""
-    answers, given = evaluation.responses, evaluation.responses.rewards[judge]
-    found = {method: given[(answers.models == method) & np.isfinite(given)] for method in METHODS}
-    return {method: rewards for method, rewards in found.items() if rewards.size}
+"""By seed and method: rewards of whatever shape, NaN where there is none; at least one of each is finite."""
 
 
 def rewards_drawing(sizes: Mapping[str, Rewards]) -> Drawing:
@@ -36,17 +29,21 @@ def rewards_drawing(sizes: Mapping[str, Rewards]) -> Drawing:
     colour = colours(list(METHODS))
     entries: dict[str, Artist] = {METHODS[m]: colour_entry(colour[m]) for m in METHODS if m in present}
     panels = [Panel(title, _panel(rewards, seeds, colour)) for title, rewards in sizes.items()]
-    return Drawing(panels, {**entries, **seed_entries(seeds)}, height=1.9)
+    return Drawing(panels, (entries, seed_entries(seeds, marks=False)), height=1.9)
 
 
 def _panel(rewards: Rewards, seeds: list[int], colour: Mapping[str, str]) -> Callable[[Axes], None]:
-    every = np.concatenate([own for by_method in rewards.values() for own in by_method.values()])
+    found = {
+        seed: {method: own[np.isfinite(own)] for method, own in by_method.items()}
+        for seed, by_method in rewards.items()
+    }
+    every = np.concatenate([own for by_method in found.values() for own in by_method.values()])
     margin = 0.05 * max(float(np.ptp(every)), 1e-6)
     x = np.linspace(every.min() - margin, every.max() + margin, _POINTS)
 
     def draw(axes: Axes) -> None:
         for method in METHODS:
-            own = {seed: by_method[method] for seed, by_method in rewards.items() if method in by_method}
+            own = {seed: by_method[method] for seed, by_method in found.items() if method in by_method}
             if not own:
                 continue
             together = np.concatenate(list(own.values()))

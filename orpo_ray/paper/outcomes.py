@@ -192,6 +192,18 @@ class Outcomes:
         evaluation = self._winrate(data, size, seed)
         return {} if evaluation is None else evaluation.numbers.rewards.get(judge, {})
 
+    def scores(self, data: str, size: str, seed: int, method: str, judge: str = JUDGE) -> Floats | None:
+        """Rewards of a method's answers, `(prompts, rounds)`, NaN where none was given; None where there is no finished
+        evaluation, or `judge` is no reward model of it."""
+        evaluation = self._winrate(data, size, seed)
+        if (
+            evaluation is None
+            or judge not in evaluation.numbers.reward_models
+            or method not in evaluation.numbers.models
+        ):
+            return None
+        return _rewards(evaluation, method, judge)
+
     def diversity(self, data: str, size: str, seed: int) -> Mapping[str, Diversity]:
         """By method; empty where there is no evaluation."""
         evaluation = self._winrate(data, size, seed)

@@ -276,8 +276,8 @@ def page_svg(
 
 
 def picture(paint: Callable[[Figure], None], size: tuple[float, float], kind: Literal["svg", "png"]) -> bytes:
-    """A file that stands alone, on white, and is the same bytes at every drawing. An SVG's letters are outlines, so that
-    it looks alike where other fonts are installed."""
+    """A file that stands alone, on white, the same bytes at every drawing. An SVG's letters are outlines, so that it
+    looks alike where other fonts are installed."""
     with matplotlib.rc_context({**_STYLE, "svg.fonttype": "path"}):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         paint(figure)
