@@ -71,7 +71,7 @@ def write_paper(stages: PaperStages, failed: Mapping[str, str]) -> Path:
         ],
         missing=list(not_run([view.table for view in tables], figures).items()),
         stages=rows,
-        command=shlex.join(["orpo-ray", "paper", str(stages.folder / "config.yaml")]),
+        command=shlex.join(["orpo-ray", "paper", f"{stages.config.storage.path}/{stages.config.name}/config.yaml"]),
         configuration=stages.config.to_yaml(),
     )
     return write_page(folder / NAME, html)

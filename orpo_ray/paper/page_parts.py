@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from orpo_ray.paper.figures import Figure
+from orpo_ray.paper.figure import Figure
 from orpo_ray.paper.outcomes import Outcomes
-from orpo_ray.paper.table import ALL, NOT_RUN, Cell, Number, Source, Table
+from orpo_ray.paper.table import ALL, Cell, Number, Source, Table
+from orpo_ray.paper.verdicts import Word
 from orpo_ray.report.numbers import number
 
-VERDICTS = ("agrees", "differs", "cannot tell", NOT_RUN)
-"""In the order in which the page counts them."""
+NOT_RUN = Word.NOT_RUN.value
 WIN_RATE = "win_rate"
 _PAGE = "report.html"
 
@@ -153,14 +153,14 @@ def _reasons(lines: Iterable[Line]) -> str:
 
 
 def tally(lines: Iterable[Line]) -> list[tuple[str, int]]:
-    """How many have each verdict, in the order of `VERDICTS`."""
+    """How many have each verdict, in the order of `Word`."""
     count = Counter(line.verdict for line in lines)
-    return [(word, count[word]) for word in VERDICTS if count[word]]
+    return [(word.value, count[word.value]) for word in Word if count[word.value]]
 
 
 def lines_of_figures(figures: Iterable[Figure]) -> list[Line]:
     return [
-        Line(figure.title, "", (), figure.verdict.word, figure.verdict.why, figure.name)
+        Line(figure.title, "", (), figure.verdict.word.value, figure.verdict.why, figure.name)
         for figure in figures if figure.verdict is not None
     ]  # fmt: skip
 
@@ -175,7 +175,7 @@ def not_run(tables: Iterable[Table], figures: Iterable[Figure]) -> dict[str, lis
                     place = f"{short_title(table)}, {row[0].text}, {table.columns[column]}"
                     found.setdefault(cell.why, []).append(place)
     for figure in figures:
-        if figure.verdict is not None and figure.verdict.word == NOT_RUN:
+        if figure.verdict is not None and figure.verdict.word == Word.NOT_RUN:
             found.setdefault(figure.verdict.why, []).append(figure.title)
     return found
 
