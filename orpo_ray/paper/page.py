@@ -15,8 +15,8 @@ from orpo_ray.paper.outcomes import read_outcomes
 from orpo_ray.paper.page_parts import (
     StageRow,
     TableView,
-    lines_of,
     grouped,
+    lines_of,
     lines_of_figures,
     not_run,
     stage_rows,

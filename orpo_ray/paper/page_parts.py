@@ -132,9 +132,7 @@ def lines_of(view: TableView) -> list[Line]:
             said = _in_words(numbers, heading.removeprefix("vs ")) or heading
             ours = "" if cell.text == NOT_RUN else cell.text
             beside = tuple(part for part in (*cell.details, views[column].count) if part)
-            found.append(
-                Line(f"{row[0].text}: {said}", ours, beside, cell.verdict, cell.why, view.table.name)
-            )
+            found.append(Line(f"{row[0].text}: {said}", ours, beside, cell.verdict, cell.why, view.table.name))
     return found
 
 

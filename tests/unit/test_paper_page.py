@@ -117,7 +117,7 @@ def test_numbers_that_do_not_lie_as_cells_do_are_not_drawn_as_theirs(finished):
     turned = replace(table, rows=table.rows[::-1])
     view = table_view(turned, [], outcomes.page_folder)
     assert not view.has_plots
-    assert [line.what for line in lines_of(view)][0] == "large: vs SFT"
+    assert lines_of(view)[0].what == "large: vs SFT"
 
 
 def test_a_plot_stays_within_its_line_and_needs_an_interval():
@@ -150,7 +150,7 @@ def test_nothing_run_shows_no_number_of_ours(pages):
 def test_a_toy_is_not_taken_for_a_replication(finished, pages):
     for page in pages.values():
         head = page.read_text(encoding="utf-8").partition("</header>")[0]
-        assert "Not at the paper&#39;s scale: models of 1.0M and 1.0M parameters in place of OPT-125M and OPT-350M" in head
+        assert "Not at the paper&#39;s scale: models of 1.0M and 1.0M parameters in place of OPT-125M and" in head
         assert "at most 1/122 of the size" in head
         assert "invented world of requests (toy) in place of Anthropic HH-RLHF" in head
     scale = scale_of(read_outcomes(finished))
