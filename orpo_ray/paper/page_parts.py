@@ -140,10 +140,14 @@ def grouped(lines: Sequence[tuple[str, Sequence[Line]]]) -> list[tuple[str, list
     """Titles and lines, without groups of which nothing was run: those are lines of a last group, one for each."""
     found = [(title, list(own)) for title, own in lines if any(line.verdict != NOT_RUN for line in own)]
     empty = [
-        Line(title, "", (f"{number(len(own))} number{'' if len(own) == 1 else 's'}",), NOT_RUN, _reasons(own), own[0].anchor)
+        Line(title, "", (_counted(len(own), "number"),), NOT_RUN, _reasons(own), own[0].anchor)
         for title, own in lines if own and all(line.verdict == NOT_RUN for line in own)
     ]  # fmt: skip
     return [*found, *([("Not run", empty)] if empty else [])]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
 
 
 def _reasons(lines: Iterable[Line]) -> str:
@@ -208,8 +212,9 @@ def _win_rates(table: Table) -> Mapping[tuple[str, int], list[Number]]:
     own = [one for one in table.numbers if one.quantity == WIN_RATE]
     groups = [list(group) for _, group in groupby(own, lambda one: (one.data, one.size, one.against, one.judge))]
     places = [(row[0].text, column) for row in table.rows for column in range(1, len(row))]
-    alike = len(groups) == len(places) and all(group[0].size == row for group, (row, _) in zip(groups, places))
-    return dict(zip(places, groups, strict=True)) if alike else {}
+    if [group[0].size for group in groups] != [row for row, _ in places]:
+        return {}
+    return dict(zip(places, groups, strict=True))
 
 
 def _count(numbers: Sequence[Number]) -> str:
@@ -219,7 +224,7 @@ def _count(numbers: Sequence[Number]) -> str:
         return ""
     seeds = sum(one.seed != ALL and one.value is not None for one in numbers)
     prompts = overall.prompts or max((one.prompts or 0 for one in numbers), default=0)
-    parts = [f"{seeds} seed{'' if seeds == 1 else 's'}", f"{number(prompts)} prompts" if prompts else ""]
+    parts = [_counted(seeds, "seed"), _counted(prompts, "prompt") if prompts else ""]
     if overall.rounds is not None and overall.rounds > 1:
         parts.append(f"{overall.rounds} rounds")
     return ", ".join(part for part in parts if part)

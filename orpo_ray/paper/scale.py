@@ -75,8 +75,8 @@ class Scale:
             largest = max(one.share for one in small if one.share is not None)
             word = "a model" if len(small) == 1 else "models"
             found.append(
-                f"Not at the paper's scale: {word} of {here} parameters in place of {_listed([m.printed for m in small])}"
-                f", at most 1/{number(round(1 / largest))} of the size."
+                f"Not at the paper's scale: {word} of {here} parameters in place of "
+                f"{_listed([one.printed for one in small])}, at most 1/{number(round(1 / largest))} of the size."
             )
         if invented := [one for one in self.data if one.invented]:
             place = [one.printed for one in invented if one.printed]
