@@ -57,7 +57,7 @@ def _rank(rank: int, options: argparse.Namespace, folder: str) -> None:
     os.dup2(2, 1)  # what libraries print is no result
     import torch
 
-    from orpo_ray.config.loading import parse_config, read_yaml
+    from orpo_ray.config import parse_config, read_yaml
     from orpo_ray.data.prepare import prepare
     from orpo_ray.modeling.loading import load_tokenizer
     from orpo_ray.modeling.memory import set_recomputation

@@ -9,10 +9,11 @@ from orpo_ray.config.benchmark import BenchmarkConfig, load_benchmark
 from orpo_ray.config.data import DataConfig
 from orpo_ray.config.evaluation import EvaluationConfig
 from orpo_ray.config.evaluation_benchmark import EvaluationBenchmarkConfig
-from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config, read_yaml
+from orpo_ray.config.loading import load_as, load_config, parse_as, parse_config
 from orpo_ray.config.loop import LoopConfig, OptimConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig, SftConfig
 from orpo_ray.config.pipeline import Pipeline, load_pipeline
+from orpo_ray.config.reading import read_yaml
 from orpo_ray.config.rollouts import RolloutsConfig
 from orpo_ray.config.schema import LoraConfig, ModelConfig, ScalingConfig, StorageConfig, TrainConfig
 from orpo_ray.config.score import ScoreConfig

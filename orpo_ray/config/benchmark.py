@@ -18,8 +18,9 @@ from orpo_ray.config.evaluation_benchmark import (
     PipelineBenchmarkConfig,
     ScoringBenchmarkConfig,
 )
-from orpo_ray.config.loading import parse_as, read_yaml
+from orpo_ray.config.loading import parse_as
 from orpo_ray.config.objectives import OrpoConfig
+from orpo_ray.config.reading import read_yaml
 from orpo_ray.config.schema import StorageConfig, TrainConfig
 from orpo_ray.config.section import Count, FreeForm, Integer, Section
 from orpo_ray.errors import UserError

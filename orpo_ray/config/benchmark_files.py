@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orpo_ray.config.loading import read_yaml
 from orpo_ray.config.paths import expanded, require_place
+from orpo_ray.config.reading import read_yaml
 from orpo_ray.errors import UserError
 
 SHIPPED = Path(__file__).parent / "benchmarks"

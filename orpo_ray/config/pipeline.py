@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from orpo_ray.config.evaluation import EvaluationConfig, Label
-from orpo_ray.config.loading import parse_as, read_yaml
+from orpo_ray.config.loading import parse_as
 from orpo_ray.config.paths import expanded
+from orpo_ray.config.reading import read_yaml
 from orpo_ray.config.schema import StorageConfig, TrainConfig
 from orpo_ray.config.section import FreeForm, Section
 from orpo_ray.errors import UserError
@@ -51,7 +52,8 @@ def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> Pipel
     mapping = read_yaml(path)
     if isinstance(mapping.get("train"), dict):
         mapping["train"] = {label: _mapping(stage) for label, stage in mapping["train"].items()}
-    mapping["evaluate"] = _mapping(mapping.get("evaluate"))
+    if "evaluate" in mapping:
+        mapping["evaluate"] = _mapping(mapping["evaluate"])
     config = parse_as(PipelineConfig, mapping, overrides or [], origin=str(path))
     if EVALUATION in config.train:
         raise UserError(f"{path}: train.{EVALUATION}: the evaluation is called so; choose another label")

@@ -11,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.comparable import settings_of, unlike_data, unlike_length, varied
 from orpo_ray.config.evaluation import EvaluationConfig, Label
-from orpo_ray.config.loading import load_as, parse_as, read_yaml
+from orpo_ray.config.loading import load_as, parse_as
 from orpo_ray.config.metrics import REWARD, WIN_RATE, Direction, Metric, known_direction, require_choosing
+from orpo_ray.config.reading import read_yaml
 from orpo_ray.config.schema import StorageConfig, TrainConfig, WinRateConfig
 from orpo_ray.config.score import ScoreConfig
 from orpo_ray.config.section import Count, CountOrAuto, FreeForm, Integer, Number, Section

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from orpo_ray.config.loading import MAX_CHARACTERS, parse_yaml
+from orpo_ray.config.reading import MAX_CHARACTERS, parse_yaml
 from orpo_ray.errors import UserError
 
 README = "README.md"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from orpo_ray.paper.cells import METHODS
 from orpo_ray.paper.figure_drawing import Drawing, Panel, colour_entry
 from orpo_ray.report.evaluation_figures import colours, short
 from orpo_ray.report.evaluation_folder import Evaluation
@@ -33,5 +34,5 @@ def radar_drawing(judges: Mapping[str, tuple[Judge, list[str]]]) -> Drawing:
         Panel(title if len(judges) > 1 else "", partial(draw_radar, judge=judge, models=models))
         for title, (judge, _) in judges.items()
     ]
-    entries = {short(model): colour_entry(colour[model]) for model in models}
+    entries = {METHODS.get(model, short(model)): colour_entry(colour[model]) for model in models}
     return Drawing(panels, (entries,), share_x="none", share_y="none", height=3.6)

@@ -234,6 +234,8 @@ class Outcomes:
         own = self.stages.configs[place]
         if isinstance(own, EvaluationConfig) and (others := _other_settings(own, folder / "config.yaml")):
             return f"not begun: what is in its folder has other settings ({', '.join(others)})"
+        if isinstance(own, TrainConfig) and not _has_whole_line(folder / "metrics.jsonl"):
+            return "not finished: no step yet"
         status = read_status(folder)
         if status.state == "finished":
             return ""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from orpo_ray.paper import published
 from orpo_ray.paper.benchmark_tables import alpaca_table, ifeval_table, mt_bench_table
@@ -20,19 +19,13 @@ _COLUMNS = {"sft": "vs SFT", "dpo": "vs SFT+DPO", "ppo": "vs SFT+PPO"}
 
 
 def paper_tables(outcomes: Outcomes) -> list[Table]:
-    """All of them, in the paper's order; tables of its own kinds first for each data set."""
+    """All of them, in the paper's order; behind Tables 2 and 3 their seeds' numbers, and mean rewards."""
     found = [alpaca_table(outcomes)]
     for data in outcomes.stages.config.data:
         for judge in outcomes.judges(data):
             found += [win_rate_table(outcomes, data, judge), seeds_table(outcomes, data, judge)]
         found.append(reward_table(outcomes, data))
     return [*found, diversity_table(outcomes), ifeval_table(outcomes), mt_bench_table(outcomes)]
-
-
-def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:
-    """`name.csv`, `name.md` and `name.tex` of each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [file for table in tables for file in table.write(folder)]
 
 
 def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
@@ -158,11 +151,22 @@ def _title(outcomes: Outcomes, data: str, judge: str, of: str) -> str:
 
 
 def _missing(outcomes: Outcomes, data: str, judge: str) -> list[str]:
-    """Each reason once, with the places that it keeps empty."""
-    found: dict[str, dict[str, None]] = {}
+    """Each reason once, with the sizes, columns and seeds that it keeps empty."""
+    found: dict[str, dict[tuple[str, int], list[str]]] = {}
     for size in outcomes.stages.config.sizes:
         for against in AGAINST:
-            contest = outcomes.contest(data, size, against, judge)
-            for seed, why in contest.missing.items():
-                found.setdefault(why, {})[f"{size} {_COLUMNS[against]}, seed {seed}"] = None
-    return [f"Not run: {'; '.join(places)}: {why}." for why, places in found.items()]
+            for seed, why in outcomes.contest(data, size, against, judge).missing.items():
+                found.setdefault(why, {}).setdefault((size, seed), []).append(_COLUMNS[against])
+    return [f"Not run: {'; '.join(_places(kept))}: {why}." for why, kept in found.items()]
+
+
+def _places(kept: Mapping[tuple[str, int], Sequence[str]]) -> list[str]:
+    """`small vs SFT+PPO, seeds 1, 2`; without columns where it is all of them."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for (size, seed), columns in kept.items():
+        which = "" if len(columns) == len(_COLUMNS) else f" {', '.join(columns)}"
+        seeds.setdefault((size, which), []).append(seed)
+    return [
+        f"{size}{which}, seed{'s' if len(own) > 1 else ''} {', '.join(map(str, own))}"
+        for (size, which), own in seeds.items()
+    ]  # fmt: skip

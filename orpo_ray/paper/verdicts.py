@@ -373,4 +373,6 @@ def _win_rate(ours: Interval) -> str:
 
 
 def _signed(ours: Interval) -> str:
+    if not np.isfinite(ours.low):
+        return f"{number(ours.mean)} ({_seeds(ours)}, all alike, which tells no interval)"
     return f"{number(ours.mean)} ({number(ours.low)} to {number(ours.high)}, {_seeds(ours)})"

@@ -120,11 +120,8 @@ def of_means(means: Sequence[float]) -> Interval | None:
     if len(found) < 2:
         return None
     mean = float(found.mean())
-    half = (
-        inf
-        if np.ptp(found) <= _ALIKE * max(1.0, abs(mean))
-        else float(_quantile(len(found)) * found.std(ddof=1) / np.sqrt(len(found)))
-    )
+    alike = np.ptp(found) <= _ALIKE * max(1.0, abs(mean))
+    half = inf if alike else float(_quantile(len(found)) * found.std(ddof=1) / np.sqrt(len(found)))
     return Interval(mean, mean - half, mean + half, tuple(found.tolist()), 0)
 
 

@@ -10,7 +10,7 @@ import yaml
 from evaluation_run import change, make_evaluation
 from test_report import make_run
 
-from orpo_ray.config import parse_as
+from orpo_ray.config import EvaluationConfig, parse_as
 from orpo_ray.config.paper import PaperConfig
 from orpo_ray.paper.stages import PaperStages, Place
 
@@ -48,10 +48,10 @@ def finish(stages: PaperStages, *places: Place) -> None:
     """Leave in each stage's folder what it leaves when it has finished."""
     for place in places:
         folder = stages.folder_of(place)
-        if place.kind == "winrate":
-            assert place.seed is not None
-            make_evaluation(folder, METHODS, prompts=40, seed=place.seed + 10 * (place.size == "large"))
-            _as_the_paper_names_it(folder, place.seed)
+        if isinstance(stages.configs[place], EvaluationConfig):
+            seed = place.seed or 0
+            make_evaluation(folder, METHODS, prompts=40, seed=seed + 10 * (place.size == "large"))
+            _as_the_paper_names_it(folder, seed)
         else:
             make_run(folder, objective="orpo" if place.kind == "orpo" else "sft")
         (folder / "config.yaml").write_text(stages.configs[place].to_yaml())

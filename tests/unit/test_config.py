@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,21 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orpo_ray.config import OrpoConfig, SftConfig, TrainConfig, load_config, parse_config
+from orpo_ray.config import (
+    EvaluationConfig,
+    OrpoConfig,
+    ScoreConfig,
+    SftConfig,
+    TrainConfig,
+    load_as,
+    load_benchmark,
+    load_config,
+    load_pipeline,
+    load_sweep,
+    parse_config,
+)
 from orpo_ray.config.identity import identity
+from orpo_ray.config.paper import load_paper
 from orpo_ray.errors import UserError
 
 MINIMAL = "name: run\nmodel: {name_or_path: toy}\ndata: {train: toy}\n"
@@ -142,11 +157,48 @@ def test_deepspeed_is_told_the_rest(file: Path) -> None:
     assert load_config(file, [f"train.deepspeed={own}"]).train.deepspeed["communication_data_type"] == "bf16"
 
 
-def test_the_message_counts_further_problems(file: Path) -> None:
-    assert mistake(file, "optim.lr=0", "seed=-1", "train.epochs=0").endswith("(and 2 more problems)")
-    assert mistake(file, "data={trian: toy}") == (
-        "unknown key data.trian; did you mean data.train? (and 1 more problem)"
+def test_all_mistakes_are_told_in_the_order_in_which_they_were_typed(file: Path) -> None:
+    assert mistake(file, "scaling.num_workers=zero", "seed=-1", "tran.x=1", "data={trian: toy}") == (
+        "unknown key data.trian; did you mean data.train?; "  # and not that data.train is missing
+        "scaling.num_workers: should be a valid integer, unable to parse string as an integer, or a list (got 'zero'); "
+        "seed: should be greater than or equal to 0 (got -1); unknown key tran; did you mean train?"
     )
+    many = [f"train.{key}=0" for key in ("epochs", "max_steps", "global_batch_size", "tokens_per_microbatch")]
+    assert mistake(file, "optim.lr=0", *many, "seed=-1", "data=3").endswith("(got 0) (and 2 more problems)")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("scaling.num_workers=[1, x]",
+         "scaling.num_workers.1: should be a valid integer, unable to parse string as an integer (got 'x')"),
+        ("scaling.cpus_per_worker=x",
+         "scaling.cpus_per_worker: should be a valid number, unable to parse string as a number, or 'auto' (got 'x')"),
+    ],
+)  # fmt: skip
+def test_what_may_be_of_several_kinds_is_told_as_one(file: Path, override: str, message: str) -> None:
+    assert mistake(file, override) == message
+
+
+def test_a_configuration_of_something_else_is_told_as_that() -> None:
+    configs = Path(__file__).resolve().parents[2] / "configs"
+    files = {
+        "toy-orpo": "a training run: orpo-ray train", "toy-winrate": "an evaluation: orpo-ray evaluate",
+        "score-toy": "scores: orpo-ray score", "toy-sweep": "a sweep: orpo-ray sweep",
+        "toy-pipeline": "a pipeline: orpo-ray pipeline", "paper/hh": "the paper remade: orpo-ray paper",
+        "bench/hh-opt-52m": "a benchmark: orpo-ray bench",
+    }  # fmt: skip
+    loaders: dict[str, Callable[[Path], object]] = {
+        "train": load_config, "evaluate": partial(load_as, EvaluationConfig), "score": partial(load_as, ScoreConfig),
+        "sweep": load_sweep, "pipeline": load_pipeline, "paper": load_paper, "bench": load_benchmark,
+    }  # fmt: skip
+    for name, words in files.items():
+        path = configs / f"{name}.yaml"
+        for command, load in loaders.items():
+            if not words.endswith(f" {command}"):
+                with pytest.raises(UserError) as error:
+                    load(path)
+                assert str(error.value) == f"{path}: is the configuration of {words}"
 
 
 def test_comparisons_suit_the_objective(file: Path) -> None:

@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orpo_ray.config import BenchmarkConfig, EvaluationConfig, ScoreConfig, TrainConfig, load_as, load_config, read_yaml
-from orpo_ray.config.loading import MAX_CHARACTERS, parse_as
+from orpo_ray.config.loading import parse_as
+from orpo_ray.config.reading import MAX_CHARACTERS
 from orpo_ray.config.section import Section
 from orpo_ray.errors import UserError
 

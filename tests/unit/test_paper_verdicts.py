@@ -147,7 +147,9 @@ def test_pairs_of_several_seeds_are_no_surer_than_the_seeds():
 
 
 def test_seeds_that_are_all_the_same_tell_nothing():
-    assert words(figure_3(ends(-2.5, 0.3, spread=0), ends(-2.5, 0.3, spread=0))) == [CANNOT_TELL, CANNOT_TELL]
+    claims = figure_3(ends(-2.5, 0.3, spread=0), ends(-2.5, 0.3, spread=0))
+    assert words(claims) == [CANNOT_TELL, CANNOT_TELL]
+    assert "0.300 (3 seeds, all alike, which tells no interval)" in claims[0].verdict.why
 
 
 def test_figure_7_the_ratio_grows_and_the_rejected_fall():
@@ -171,13 +173,9 @@ def test_figure_8_is_paired_by_seed():
 
 
 def test_figure_9_over_seeds_compares_the_largest_weight_with_the_smallest():
-    runs = [
-        Weighted(weight, chosen=ends(-2, 1.2 - weight / 10), rejected=ends(-2, 1 - 2 * weight)) for weight in (1.0, 0.1)
-    ]
-    claims = figure_9(runs)
-    assert words(claims) == [AGREES, CANNOT_TELL]  # chosen less rejected is the same in all seeds: no spread is known
-    runs[0] = Weighted(1.0, chosen=ends(-2, 1.1, spread=0.02), rejected=ends(-2, -1))
-    claims = figure_9(runs)
+    low = Weighted(0.1, chosen=ends(-2, 1.19), rejected=ends(-2, 0.8))
+    assert words(figure_9([Weighted(1.0, ends(-2, 1.1), ends(-2, -1)), low])) == [CANNOT_TELL, CANNOT_TELL]  # all alike
+    claims = figure_9([Weighted(1.0, ends(-2, 1.1, spread=0.05), ends(-2, -1, spread=0.02)), low])
     assert words(claims) == [AGREES, AGREES]
     assert claims[0].verdict.why.startswith("Rejected log-prob at the end, at λ = 1 less at λ = 0.1: −1.8")
     assert "−1.16 at 0.1, −2.32 at 0.5, −2.19 at 1" in claims[0].verdict.why
