@@ -16,10 +16,12 @@ import yaml
 from chromium import CHROMIUM, Chromium
 from evaluation_run import make_evaluation
 from fuzzing import FACTOR
+from paper_folders import finish, paper_stages
 from test_report import make_run
 from test_sweep_results import STEPS, config, write_run
 
 import orpo_ray
+from orpo_ray.paper.page import write_paper
 from orpo_ray.report import write_comparison, write_evaluation_report, write_report, write_sweep_report
 from orpo_ray.report.figures import svg
 from orpo_ray.tuning.folder import SweepFolder
@@ -113,9 +115,21 @@ def page_of_runs(folder: Path, text: str) -> Path:
     return write_comparison(runs)
 
 
+def page_of_a_paper(folder: Path, text: str) -> Path:
+    """Whose data set, base model and failures are hostile."""
+    world = {"paper": "hh", "title": text, "evaluation": {"prompts": {"source": "toy-test"}}}
+    sizes = {"small": {"base": text, "paper": "125M"}}
+    stages = paper_stages(
+        folder, seeds=[1, 2], sizes=sizes, data={"world": world}, judge="small",
+        figures={"data": "world", "size": "small"},
+    )  # fmt: skip
+    finish(stages, *(place for place in stages.configs if place.seed in (None, 1)))
+    return write_paper(stages, {"world-small-ppo-2": text})
+
+
 PAGES: dict[str, Callable[[Path, str], Path]] = {
     "run.html": page_of_a_run, "evaluation.html": page_of_an_evaluation, "sweep.html": page_of_a_sweep,
-    "comparison.html": page_of_runs,
+    "comparison.html": page_of_runs, "paper.html": page_of_a_paper,
 }  # fmt: skip
 """By template: draws a page all of whose texts are hostile."""
 
@@ -132,6 +146,7 @@ TRIED = {
     "evaluation.html": together(HOSTILE[:6]),
     "sweep.html": together(HOSTILE[:8]),
     "comparison.html": together(HOSTILE),
+    "paper.html": together(HOSTILE),
 }
 
 
@@ -143,6 +158,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
         (kind, text): draw(place / f"{kind}-{i}", text)
         for kind, draw in PAGES.items() for i, text in enumerate(TRIED[kind])
     }  # fmt: skip
+
+
+OWN_LINK = re.compile(r"#[\w-]+|[\w-]+\.(csv|md|tex|svg|png)|\.\./stages/[\w-]+/(report\.html)?")
+"""What the page of a paper links to: places on it, its files, its stages."""
 
 
 class Elements(HTMLParser):
@@ -166,7 +185,8 @@ class Elements(HTMLParser):
         return [
             (tag, attributes)
             for tag, attributes in self.found
-            if tag in {"img", "iframe", "object", "base", "form", "a"}
+            if tag in {"img", "iframe", "object", "base", "form"}
+            or (tag == "a" and not OWN_LINK.fullmatch(attributes.get("href") or ""))
             or any(name.startswith("on") or name == "autofocus" for name in attributes)
             or attributes.get("http-equiv") == "refresh"
         ]
@@ -238,8 +258,10 @@ def test_a_figure_shows_a_label_as_it_is(text: str, tmp_path: Path) -> None:
     assert not any("$" in each for each in figure.texts if text not in each), "powers of ten are drawn as such"
 
 
-BROUGHT_IN = """(element) => [...element.attributes].some((each) => each.name.startsWith("on"))
-    || ["IMG", "IFRAME", "OBJECT", "BASE", "FORM", "A"].includes(element.tagName)"""
+BROUGHT_IN = f"""(element) => [...element.attributes].some((each) => each.name.startsWith("on"))
+    || ["IMG", "IFRAME", "OBJECT", "BASE", "FORM"].includes(element.tagName)
+    || element.tagName === "A"
+        && !new RegExp({json.dumps(f"^({OWN_LINK.pattern})$")}).test(element.getAttribute("href"))"""
 
 
 @pytest.fixture(scope="module")

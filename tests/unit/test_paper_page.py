@@ -1,0 +1,212 @@
+"""The page of the paper remade: from folders as stages leave them, all of them, some, and none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chromium import CHROMIUM, Chromium
+from paper_folders import finish, finish_all, paper_stages
+from test_report import Page
+
+from orpo_ray.config.schema import ModelConfig
+from orpo_ray.paper.outcomes import read_outcomes
+from orpo_ray.paper.page import write_paper
+from orpo_ray.paper.page_parts import Line, grouped, lines_of, plot_of, table_view, tally
+from orpo_ray.paper.scale import parameters, scale_of, short_count
+from orpo_ray.paper.stages import PaperStages
+from orpo_ray.paper.table import ALL, Number
+from orpo_ray.paper.tables import win_rate_table
+
+WHY = "CUDA out of memory <b>at</b> step 12"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> PaperStages:
+    return finish_all(paper_stages(tmp_path_factory.mktemp("all")))
+
+
+@pytest.fixture(scope="module")
+def pages(finished, tmp_path_factory) -> dict[str, Path]:
+    """Of a paper all of whose stages have finished; of one of which some have, and one has failed; of one that has not
+    begun."""
+    some = paper_stages(tmp_path_factory.mktemp("some"))
+    finish(some, *(place for place in some.configs if place.seed != 3 and place.size != "large"))
+    none = paper_stages(tmp_path_factory.mktemp("none"))
+    return {
+        "all": write_paper(finished, {}), "some": write_paper(some, {"world-large-ppo-1": WHY}),
+        "none": write_paper(none, {}),
+    }  # fmt: skip
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r'<a href="([^"]*)"', page.read_text(encoding="utf-8"))
+
+
+def words(page: Path) -> dict[str, int]:
+    """How many have each verdict, as the page counts them."""
+    head = page.read_text(encoding="utf-8").partition("</header>")[0]
+    return {word: int(count) for count, word in re.findall(r'<span>(\d+) <span class="[^"]*">([^<]*)</span>', head)}
+
+
+@pytest.mark.parametrize("state", ["all", "some", "none"])
+def test_every_link_leads_somewhere_that_is_there_and_nothing_is_loaded(pages, state):
+    page = Page(pages[state])
+    found = links(pages[state])
+    assert page.loads, "the page links to its files"
+    for link in found:
+        if link.startswith("#"):
+            assert page.ids.count(link[1:]) == 1, link
+        else:
+            assert not link.startswith("/") and ":" not in link
+            assert (pages[state].parent / link).exists(), link
+    assert {load for load in page.loads if not load.startswith("#")} <= set(found)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert len(page.ids) == len(set(page.ids))
+    source = pages[state].read_text(encoding="utf-8")
+    assert not re.search(r"url\((?!#|&quot;#)", source) and "@import" not in source
+
+
+def test_every_table_and_figure_is_written_and_linked(pages):
+    folder = pages["all"].parent
+    found = {link for link in links(pages["all"]) if "/" not in link and not link.startswith("#")}
+    assert found == {file.name for file in folder.iterdir() if file.name != "index.html"}
+    for name in ("table-1", "table-2", "table-4", "table-6"):
+        assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= found
+    for name in ("figure-3", "figure-6", "figure-7", "figure-11"):
+        assert {f"{name}.svg", f"{name}.png"} <= found
+
+
+def test_a_claim_says_who_wins_with_interval_count_paper_and_verdict(finished, pages):
+    outcomes = read_outcomes(finished)
+    contest = outcomes.contest("world", "small", "sft")
+    ours = contest.overall
+    text = " ".join(Page(pages["all"]).text.split())
+    assert ours is not None and ours.low > 0.5, "what the made-up folders hold"
+    said = re.search(r"small: ORPO beats SFT (\S+) \(\S+\) (\S+) to (\S+); paper (\S+) \(0.62\).*?; (\S+) seeds", text)
+    assert said is not None
+    expected = [f"{100 * value:.1f}" for value in (ours.mean, ours.low, ours.high, 0.84)]
+    assert list(said.groups()) == [*expected, "3"]
+
+
+def test_verdicts_are_counted_as_they_are_shown(pages):
+    assert set(words(pages["all"])) > {"agrees", "not run"}
+    assert set(words(pages["none"])) == {"agrees", "not run"}, "Figure 6 needs no run"
+    assert words(pages["none"])["agrees"] == 1
+    assert sum(words(pages["all"]).values()) == sum(words(pages["none"]).values())
+
+
+def test_every_seed_is_on_the_line_of_its_contest(finished):
+    outcomes = read_outcomes(finished)
+    view = table_view(win_rate_table(outcomes, "world", "judge"), [], outcomes.page_folder)
+    for row, size in zip(view.rows, ("small", "large"), strict=True):
+        for cell, against in zip(row[1:], ("sft", "dpo", "ppo"), strict=True):
+            contest = outcomes.contest("world", size, against)
+            assert cell.plot is not None and contest.overall is not None
+            assert cell.plot.seeds == tuple(100 * each.win_rate for each in contest.seeds.values())
+            assert cell.plot.low <= min(100 * contest.overall.mean, 100) <= cell.plot.high
+            assert [link.label for link in cell.links] == ["seed 1", "seed 2", "seed 3"]
+            assert all("orpo-ray" in link.command for link in cell.links)
+
+
+def test_numbers_that_do_not_lie_as_cells_do_are_not_drawn_as_theirs(finished):
+    outcomes = read_outcomes(finished)
+    table = win_rate_table(outcomes, "world", "judge")
+    turned = replace(table, rows=table.rows[::-1])
+    view = table_view(turned, [], outcomes.page_folder)
+    assert not view.has_plots
+    assert lines_of(view)[0].what == "large: vs SFT"
+
+
+def test_a_plot_stays_within_its_line_and_needs_an_interval():
+    number = Number("win_rate", size="s", against="sft", seed=ALL, value=0.99, low=0.9, high=1.2, paper=0.84)
+    plot = plot_of([number, replace(number, seed="1", value=1.0)])
+    assert plot is not None
+    assert (plot.low, plot.high, plot.seeds, plot.paper) == (90.0, 100.0, (100.0,), 84.0)
+    assert plot_of([replace(number, low=None)]) is None
+    assert plot_of([]) is None
+
+
+def test_what_has_failed_and_what_waits_for_it_say_why(pages):
+    page = pages["some"]
+    text = " ".join(Page(page).text.split())
+    assert WHY in text and "<b>at</b>" not in page.read_text(encoding="utf-8"), "escaped"
+    assert f"failed: {WHY}" in text
+    assert "world-large-ppo-1, which it needs, has failed" in text
+    assert re.search(r"\d+ of 32 stages had finished when this page was drawn; 1 had failed", text)
+    assert "had finished when this page was drawn" not in Page(pages["all"]).text
+
+
+def test_nothing_run_shows_no_number_of_ours(pages):
+    page = Page(pages["none"])
+    assert "Table 2" in page.text and "not begun" in page.text
+    assert "beats" not in page.text and "loses to" not in page.text
+    assert 'class="dots"' not in pages["none"].read_text(encoding="utf-8")
+    assert "0 of 32" in page.text
+
+
+def test_a_toy_is_not_taken_for_a_replication(finished, pages):
+    for page in pages.values():
+        head = page.read_text(encoding="utf-8").partition("</header>")[0]
+        assert "Not at the paper&#39;s scale: models of 1.0M and 1.0M parameters in place of OPT-125M and" in head
+        assert "at most 1/122 of the size" in head
+        assert "invented world of requests (toy) in place of Anthropic HH-RLHF" in head
+    scale = scale_of(read_outcomes(finished))
+    assert [model.parameters for model in scale.models] == [1_028_736] * 2
+    assert scale.models[0].share == pytest.approx(0.00823, abs=1e-5)
+    assert scale.data[0].pairs == 6000
+    large = replace(scale, models=[replace(model, share=1.0) for model in scale.models], data=[])
+    assert large.notices == []
+
+
+def test_parameters_are_counted_of_what_is_here_alone(tmp_path):
+    assert parameters(ModelConfig(name_or_path="toy")) == 1_028_736
+    configs = Path(__file__).parents[2] / "configs/models"
+    assert parameters(ModelConfig(name_or_path=str(configs / "opt-125m"), init="random")) == 125_239_296
+    assert parameters(ModelConfig(name_or_path="no/such-model")) is None
+    (tmp_path / "config.json").write_text('{"model_type": "no-such"}')
+    assert parameters(ModelConfig(name_or_path=str(tmp_path))) is None
+    assert [short_count(n) for n in (None, 1_028_736, 125_239_296, 999_900_000, 1_315_758_080)] == [
+        "–", "1.0M", "125M", "1.0B", "1.3B",
+    ]  # fmt: skip
+
+
+def test_groups_of_which_nothing_was_run_are_a_line_each():
+    ran = Line("s: ORPO beats SFT", "70.0", (), "agrees", "why", "table-2")
+    not_run = replace(ran, ours="", verdict="not run", why="not begun")
+    groups = grouped([("A", [ran, not_run]), ("B", [not_run, not_run]), ("C", [])])
+    assert [title for title, _ in groups] == ["A", "Not run"]
+    assert groups[0][1] == [ran, not_run]
+    assert groups[1][1] == [replace(not_run, what="B", beside=("2 numbers",))]
+    assert tally([not_run, ran, ran]) == [("agrees", 2), ("not run", 1)]
+
+
+def test_the_page_is_the_same_whenever_it_is_made(finished, pages):
+    before = {file.name: file.read_bytes() for file in pages["all"].parent.iterdir()}
+    write_paper(finished, {})
+    assert {file.name: file.read_bytes() for file in pages["all"].parent.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    chromium = Chromium(tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.mark.parametrize("state", ["all", "some", "none"])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_phone_and_desk(browser, pages, state, width, dark):
+    browser.open(pages[state], width, dark=dark)
+    browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    assert browser.complaints() == []
+    # All of Table 2 at once: its cells need no scrolling, not on a phone either.
+    assert browser.run("(t => t.scrollWidth <= t.clientWidth)(document.querySelector('#table-2 .scroll'))")
+    colour = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert colour == ("rgb(20, 24, 29)" if dark else "rgb(246, 247, 249)")
