@@ -59,6 +59,9 @@ class Load(NamedTuple):
         predictions = lengths.sum() - len(lengths) if score_prompts else responses.sum()
         return cls(float(lengths.sum()), float(predictions), float(own + across))
 
+    def times(self, number: float) -> Load:
+        return Load(*(value * number for value in self))
+
     def flops(self, net: Network, recomputation: Recomputation = "none") -> float:
         """Operations of forward and backward. Forward is a third of them and is what is computed again: the trunk's
         under `full`, and the head's chunks but the last.

@@ -43,7 +43,7 @@ class Pairs(NamedTuple):
     def load(self, *, best_alone: bool, score_prompts: bool) -> Load:
         """Of the mean pair."""
         lengths = self.lengths[:, :2] if best_alone else self.lengths
-        return Load(*(value / len(lengths) for value in Load.of(lengths, score_prompts=score_prompts)))
+        return Load.of(lengths, score_prompts=score_prompts).times(1 / len(lengths))
 
 
 class Prompts(NamedTuple):

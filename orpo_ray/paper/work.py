@@ -23,9 +23,9 @@ from orpo_ray.stages.graph import Graph, StageConfig
 from orpo_ray.stages.room import Nodes, Room
 from orpo_ray.training.source import schedule_of
 
-_START = {"CPU": 4.0, "GPU": 60.0}
+_START = {"CPU": 5.5, "GPU": 60.0}
 """Seconds of a stage beside its work: workers, the model, the first and the last look at files, the page. On CPUs
-toy-base takes 24.5 s, of which 16.0 are steps and 4 evaluations (one worker, one core). On GPUs ASSUMED."""
+toy-base takes 24.5 s, of which 16.0 are steps and 3 evaluations (one worker, one core). On GPUs ASSUMED."""
 _ENGINE = {("CPU", "vllm"): 20.0, ("GPU", "vllm"): 60.0}
 """Seconds of an engine's start, ASSUMED; none where it is transformers."""
 _FILES = 150_000
@@ -119,14 +119,15 @@ class Works:
         objective, batch = run.objective, run.train.global_batch_size
         own = pairs.load(best_alone=objective.best_alone, score_prompts=objective.score_prompts)
         both = pairs.load(best_alone=False, score_prompts=objective.score_prompts)
-        step = _times(own, batch)
-        seconds = steps * place.device.train(size.net, step, size.trained, _shape(run, step.tokens))
+        step = own.times(batch)
+        shape = _shape(run, step.tokens)
+        seconds = steps * place.device.train(size.net, step, size.trained, shape)
         read = float(evaluations * pairs.held_out)
         if "reference" in objective.columns:  # each log-prob once, before training
             read += pairs.train + pairs.held_out
-        held_out = _times(both, read)
+        held_out = both.times(read)
         seconds += place.device.forward(size.net, held_out, _shape(run, held_out.tokens))
-        return seconds, steps * step.flops(size.net)
+        return seconds, steps * shape.ranks * shape.flops(size.net, step)
 
     def _on_rollouts(
         self, run: TrainConfig, rollouts: RolloutsConfig, pairs: Pairs, size: Trained, place: _Place,
@@ -144,13 +145,14 @@ class Works:
             seconds += times * place.device.write(size.net, number, response, longest, prompt, engines)
         judges, critic = self._judges(rollouts), self._critic(run)
         scoring = [size.net, size.net, *judges, *([critic] if critic else [])]  # old, reference, rewards
-        read = _times(one, answered + asked)
+        read = one.times(answered + asked)
         seconds += sum(place.device.forward(net, read, _shape(run, read.tokens)) for net in scoring)
-        step = _times(one, run.train.global_batch_size * rollouts.samples)
+        step = one.times(run.train.global_batch_size * rollouts.samples)
         flops = 0.0
         for net, trained in [(size.net, size.trained), *([(critic, critic.parameters)] if critic else [])]:
-            seconds += steps * place.device.train(net, step, trained, _shape(run, step.tokens))
-            flops += steps * step.flops(net)
+            shape = _shape(run, step.tokens)
+            seconds += steps * place.device.train(net, step, trained, shape)
+            flops += steps * shape.ranks * shape.flops(net, step)
         return seconds, flops
 
     def _judges(self, rollouts: RolloutsConfig) -> list[Network]:
@@ -231,7 +233,7 @@ class Works:
         if not each:
             return 0.0
         one = Load.of(_rounded(asked.prompt, *[asked.response] * each), score_prompts=False)
-        load = _times(one, asked.count)
+        load = one.times(asked.count)
         micro_batches = math.ceil(asked.count / 32)  # blocks of prompts, each judged by itself
         return sum(
             place.device.forward(net, load, shape._replace(micro_batches=math.ceil(micro_batches / shape.ranks)))
@@ -254,10 +256,6 @@ def _asks_pairs(config: StageConfig) -> bool:
 
 def _names(run: TrainConfig) -> str:
     return ", ".join(one.source for one in run.data.train_sources)
-
-
-def _times(load: Load, number: float) -> Load:
-    return Load(*(value * number for value in load))
 
 
 def _rounded(*lengths: float) -> Lengths:

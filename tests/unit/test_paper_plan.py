@@ -66,7 +66,9 @@ def training(name: str, model: str = "toy", objective: str = "orpo", **more: Any
 def rolling_out(name: str, model: str, reward: str, **train: Any) -> TrainConfig:
     return training(
         name, model, "ppo", data={"max_prompt_length": 768}, train={"global_batch_size": 32, **train},
-        rollouts={"rewards": {"reward": reward, "truth": "toy"}, "prompts": 64, "max_tokens": 48, "engine": "transformers"},
+        rollouts={
+            "rewards": {"reward": reward, "truth": "toy"}, "prompts": 64, "max_tokens": 48, "engine": "transformers",
+        },
     )  # fmt: skip
 
 
@@ -98,7 +100,9 @@ def configs() -> dict[str, StageConfig]:
     }  # fmt: skip
 
 
-def planned(configs: dict[str, StageConfig], done: tuple[str, ...] = (), places: dict[str, Place] | None = None) -> Plan:
+def planned(
+    configs: dict[str, StageConfig], done: tuple[str, ...] = (), places: dict[str, Place] | None = None
+) -> Plan:
     return plan_of(Stages(Graph(configs), places or {}), done, nodes=TWO_CORES, devices=DEVICES)
 
 
@@ -113,7 +117,7 @@ def printed(plan: Plan) -> str:
     [
         training("epochs", train={"max_steps": None, "epochs": 2}),
         training("limited", data={"limit": 321}, train={"max_steps": None}),
-        training("held out of it", data={"eval": None, "eval_fraction": 0.2}, train={"max_steps": None}),
+        training("held-out", data={"eval": None, "eval_fraction": 0.2}, train={"max_steps": None}),
         rolling_out("rollouts", "toy", "./elsewhere", max_steps=None, epochs=1),
     ],
     ids=lambda config: config.name,
@@ -162,7 +166,9 @@ def test_what_is_on_the_hub_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     small, large, another = plan.stages.values()
     assert small.work.steps == large.work.steps == 160_800 // 16
     assert 5 < large.work.flops / small.work.flops < 15  # type: ignore[operator]
-    assert large.work.disk == pytest.approx(2 * 12 * 1.316e9 + 2 * 1.316e9 * 2, rel=0.12)  # two of two checkpoints at most
+    assert large.work.disk == pytest.approx(
+        2 * 12 * 1.316e9 + 2 * 1.316e9 * 2, rel=0.12
+    )  # two of two checkpoints at most
     assert small.on_gpus and small.room.gpus == 4 and plan.assumed_nodes
     assert another.seconds is None and another.work.steps == small.work.steps
     assert [note for note in plan.notes if "published" in note]
