@@ -29,8 +29,8 @@ _DECODING = 4e-3
 # Of docs/scaling.md's fit, float32 on CPUs.
 _PRODUCTS, _LOGITS, _UPDATE = 1.06, 1.02, 1.0
 _ACTIVATIONS = 330.0
-"""The fit's 180 was of long texts of one length. Those of the embedded world take more: a step of toy-base, of 925 tokens,
-147 ms on a core of 139 GFLOP/s beside little other work (the first 20 of metrics.jsonl, one worker)."""
+"""The fit's 180 was of long texts of one length. Those of the embedded world take more: a step of toy-base, of 925
+tokens, 147 ms on a core of 139 GFLOP/s beside little other work (the first 20 of metrics.jsonl, one worker)."""
 _LAYER = 4.3e-3
 """Seconds of a layer in a micro-batch, forward and backward."""
 _DECODED_ON_CPUS = 32
