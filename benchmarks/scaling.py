@@ -30,10 +30,10 @@ import scaling_traffic
 import torch
 from scaling_figure import draw
 from scaling_measured import Measured
-from scaling_model import Lengths
 from scaling_predict import Predictions
 
 from orpo_ray.bench.results import machine
+from orpo_ray.costs.step import Lengths
 
 PARTS = ("input", "fit", "traffic", "predict", "device")
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 from scaling_measured import Measured
-from scaling_model import Lengths, Load
 from scaling_predict import BUDGETS
 from scaling_ranks import Rows
 from scaling_roofline import Counts, Device, Subject
 
+from orpo_ray.costs.step import Lengths, Load
 from orpo_ray.data.schedule import deal
 from orpo_ray.modeling.memory import LEVELS
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scaling_model import FP32, OPTIMIZER_BYTES, Load, Network, build, bytes_sent
+from scaling_model import build
 from scaling_ranks import PAIR, Rows, config_of, counting, on_ranks, run_steps
+
+from orpo_ray.costs.cluster import bytes_sent
+from orpo_ray.costs.step import FP32, OPTIMIZER_BYTES, Load, Network
 
 TERMS = (
     "FLOPs / matmul peak", "activation bytes / memory bandwidth", "logit bytes / memory bandwidth",

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scaling_model import Lengths
+
+from orpo_ray.costs.step import Lengths
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 RANKS, PAIRS_A_RANK, BUDGET = 512, 8, 8192

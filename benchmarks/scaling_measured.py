@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_model import OPTIMIZER_BYTES, Cluster, Lengths, Load, Network
 from scaling_roofline import ACCUMULATION_BYTES, Device
 
+from orpo_ray.costs.cluster import Cluster
+from orpo_ray.costs.step import OPTIMIZER_BYTES, Lengths, Load, Network
 from orpo_ray.modeling.memory import Recomputation
 
 FORMAT = 1

@@ -1,53 +1,22 @@
 """The cost model of a training step; docs/scaling.md tells it in formulas.
 
-Parameters and floating-point operations are the trainer's own counts (`modeling/flops.py`), of the network built
+Parameters and floating-point operations are the trainer's own counts (`orpo_ray/costs`), of the network built
 without memory. What DeepSpeed sends and holds is written here and counted in `scaling_traffic.py`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from orpo_ray.costs.cluster import Cluster, bytes_sent
+from orpo_ray.costs.step import BF16, FP32, OPTIMIZER_BYTES, Lengths, Load, Network
 from orpo_ray.data.schedule import deal
-from orpo_ray.modeling.head import LogprobHead
 from orpo_ray.modeling.memory import Recomputation
 
-Lengths = npt.NDArray[np.int64]
-"""(pairs, 3): tokens of prompt, chosen and rejected."""
-
 FAMILIES = ("OPT-1.3B", "Mistral-7B")
-BF16, FP32 = 2, 4  # bytes
-OPTIMIZER_BYTES = 30
-"""A parameter's memory traffic in AdamW: weight, m and v read and written, gradient read in float32; bfloat16 weight
-written."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A policy's size. FLOPs are of forward and backward, without recomputation."""
-
-    parameters: int
-    layers: int
-    width: int
-    vocabulary: int
-    per_token: float
-    per_prediction: float
-    per_visible_pair: float
-
-    @classmethod
-    def of(cls, policy: Any) -> Network:
-        from orpo_ray.modeling.flops import StepFlops
-
-        flops, config = StepFlops.of(policy), policy.model.config
-        return cls(
-            sum(p.numel() for p in policy.parameters()), config.num_hidden_layers, config.hidden_size,
-            config.vocab_size, flops.per_token, flops.per_prediction, flops.per_visible_pair,
-        )  # fmt: skip
 
 
 def build(family: str, **sizes: int) -> Any:
@@ -80,39 +49,6 @@ def network(family: str) -> Network:
 # Compute
 
 
-class Load(NamedTuple):
-    """What a micro-batch asks of one rank."""
-
-    tokens: float
-    predictions: float
-    visible: float
-    """Pairs of a query and a key that it sees."""
-
-    @classmethod
-    def of(cls, lengths: Lengths) -> Load:
-        """Of these pairs, prompts scored too (ORPO as the paper has it)."""
-        prompt, responses = lengths[:, 0], lengths[:, 1:]
-        own = (lengths * (lengths + 1) // 2).sum()
-        across = (prompt[:, None] * responses).sum()
-        return cls(float(lengths.sum()), float(lengths.sum() - len(lengths)), float(own + across))
-
-    def flops(self, net: Network, recomputation: Recomputation = "none") -> float:
-        """Operations of forward and backward. Forward is a third of them and is what is computed again: the trunk's
-        under `full`, and the head's chunks but the last.
-        """
-        trunk = net.per_token * self.tokens + net.per_visible_pair * self.visible
-        chunks = max(1.0, BF16 * self.predictions * net.vocabulary / head_bytes(recomputation))
-        again = 1 / 3 if recomputation == "full" else 0.0
-        return trunk * (1 + again) + net.per_prediction * self.predictions * (1 + (1 - 1 / chunks) / 3)
-
-
-def head_bytes(recomputation: Recomputation) -> int:
-    """Logits that the head keeps at most."""
-    from orpo_ray.modeling.memory import _SMALL_CHUNK
-
-    return _SMALL_CHUNK if recomputation == "full" else LogprobHead.chunk_bytes
-
-
 Step = list[list[Load]]
 """[micro-batch][rank]."""
 
@@ -131,24 +67,6 @@ def steps_of(lengths: Lengths, pairs: int, ranks: int, budget: int, samples: int
 # Communication
 
 
-def bytes_sent(
-    stage: int, parameters: int, micro_batches: float, ranks: int, element: int = BF16
-) -> tuple[float, float]:
-    """What a rank sends to its neighbour in a ring in a step: (beside computation, in turn with it), as DeepSpeed 0.19
-    has it.
-
-    A gather or a reduce-scatter sends (ranks - 1) / ranks of the parameters' bytes, an all-reduce twice that. ZeRO-1
-    all-reduces gradients after a step's last backward. ZeRO-2 all-reduces them in every micro-batch's backward
-    (of which a rank keeps its part). 1 and 2 gather the weights after the update. ZeRO-3 gathers weights in every
-    forward and again in backward, and reduce-scatters gradients. Gradients travel in float32, weights as they are.
-    """
-    once = parameters * (ranks - 1) / ranks
-    weights, gradients = element * once, FP32 * once
-    beside = {1: 0.0, 2: 2 * gradients, 3: 2 * weights + gradients}[stage]
-    in_turn = {1: 2 * gradients + weights, 2: weights, 3: 0.0}[stage]
-    return micro_batches * beside, in_turn
-
-
 class Collectives(NamedTuple):
     """How many collectives a step takes whatever its micro-batches (small ones: biases and norms, one by one), and how
     many each micro-batch.
@@ -156,44 +74,6 @@ class Collectives(NamedTuple):
 
     of_step: float
     of_micro_batch: float
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Nodes of GPUs by published figures; what is ASSUMED is a fraction of them."""
-
-    peak: float = 989e12
-    """FLOP/s in bfloat16, dense (NVIDIA H100 SXM data sheet)."""
-    memory_bandwidth: float = 3.35e12
-    """Bytes a second (the same)."""
-    nvlink: float = 450e9
-    """Bytes a second and GPU in each direction (the same)."""
-    network: float = 50e9
-    """Bytes a second and GPU: a port of 400 Gb/s each, as in a DGX H100. Rings enter a node by all eight together."""
-    gpus_a_node: int = 8
-    nvlink_hop: float = 3.4e-6
-    network_hop: float = 14.0e-6
-    nvlink_small_hop: float = 0.6e-6
-    network_small_hop: float = 2.7e-6
-    """Seconds; NCCL's own tuning model (src/graph/tuning.cc): ring, protocol Simple, and LL for small messages."""
-    utilisation: float = 0.35
-    """ASSUMED: of the peak, in all that is computed. Torchtitan reports 33 % and 39 % (torch.compile) for Llama 3.1 8B
-    under FSDP on 8 and 128 H100s limited to 500 W (benchmarks/llama3_h100_202412_torchtitan.md)."""
-    link_efficiency: float = 0.8
-    """ASSUMED: of the links' published rate, with large messages."""
-
-    def rate(self, ranks: int) -> float:
-        """Bytes a second that a rank sends round a ring: NVLink inside a node, else the slower of it and the ports."""
-        inside = ranks <= self.gpus_a_node
-        return self.link_efficiency * (self.nvlink if inside else min(self.nvlink, self.gpus_a_node * self.network))
-
-    def latency(self, ranks: int, small: bool = False) -> float:
-        """Seconds of a collective beside what its bytes take: once round the ring."""
-        nodes = math.ceil(ranks / self.gpus_a_node)
-        inside, between = (
-            (self.nvlink_small_hop, self.network_small_hop) if small else (self.nvlink_hop, self.network_hop)
-        )
-        return (ranks - nodes) * inside + (nodes * between if nodes > 1 else 0.0)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,7 @@ from typing import Any
 from scaling_measured import Measured
 from scaling_model import (
     FAMILIES,
-    Cluster,
     Collectives,
-    Lengths,
-    Load,
     Step,
     StepTime,
     activation_bytes,
@@ -24,6 +21,8 @@ from scaling_model import (
 )  # fmt: skip
 from scaling_ranks import Rows
 
+from orpo_ray.costs.cluster import Cluster
+from orpo_ray.costs.step import Lengths, Load
 from orpo_ray.modeling.memory import LEVELS, Recomputation
 
 BUDGETS = {"OPT-1.3B": 16384, "Mistral-7B": 8192}

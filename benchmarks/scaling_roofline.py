@@ -18,13 +18,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from scaling_model import OPTIMIZER_BYTES, Lengths, Load, Network, build
+from scaling_model import build
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface
 
 from orpo_ray.config.schema import LoraConfig
+from orpo_ray.costs.step import OPTIMIZER_BYTES, Lengths, Load, Network
 from orpo_ray.data.packing import pack
 from orpo_ray.modeling import attention, head
 from orpo_ray.modeling.attention import NAME

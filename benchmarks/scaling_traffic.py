@@ -6,8 +6,11 @@ import gc
 from typing import Any
 
 import numpy as np
-from scaling_model import FAMILIES, Network, build, bytes_sent, held_bytes
+from scaling_model import FAMILIES, build, held_bytes
 from scaling_ranks import PAIR, Rows, config_of, counting, on_ranks, run_steps
+
+from orpo_ray.costs.cluster import bytes_sent
+from orpo_ray.costs.step import Network
 
 RANKS = 2
 _SMALL = 1 / 256  # of a layer's weights, and of DeepSpeed's thresholds

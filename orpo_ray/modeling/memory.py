@@ -36,7 +36,8 @@ _KEPT_OPERATORS = (
     "aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise", "aten::_scaled_dot_product",
     "torch_attn::_varlen_attn", "aten::_efficient_attention_forward",
 )  # fmt: skip
-_SMALL_CHUNK = 1 << 27
+SMALL_CHUNK = 1 << 27
+"""Bytes of logits that the head keeps at most under `full`."""
 _PROBE_TOKENS = 64
 
 
@@ -54,7 +55,7 @@ def set_recomputation(scorer: Scorer, level: Recomputation) -> None:
         network.gradient_checkpointing_enable(options)
     head = network.get_output_embeddings()
     if isinstance(head, LogprobHead):
-        head.chunk_bytes = _SMALL_CHUNK if level == "full" else LogprobHead.chunk_bytes
+        head.chunk_bytes = SMALL_CHUNK if level == "full" else LogprobHead.chunk_bytes
 
 
 def least_recomputation(scorer: Scorer, tokens: int, room: int) -> Recomputation:
@@ -120,7 +121,7 @@ def _head_bytes(scorer: Scorer, tokens: int, level: Recomputation) -> int:
     head = scorer.model.get_output_embeddings()
     each = head.bytes_per_logit if isinstance(head, LogprobHead) else head.weight.element_size()
     logits: int = tokens * head.weight.shape[0] * each
-    return min(logits, _SMALL_CHUNK if level == "full" else LogprobHead.chunk_bytes)
+    return min(logits, SMALL_CHUNK if level == "full" else LogprobHead.chunk_bytes)
 
 
 def _selective(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

@@ -78,7 +78,7 @@ def test_orpo_gradients_equal_a_dense_float64_reference(
 ) -> None:
     """The head computes in several chunks; errors are relative to the largest gradient of the model."""
     monkeypatch.setattr(head.LogprobHead, "chunk_bytes", 20 * VOCAB * dtype.itemsize)
-    monkeypatch.setattr(memory, "_SMALL_CHUNK", 7 * VOCAB * dtype.itemsize)
+    monkeypatch.setattr(memory, "SMALL_CHUNK", 7 * VOCAB * dtype.itemsize)
     examples = random_examples(seed=7, prompts=3)
     plain, packed = build(family, "sdpa", torch.float64), PackedPolicy(build(family, NAME, dtype))
     set_recomputation(packed.train(), recomputation)

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from scaling_measured import Measured  # noqa: E402
-from scaling_model import Cluster, Lengths, Load  # noqa: E402
 from scaling_roofline import Device, Subject  # noqa: E402
+
+from orpo_ray.costs.cluster import Cluster  # noqa: E402
+from orpo_ray.costs.step import Lengths, Load  # noqa: E402
 
 SIZES = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
