@@ -14,7 +14,7 @@ from orpo_ray.config.section import NAME, Count, Integer, Number
 MAX_RECORD_CHARACTERS = 1_500_000
 DATE = "2024-07-26"
 """That templates write which would write today's."""
-BUILT_IN = ("toy", "toy-base", "toy-test")
+BUILT_IN = ("toy", "toy-base", "toy-test", "toy-best", "toy-best-test")
 """Sources of the embedded world."""
 SOURCES = {str: "(one source)", list: "(several sources)"}
 """What pydantic calls the two in a location."""

@@ -5,7 +5,8 @@ animals. An answer is three sentences, and each is good or bad by the toss of a 
 opening, a right or wrong fact, a helpful or dismissive ending. Of two answers to a request the one with more
 good sentences is *chosen* (equal ones are drawn again), so chosen answers are better, not perfect, and share
 most of their words with the rejected. That grading is what lets the world show what the ORPO paper shows:
-imitating the chosen answers lifts the rejected ones too, while following the contrast parts them.
+imitating the chosen answers lifts the rejected ones too, while following the contrast parts them. A second
+data set asks the same and compares the best of four answers with one of the worse, as UltraFeedback was binarised.
 
 The true score of any text is its number of good sentences, 0 to 3, read from the text alone. Everything is
 drawn from `random.Random(seed).random()`, the one generator that Python promises never to change.
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 TRAIN_PAIRS = 6_000
 TEST_PAIRS = 400
+BEST_OF = 4
+"""Answers that `toy-best` has its chosen one from, as many as UltraFeedback."""
 
 NAMES = (
     "Ada", "Amir", "Ben", "Chloe", "Diego", "Elif", "Finn", "Grace", "Hugo", "Ines",
@@ -108,11 +111,13 @@ def records(name: str) -> Iterator[dict[str, str]]:
 
     `toy`: 6,000 training pairs. `toy-base`: the same requests and answers, but 'chosen' is either answer by
     the toss of a coin, for a base model that has no preference yet. `toy-test`: 400 pairs whose requests are
-    distinct and occur in neither of the other two. Raises `UserError` for another name.
+    distinct and occur in neither of the other two. `toy-best` and `toy-best-test`: the requests of `toy` and
+    of `toy-test`, each with other answers: the best of four, and one of those with fewer good sentences, drawn at
+    random. Raises `UserError` for another name.
     """
     if name not in BUILT_IN:
         raise UserError(f"{name}: no such embedded source; there are {', '.join(BUILT_IN)}")
-    return _pairs(name)
+    return _pairs_of_best(name) if name.startswith("toy-best") else _pairs(name)
 
 
 def _pairs(name: str) -> Iterator[dict[str, str]]:
@@ -133,6 +138,14 @@ def _pairs(name: str) -> Iterator[dict[str, str]]:
             better, worse = worse, better
         yield {"prompt": prompt, "chosen": better, "rejected": worse}
         made += 1
+
+
+def _pairs_of_best(name: str) -> Iterator[dict[str, str]]:
+    test = name == "toy-best-test"
+    rng = random.Random(5 if test else 4)
+    for asked in _pairs("toy-test" if test else "toy"):
+        best, worse = _draw_best(rng, parse_prompt(asked["prompt"]))
+        yield {"prompt": asked["prompt"], "chosen": best, "rejected": worse}
 
 
 def _draw_request(rng: random.Random, kind: Kind) -> Request:
@@ -174,6 +187,16 @@ def _draw_answers(rng: random.Random, request: Request) -> tuple[str, str]:
         first, second = (_draw_answer(rng, request) for _ in range(2))
         if first[1] != second[1]:
             return (first[0], second[0]) if first[1] > second[1] else (second[0], first[0])
+
+
+def _draw_best(rng: random.Random, request: Request) -> tuple[str, str]:
+    """The first of the best of four answers to a request, and any of those with fewer good sentences."""
+    while True:
+        drawn = [_draw_answer(rng, request) for _ in range(BEST_OF)]
+        best, score = max(drawn, key=lambda answer: answer[1])
+        worse = [text for text, good in drawn if good < score]
+        if worse:
+            return best, _pick(rng, worse)
 
 
 def _draw_answer(rng: random.Random, request: Request) -> tuple[str, int]:

@@ -44,7 +44,6 @@ def room_for(config: StageConfig, nodes: Nodes) -> Room:
 
 def _training(config: TrainConfig, whole: Room) -> Room | None:
     scaling, gpus = config.scaling, int(whole.gpus)
-    rolls_out = config.rollouts is not None
     if uses_gpus(scaling, gpus):
         if config.rollouts is not None and config.rollouts.gpus == "auto":
             return None
@@ -53,8 +52,9 @@ def _training(config: TrainConfig, whole: Room) -> Room | None:
         cpus = 1 if scaling.cpus_per_worker == "auto" else scaling.cpus_per_worker
         workers = scaling.most_workers
         return Room(workers * cpus, workers * scaling.gpus_per_worker + beside + bool(config.eval.win_rate))
-    if scaling.cpus_per_worker == "auto" or rolls_out:
+    if scaling.cpus_per_worker == "auto":
         return None
+    # Those who write and score for a policy take turns with its workers, in the threads of these.
     return Room(scaling.most_workers * scaling.cpus_per_worker + config.spare_cpus, 0)
 
 

@@ -10,6 +10,7 @@ import pytest
 from orpo_ray.config import (
     EvaluationConfig,
     LoraConfig,
+    ModelConfig,
     OrpoConfig,
     RolloutsConfig,
     ScoreConfig,
@@ -21,6 +22,8 @@ from orpo_ray.config import (
     load_sweep,
 )
 from orpo_ray.config.objectives import PpoConfig
+from orpo_ray.data import toyworld
+from orpo_ray.modeling import loading
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 HH = "Anthropic/hh-rlhf"
@@ -78,6 +81,10 @@ WINRATES = {
 }
 
 
+REMADE = {"toy"}
+"""Of `orpo-ray paper`."""
+
+
 def config(name: str) -> TrainConfig:
     return load_config(CONFIGS / f"{name}.yaml")
 
@@ -97,8 +104,20 @@ def test_a_file_is_valid_and_names_its_run_after_itself(name: str) -> None:
     assert config(name).name == name
 
 
+@pytest.mark.parametrize("name", ["toy-2x64", "toy-3x96", "toy-4x128"])
+def test_models_of_the_embedded_world_differ_in_size_alone(name: str) -> None:
+    layers, width = map(int, name.removeprefix("toy-").split("x"))
+    found = json.loads((CONFIGS / "models" / name / "config.json").read_text())
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": 4 * width}
+    whole = toyworld.model_config().to_dict() | sizes
+    assert found.pop("architectures") == ["OPTForCausalLM"]
+    assert {key: whole[key] for key in found} == found and found.keys() > sizes.keys()
+    model = ModelConfig(name_or_path=str(CONFIGS / "models" / name), init="random", tokenizer="toy")
+    assert loading.load_config(model).vocab_size == len(loading.load_tokenizer(model))
+
+
 def test_the_papers_baselines_are_there() -> None:
-    assert {path.stem for path in (CONFIGS / "paper").glob("*.yaml")} == STAGES.keys() | WINRATES.keys()
+    assert {path.stem for path in (CONFIGS / "paper").glob("*.yaml")} == STAGES.keys() | WINRATES.keys() | REMADE
 
 
 @pytest.mark.parametrize("name", WINRATES)

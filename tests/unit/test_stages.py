@@ -25,6 +25,10 @@ def training(name: str, model: str = "toy", **more: Any) -> TrainConfig:
     return parse_as(TrainConfig, mapping, [], name)
 
 
+def rolls_out(name: str, **more: Any) -> TrainConfig:
+    return training(name, objective={"name": "ppo"}, rollouts={"rewards": {"truth": "toy"}}, **more)
+
+
 def evaluation(name: str, models: dict[str, str], judges: dict[str, str], **more: Any) -> EvaluationConfig:
     mapping = {"name": name, "models": models, "prompts": {"source": "toy-test"}, "reward_models": judges, **more}
     return parse_as(EvaluationConfig, mapping, [], name)
@@ -133,6 +137,9 @@ CPUS, GPUS, WHOLE = [(8.0, 0.0)], [(64.0, 8.0), (64.0, 8.0)], None
         (lambda: training("a"), CPUS, WHOLE),  # its workers take what is there
         (lambda: training("a", scaling={"num_workers": 2, "cpus_per_worker": 3}), CPUS, Room(6, 0)),
         (lambda: training("a", scaling={"num_workers": 9, "cpus_per_worker": 1}), CPUS, WHOLE),  # waits, and says so
+        (lambda: rolls_out("a", scaling={"num_workers": 2, "cpus_per_worker": 3}), CPUS, Room(6, 0)),  # takes turns
+        (lambda: rolls_out("a", scaling={"num_workers": 2}), CPUS, WHOLE),
+        (lambda: rolls_out("a", scaling={"num_workers": 1}), GPUS, WHOLE),  # takes what training leaves
         (lambda: training("a", scaling={"num_workers": 4}), GPUS, Room(4, 4)),
         (lambda: training("a", scaling={"num_workers": 1, "gpus_per_worker": 0.5}), GPUS, Room(1, 0.5)),
         (lambda: training("a", scaling={"num_workers": 4, "cpus_per_worker": 12}), GPUS, Room(48, 4)),

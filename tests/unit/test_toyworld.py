@@ -1,7 +1,9 @@
 """The embedded preference world: its records, its tokenizer and its scorer."""
 
 import hashlib
+import itertools
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -27,24 +29,37 @@ def scores(record: dict[str, str]) -> tuple[int, int]:
 
 
 def test_sizes_and_fields(pairs):
-    assert {name: len(found) for name, found in pairs.items()} == {"toy": 6000, "toy-base": 6000, "toy-test": 400}
+    assert {name: len(found) for name, found in pairs.items()} == {
+        "toy": 6000, "toy-base": 6000, "toy-test": 400, "toy-best": 6000, "toy-best-test": 400,
+    }  # fmt: skip
     assert all(set(record) == {"prompt", "chosen", "rejected"} for found in pairs.values() for record in found)
 
 
 def test_the_world_is_the_same_everywhere(pairs):
     # A change of this digest changes every measured number about the world.
-    digest = hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()
-    assert digest[:16] == "454c5f191720c996"
+    assert digest({name: pairs[name] for name in ("toy", "toy-base", "toy-test")}) == "454c5f191720c996"
+    assert digest({name: pairs[name] for name in ("toy-best", "toy-best-test")}) == "d76505858f1ec039"
 
 
-@pytest.mark.parametrize("source", ["toy", "toy-test"])
-def test_chosen_has_more_good_qualities(pairs, source):
+def digest(pairs):
+    return hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("source", "chosen", "rejected"),
+    [
+        ("toy", (2.1, 2.25), (0.75, 0.9)),
+        ("toy-test", (2.1, 2.25), (0.75, 0.9)),
+        ("toy-best", (2.35, 2.45), (0.9, 1.05)),
+        ("toy-best-test", (2.3, 2.45), (0.9, 1.05)),
+    ],
+)
+def test_chosen_has_more_good_qualities(pairs, source, chosen, rejected):
     found = [scores(record) for record in pairs[source]]
-    assert all(chosen > rejected for chosen, rejected in found)
-    mean_chosen = sum(chosen for chosen, _ in found) / len(found)
-    mean_rejected = sum(rejected for _, rejected in found) / len(found)
-    assert 2.1 < mean_chosen < 2.25, "better, not perfect"
-    assert 0.75 < mean_rejected < 0.9
+    assert all(better > worse for better, worse in found)
+    mean_chosen, mean_rejected = (sum(of) / len(found) for of in zip(*found, strict=True))
+    assert chosen[0] < mean_chosen < chosen[1], "better, not perfect"
+    assert rejected[0] < mean_rejected < rejected[1]
 
 
 def test_each_quality_is_an_even_coin_over_both_answers(pairs):
@@ -62,6 +77,28 @@ def test_the_base_source_has_the_same_answers_without_preference(pairs):
         assert {base["chosen"], base["rejected"]} == {record["chosen"], record["rejected"]}
         swapped += base["chosen"] == record["rejected"]
     assert swapped / 6000 == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("source", "same"), [("toy-best", "toy"), ("toy-best-test", "toy-test")])
+def test_the_best_of_four_answer_the_same_requests(pairs, source, same):
+    assert [record["prompt"] for record in pairs[source]] == [record["prompt"] for record in pairs[same]]
+    answers = [(record["chosen"], record["rejected"]) for record in pairs[source]]
+    assert sum(both == (r["chosen"], r["rejected"]) for both, r in zip(answers, pairs[same], strict=True)) < 10
+
+
+def test_the_best_of_four_and_any_of_the_worse(pairs):
+    # Of four answers, each with qualities by the toss of three coins: who is the best, and one of those below it.
+    share = [1 / 8, 3 / 8, 3 / 8, 1 / 8]
+    expected: Counter[tuple[int, int]] = Counter()
+    for drawn in itertools.product(range(4), repeat=4):
+        worse = [score for score in drawn if score < max(drawn)]
+        for score in worse:
+            expected[max(drawn), score] += math.prod(share[each] for each in drawn) / len(worse)
+    found = Counter(map(scores, pairs["toy-best"]))
+    for outcome, chance in expected.items():
+        chance /= sum(expected.values())
+        assert found[outcome] / 6000 == pytest.approx(chance, abs=0.025), outcome
+    assert set(found) == set(expected)
 
 
 def test_test_requests_are_distinct_and_unseen(pairs):
