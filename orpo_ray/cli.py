@@ -213,6 +213,53 @@ def pipeline(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
 
 @app.command(
+    short_help="Remake the paper's tables and figures.",
+    epilog=EXIT_CODES,
+    help=f"""\
+Remake the tables and figures of the ORPO paper as CONFIG says, from base models to one page: SFT, DPO, PPO and ORPO at
+each size, on each data set, for each seed, reward models, who wins, a sweep of λ.
+
+First a plan is printed: stages, steps, hours and disk. Then the stages run, as many at a time as the cluster holds, each
+in a folder of its own in storage.path/name/stages. The page, its tables (CSV, Markdown, LaTeX) and its figures (SVG, PNG)
+are in storage.path/name/paper, the paper's own numbers beside. The same command goes on where it was interrupted; where
+a setting has changed, what depends on it is made again, and nothing else.
+
+{OVERRIDES}
+\b
+Examples:
+  orpo-ray paper configs/paper/toy.yaml
+  orpo-ray paper configs/paper/hh.yaml --plan
+  orpo-ray paper configs/paper/hh.yaml 'seeds=[42, 43, 44]' storage.path=/shared/runs
+""",
+)
+def paper(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the plan, and do nothing.")] = False,
+) -> None:
+    from orpo_ray.config.paper import load_paper
+
+    resolved = load_paper(config, overrides)
+    from orpo_ray.paper.stages import PaperStages
+
+    stages = PaperStages(resolved, str(config))
+    if not plan:
+        from orpo_ray.cluster.connection import ENGINES, begin
+
+        begin(max(stage.config.cpus for stage in stages.graph), later=ENGINES)
+    from orpo_ray.paper.plan import plan_of, print_plan
+    from orpo_ray.paper.run import finished
+    from orpo_ray.terminal import Console
+
+    planned = plan_of(stages, finished(stages))
+    print_plan(planned, Console())
+    if not plan:
+        from orpo_ray.paper.run import run_paper
+
+        say(run_paper(stages, planned, Console(stderr=True)))
+
+
+@app.command(
     short_help="Measure this package beside others.",
     epilog=EXIT_CODES,
     help=f"""\

@@ -112,7 +112,8 @@ def verdicts(
     short_help="Draw a run's report, or several runs side by side.",
     epilog=EXIT_CODES,
     help="""\
-Draw report.html anew from what the folder RUN of a run, an evaluation or a sweep holds, and print its path.
+Draw report.html anew from what the folder RUN of a run, an evaluation or a sweep holds, and print its path. Of the
+folder of a paper remade: its page, tables and figures, of the stages that are finished.
 
 The page is one self-contained file: loss, log-probs of chosen and rejected, log odds ratio; or win-rates and
 responses; or a sweep's landscape. Each writes it by itself; this is for a run that is still going or was interrupted.
@@ -132,6 +133,8 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Of the page of several runs.")] = None,
 ) -> None:
+    from orpo_ray.config import read_yaml
+    from orpo_ray.config.kinds import kind_of
     from orpo_ray.errors import UserError
     from orpo_ray.report import write_comparison, write_evaluation_report, write_report, write_sweep_report
 
@@ -142,6 +145,12 @@ def report(
         raise UserError(f"--out: is for a page of several runs; that of one is in its folder, {run}")
     elif (run / "sweep.json").is_file():
         say(write_sweep_report(run))
+    elif (config := run / "config.yaml").is_file() and kind_of(read_yaml(config)) == "paper":
+        from orpo_ray.config.paper import load_paper
+        from orpo_ray.paper.page import write_paper
+        from orpo_ray.paper.stages import PaperStages
+
+        say(write_paper(PaperStages(load_paper(config), str(config)), {}))
     else:
         say(write_evaluation_report(run) if (run / "winrates.json").is_file() else write_report(run))
 

@@ -9,11 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as, parse_config
-from orpo_ray.evaluation.evaluate import evaluate, read_winrates
-from orpo_ray.report import curves_png, write_evaluation_report, write_report
-from orpo_ray.storage.run_folder import RunFolder
+from orpo_ray.evaluation.evaluate import read_winrates
+from orpo_ray.evaluation.store import EvaluationFolder
+from orpo_ray.report import curves_png
+from orpo_ray.stages.graph import Graph
+from orpo_ray.stages.run import run_stages
 from orpo_ray.terminal import Console
-from orpo_ray.training.launcher import train
 
 STAGES = ("base", "sft", "dpo", "orpo", "reward")
 
@@ -79,27 +80,12 @@ def run_demo(out: Path) -> None:
     """
     console = Console()
     started = time.monotonic()
-    usual = 0  # of the stages that were not finished before
-    for stage in STAGES:
-        _tell(console, stage, time.monotonic() - started, usual)
-        usual += 0 if RunFolder(out / stage).finished else _SECONDS[stage]
-        write_report(train(demo_config(stage, out), console).path)
-    _tell(console, "winrate", time.monotonic() - started, usual)
-    folder = evaluate(demo_evaluation(out), console)
-    runs = {stage: out / stage for stage in ("sft", "dpo", "orpo")}
-    report = write_evaluation_report(folder.path, runs)
+    graph = Graph({**{stage: demo_config(stage, out) for stage in STAGES}, "winrate": demo_evaluation(out)})
+    report = run_stages(graph, console, usual=_SECONDS)["winrate"]
     curves_png(out / "curves.png", {"SFT": out / "sft", "ORPO": out / "orpo"})
-    _print(console, read_winrates(folder))
+    _print(console, read_winrates(EvaluationFolder(report.parent)))
     console.print()
     console.say(f"{report} shows it all ({time.monotonic() - started:.0f} s)")
-
-
-def _tell(console: Console, stage: str, seconds: float, usual: float) -> None:
-    """Which stage begins, and how long the rest may take, where what usually takes `usual` has taken `seconds`."""
-    before = list(_SECONDS).index(stage)
-    left = sum(list(_SECONDS.values())[before:]) * (seconds / usual if usual else 1.0)
-    rest = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
-    console.say(f"stage {before + 1} of {len(_SECONDS)}: {stage}, {rest}")
 
 
 def _print(console: Console, found: dict[str, Any]) -> None:

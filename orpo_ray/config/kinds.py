@@ -8,10 +8,11 @@ from typing import Any, Literal
 from orpo_ray.config.loading import read_yaml
 from orpo_ray.errors import UserError
 
-Kind = Literal["training run", "evaluation", "scores", "sweep"]
+Kind = Literal["training run", "evaluation", "scores", "sweep", "paper"]
 
 _KINDS: dict[str, Kind] = {
     "space": "sweep", "models": "evaluation", "reward_models": "scores", "model": "training run",
+    "methods": "paper",
 }  # fmt: skip
 """By the key that only such a configuration, and none after it, has."""
 

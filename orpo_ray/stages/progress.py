@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orpo_ray.stages.graph import Graph, Stage
@@ -11,13 +12,24 @@ from orpo_ray.stages.graph import Graph, Stage
 class Progress:
     graph: Graph
     done: set[str] = field(default_factory=set)
+    """Labels; first those that are known to be."""
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """By label, what each takes as a rule, in any unit; empty: each as long as another."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why, by label."""
+
+    def __post_init__(self) -> None:
+        self._before = set(self.done)
 
     def ready(self, running: set[str]) -> list[Stage]:
         """Stages that may begin, in their order."""
         begun = {*self.done, *self.failed, *running}
         return [stage for stage in self.graph if stage.label not in begun and self.done.issuperset(stage.needs)]
+
+    def begin(self, label: str, *, finished: bool) -> None:
+        """`finished`: before it began, so that it will take no time."""
+        if finished:
+            self._before.add(label)
 
     def end(self, label: str, failure: str) -> None:
         """`failure`: why it has failed; empty: it has not."""
@@ -33,13 +45,22 @@ class Progress:
         return [stage.label for stage in self.graph if stage.label in behind]
 
     def left(self, seconds: float) -> str:
-        """How long the rest may take, in words, where what is done took `seconds`, a stage as long as another; empty:
-        nobody knows."""
-        ahead = len(self.graph) - len({*self.done, *self.failed, *self.never})
-        if not ahead or not self.done:
+        """How long the rest may take, in words, where what is done beyond what was before took `seconds`; empty: nobody
+        knows. Where nothing is yet, what is usual counts as seconds."""
+        over = {*self._before, *self.done, *self.failed, *self.never}
+        ahead = sum(self._usually(stage.label) for stage in self.graph if stage.label not in over)
+        behind = sum(self._usually(label) for label in self.done - self._before)
+        if not ahead or not (behind or self.usual):
             return ""
-        rest = seconds * ahead / len(self.done)
+        rest = ahead * (seconds / behind if behind else 1.0)
         return f"about {rest / 60:.0f} min left" if rest >= 90 else f"about {rest:.0f} s left"
+
+    def place(self, running: int) -> str:
+        """Which stage begins beside so many that run, in words."""
+        return f"stage {len(self.done) + len(self.failed) + running + 1} of {len(self.graph)}"
+
+    def _usually(self, label: str) -> float:
+        return self.usual.get(label, 0.0) if self.usual else 1.0
 
     def told(self) -> str:
         """What has failed and why, and what was not begun for it."""

@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -38,23 +38,44 @@ _AGAIN = 2  # times that a stage is begun again whose own process was lost
 _SAID = 500  # characters of what ended one
 
 
-def run_stages(graph: Graph, console: Console) -> dict[str, Path]:
+class StagesFailed(UserError):
+    """Some stages have failed; all that do not need them are done."""
+
+    def __init__(self, message: str, failed: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.failed = failed
+        """Why, by label."""
+
+
+def run_stages(
+    graph: Graph,
+    console: Console,
+    *,
+    done: Mapping[str, Path] | None = None,
+    usual: Mapping[str, float] | None = None,
+    ended: Callable[[str], None] | None = None,
+) -> dict[str, Path]:
     """Carry out every stage behind those that it needs; returns their pages, by label.
 
     Stages that do not need each other run at the same time, as far as the cluster holds them; what their commands would
     print is then in the `log.txt` of their folders. Where one fails, those that do not need it are carried out all the
-    same. Raises `UserError` at the end where any has failed, naming each and why; `KeyboardInterrupt` where a stop was
+    same. `done`: pages of stages that are known to be finished, and are not looked at; `usual`: see `Progress`; `ended`
+    is called with the label of each that is done.
+    Raises `StagesFailed` at the end where any has failed, naming each and why; `KeyboardInterrupt` where a stop was
     asked for. The same call goes on.
     """
-    progress = Progress(graph)
+    progress = Progress(graph, set(done or {}), usual or {})
+    if len(progress.done) == len(graph):
+        return dict(done or {})
     connect(max(stage.config.cpus for stage in graph))
-    run = _Run(graph, progress, cluster_nodes(), console)
+    run = _Run(graph, progress, cluster_nodes(), console, ended or (lambda _: None))
+    run.pages |= done or {}
     if run.holds_two:
         run.beside_each_other()
     else:
         run.one_by_one()
     if progress.failed:
-        raise UserError(progress.told())
+        raise StagesFailed(progress.told(), progress.failed)
     return run.pages
 
 
@@ -94,8 +115,10 @@ class Outcome:
 
 
 class _Run:
-    def __init__(self, graph: Graph, progress: Progress, nodes: Nodes, console: Console) -> None:
-        self._graph, self._progress, self._console = graph, progress, console
+    def __init__(
+        self, graph: Graph, progress: Progress, nodes: Nodes, console: Console, ended: Callable[[str], None]
+    ) -> None:
+        self._graph, self._progress, self._console, self._tell = graph, progress, console, ended
         self._whole = room_of(nodes)
         self._room = {stage.label: room_for(stage.config, nodes) for stage in graph}
         self._started = time.monotonic()
@@ -114,7 +137,7 @@ class _Run:
         """In this process, so that each is seen as its own command shows it."""
         while ready := self._progress.ready(set()):
             stage = ready[0]
-            self._begins(stage)
+            self._begins(stage, 0)
             try:
                 page = carry_out(stage.config, self._curves(stage), self._console)
             except UserError as error:
@@ -151,7 +174,7 @@ class _Run:
                 for stage in self._progress.ready({one.label for one in running.values()}):
                     if free.holds(self._room[stage.label]):
                         free -= self._room[stage.label]
-                        self._begins(stage)
+                        self._begins(stage, len(running))
                         called = process.remote(stage.config, self._curves(stage), request.name, around)
                         running[called] = stage
             if not running:
@@ -174,10 +197,10 @@ class _Run:
                 for stage in running.values():
                     self._console.say(f"{stage.label}: {_brief(stage)}")
 
-    def _begins(self, stage: Stage) -> None:
+    def _begins(self, stage: Stage, running: int) -> None:
+        self._progress.begin(stage.label, finished=_is_finished(stage))
         left = self._progress.left(time.monotonic() - self._started)
-        far = f"{len(self._progress.done)} of {len(self._graph)} stages are done"
-        self._console.say(f"{stage.label}: begins; {far}{left and f', {left}'}")
+        self._console.say(f"{self._progress.place(running)}: {stage.label}{left and f', {left}'}")
 
     def _ended(self, stage: Stage, outcome: Outcome) -> None:
         if outcome.stopped:
@@ -185,6 +208,7 @@ class _Run:
         self._progress.end(stage.label, outcome.failure)
         if outcome.page is not None:
             self.pages[stage.label] = outcome.page
+            self._tell(stage.label)
         if outcome.failure:
             self._console.say(f"{stage.label}: failed: {outcome.failure}")
 
@@ -232,6 +256,13 @@ def _outcome(reference: Any, *, cancelled: bool = False) -> Outcome:
             return Outcome(stopped=True)
         return Outcome(failure=last_line(error)[:_SAID], lost=not isinstance(error, ray.exceptions.RayTaskError))
     return outcome
+
+
+def _is_finished(stage: Stage) -> bool:
+    try:
+        return read_status(stage.folder).state == "finished"
+    except UserError:
+        return False
 
 
 def _brief(stage: Stage) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orpo_ray.config import read_yaml
 from orpo_ray.config.kinds import kind_of
+from orpo_ray.config.paper import STAGES
 from orpo_ray.errors import UserError
 from orpo_ray.status.evaluation import evaluation_status
 from orpo_ray.status.scores import score_status
@@ -43,13 +44,17 @@ def read_status(folder: Path) -> Status:
     kind = kind_of(config)
     if kind is None:
         raise UserError(f"{file}: not the configuration of a run, an evaluation or a sweep")
+    if kind == "paper":
+        raise UserError(f"{folder}: no stage of this paper has begun")
     return _READERS[kind](folder, config, file.read_text(encoding="utf-8"))
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders of runs, evaluations and sweeps that lie in `folder`, by name; none where it is itself one."""
-    if (folder / "config.yaml").is_file():
-        return []
+    """The folders of runs, evaluations and sweeps that lie in `folder`, by name, or that are stages of the paper there;
+    none where it is itself one."""
+    config = folder / "config.yaml"
+    if config.is_file():
+        return folders_in(folder / STAGES) if kind_of(read_yaml(config)) == "paper" else []
     return sorted(file.parent for file in folder.glob("[!.]*/config.yaml") if file.is_file())
 
 

@@ -1,0 +1,262 @@
+"""The stages of the paper remade: what its configuration stands for, and what decides each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.config import EvaluationConfig, StorageConfig, SweepConfig, TrainConfig, parse_as
+from orpo_ray.config.identity import identity
+from orpo_ray.config.paper import METHODS, STAGES, Method, PaperConfig
+from orpo_ray.config.paths import expanded
+from orpo_ray.config.schema import folder_in
+from orpo_ray.errors import UserError
+from orpo_ray.stages.graph import Graph, StageConfig, folder_of
+
+_OF_A_SIZE, _OF_A_DATA_SET = ("base",), ("reward", "judge")
+_PARENT = ("base", "sft", "dpo", "ppo", "orpo", "reward", "judge")
+"""Methods whose runs others may name."""
+_DIGITS = 8
+"""Of a folder's suffix, in base 16: two stages of one label share it once in four thousand million."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands in the paper."""
+
+    kind: str
+    """A method, or `winrate`, `sweep`, `benchmark`."""
+    data: str = ""
+    size: str = ""
+    seed: int | None = None
+    name: str = ""
+    """Of a benchmark."""
+
+    @property
+    def label(self) -> str:
+        seed = "" if self.seed is None else str(self.seed)
+        return "-".join(part for part in (self.data, self.size, self.name or self.kind, seed) if part)
+
+
+class PaperStages:
+    """Every stage, by its place, behind those that it needs.
+
+    A stage's digest is of what decides it: its settings, the files of data that it reads, and the digests of what it
+    needs. A run's or sweep's folder has it behind its label: where a setting changes, what depends on it gets other
+    folders, and nothing else does. An evaluation's folder has its label alone: of models that are the same it keeps
+    what it has. A model that is named by folder or Hub id is taken to stay what it was.
+    """
+
+    def __init__(self, config: PaperConfig, origin: str = "") -> None:
+        """Raises `UserError`, naming `origin` and the stage, where a stage's configuration is not valid."""
+        self.config = config
+        self._origin = origin or config.name
+        self._storage = _within(config.storage, config.name)
+        self.folder = config.storage.run_dir(config.name)
+        self._names: dict[Place, str] = {}
+        self.digests: dict[Place, str] = {}
+        made: dict[Place, StageConfig] = {}
+        for place in self._policies_and_rewards():
+            made[place] = self._training(place)
+        for place, make in self._others():
+            made[place] = make(place)
+        self.configs = {place: made[place] for place in sorted(made, key=self._rank)}
+        labels = [place.label for place in made]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise UserError(f"{self._origin}: two stages would be called {twice}; rename a size, data set or benchmark")
+        self.graph = Graph({place.label: config for place, config in self.configs.items()})
+        self.places = {place.label: place for place in self.configs}
+
+    def _rank(self, place: Place) -> tuple[int, ...]:
+        """The first seed of all first, and an evaluation behind what it compares, so that there are results early."""
+        seed = 0 if place.seed is None else self.config.seeds.index(place.seed)
+        data, sizes = list(self.config.data), list(self.config.sizes)
+        return (
+            seed, data.index(place.data) if place.data else 0, sizes.index(place.size), place.kind not in METHODS,
+        )  # fmt: skip
+
+    def folder_of(self, place: Place) -> Path:
+        return folder_of(self.configs[place])
+
+    def find(self, kind: str, data: str = "", size: str = "", seed: int | None = None) -> Place | None:
+        """The stage there; None where the configuration has none."""
+        place = Place(kind, data, size, seed)
+        return place if place in self.configs else None
+
+    # Which there are
+
+    def _policies_and_rewards(self) -> Iterator[Place]:
+        """Runs behind those that they may name."""
+        config, first = self.config, self.config.seeds[0]
+        for size in config.sizes if "base" in config.methods else ():
+            yield Place("base", size=size)
+        for data in config.data:
+            sizes = {size for size in (config.reward, config.judge) if size is not None}
+            for method in ("sft", "reward", "judge"):  # reward models may begin from the first seed's SFT
+                if method == "sft":
+                    yield from (Place("sft", data, size, first) for size in config.sizes if size in sizes)
+                elif method in config.methods:
+                    yield Place(method, data, getattr(config, method))
+            for size in config.sizes:
+                for seed in config.seeds:
+                    for method in config.compared:
+                        if (method, seed) != ("sft", first) or size not in sizes:
+                            yield Place(method, data, size, seed)
+        if "probability_ratio" in config.methods:
+            for seed in config.seeds:
+                yield Place("probability_ratio", config.figures.data, config.figures.size, seed)
+
+    def _others(self) -> Iterator[tuple[Place, Callable[[Place], StageConfig]]]:
+        config = self.config
+        for data in config.data:
+            for size in config.sizes:
+                for seed in config.seeds:
+                    yield Place("winrate", data, size, seed), self._evaluation
+        if config.sweep is not None:
+            yield Place("sweep", config.figures.data, config.figures.size), self._sweep
+        for name, benchmark in config.benchmarks.items():
+            yield Place("benchmark", benchmark.data, benchmark.size, name=name), self._benchmark
+
+    # What each is
+
+    def _training(self, place: Place) -> TrainConfig:
+        mapping = self._mapping(place)
+        known = self._parsed(place, mapping, by_name=True)
+        name = self._known_by(place, {"run": identity(known.for_a_file()), "files": _files(known)})
+        self._names[place] = name
+        return self._parsed(place, {**mapping, "name": name}, by_name=False)
+
+    def _known_by(self, place: Place, decides: dict[str, Any]) -> str:
+        """The name of the folder of a stage that `decides` decides."""
+        text = json.dumps(decides, sort_keys=True)
+        self.digests[place] = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+        return f"{place.label}-{self.digests[place]}"
+
+    def _mapping(self, place: Place, method: Method | None = None) -> dict[str, Any]:
+        """What its method's, data set's and size's settings come to; `<…>` as it stands."""
+        config, kind = self.config, method or place.kind
+        overlays: list[Mapping[str, Any]] = [config.run, config.methods[kind]]  # type: ignore[index]
+        for each in (config.data.get(place.data), config.sizes.get(place.size)):
+            if each is not None:
+                overlays += [each.run, each.methods.get(kind, {})]  # type: ignore[call-overload]
+        seed = config.seeds[0] if place.seed is None else place.seed
+        return {**_merged(overlays), "seed": seed, "name": place.label, "storage": self._storage.model_dump()}
+
+    def _parsed(self, place: Place, mapping: dict[str, Any], *, by_name: bool) -> TrainConfig:
+        filled = self._filled(place, mapping, by_name=by_name)
+        return parse_as(TrainConfig, filled, [], f"{self._origin}: {place.label}")
+
+    def _sweep(self, place: Place) -> SweepConfig:
+        settings = self.config.sweep or {}
+        if taken := {"name", "train", "storage"} & set(settings):
+            raise UserError(f"{self._origin}: sweep.{min(taken)}: is the paper's to say; leave it out")
+        train = self._mapping(place, "orpo")
+        known = self._parsed(place, train, by_name=True)
+        decides = {key: value for key, value in settings.items() if key != "concurrency"}
+        name = self._known_by(place, {"sweep": decides, "run": identity(known.for_a_file()), "files": _files(known)})
+        mapping = {**settings, "name": name, "storage": self._storage.model_dump()}
+        mapping |= {"train": self._filled(place, train, by_name=False)}
+        return parse_as(SweepConfig, mapping, [], f"{self._origin}: sweep")
+
+    def _evaluation(self, place: Place) -> EvaluationConfig:
+        config = self.config
+        overlays = [config.evaluation, config.data[place.data].evaluation, config.sizes[place.size].evaluation]
+        mapping = _merged(overlays)
+        if "models" in mapping:
+            raise UserError(f"{self._origin}: evaluation.models: are the methods; leave it out")
+        if "judge" in config.methods:
+            mapping["reward_models"] = {"judge": "<judge>", **mapping.get("reward_models", {})}
+        return self._evaluating(place, mapping, place.seed)
+
+    def _benchmark(self, place: Place) -> EvaluationConfig:
+        mapping = _merged([self.config.benchmarks[place.name].evaluation])
+        return self._evaluating(place, mapping, self.config.seeds[0])
+
+    def _evaluating(self, place: Place, mapping: dict[str, Any], seed: int | None) -> EvaluationConfig:
+        models = {method: f"<{method}>" for method in self.config.compared}
+        if not isinstance(mapping.get("models", {}), dict):
+            raise UserError(f"{self._origin}: {place.label}: models: should be a mapping of keys")
+        mapping |= {"models": models | mapping.get("models", {}), "name": place.label}
+        mapping |= {"storage": self._storage.model_dump()}
+        where, origin = Place(place.kind, place.data, place.size, seed), f"{self._origin}: {place.label}"
+        known = parse_as(EvaluationConfig, self._filled(where, mapping, by_name=True), [], origin)
+        decides = {key: value for key, value in known.for_a_file().items() if key not in ("scaling", "storage")}
+        self._known_by(place, {"evaluation": decides, "files": _hashes([known.prompts.source])})
+        return parse_as(EvaluationConfig, self._filled(where, mapping, by_name=False), [], origin)
+
+    # Whose folders it names
+
+    def _filled(self, place: Place, value: Any, *, by_name: bool) -> Any:
+        """`value` with the folder of a stage where its `<…>` stands; `by_name`: its name alone, so that a digest does
+        not know where the paper lies."""
+        fill = partial(self._filled, place, by_name=by_name)
+        if isinstance(value, dict):
+            return {key: fill(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [fill(inner) for inner in value]
+        if isinstance(value, str) and value.startswith("<") and value.endswith(">"):
+            return self._named(place, value[1:-1], by_name=by_name)
+        return value
+
+    def _named(self, place: Place, kind: str, *, by_name: bool) -> str:
+        size = self.config.sizes.get(place.size)
+        if kind == "base" and (place.kind == "base" or "base" not in self.config.methods):
+            if size is None or size.base is None:
+                raise UserError(f"{self._origin}: {place.label}: <base>: sizes.{place.size}.base does not say which")
+            return size.base
+        seed = self.config.seeds[0] if place.seed is None else place.seed
+        if kind in _OF_A_SIZE:
+            parent = Place(kind, size=place.size)
+        elif kind in _OF_A_DATA_SET:
+            parent = Place(kind, place.data, getattr(self.config, kind) or "")
+        else:
+            parent = Place(kind, place.data, place.size, seed)
+        if parent not in self._names:
+            there = ", ".join(f"<{method}>" for method in _PARENT if method in self.config.methods)
+            raise UserError(
+                f"{self._origin}: {place.label}: <{kind}> is no stage that comes before it; the methods are {there}"
+            )
+        name = self._names[parent]
+        return name if by_name else f"{self._storage.path}/{name}"
+
+
+def _merged(overlays: list[Any]) -> dict[str, Any]:
+    """The later over the earlier, key by key; lists and texts whole."""
+    found: dict[str, Any] = {}
+    for overlay in overlays:
+        for key, value in overlay.items():
+            both = isinstance(value, dict) and isinstance(found.get(key), dict)
+            found[key] = _merged([found[key], value]) if both else value
+    return found
+
+
+def _files(config: TrainConfig) -> list[str]:
+    """Of the files of data that a run reads."""
+    places = config.local_paths()
+    return _hashes(path for key, path in places.items() if key.startswith("data."))
+
+
+def _hashes(paths: Iterable[str]) -> list[str]:
+    """Of those that are files here; folders and Hub ids have none."""
+    return [_hash(str(path), path.stat().st_mtime_ns) for path in map(expanded, paths) if path.is_file()]
+
+
+@cache
+def _hash(path: str, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _within(storage: StorageConfig, name: str) -> StorageConfig:
+    """Where the stages of a paper lie."""
+    elsewhere = {
+        key: folder_in(place, f"{name}/{STAGES}")
+        for key in ("checkpoints", "mirror")
+        if (place := getattr(storage, key)) is not None
+    }
+    return storage.model_copy(update={"path": f"{storage.path.rstrip('/')}/{name}/{STAGES}", **elsewhere})
