@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, load_as, load_config, load_paper
+from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, load_as, load_config
 from orpo_ray.config.identity import identity
+from orpo_ray.config.paper import load_paper
 from orpo_ray.config.paths import named_paths
 from orpo_ray.config.space import parse_dimension
 from orpo_ray.paper.stages import PaperStages, Place
@@ -119,6 +120,6 @@ def test_the_sweep_is_of_the_papers_weights(papers: dict[str, PaperStages], data
     sweep = stages.configs[Place("sweep", data, "350M")]
     assert isinstance(sweep, SweepConfig)
     assert {key: parse_dimension(text).values for key, text in sweep.space.items()} == {
-        "objective.lambda": [0.1, 0.5, 1.0]
+        "objective.lambda": (0.1, 0.5, 1.0)
     }
     assert (sweep.scheduler, sweep.number_of_trials) == ("none", 3)
