@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def papers() -> dict[str, PaperStages]:
 
 
 def recipe(data: str, size: str, method: str) -> TrainConfig:
-    stem = f"{SIZES[size]}-{data}-{ {'judge': 'reward'}.get(method, method)}"
+    stem = f"{SIZES[size]}-{data}-{ {'judge': 'reward'}.get(method, method) }"
     return load_config(CONFIGS / f"{stem}.yaml" if method == "orpo" else CONFIGS / "paper" / f"{stem}.yaml")
 
 
@@ -123,3 +124,37 @@ def test_the_sweep_is_of_the_papers_weights(papers: dict[str, PaperStages], data
         "objective.lambda": (0.1, 0.5, 1.0)
     }
     assert (sweep.scheduler, sweep.number_of_trials) == ("none", 3)
+
+
+def test_small_models_of_real_pairs() -> None:
+    stages = PaperStages(load_paper(CONFIGS / "paper" / "small.yaml"))
+    config, seeds = stages.config, stages.config.seeds
+    kinds = [place.kind for place in stages.configs]
+    compared = len(config.sizes) * len(config.data) * len(seeds)
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "base": len(config.sizes), "reward": 2, "judge": 2, "probability_ratio": len(seeds), "sweep": 1,
+        **dict.fromkeys((*COMPARED, "winrate"), compared),
+    }  # fmt: skip
+    for size in config.sizes:
+        base = run_of(stages, Place("base", size=size))
+        shape = json.loads((CONFIGS.parent / base.model.name_or_path / "config.json").read_text())
+        assert f"{parameters(shape) / 1e6:.0f}M" == size
+        # Either response of each pair, so that the base model has none to prefer.
+        ways = [(each.source, each.columns) for each in base.data.train_sources]
+        swapped = {"chosen": "rejected", "rejected": "chosen"}
+        sources = [data.run["data"]["train"] for data in config.data.values()]
+        assert ways == [(source, columns) for source in sources for columns in (None, swapped)]
+        # No stage reads in training what another is held out on.
+        held_out = [data.run["data"]["eval"] for data in config.data.values()]
+        assert [each.source for each in base.data.eval_sources] == held_out
+    for place, made in stages.configs.items():
+        if isinstance(made, EvaluationConfig):
+            assert made.prompts.source == config.data[place.data].run["data"]["eval"]
+
+
+def parameters(shape: dict[str, Any]) -> int:
+    """Of an OPT with tied embeddings."""
+    width, feed = shape["hidden_size"], shape["ffn_dim"]
+    block = 4 * (width + 1) * width + 2 * width * feed + feed + width + 4 * width
+    embeddings = (shape["vocab_size"] + shape["max_position_embeddings"] + 2) * width
+    return int(embeddings + shape["num_hidden_layers"] * block + 2 * width)
