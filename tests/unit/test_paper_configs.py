@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, load_as, load_config
+from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, load_as, load_config, parse_as
 from orpo_ray.config.identity import identity
-from orpo_ray.config.paper import load_paper
+from orpo_ray.config.loading import read_yaml
+from orpo_ray.config.paper import PaperConfig, load_paper
 from orpo_ray.config.paths import named_paths
 from orpo_ray.config.space import parse_dimension
 from orpo_ray.paper.stages import PaperStages, Place
@@ -158,3 +160,21 @@ def parameters(shape: dict[str, Any]) -> int:
     block = 4 * (width + 1) * width + 2 * width * feed + feed + width + 4 * width
     embeddings = (shape["vocab_size"] + shape["max_position_embeddings"] + 2) * width
     return int(embeddings + shape["num_hidden_layers"] * block + 2 * width)
+
+
+def test_what_is_left_out_of_ultrafeedback_is_ready_to_be_put_in() -> None:
+    path = CONFIGS / "paper" / "ultrafeedback.yaml"
+    text = path.read_text()
+    left_out = yaml.safe_load(text[text.index("# sizes:") :].replace("\n# ", "\n").removeprefix("# "))
+    whole = read_yaml(path)
+    whole["sizes"] |= left_out["sizes"]
+    stages = PaperStages(parse_as(PaperConfig, {**whole, "benchmarks": left_out["benchmarks"]}, [], "both"))
+    orpo = run_of(stages, Place("orpo", "ultrafeedback", "2.7B", 42))
+    wanted = load_config(CONFIGS / "phi-2-ultrafeedback-orpo.yaml")
+    assert (settings(orpo, {}), orpo.scaling, orpo.train) == (settings(wanted, {}), wanted.scaling, wanted.train)
+    measured = {}
+    for place, made in stages.configs.items():
+        if place.kind == "benchmark":
+            assert isinstance(made, EvaluationConfig)
+            measured[made.measures] = {*made.asked}
+    assert measured == {(name,): {*COMPARED} for name in ("alpaca-eval-2", "mt-bench", "ifeval")}
