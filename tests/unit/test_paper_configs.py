@@ -140,7 +140,7 @@ def test_small_models_of_real_pairs() -> None:
     for size in config.sizes:
         base = run_of(stages, Place("base", size=size))
         shape = json.loads((CONFIGS.parent / base.model.name_or_path / "config.json").read_text())
-        assert f"{parameters(shape) / 1e6:.0f}M" == size
+        assert parameters(shape) == {"4M": 3_548_672, "8M": 7_490_560, "18M": 18_133_504}[size]
         # Either response of each pair, so that the base model has none to prefer.
         ways = [(each.source, each.columns) for each in base.data.train_sources]
         swapped = {"chosen": "rejected", "rejected": "chosen"}
