@@ -219,10 +219,10 @@ def pipeline(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 Remake the tables and figures of the ORPO paper as CONFIG says, from base models to one page: SFT, DPO, PPO and ORPO at
 each size, on each data set, for each seed, reward models, who wins, a sweep of λ.
 
-First a plan is printed: stages, steps, hours and disk. Then the stages run, as many at a time as the cluster holds, each
-in a folder of its own in storage.path/name/stages. The page, its tables (CSV, Markdown, LaTeX) and its figures (SVG, PNG)
-are in storage.path/name/paper, the paper's own numbers beside. The same command goes on where it was interrupted; where
-a setting has changed, what depends on it is made again, and nothing else.
+First a plan is printed: stages, steps, hours and disk. Then the stages run, as many at a time as the cluster holds,
+each in its own folder in storage.path/name/stages. The page, its tables (CSV, Markdown, LaTeX) and figures (SVG, PNG)
+are in storage.path/name/paper, the paper's own numbers beside. The same command goes on where it was interrupted;
+where a setting has changed, what depends on it is made again, and nothing else.
 
 {OVERRIDES}
 \b

@@ -67,9 +67,9 @@ class PaperBenchmark(Section):
 class PaperConfig(Section):
     """The paper remade. Its folder is `storage.path/name`: `stages/` has a folder for each stage, `paper/` the page.
 
-    A stage's settings are those of `run`, then of its method, its data set and its size, each over those before it:
-    run, methods.M, data.D.run, data.D.methods.M, sizes.S.run, sizes.S.methods.M. A text such as `<sft>` stands for the
-    folder of that stage, of the same data, size and seed.
+    A training run's settings are those of all, of its data set and of its size, and then those of its method, each over
+    those before: run, data.D.run, sizes.S.run, methods.M, data.D.methods.M, sizes.S.methods.M. A text like `<sft>`
+    stands for the folder of that stage, of the same data, size and seed.
     """
 
     name: RunName

@@ -17,8 +17,8 @@ from orpo_ray.terminal import Console
 def run_paper(stages: PaperStages, plan: Plan, console: Console) -> Path:
     """Carry out every stage that is not done, and draw the page of all that there is; returns its path.
 
-    `plan`: of the stages, whose seconds tell what is left. Raises `StagesFailed` where stages have failed, when the page
-    is drawn; otherwise as `run_stages` does.
+    `plan`: its seconds tell what is left. Raises `StagesFailed` where stages have failed, when the page is drawn; all
+    else as `run_stages` does.
     """
     with only_driver(stages.folder, console):
         held_for("paper", stages.folder / "config.yaml")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -140,10 +140,9 @@ class PaperStages:
     def _mapping(self, place: Place, method: Method | None = None) -> dict[str, Any]:
         """What its method's, data set's and size's settings come to; `<…>` as it stands."""
         config, kind = self.config, method or place.kind
-        overlays: list[Mapping[str, Any]] = [config.run, config.methods[kind]]  # type: ignore[index]
-        for each in (config.data.get(place.data), config.sizes.get(place.size)):
-            if each is not None:
-                overlays += [each.run, each.methods.get(kind, {})]  # type: ignore[call-overload]
+        about = [each for each in (config.data.get(place.data), config.sizes.get(place.size)) if each is not None]
+        overlays = [config.run, *(each.run for each in about)]
+        overlays += [config.methods[kind], *(each.methods.get(kind, {}) for each in about)]  # type: ignore[index,call-overload]
         seed = config.seeds[0] if place.seed is None else place.seed
         return {**_merged(overlays), "seed": seed, "name": place.label, "storage": self._storage.model_dump()}
 

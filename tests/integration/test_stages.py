@@ -67,11 +67,11 @@ def test_stages_run_beside_each_other_and_go_on_behind_a_failure(tmp_path: Path,
     missing = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"^1 of 4 stages failed: right: .*nowhere.*; not begun for it: won$"):
         run_stages(graph(tmp_path, missing), Console(file=said, width=400))
-    told = [line for line in said.getvalue().splitlines() if ": begins; " in line or ": failed: " in line]
-    assert told[0] == "base: begins; 0 of 4 stages are done"
+    told = [line for line in said.getvalue().splitlines() if line.startswith("stage ") or ": failed: " in line]
+    assert told[0] == "stage 1 of 4: base"
     # Both are told to begin before either has ended: there is room for two.
     assert sorted(line.partition(",")[0] for line in told[1:3]) == [
-        "left: begins; 1 of 4 stages are done", "right: begins; 1 of 4 stages are done",
+        "stage 2 of 4: left", "stage 3 of 4: right",
     ]  # fmt: skip
     assert told[3].startswith("right: failed: ") and len(told) == 4
     assert "left: done; the model is in" in (tmp_path / "left" / LOG).read_text()

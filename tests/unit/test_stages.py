@@ -107,6 +107,19 @@ def test_time_left_goes_by_what_the_stages_before_took() -> None:
     assert progress.left(100.0) == "about 10 min left"
     progress.end("orpo", "broken")
     assert progress.left(20.0) == "about 80 s left"  # who wins will never begin
+    assert progress.place(1) == "stage 4 of 7"
+
+
+def test_time_left_goes_by_what_is_usual() -> None:
+    usual = {"base": 10.0, "sweep": 0.0, "orpo": 20.0, "sft": 30.0, "dpo": 0.0, "judge": 40.0, "who wins": 5.0}
+    progress = Progress(Graph(configs()), {"base"}, usual)
+    assert progress.left(1.0) == "about 2 min left"  # 95 s: nothing was done yet
+    progress.begin("sft", finished=True)
+    progress.end("sft", "")
+    assert progress.left(1.0) == "about 65 s left"  # it took no time, which says nothing of the others
+    progress.begin("orpo", finished=False)
+    progress.end("orpo", "")
+    assert progress.left(40.0) == "about 2 min left"  # twice as long as usual: 90 s
 
 
 ASKED = {"generators": 2, "scorers": 1}

@@ -1,0 +1,217 @@
+"""The stages of the paper remade: which, what each needs, and that a change redoes what depends on it alone."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
+from orpo_ray.config.paper import load_paper
+from orpo_ray.errors import UserError
+from orpo_ray.paper.run import finished
+from orpo_ray.paper.stages import PaperStages, Place
+
+CONFIG: dict[str, Any] = {
+    "name": "p",
+    "seeds": [7, 8],
+    "run": {"data": {"max_length": 128, "max_prompt_length": 64}, "train": {"max_steps": 20}},
+    "methods": {
+        "base": {"model": {"name_or_path": "<base>"}, "data": {"train": "toy-base"}, "objective": {"name": "sft"}},
+        "sft": {"model": {"name_or_path": "<base>"}, "objective": {"name": "sft"}},
+        "dpo": {"model": {"name_or_path": "<sft>"}, "objective": {"name": "dpo"}},
+        "ppo": {
+            "model": {"name_or_path": "<sft>"}, "objective": {"name": "ppo"},
+            "rollouts": {"rewards": {"reward": "<reward>"}, "max_tokens": 48},
+        },
+        "orpo": {"model": {"name_or_path": "<base>"}, "objective": {"name": "orpo", "lambda": 1.0}},
+        "probability_ratio": {"model": {"name_or_path": "<base>"}, "objective": {"name": "probability_ratio"}},
+        "reward": {"model": {"name_or_path": "<sft>"}, "objective": {"name": "reward"}},
+        "judge": {"model": {"name_or_path": "<sft>"}, "objective": {"name": "reward"}},
+    },
+    "sizes": {
+        "s": {"base": "toy", "paper": "125M"},
+        "l": {"base": "toy", "paper": "1.3B", "run": {"optim": {"lr": 1.0e-3}}},
+    },
+    "data": {
+        "hh": {
+            "paper": "hh", "title": "one", "run": {"data": {"train": "toy", "eval": "toy-test"}},
+            "evaluation": {"prompts": {"source": "toy-test"}},
+        },
+        "other": {
+            "title": "two", "run": {"data": {"train": "toy", "eval": "toy-test"}, "optim": {"lr": 3.0e-3}},
+            "evaluation": {"prompts": {"source": "toy-test", "limit": 9}},
+        },
+    },
+    "reward": "s",
+    "judge": "l",
+    "figures": {"data": "hh", "size": "s"},
+    "sweep": {"space": {"objective.lambda": "grid(0.1, 1.0)"}, "searcher": "grid", "scheduler": "none"},
+    "evaluation": {"sampling": {"max_tokens": 48}, "reward_models": {"truth": "toy"}},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = Path("paper.yaml")
+    path.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    return path
+
+
+def stages(*overrides: str) -> PaperStages:
+    return PaperStages(load_paper("paper.yaml", list(overrides)), "paper.yaml")
+
+
+def changed(*overrides: str) -> set[str]:
+    """Labels of the stages that are made again where these settings change."""
+    before, after = stages(), stages(*overrides)
+    assert before.places == after.places
+    return {label for label, place in before.places.items() if before.digests[place] != after.digests[place]}
+
+
+def policies(kinds: str, data: str = "hh other", size: str = "s l", seed: str = "7 8") -> set[str]:
+    return {
+        f"{d}-{s}-{kind}-{n}"
+        for kind in kinds.split() for d in data.split() for s in size.split() for n in seed.split()
+    }  # fmt: skip
+
+
+def test_every_method_is_trained_for_each_data_set_size_and_seed() -> None:
+    found = stages()
+    once = {"s-base", "l-base", "hh-s-sweep", *(f"{d}-{of}" for d in ("hh", "other") for of in ("s-reward", "l-judge"))}
+    ratio = policies("probability_ratio", "hh", "s")
+    assert set(found.places) == once | ratio | policies("sft dpo ppo orpo winrate")
+    kinds = {label: type(stage.config) for label, stage in found.graph.stages.items()}
+    assert {label for label, kind in kinds.items() if kind is EvaluationConfig} == policies("winrate")
+    assert {label for label, kind in kinds.items() if kind is SweepConfig} == {"hh-s-sweep"}
+
+
+def test_what_each_begins_from_and_is_judged_by() -> None:
+    needs = {stage.label: set(stage.needs) for stage in stages().graph}
+    assert needs["hh-l-dpo-8"] == {"hh-l-sft-8"}
+    assert needs["hh-l-ppo-8"] == {"hh-l-sft-8", "hh-s-reward"}
+    assert needs["hh-l-orpo-8"] == {"l-base"}
+    assert needs["hh-s-sweep"] == {"s-base"}
+    assert needs["other-l-judge"] == {"other-l-sft-7"}  # of the first seed
+    assert needs["other-s-winrate-8"] == policies("sft dpo ppo orpo", "other", "s", "8") | {"other-l-judge"}
+
+
+def test_a_stages_settings_are_those_of_all_over_each_other() -> None:
+    found = stages("sizes.l.methods={orpo: {optim: {lr: 5e-4}}}", "data.other.methods={dpo: {train: {max_steps: 9}}}")
+    rates = {
+        (kind, data, size): run.optim.lr
+        for kind in ("sft", "orpo") for data in ("hh", "other") for size in ("s", "l")
+        if isinstance(run := found.configs[Place(kind, data, size, 8)], TrainConfig)
+    }  # fmt: skip
+    default = TrainConfig.model_validate(
+        {"name": "x", "model": {"name_or_path": "toy"}, "data": {"train": "toy"}}
+    ).optim.lr
+    assert rates == {
+        ("sft", "hh", "s"): default, ("sft", "hh", "l"): 1e-3, ("sft", "other", "s"): 3e-3, ("sft", "other", "l"): 1e-3,
+        ("orpo", "hh", "s"): default, ("orpo", "hh", "l"): 5e-4, ("orpo", "other", "s"): 3e-3,
+        ("orpo", "other", "l"): 5e-4,
+    }  # fmt: skip
+    dpo = found.configs[Place("dpo", "other", "s", 7)]
+    assert isinstance(dpo, TrainConfig) and (dpo.train.max_steps, dpo.seed, dpo.data.max_length) == (9, 7, 128)
+    evaluation = found.configs[Place("winrate", "other", "s", 7)]
+    assert isinstance(evaluation, EvaluationConfig)
+    assert (evaluation.prompts.limit, evaluation.sampling.max_tokens) == (9, 48)
+    assert list(evaluation.reward_models) == ["judge", "truth"] and list(evaluation.models) == [
+        "sft",
+        "dpo",
+        "ppo",
+        "orpo",
+    ]
+
+
+def test_first_comes_the_first_seed_with_its_evaluations() -> None:
+    order = list(stages().graph.stages)
+    assert max(map(order.index, policies("winrate", seed="7"))) < min(map(order.index, policies("orpo", seed="8")))
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("methods.dpo.objective.beta=0.2", policies("dpo winrate")),
+        ("methods.judge.optim={lr: 1e-4}", {"hh-l-judge", "other-l-judge"} | policies("winrate")),
+        ("methods.sft.optim={weight_decay: 0.1}",
+            policies("sft dpo ppo winrate") | {f"{d}-{m}" for d in ("hh", "other") for m in ("s-reward", "l-judge")}),
+        ("sizes.l.methods={orpo: {seed: 3, optim: {weight_decay: 0.1}}}", policies("orpo winrate", size="l")),
+        ("data.other.run.optim.lr=0.01", policies("sft dpo orpo", "other", "s") | policies("ppo winrate", "other")
+            | {"other-s-reward"}),
+        ("sweep.seed=4", {"hh-s-sweep"}),
+        ("evaluation.sampling.max_tokens=32", policies("winrate")),
+        ("data.hh.evaluation.prompts.limit=5", policies("winrate", "hh")),
+        ("run.scaling={num_workers: 2}", set()),  # how fast, and not what
+        ("storage.path=elsewhere", set()),
+        ("sizes.s.base=other", {"s-base", "hh-s-sweep", "hh-s-reward", "other-s-reward"}
+            | policies("probability_ratio", "hh", "s") | policies("sft dpo orpo", size="s") | policies("ppo winrate")),
+    ],
+)  # fmt: skip
+def test_a_change_redoes_what_depends_on_it_and_nothing_else(override: str, again: set[str]) -> None:
+    assert changed(override) == again
+
+
+def test_another_seed_adds_stages_and_redoes_none() -> None:
+    before, after = stages(), stages("seeds=[7, 8, 9]")
+    assert {label: before.digests[place] for label, place in before.places.items()}.items() <= {
+        label: after.digests[place] for label, place in after.places.items()
+    }.items()
+    assert set(after.places) - set(before.places) == policies("sft dpo ppo orpo winrate", seed="9") | policies(
+        "probability_ratio", "hh", "s", "9"
+    )
+
+
+def test_other_data_of_the_same_name_are_other_runs(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl.gz"
+    path.write_bytes(gzip.compress(b"1", mtime=0))
+    override = f"data.other.run.data.train={path}"
+    before = stages(override).digests
+    path.write_bytes(gzip.compress(b"2", mtime=0))
+    after = stages(override).digests
+    again = {place.label for place in before if before[place] != after[place]}
+    assert again == policies("sft dpo ppo orpo winrate", "other") | {"other-s-reward", "other-l-judge"}
+
+
+def test_a_stage_is_done_by_what_decided_it() -> None:
+    found, label = stages(), "hh-s-dpo-7"
+    page, record = found.folder_of(found.places[label]) / "report.html", found.folder / "done" / label
+    record.parent.mkdir(parents=True)
+    record.write_text(found.digests[found.places[label]])
+    assert finished(found) == {}  # its folder is gone
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert finished(found) == {label: page}
+    assert finished(stages("methods.dpo.objective.beta=0.2")) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["methods.dop={}"], "methods.dop"),
+        (["methods.dpo.optim={lrr: 1}"], "hh-s-dpo-7: unknown key optim.lrr; did you mean optim.lr?"),
+        (["methods.dpo.model.name_or_path=<stf>"], "hh-s-dpo-7: <stf> is no stage that comes before it; the "),
+        (["methods.sft.model.name_or_path=<dpo>"], "hh-s-sft-7: <dpo> is no stage that comes before it"),
+        (["sizes.s.base=null"], "s-base: <base>: sizes.s.base does not say which"),
+        (["judge=m"], "judge: no size is called m: there are s, l"),
+        (["reward=null"], "reward: says the size of methods.reward; give both, or neither"),
+        (["figures.data=x"], "figures.data: no data set is called x: there are hh, other"),
+        (["seeds=[1, 1]"], "seeds: names one twice"),
+        (["sizes.l.paper=125M"], "sizes: two are held against the paper's 125M"),
+        (["evaluation.models={a: toy}"], "evaluation.models: are the methods; leave it out"),
+        (["sweep.train={}"], "sweep.train: is the paper's to say; leave it out"),
+        (["sweep.space={objective.lamda: 'grid(1, 2)'}"], "sweep: "),
+        (["data.hh.evaluation.prompts.limt=3"], "hh-s-winrate-7: unknown key prompts.limt; did you mean "),
+        (["benchmarks={b: {data: hh, size: x, evaluation: {}}}"], "benchmarks.b.size: no size is called x"),
+        (["benchmarks.winrate-7={data: hh, size: s, evaluation: {prompts: {source: toy}, reward_models: {t: toy}}}"],
+         "two stages would be called hh-s-winrate-7"),
+    ],
+)  # fmt: skip
+def test_a_mistake_anywhere_is_told_first(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        stages(*overrides)
+    assert str(error.value).startswith("paper.yaml: ") and message in str(error.value) and "\n" not in str(error.value)
