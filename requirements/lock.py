@@ -62,7 +62,7 @@ def resolve(extra: str, python: str, like: dict[str, str], *options: str) -> dic
 
 
 def merged(found: dict[str, dict[str, str]]) -> list[str]:
-    """The lock's lines, sorted by name, from the versions by name of each Python: a marker where they are not the same."""
+    """The lock's lines, sorted by name, from each Python's versions by name: with a marker where these differ."""
     lines = []
     for name in sorted({name for pins in found.values() for name in pins}):
         takers: dict[str, list[str]] = {}
