@@ -75,15 +75,11 @@ def unmet(wanted: Requirement, lock: str, python: str) -> str:
 @cache
 def installed() -> dict[str, tuple[str, SpecifierSet, list[Requirement]]]:
     """Of each package that is installed its version, which Pythons it is for, and what it asks for."""
-    found = {}
+    found: dict[str, tuple[str, SpecifierSet, list[Requirement]]] = {}
     for package in metadata.distributions():
-        said = package.metadata
-        wanted = [Requirement(text) for text in said.get_all("Requires-Dist") or []]
-        found[canonicalize_name(said["Name"])] = (
-            said["Version"],
-            SpecifierSet(said.get("Requires-Python") or ""),
-            wanted,
-        )
+        pythons = SpecifierSet(package.metadata["Requires-Python"] or "")
+        wanted = [Requirement(text) for text in package.requires or []]
+        found[canonicalize_name(package.metadata["Name"])] = (package.version, pythons, wanted)
     return found
 
 
