@@ -1,10 +1,18 @@
-# Each target works on a machine that has just Python 3.11, gcc, make and git. `make` alone lists them.
+# Each target works on a machine that has just a Python (3.11 to 3.13, with venv and headers), g++, make and git. `make`
+# alone lists them.
 #
+#   make venv PYTHON=/path/to/python             this Python in place of the newest that is there
 #   make clean venv LOCK=requirements/gpu.lock   the CUDA environment in place of the CPU one
 #   make test PYTEST_ARGS="-k packing"           some of the tests
 #   make demo OUT=/tmp/demo                      the demo's run folders elsewhere
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The Pythons that the locks are resolved for, newest first, and what is true of one that is fit: it is a release (Ubuntu
+# 22.04's python3.11 is 3.11.0rc1, which lacks a function that torch asks for when it is imported), and has the pip that
+# `venv` lays (Debian and Ubuntu pack that apart).
+PYTHONS := 3.13 3.12 3.11
+FIT := import ensurepip, sys; v = sys.version_info; sys.exit(f"{v[0]}.{v[1]}" not in "$(PYTHONS)".split() or v[3] != "final")
+PYTHON ?= $(shell for python in $(PYTHONS:%=python%) python3; do \
+  $$python -c '$(FIT)' 2>/dev/null && { echo $$python; break; }; done)
 LOCK ?= requirements/cpu.lock
 OUT ?= runs/demo
 PYTEST_ARGS ?=
@@ -98,9 +106,10 @@ types: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
 	$(BIN)/mypy jobs/train.py jobs/evaluate.py jobs/score.py jobs/sweep.py jobs/pipeline.py requirements/lock.py benchmarks
 
-lock: $(STAMP)  ## resolve pyproject.toml anew and rewrite both locks (minutes; downloads)
-	$(BIN)/python requirements/lock.py cpu
-	$(BIN)/python requirements/lock.py gpu
+lock: $(STAMP)  ## resolve pyproject.toml anew for each Python and rewrite both locks (minutes)
+	@$(BIN)/pip install --quiet --target $(VENV)/lock -r requirements/lock.txt
+	PATH="$(abspath $(VENV)/lock/bin):$$PATH" $(BIN)/python requirements/lock.py cpu
+	PATH="$(abspath $(VENV)/lock/bin):$$PATH" $(BIN)/python requirements/lock.py gpu
 
 clean:  ## remove .venv, caches and build leftovers; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -108,21 +117,23 @@ clean:  ## remove .venv, caches and build leftovers; runs/ stays
 
 # The lock is complete, so pip need not resolve anything (--no-deps). Torch comes first because its CPU build
 # may live on another index; DeepSpeed, published as source only, is built into a wheel on the way. The stamp
-# comes last: an install that failed leaves none, and the next call takes up where it stopped. Ubuntu 22.04's
-# python3.11 is 3.11.0rc1, which lacks a function that torch asks for when it is imported.
+# comes last: an install that failed leaves none, and the next call takes up where it stopped. An environment
+# that is there keeps its Python.
 $(STAMP):
-	@test -n "$(PYTHON)" || { \
-	  echo "make: no Python found; name a Python 3.11 with make PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) or sys.version_info[3] != "final")' || { \
-	  echo "make: $(PYTHON) is not a release of Python 3.11, which $(LOCK) is pinned for" >&2; exit 1; }
-	@echo "==> $(VENV): installing $(LOCK), about 4 GB"
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || { \
+	  python="$(PYTHON)"; \
+	  test -n "$$python" || { echo "make: no Python of $(PYTHONS) with venv is here (Debian, Ubuntu: apt-get install" \
+	    "python3-venv); or name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	  "$$python" -c '$(FIT)' 2>/dev/null || { echo "make: $$python is no release of Python $(PYTHONS) with venv, which" \
+	    "$(LOCK) is pinned for" >&2; exit 1; }; \
+	  "$$python" -m venv $(VENV); }
+	@echo "==> $(VENV): installing $(LOCK) for $$($(BIN)/python --version), about 4 GB"
 	@rm -f $(VENV)/.installed-*
 	@echo "==> $(VENV): $(TORCH) (a minute or two)"
 	@$(BIN)/pip install --no-deps '$(TORCH)' || { \
 	  echo "==> $(TORCH) is not on the configured index; asking PyTorch's own"; \
 	  $(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'; }
-	@echo "==> $(VENV): the other $(shell grep -c == $(LOCK)) packages; DeepSpeed is built (two to five minutes)"
+	@echo "==> $(VENV): the other $(shell sed -n 's/==.*//p' $(LOCK) | sort -u | wc -l) packages; DeepSpeed is built (two to five minutes)"
 	@$(BIN)/pip install --no-deps -r $(LOCK)
 	@echo "==> $(VENV): orpo_ray itself (seconds)"
 	@$(BIN)/pip install --no-deps --no-build-isolation -e .

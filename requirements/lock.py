@@ -1,11 +1,12 @@
-"""Write `cpu.lock` or `gpu.lock`: every package of the environment, pinned.
+"""Write `cpu.lock` or `gpu.lock`: every package of the environment, pinned for each Python that `make venv` takes.
 
-`python requirements/lock.py cpu` asks pip to resolve `pyproject.toml` with that extra and those for tests and
-development, installing nothing, and writes down what it chose. Only the CPU lock is tested on each change.
+`python requirements/lock.py cpu` asks uv to resolve `pyproject.toml` with that extra and those for tests and
+development, once for each Python, installing nothing, and writes down what it chose; a package of which one Python
+needs another version than the rest has a line for each, with a marker. It is uv because pip resolves for the Python
+alone that runs it. uv does not read pip's configuration: another index or folder is named in UV_EXTRA_INDEX_URL or
+UV_FIND_LINKS. Only the CPU lock on the first Python is tested on each change.
 """
 
-import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+PYTHONS = ("3.11", "3.12", "3.13")
+PLATFORM = "x86_64-manylinux_2_28"
 
 # What building without isolation takes beside what pyproject.toml asks for.
 BUILD_TOOLS = ["setuptools>=77", "wheel"]
@@ -37,38 +40,59 @@ HEADERS = {
 # `make lock` writes this file.
 """,
     "gpu": """\
-# Every package of the GPU environment (CUDA), pinned; resolved by pip's dry run (`make lock`).
+# Every package of the GPU environment (CUDA), pinned; resolved by `make lock`.
 """,
 }
 
 
-def resolve(extra: str, *options: str) -> list[str]:
-    """`name==version` of every package that pip would install afresh, sorted by name."""
+def resolve(extra: str, python: str, like: dict[str, str], *options: str) -> dict[str, str]:
+    """The version of every package that `python` ("3.12") needs, by name; those of `like` are kept where they fit."""
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-        wanted = [f"{ROOT}[{extra},embedder,ifeval,test,dev]", *BUILD_TOOLS, *EXACT[extra]]
-        subprocess.run([*command, "--report", str(report), *options, *wanted], check=True)
-        items = json.loads(report.read_text())["install"]
-    found = [item["metadata"] for item in items]
-    versions = {re.sub(r"[-_.]+", "-", package["name"]).lower(): package["version"] for package in found}
-    left_out = {"orpo-ray", *LEFT_OUT[extra]}
-    return [f"{name}=={version}" for name, version in sorted(versions.items()) if name not in left_out]
+        # What the output file holds is what uv prefers.
+        pins = Path(folder) / "pins.txt"
+        pins.write_text("".join(f"{name}=={version}\n" for name, version in like.items()))
+        command = ["uv", "pip", "compile", "--quiet", "--no-python-downloads", "--no-annotate", "--no-header"]
+        command += ["--python-version", python, "--python-platform", PLATFORM, "--output-file", str(pins), *options]
+        for name in (extra, "embedder", "ifeval", "test", "dev"):
+            command += ["--extra", name]
+        wanted = "\n".join([*BUILD_TOOLS, *EXACT[extra]])
+        subprocess.run([*command, "pyproject.toml", "-"], input=wanted, text=True, cwd=ROOT, check=True)
+        found = dict(line.split("==") for line in pins.read_text().splitlines())
+    return {name: version for name, version in found.items() if name not in LEFT_OUT[extra]}
+
+
+def merged(found: dict[str, dict[str, str]]) -> list[str]:
+    """The lock's lines, sorted by name, from each Python's versions by name: with a marker where these differ."""
+    lines = []
+    for name in sorted({name for pins in found.values() for name in pins}):
+        takers: dict[str, list[str]] = {}
+        for python, pins in found.items():
+            if name in pins:
+                takers.setdefault(pins[name], []).append(python)
+        for version, pythons in takers.items():
+            marker = " or ".join(f'python_version == "{python}"' for python in pythons)
+            lines.append(f"{name}=={version}" + (f" ; {marker}" if len(pythons) < len(found) else ""))
+    return lines
 
 
 def main() -> None:
     extra = sys.argv[1] if len(sys.argv) == 2 else ""
     if extra not in HEADERS:
         sys.exit("usage: python requirements/lock.py cpu|gpu")
-    try:
-        pins = resolve(extra)
-    except subprocess.CalledProcessError:
-        if extra == "gpu":
-            raise
-        pins = resolve(extra, "--extra-index-url", PYTORCH_CPU_INDEX)
+    found: dict[str, dict[str, str]] = {}
+    for python in PYTHONS:
+        like = found.get(PYTHONS[0], {})
+        try:
+            found[python] = resolve(extra, python, like)
+        except subprocess.CalledProcessError:
+            if extra == "gpu":
+                raise
+            # It has old releases of other packages too; of each, the newest of all indexes is taken.
+            index = ["--extra-index-url", PYTORCH_CPU_INDEX, "--index-strategy", "unsafe-best-match"]
+            found[python] = resolve(extra, python, like, *index)
+        sys.stdout.write(f"{extra}.lock: Python {python}, {len(found[python])} packages\n")
     lock = ROOT / "requirements" / f"{extra}.lock"
-    lock.write_text(HEADERS[extra] + "\n".join(pins) + "\n")
-    sys.stdout.write(f"{lock}: {len(pins)} packages\n")
+    lock.write_text(HEADERS[extra] + "\n".join(merged(found)) + "\n")
 
 
 if __name__ == "__main__":
