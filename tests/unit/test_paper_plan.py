@@ -178,8 +178,6 @@ def test_what_is_on_the_hub_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     assert small.work.steps == large.work.steps == 160_800 // 16
     assert 5 < large.work.flops / small.work.flops < 15  # type: ignore[operator]
     assert large.work.disk == pytest.approx((12 + 4) * 1.316e9, rel=0.01)  # a checkpoint, a float32 model
-        2 * 12 * 1.316e9 + 2 * 1.316e9 * 2, rel=0.12
-    )  # two of two checkpoints at most
     assert small.on_gpus and small.room.gpus == 4 and plan.assumed_nodes
     assert another.seconds is None and another.work.steps == small.work.steps
     assert [note for note in plan.notes if "published" in note]
