@@ -80,7 +80,8 @@ def _message(location: tuple[str, ...], found: list[ErrorDetails], schema: type[
     kind, value, context = found[0]["type"], found[0]["input"], found[0].get("ctx", {})
     key = printable(".".join(location))
     if kind == "extra_forbidden":
-        objective = found[0]["loc"][1] if location[:1] == ("objective",) < location else None  # pydantic has its name there
+        # Behind the objective's key pydantic has its name.
+        objective = found[0]["loc"][1] if location[:1] == ("objective",) < location else None
         if objective and key in _valid_keys(schema):
             return f"{key} is no key of the objective {objective}"
         return f"unknown key {shown(key)[1:-1]}; {_nearest_key(list(location), schema)}"
