@@ -14,6 +14,10 @@ from orpo_ray.storage.run_folder import write_atomically
 from orpo_ray.terminal import Console
 
 
+DONE = "done"
+"""In the paper's folder: a file for each stage that was done, with the digest of what decided it."""
+
+
 def run_paper(stages: PaperStages, plan: Plan, console: Console) -> Path:
     """Carry out every stage that is not done, and draw the page of all that there is; returns its path.
 
@@ -23,6 +27,7 @@ def run_paper(stages: PaperStages, plan: Plan, console: Console) -> Path:
     with only_driver(stages.folder, console):
         held_for("paper", stages.folder / "config.yaml")
         write_atomically(stages.folder / "config.yaml", stages.config.to_yaml())
+        (stages.folder / DONE).mkdir(exist_ok=True)
         failed: StagesFailed | None = None
         try:
             run_stages(
@@ -49,8 +54,7 @@ def finished(stages: PaperStages) -> dict[str, Path]:
 
 
 def _record(stages: PaperStages, label: str) -> Path:
-    """The file that says by which digest a stage was done."""
-    return stages.folder / "done" / label
+    return stages.folder / DONE / label
 
 
 def _digest(stages: PaperStages, label: str) -> str:
