@@ -49,7 +49,7 @@ class Pairs(NamedTuple):
 class Prompts(NamedTuple):
     """Of an evaluation, with the responses of the data to them; lengths are means."""
 
-    count: int
+    number: int
     prompt: float
     response: float
     longest: float

@@ -13,7 +13,6 @@ from orpo_ray.storage.driver_lock import only_driver
 from orpo_ray.storage.run_folder import write_atomically
 from orpo_ray.terminal import Console
 
-
 DONE = "done"
 """In the paper's folder: a file for each stage that was done, with the digest of what decided it."""
 

@@ -85,7 +85,9 @@ class Works:
             case EvaluationConfig():
                 needed = self._graph.needed_by(label)
                 runs = [self._graph.stages[each].config for each in self._graph.stages if each in needed]
-                return self._evaluation(config, place, [run for run in runs if _asks_pairs(run)])
+                return self._evaluation(
+                    config, place, [run for run in runs if isinstance(run, TrainConfig) and _asks_pairs(run)]
+                )
 
     # Training
 
@@ -205,7 +207,7 @@ class Works:
             return Work(notes=(f"{config.prompts.source}: its number of prompts is not known here",))
         policies = {label: self._networks.asked(model.path) for label, model in config.asked.items()}
         judges = [self._networks.asked(name) for name in config.reward_models.values() if name != "toy"]
-        responses = asked.count * config.sampling.rounds * config.prompts.turns
+        responses = asked.number * config.sampling.rounds * config.prompts.turns
         written = responses * len(policies)
         disk = _FILES + written * (_RESPONSE + _CHARACTERS * asked.response)
         notes = [asked.note] if asked.note else []
@@ -233,8 +235,8 @@ class Works:
         if not each:
             return 0.0
         one = Load.of(_rounded(asked.prompt, *[asked.response] * each), score_prompts=False)
-        load = one.times(asked.count)
-        micro_batches = math.ceil(asked.count / 32)  # blocks of prompts, each judged by itself
+        load = one.times(asked.number)
+        micro_batches = math.ceil(asked.number / 32)  # blocks of prompts, each judged by itself
         return sum(
             place.device.forward(net, load, shape._replace(micro_batches=math.ceil(micro_batches / shape.ranks)))
             for net in nets if net is not None
