@@ -49,19 +49,29 @@ def print_plan(plan: Plan, console: Console) -> None:
     """A table, and below it totals, what is left, and what was assumed."""
     rows = rows_of(plan)
     spent = any(stage.spent is not None for stage in plan.stages.values())
-    columns = ["stage", "data", "sizes", "seeds", "stages", "done", "needs", "steps", "predicted"]
-    table = Table(*columns, *(["took"] if spent else []), "disk", box=None, pad_edge=False)
-    for column in table.columns[4:]:
-        column.justify = "right"
-    table.columns[6].justify = "left"
+    table = Table("stages, behind", "count", "done", "steps", "predicted", box=None, pad_edge=False)
+    for title in [*(["took"] if spent else []), "disk"]:
+        table.add_column(title)
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
     for row in rows:
-        cells = [row.kind, row.data, ", ".join(row.sizes), ", ".join(map(str, row.seeds)), str(len(row.stages))]
-        cells += [str(row.done), _needs(row, plan), _steps(row.stages), _hours(row.stages)]
-        cells += [_took(row.stages)] if spent else []
-        table.add_row(*cells, _disk(row.stages))
+        needs = _needs(row, plan)
+        one = row.sizes if len(row.sizes) == 1 else []
+        name = " ".join(part for part in (row.data, *one, row.kind) if part) + (f" < {needs}" if needs else "")
+        cells = [name, str(len(row.stages)), str(row.done), _steps(row.stages), _hours(row.stages)]
+        table.add_row(*cells, *([_took(row.stages)] if spent else []), _disk(row.stages))
+    if said := "; ".join(_listed(rows)):
+        console.say(f"each of {said}")
     console.print(table)
     for line in totals(plan):
         console.say(line)
+
+
+def _listed(rows: Sequence[Row]) -> list[str]:
+    """The sizes and the seeds, where there are several."""
+    sizes = list(dict.fromkeys(size for row in rows for size in row.sizes))
+    seeds = list(dict.fromkeys(str(seed) for row in rows for seed in row.seeds))
+    return [f"the {name} {', '.join(found)}" for name, found in (("sizes", sizes), ("seeds", seeds)) if len(found) > 1]
 
 
 def totals(plan: Plan) -> list[str]:
@@ -72,7 +82,8 @@ def totals(plan: Plan) -> list[str]:
     if done:
         labels, seconds = plan.critical_path(done=done)
         lines.append(f"done    {_total([stage for stage in stages if stage.done])}")
-        lines.append(f"left    {_total(left)}; {duration(plan.elapsed(done=done))} from now to the last")
+        if left:
+            lines.append(f"left    {_total(left)}; {duration(plan.elapsed(done=done))} from now to the last")
     else:
         labels, seconds = plan.critical_path()
     if labels:
