@@ -6,6 +6,7 @@ what the request's own seed draws at its place, whatever else is computed beside
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -66,10 +67,19 @@ class PlainGenerator:
         self._network = load_network(policy.settings, policy.name)
         tokenizer = load_tokenizer(policy.settings)
         self._words: Tokenizer = tokenizer.backend_tokenizer
-        self._ends = frozenset({tokenizer.eos_token_id, *stop_ids})
+        self._eos: int | None = tokenizer.eos_token_id
+        self._ends = frozenset({self._eos, *stop_ids})
         self._sampling = sampling
         self._waiting = Waiting(self._answer)
         log("engine started", seconds=round(time.monotonic() - started, 1))
+
+    def asked_otherwise(self, sampling: SamplingConfig, stop_ids: tuple[int, ...]) -> PlainGenerator:
+        """One with the same network."""
+        other = copy.copy(self)
+        other._ends = frozenset({self._eos, *stop_ids})
+        other._sampling = sampling
+        other._waiting = Waiting(other._answer)
+        return other
 
     def at_once(self) -> int:
         """How many responses it computes at once, at most."""
