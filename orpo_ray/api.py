@@ -1,9 +1,8 @@
 """What the commands do, from Python: each returns what it made as an object. `import orpo_ray` has these at hand.
 
-A configuration is a YAML file, its mapping, or a validated section; `overrides` are dotted keys with their values. What was
-made, and a `Path`, may stand in a mapping where a folder is named.
-Mistakes raise `UserError` of one line. What is made is known by `storage.path/name`: the same call goes on with what was
-interrupted, and leaves what is finished as it is.
+A configuration is a YAML file, its mapping, or a validated section; `overrides` are dotted keys with their values. In a
+mapping, a `Path` or what was made may stand where a folder is named. Mistakes raise `UserError` of one line. What is
+made is known by `storage.path/name`: the same call goes on with what was interrupted, and leaves finished work as it is.
 """
 
 from __future__ import annotations
