@@ -2,7 +2,7 @@
 
 A configuration is a YAML file, its mapping, or a validated section; `overrides` are dotted keys with their values. In a
 mapping, a `Path` or what was made may stand where a folder is named. Mistakes raise `UserError` of one line. What is
-made is known by `storage.path/name`: the same call goes on with what was interrupted, and leaves finished work as it is.
+made is known by `storage.path/name`: the same call goes on with what was interrupted, and leaves finished work be.
 """
 
 from __future__ import annotations
