@@ -27,7 +27,7 @@ def test_its_cells_lead_to_a_model_a_win_rate_and_a_plot(tmp_path: Path, beside_
     checks = """
 import matplotlib.pyplot as plt
 assert len(plt.gca().lines) == 2 and len(orpo.metrics) > 8
-assert 0 <= low <= rate <= high <= 1 and len(found.responses) == 2 * 8 * 3
+assert 0 <= low <= rate <= high <= 1 and len(found.responses) == 2 * 8 * 3 + 2 * 8  # the data's own too
 assert (orpo.model / "model.safetensors").is_file() and found.report.is_file() and orpo.report.is_file()
 """
     environment = {**beside_tests, "MPLBACKEND": "agg"}
