@@ -12,8 +12,11 @@ import yaml
 from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
 from orpo_ray.config.paper import load_paper
 from orpo_ray.errors import UserError
-from orpo_ray.paper.run import finished
+from orpo_ray.paper import run
+from orpo_ray.paper.done import finished, forget_done, is_of_others, keep_done
+from orpo_ray.paper.plan import Plan
 from orpo_ray.paper.stages import PaperStages, Place
+from orpo_ray.terminal import Console
 
 CONFIG: dict[str, Any] = {
     "name": "p",
@@ -187,6 +190,51 @@ def test_a_stage_is_done_by_what_decided_it() -> None:
     page.touch()
     assert finished(found) == {label: page}
     assert finished(stages("methods.dpo.objective.beta=0.2")) == {}
+
+
+def done(found: PaperStages, label: str) -> None:
+    """As the command leaves a stage that it has carried out."""
+    folder = found.folder_of(found.places[label])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(found.graph.stages[label].config.to_yaml())
+    (folder / "report.html").touch()
+    forget_done(found, ())
+    keep_done(found, label)
+
+
+def test_an_evaluation_that_was_begun_otherwise_since_is_not_done() -> None:
+    """Its folder is the same, so what was killed on its way there may have left nothing of what it held."""
+    label, other = "hh-s-winrate-7", "evaluation.sampling.rounds=2"
+    before, after = stages(), stages(other)
+    done(before, label)
+    assert set(finished(before)) == {label} and finished(after) == {}
+    forget_done(after, [label])  # and is killed, and the setting taken back
+    assert finished(before) == {}
+    assert is_of_others(before, label)
+
+
+def test_an_evaluation_whose_own_command_was_given_other_settings_is_not_done() -> None:
+    label = "hh-s-winrate-7"
+    found = stages()
+    done(found, label)
+    place = stages("evaluation.sampling.rounds=2").graph.stages[label]
+    (place.folder / "config.yaml").write_text(place.config.to_yaml())
+    assert finished(found) == {}
+    (place.folder / "config.yaml").write_text("")
+    assert finished(found) == {}
+
+
+def test_a_command_that_begins_forgets_what_it_does_again_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    before, after = stages(), stages("evaluation.sampling.rounds=2")
+    for label in ("hh-s-winrate-7", "hh-s-sft-7"):
+        done(before, label)
+    monkeypatch.setattr(run, "run_stages", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_paper(after, Plan(after.graph, {}, [], {}, False), Console())
+    assert set(finished(before)) == {"hh-s-sft-7"}
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,18 @@ def test_results_of_other_settings_are_not_taken_for_these(begun, tmp_path):
     assert changed.contest("world", "small", "sft").overall is None
 
 
+def test_results_that_were_once_done_by_other_data_are_not_taken_for_these(begun):
+    """Of which the settings say nothing: the record has a digest of the files too."""
+    place = winrate("small", 1)
+    finish(begun, place)
+    (begun.folder / "done").mkdir()
+    for record, there in ((begun.digests[place], True), ("0000aaaa", False), ("", False)):
+        (begun.folder / "done" / place.label).write_text(record)
+        outcomes = read_outcomes(begun)
+        assert (outcomes.missing(place) == "") == there, record
+        assert (outcomes.evaluation(place) is not None) == there
+
+
 def test_a_method_that_the_configuration_lacks_keeps_its_column(tmp_path):
     methods = {name: own for name, own in yaml.safe_load(SETTINGS)["methods"].items() if name not in ("ppo", "reward")}
     stages = paper_stages(tmp_path, methods=methods, reward=None)
