@@ -11,14 +11,11 @@ from pydantic import ValidationError
 
 from orpo_ray.config import EvaluationConfig, read_yaml
 from orpo_ray.config.identity import other_settings
-from orpo_ray.config.paper import STAGES
+from orpo_ray.config.paper import DONE, STAGES
 from orpo_ray.errors import UserError
 from orpo_ray.paper.stages import PaperStages
 from orpo_ray.storage.run_folder import write_atomically
 
-DONE = "done"
-"""In the paper's folder: a file for each stage that was done, with the digest of what decided it; empty where it has
-been begun again since."""
 _OWN_STAGES = re.compile(rf"^.*/{STAGES}/")
 """What stands before the name of a stage's folder: where the paper lies."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from orpo_ray.config import EvaluationConfig, StorageConfig, SweepConfig, TrainConfig, parse_as
 from orpo_ray.config.identity import identity
-from orpo_ray.config.paper import METHODS, STAGES, Method, PaperConfig
+from orpo_ray.config.paper import DONE, METHODS, STAGES, Method, PaperConfig, load_paper
 from orpo_ray.config.paths import expanded
 from orpo_ray.config.schema import folder_in
 from orpo_ray.errors import UserError
@@ -222,6 +222,29 @@ class PaperStages:
             )
         name = self._names[parent]
         return name if by_name else f"{self._storage.path}/{name}"
+
+
+def read_stages(folder: Path) -> PaperStages:
+    """Those of the paper that lies in `folder`, wherever it was begun.
+
+    Raises `UserError` where what was made there has other names by its configuration as it is read from here.
+    """
+    file = folder / "config.yaml"
+    config = load_paper(file)
+    stages = PaperStages(config, str(file))
+    here = folder.resolve()
+    if stages.folder.resolve() == here:
+        return stages
+    storage = config.storage.model_copy(update={"path": str(here.parent)})
+    stages = PaperStages(config.model_copy(update={"name": here.name, "storage": storage}), str(file))
+    known = {place.label: stages.folder_of(place) for place in stages.configs}
+    made = [record.name for record in (here / DONE).glob("*") if record.name in known]
+    if lost := next((label for label in sorted(made) if not known[label].is_dir()), None):
+        raise UserError(
+            f"{folder}: {lost} was made of files that are not the same from here; go to the folder where the paper was "
+            "begun, from which its configuration names them"
+        )
+    return stages
 
 
 def _merged(overlays: list[Any]) -> dict[str, Any]:

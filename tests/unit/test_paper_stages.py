@@ -15,7 +15,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.paper import run
 from orpo_ray.paper.done import finished, forget_done, is_of_others, keep_done
 from orpo_ray.paper.plan import Plan
-from orpo_ray.paper.stages import PaperStages, Place
+from orpo_ray.paper.stages import PaperStages, Place, read_stages
 from orpo_ray.terminal import Console
 
 CONFIG: dict[str, Any] = {
@@ -235,6 +235,34 @@ def test_a_command_that_begins_forgets_what_it_does_again_first(monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         run.run_paper(after, Plan(after.graph, {}, [], {}, False), Console())
     assert set(finished(before)) == {"hh-s-sft-7"}
+
+
+def test_a_papers_folder_is_read_from_anywhere_and_where_it_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, label = stages(), "hh-s-sft-7"
+    done(found, label)
+    (found.folder / "config.yaml").write_text(found.config.to_yaml())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert set(finished(read_stages(found.folder))) == {label}
+    moved = read_stages(found.folder.rename(tmp_path / "moved"))
+    assert moved.folder == tmp_path / "moved" and set(finished(moved)) == {label}
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    found = stages("run.data.train=pairs.jsonl", "data.hh.run.data.train=pairs.jsonl")
+    done(found, "hh-s-sft-7")
+    (found.folder / "config.yaml").write_text(found.config.to_yaml())
+    assert set(finished(read_stages(found.folder))) == {"hh-s-sft-7"}
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(UserError, match="hh-s-sft-7 was made of files that are not the same from here"):
+        read_stages(found.folder)
 
 
 @pytest.mark.parametrize(
