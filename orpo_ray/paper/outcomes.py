@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -199,6 +199,10 @@ class Outcomes:
             return None
         return _rewards(evaluation, method, judge)
 
+    def asked_alike(self, places: Iterable[Place]) -> bool:
+        """Whether these evaluations, all of them finished, asked the same prompts in the same order."""
+        return len({self._asked[place] for place in places if self.evaluation(place)}) == 1
+
     def diversity(self, data: str, size: str, seed: int) -> Mapping[str, Diversity]:
         """By method; empty where there is no evaluation."""
         evaluation = self._winrate(data, size, seed)
@@ -260,8 +264,7 @@ class Outcomes:
                 seeds[seed] = found
         overall, why_not = None, next(iter(missing.values()), "")
         if seeds:
-            alike = len({self._asked[each.place] for each in seeds.values()}) == 1
-            overall = _overall(list(seeds.values()), alike)
+            overall = _overall(list(seeds.values()), self.asked_alike([each.place for each in seeds.values()]))
             why_not = ""
         return Contest(data, size, against, judge, seeds, missing, overall, why_not)
 
@@ -305,7 +308,8 @@ def _overall(seeds: list[SeedContest], alike: bool) -> Interval:
         return over_seeds(won)
     only = seeds[0]
     own = Interval(only.win_rate, only.low, only.high, (only.win_rate,), only.prompts)
-    return of_means([each.win_rate for each in seeds]) or own
+    found = of_means([each.win_rate for each in seeds])
+    return own if found is None else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _rewards(evaluation: Evaluation, model: str, judge: str) -> Floats:

@@ -318,6 +318,20 @@ def test_seeds_that_were_asked_unlike_prompts_are_told_by_their_means(begun):
     assert contest.overall == of_means([own.win_rate for own in contest.seeds.values()])
 
 
+def test_means_of_seeds_that_are_alike_tell_all_that_a_win_rate_may_be(begun):
+    """Student's interval of them has no end, or one above 100 %."""
+    finish(begun, winrate("small", 1))
+    folder = begun.folder_of(winrate("small", 2))
+    shutil.copytree(begun.folder_of(winrate("small", 1)), folder)
+    (folder / "config.yaml").write_text(begun.configs[winrate("small", 2)].to_yaml())
+    prompts = pq.read_table(folder / "prompts.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([prompts[0] | {"text": "Another."}, *prompts[1:]]), folder / "prompts.parquet")
+    outcomes = read_outcomes(begun)
+    overall = outcomes.contest("world", "small", "sft").overall
+    assert overall is not None and (overall.low, overall.high) == (0, 1)
+    assert "0.0 to 100.0" in win_rate_table(outcomes, "world", "judge").rows[0][1].details
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
