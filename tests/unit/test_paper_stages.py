@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,11 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(override: str, agai
     assert changed(override) == again
 
 
+def test_no_reward_model_beside_the_judge() -> None:
+    found = stages("evaluation.reward_models=null").configs[Place("winrate", "hh", "s", 7)]
+    assert isinstance(found, EvaluationConfig) and list(found.reward_models) == ["judge"]
+
+
 def test_another_seed_adds_stages_and_redoes_none() -> None:
     before, after = stages(), stages("seeds=[7, 8, 9]")
     assert {label: before.digests[place] for label, place in before.places.items()}.items() <= {
@@ -178,6 +184,40 @@ def test_other_data_of_the_same_name_are_other_runs(tmp_path: Path) -> None:
     after = stages(override).digests
     again = {place.label for place in before if before[place] != after[place]}
     assert again == policies("sft dpo ppo orpo winrate", "other") | {"other-s-reward", "other-l-judge"}
+
+
+def test_other_data_in_a_folder_are_other_runs_and_what_is_not_read_of_it_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("1")
+    overrides = [f"data.other.run.data.{key}={folder}" for key in ("train", "eval")]
+    overrides.append(f"data.other.evaluation.prompts.source={folder}")
+    again: dict[str, set[str]] = {}
+    for name, text in {"train.jsonl": "2", "README.md": "2", "test.jsonl": "2"}.items():
+        before = stages(*overrides).digests
+        (folder / name).write_text(text)
+        after = stages(*overrides).digests
+        again[name] = {place.label for place in before if before[place] != after[place]}
+    everything = policies("sft dpo ppo orpo winrate", "other") | {"other-s-reward", "other-l-judge"}
+    assert again == {"train.jsonl": everything, "README.md": set(), "test.jsonl": everything}
+
+
+@pytest.mark.parametrize(
+    "key", ["judging.prompt", "judging.references", "leaderboard.difficulty", "leaderboard.published", "models.x"]
+)
+def test_a_benchmark_is_another_by_each_file_that_it_is_given(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "file.jsonl"
+    settings: dict[str, Any] = {"prompts": {"source": "toy-test"}, "reward_models": {"truth": "toy"}}
+    section, _, name = key.partition(".")
+    settings[section] = {name: str(file)}
+    override = f"benchmarks={json.dumps({'b': {'data': 'hh', 'size': 's', 'evaluation': settings}})}"
+    found = []
+    for text in ("1", "2"):
+        file.write_text(text)
+        digests = stages(override).digests
+        found.append({place.label: digest for place, digest in digests.items()})
+    assert {label for label, digest in found[0].items() if found[1][label] != digest} == {"hh-s-b"}
 
 
 def test_a_stage_is_done_by_what_decided_it() -> None:
@@ -279,6 +319,7 @@ def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
         (["seeds=[1, 1]"], "seeds: names one twice"),
         (["sizes.l.paper=125M"], "sizes: two are held against the paper's 125M"),
         (["evaluation.models={a: toy}"], "evaluation.models: are the methods; leave it out"),
+        (["evaluation.reward_models=[toy]"], "hh-s-winrate-7: reward_models: should be a mapping of keys"),
         (["sweep.train={}"], "sweep.train: is the paper's to say; leave it out"),
         (["sweep.space={objective.lamda: 'grid(1, 2)'}"], "sweep: "),
         (["data.hh.evaluation.prompts.limt=3"], "hh-s-winrate-7: unknown key prompts.limt; did you mean "),
