@@ -175,6 +175,11 @@ class Outcomes:
                 found |= dict.fromkeys([*own.reward_models, *own.judges])
         return sorted(found, key=lambda label: label != JUDGE)
 
+    def gives_rewards(self, judge: str, place: Place) -> bool:
+        """Whether `judge` is a reward model of an evaluation; one in words gives none."""
+        own = self.stages.configs[place]
+        return isinstance(own, EvaluationConfig) and judge in own.reward_models
+
     def contest(self, data: str, size: str, against: str, judge: str = JUDGE) -> Contest:
         """ORPO against a method, all seeds."""
         key = data, size, against, judge

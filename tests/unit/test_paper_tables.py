@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -454,6 +455,20 @@ def test_latex_has_no_character_of_its_own_left():
         if line.endswith(r"\\"):
             assert len(re.findall(r"(?<!\\)&", line)) == 1, "as many cells as columns"
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_a_judge_in_words_has_no_row_of_rewards_before_it_has_judged(tmp_path):
+    words = {"big": {"kind": "openai", "model": "big", "base_url": "http://localhost:1/v1"}}
+    evaluation = yaml.safe_load(SETTINGS)["evaluation"] | {"judges": words}
+    table = reward_table(read_outcomes(paper_stages(tmp_path, evaluation=evaluation)), "world")
+    assert {row[0].text for row in table.rows} == {"judge", "truth"}
+
+
+def test_a_row_of_latex_begins_with_no_option_of_the_row_before():
+    rows = ((Cell("[1cm] first"), Cell("a")), (Cell("*second", details=("[3]",)), Cell("b")))
+    lines = Table("t", "t", ("[a]", "b"), rows, ()).latex().splitlines()
+    for before, line in pairwise(lines):
+        assert not (before.endswith((r"\\", "rule")) and line.startswith(("[", "*"))), line
 
 
 def test_markdown_keeps_its_columns_whatever_a_cell_says():
