@@ -49,8 +49,10 @@ class Policy:
         """
         if isinstance(prompts, str):
             raise UserError("generate: takes a list of prompts; put brackets around one")
-        settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "rounds": 1}
-        settings["stop"] = [stop] if isinstance(stop, str) else list(stop)
+        settings = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "rounds": 1,
+            "stop": [stop] if isinstance(stop, str) else list(stop),
+        }  # fmt: skip
         sampling = parse_as(SamplingConfig, settings, [], "generate")
         read = [self._read(number, prompt) for number, prompt in enumerate(prompts)]
         if not read:
@@ -80,7 +82,7 @@ class Policy:
 
     def _read(self, number: int, prompt: Question) -> Prompt:
         location = f"prompt {number}"
-        given = [_plain(each) for each in prompt] if isinstance(prompt, list | tuple) else prompt
+        given: Any = [_plain(each) for each in prompt] if isinstance(prompt, list | tuple) else prompt
         config = PromptsConfig(source="of a program")
         forms = []
         for as_messages in (False, True):
@@ -88,7 +90,8 @@ class Policy:
                 forms.append(QuestionReader(config, "prompts", Account(), as_messages=as_messages)({"prompt": given}))
             except BadRecord as error:
                 raise UserError(f"{location}: {error}") from None
-        return Prompt(location, *forms)
+        as_found, as_messages = forms
+        return Prompt(location, as_found, as_messages)
 
 
 def _plain(message: Any) -> Any:
