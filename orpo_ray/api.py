@@ -203,7 +203,7 @@ def _carried_out(config: StageConfig) -> Path:
 def _resolved(schema: type[Root], config: Settings | Root, overrides: Mapping[str, Any] | None) -> Root:
     if isinstance(config, schema):
         config = config.model_dump(by_alias=True)
-    texts = [f"{key}={json.dumps(_plain(value))}" for key, value in (overrides or {}).items()]
+    texts = [f"{key}={_written(key, value)}" for key, value in (overrides or {}).items()]
     if isinstance(config, Mapping):
         return parse_as(schema, _plain(config), texts, origin="the configuration")
     if not isinstance(config, str | Path):
@@ -211,6 +211,14 @@ def _resolved(schema: type[Root], config: Settings | Root, overrides: Mapping[st
     loaders: dict[type, Any] = {TrainConfig: load_config, SweepConfig: load_sweep}
     found: Root = loaders[schema](config, texts) if schema in loaders else load_as(schema, config, texts)
     return found
+
+
+def _written(key: str, value: Any) -> str:
+    """As a command's override has it: JSON is YAML, but that YAML takes half of a surrogate pair for no text."""
+    try:
+        return json.dumps(_plain(value), ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: cannot be written in a configuration: {error}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -247,9 +247,9 @@ def paper(
         from orpo_ray.cluster.connection import ENGINES, begin
 
         begin(max(stage.config.cpus for stage in stages.graph), later=ENGINES)
+    from orpo_ray.paper.done import finished
     from orpo_ray.paper.plan import plan_of
     from orpo_ray.paper.plan_table import print_plan
-    from orpo_ray.paper.run import finished
     from orpo_ray.terminal import Console
 
     planned = plan_of(stages, finished(stages))

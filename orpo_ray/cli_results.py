@@ -146,11 +146,10 @@ def report(
     elif (run / "sweep.json").is_file():
         say(write_sweep_report(run))
     elif (config := run / "config.yaml").is_file() and kind_of(read_yaml(config)) == "paper":
-        from orpo_ray.config.paper import load_paper
         from orpo_ray.paper.page import write_paper
-        from orpo_ray.paper.stages import PaperStages
+        from orpo_ray.paper.stages import read_stages
 
-        say(write_paper(PaperStages(load_paper(config), str(config)), {}))
+        say(write_paper(read_stages(run), {}))
     else:
         say(write_evaluation_report(run) if (run / "winrates.json").is_file() else write_report(run))
 

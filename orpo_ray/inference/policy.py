@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orpo_ray.config import parse_as
 from orpo_ray.config.evaluation import AskedModel, PromptsConfig, SamplingConfig
 from orpo_ray.data.formats.messages import readable
 from orpo_ray.data.prompts import Prompt, QuestionReader
@@ -25,7 +26,7 @@ class Policy:
 
     def __init__(self, asked: Mapping[str, Any], cache: Path) -> None:
         """`asked`: as `models.NAME` of an evaluation. Raises `UserError` where it names no whole policy."""
-        self._model = find_policy("policy", AskedModel.model_validate(dict(asked)), cache)
+        self._model = find_policy("policy", parse_as(AskedModel, dict(asked), [], "load_policy"), cache)
         require_forward(self._model, "ask it by an evaluation with generation.engine=vllm")
         self._speaker = Speaker(self._model, None)
         self._generator: PlainGenerator | None = None
@@ -38,18 +39,21 @@ class Policy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> list[str]:
         """An answer to each of `prompts`, in their order; 0 as `temperature` takes the likeliest token each time.
 
         Each is asked as the model was trained to be, and drawn by its own text and `seed`, whatever else is asked; a
-        prompt that occurs again is drawn anew. Raises `UserError` for what is no prompt, or fits no context.
+        prompt that occurs again is drawn anew. Raises `UserError` for what is no prompt, or fits no context, and for
+        settings that no evaluation takes.
         """
         if isinstance(prompts, str):
             raise UserError("generate: takes a list of prompts; put brackets around one")
-        sampling = SamplingConfig(
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, rounds=1, stop=tuple(stop)
-        )
+        settings = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "rounds": 1,
+            "stop": [stop] if isinstance(stop, str) else list(stop),
+        }  # fmt: skip
+        sampling = parse_as(SamplingConfig, settings, [], "generate")
         read = [self._read(number, prompt) for number, prompt in enumerate(prompts)]
         if not read:
             return []
@@ -78,7 +82,7 @@ class Policy:
 
     def _read(self, number: int, prompt: Question) -> Prompt:
         location = f"prompt {number}"
-        given = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+        given: Any = [_plain(each) for each in prompt] if isinstance(prompt, list | tuple) else prompt
         config = PromptsConfig(source="of a program")
         forms = []
         for as_messages in (False, True):
@@ -86,4 +90,9 @@ class Policy:
                 forms.append(QuestionReader(config, "prompts", Account(), as_messages=as_messages)({"prompt": given}))
             except BadRecord as error:
                 raise UserError(f"{location}: {error}") from None
-        return Prompt(location, *forms)
+        as_found, as_messages = forms
+        return Prompt(location, as_found, as_messages)
+
+
+def _plain(message: Any) -> Any:
+    return dict(message) if isinstance(message, Mapping) else message

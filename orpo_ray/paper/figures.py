@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from orpo_ray.config import EvaluationConfig
 from orpo_ray.objectives.sampled_ratios import sampled_ratios
@@ -20,6 +21,7 @@ from orpo_ray.paper.figure_ratios import ratios_drawing
 from orpo_ray.paper.figure_rewards import rewards_drawing
 from orpo_ray.paper.outcomes import AGAINST, ORPO, Outcomes
 from orpo_ray.paper.published import WIN_RATES
+from orpo_ray.paper.stages import Place
 from orpo_ray.paper.verdicts import Claim, Verdict, Word, mean_reward
 from orpo_ray.report.evaluation_folder import Floats
 from orpo_ray.report.judge_numbers import Judge
@@ -101,8 +103,12 @@ def _mean_reward(
     table, row = outcomes.stages.config.data[data].paper, outcomes.stages.config.sizes[size].paper
     if table is None or row is None:
         return None
-    both = [own for own in rewards.values() if ORPO in own and against in own]
-    orpo, other = ([own[method] for own in both] or None for method in (ORPO, against))
+    both = {seed: (own[ORPO], own[against]) for seed, own in rewards.items() if ORPO in own and against in own}
+    both = {seed: two for seed, two in both.items() if np.isfinite(two[0] - two[1]).any()}
+    pairs: list[tuple[ArrayLike, ArrayLike]] = list(both.values())
+    if both and not outcomes.asked_alike(Place("winrate", data, size, seed) for seed in both):
+        pairs = [(float(np.nanmean(own - others)), 0.0) for own, others in both.values()]
+    orpo, other = zip(*pairs, strict=True) if pairs else (None, None)
     claim = mean_reward(orpo, other, METHODS[against], WIN_RATES[table, row, against], why)
     return Claim(f"{size}: {claim.text}", Verdict(claim.verdict.word, f"{size}: {claim.verdict.why}"), claim.ours)
 

@@ -26,13 +26,12 @@ def reward_table(outcomes: Outcomes, data: str) -> Table:
     found = {
         (judge, Place("winrate", data, size, seed)): outcomes.rewards(data, size, seed, judge)
         for judge in outcomes.judges(data) for size in config.sizes for seed in config.seeds
+        if outcomes.gives_rewards(judge, Place("winrate", data, size, seed))
     }  # fmt: skip
     known = [name for name in _DATA_OWN if any(name in own for own in found.values())]
     columns = {method: METHODS[method] for method in config.compared} | {name: name for name in known}
     rows, numbers = [], []
     for (judge, place), own in found.items():
-        if not own and not outcomes.missing(place):
-            continue  # a judge in words gives no rewards
         cells = []
         for method in columns:
             if method not in own or own[method].mean is None:

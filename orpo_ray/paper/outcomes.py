@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig, read_yaml
-from orpo_ray.config.identity import other_settings
-from orpo_ray.config.paper import COMPARED, STAGES
+from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
+from orpo_ray.config.paper import COMPARED
 from orpo_ray.errors import UserError
+from orpo_ray.paper.done import is_of_others, settings_of_others
 from orpo_ray.paper.stages import PaperStages, Place
 from orpo_ray.report.evaluation_folder import Diversity, Evaluation, Rewards, read_evaluation
 from orpo_ray.report.leaderboard_tables import BenchmarkRow, benchmark_rows
@@ -43,8 +40,6 @@ JUDGE = "judge"
 _AS_WRITTEN = 1e-6
 """As near as the win-rate of `results.parquet` comes to that of `winrates.json`, if both are of the same evaluation."""
 _COMMANDS = {TrainConfig: "train", SweepConfig: "sweep", EvaluationConfig: "evaluate"}
-_OWN_STAGES = re.compile(rf"^.*/{STAGES}/")
-"""What stands before the name of a stage's folder: where the paper lies."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +175,11 @@ class Outcomes:
                 found |= dict.fromkeys([*own.reward_models, *own.judges])
         return sorted(found, key=lambda label: label != JUDGE)
 
+    def gives_rewards(self, judge: str, place: Place) -> bool:
+        """Whether `judge` is a reward model of an evaluation; one in words gives none."""
+        own = self.stages.configs[place]
+        return isinstance(own, EvaluationConfig) and judge in own.reward_models
+
     def contest(self, data: str, size: str, against: str, judge: str = JUDGE) -> Contest:
         """ORPO against a method, all seeds."""
         key = data, size, against, judge
@@ -203,6 +203,10 @@ class Outcomes:
         ):
             return None
         return _rewards(evaluation, method, judge)
+
+    def asked_alike(self, places: Iterable[Place]) -> bool:
+        """Whether these evaluations, all of them finished, asked the same prompts in the same order."""
+        return len({self._asked[place] for place in places if self.evaluation(place)}) == 1
 
     def diversity(self, data: str, size: str, seed: int) -> Mapping[str, Diversity]:
         """By method; empty where there is no evaluation."""
@@ -232,13 +236,14 @@ class Outcomes:
         if not (folder / "config.yaml").is_file():
             return self._not_begun(needed)
         own = self.stages.configs[place]
-        if isinstance(own, EvaluationConfig) and (others := _other_settings(own, folder / "config.yaml")):
+        if isinstance(own, EvaluationConfig) and (others := settings_of_others(own, folder / "config.yaml")):
             return f"not begun: what is in its folder has other settings ({', '.join(others)})"
         if isinstance(own, TrainConfig) and not _has_whole_line(folder / "metrics.jsonl"):
             return "not finished: no step yet"
         status = read_status(folder)
         if status.state == "finished":
-            return ""
+            stale = isinstance(own, EvaluationConfig) and is_of_others(self.stages, place.label)
+            return "not begun: what is in its folder is of other settings or data" if stale else ""
         return self._not_begun(needed) if status.state == "not begun" else f"not finished: {status.brief}"
 
     def _not_begun(self, needed: set[str]) -> str:
@@ -264,8 +269,7 @@ class Outcomes:
                 seeds[seed] = found
         overall, why_not = None, next(iter(missing.values()), "")
         if seeds:
-            alike = len({self._asked[each.place] for each in seeds.values()}) == 1
-            overall = _overall(list(seeds.values()), alike)
+            overall = _overall(list(seeds.values()), self.asked_alike([each.place for each in seeds.values()]))
             why_not = ""
         return Contest(data, size, against, judge, seeds, missing, overall, why_not)
 
@@ -309,7 +313,8 @@ def _overall(seeds: list[SeedContest], alike: bool) -> Interval:
         return over_seeds(won)
     only = seeds[0]
     own = Interval(only.win_rate, only.low, only.high, (only.win_rate,), only.prompts)
-    return of_means([each.win_rate for each in seeds]) or own
+    found = of_means([each.win_rate for each in seeds])
+    return own if found is None else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _rewards(evaluation: Evaluation, model: str, judge: str) -> Floats:
@@ -344,23 +349,3 @@ def _has_whole_line(file: Path) -> bool:
         return False
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
-
-
-def _other_settings(own: EvaluationConfig, file: Path) -> list[str]:
-    """Dotted keys in which what an evaluation's folder was made with differs from what is asked for now, wherever the
-    paper lies; of a file that no configuration can be read from none."""
-    try:
-        held = EvaluationConfig.model_validate(read_yaml(file))
-    except ValidationError:  # what is masked in it may be what is missing
-        return []
-    settings = [_wherever(one.for_a_file()) for one in (held, own)]
-    return [key for key in other_settings(*settings) if not key.startswith("scaling.")]  # how many actors: no number
-
-
-def _wherever(value: Any) -> Any:
-    """The same with the folders of stages by their name."""
-    if isinstance(value, dict):
-        return {key: _wherever(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_wherever(inner) for inner in value]
-    return _OWN_STAGES.sub("", value) if isinstance(value, str) else value

@@ -5,11 +5,13 @@ It shows whatever there is: of stages that have failed, or were not begun, it sa
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orpo_ray.errors import UserError
 from orpo_ray.paper.figures import paper_figures
 from orpo_ray.paper.outcomes import read_outcomes
 from orpo_ray.paper.page_parts import (
@@ -32,6 +34,8 @@ from orpo_ray.report.page import render, write_page
 NAME = "index.html"
 _SEEDS = "-seeds"
 """What the name of a table ends in that has each seed's numbers of another."""
+_OURS = re.compile(r"(table-\d|figure-\d|win-rates-|rewards-|mt-bench).*\.(csv|md|tex|svg|png)")
+"""Names of tables' and figures' files."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ def write_paper(stages: PaperStages, failed: Mapping[str, str]) -> Path:
     tables = [table_view(table, table.write(folder), folder) for table in paper_tables(outcomes)]
     figures = paper_figures(outcomes)
     files = [figure.write(folder) for figure in figures]
+    _remove_all_but(
+        folder, {name for view in tables for _, name in view.files} | {f.name for own in files for f in own}
+    )
     scale, rows = scale_of(outcomes), stage_rows(outcomes)
     lines = [*((view.table.title, lines_of(view)) for view in tables), ("Figures", lines_of_figures(figures))]
     html = render(
@@ -75,6 +82,16 @@ def write_paper(stages: PaperStages, failed: Mapping[str, str]) -> Path:
         configuration=stages.config.to_yaml(),
     )
     return write_page(folder / NAME, html)
+
+
+def _remove_all_but(folder: Path, names: Collection[str]) -> None:
+    """Tables and figures that an earlier configuration left, and this one has not."""
+    try:
+        for file in folder.iterdir():
+            if file.name not in names and _OURS.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def _in_order(views: Sequence[TableView]) -> list[_Shown]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from orpo_ray.config.kinds import held_for
+from orpo_ray.paper.done import finished, forget_done, keep_done
 from orpo_ray.paper.page import write_paper
 from orpo_ray.paper.plan import Plan
 from orpo_ray.paper.stages import PaperStages
@@ -12,9 +14,6 @@ from orpo_ray.stages.run import StagesFailed, run_stages
 from orpo_ray.storage.driver_lock import only_driver
 from orpo_ray.storage.run_folder import write_atomically
 from orpo_ray.terminal import Console
-
-DONE = "done"
-"""In the paper's folder: a file for each stage that was done, with the digest of what decided it."""
 
 
 def run_paper(stages: PaperStages, plan: Plan, console: Console) -> Path:
@@ -26,13 +25,11 @@ def run_paper(stages: PaperStages, plan: Plan, console: Console) -> Path:
     with only_driver(stages.folder, console):
         held_for("paper", stages.folder / "config.yaml")
         write_atomically(stages.folder / "config.yaml", stages.config.to_yaml())
-        (stages.folder / DONE).mkdir(exist_ok=True)
+        done = finished(stages)
+        forget_done(stages, [stage.label for stage in stages.graph if stage.label not in done])
         failed: StagesFailed | None = None
         try:
-            run_stages(
-                stages.graph, console, done=finished(stages), usual=plan.usual,
-                ended=lambda label: write_atomically(_record(stages, label), _digest(stages, label)),
-            )  # fmt: skip
+            run_stages(stages.graph, console, done=done, usual=plan.usual, ended=partial(keep_done, stages))
         except StagesFailed as error:
             failed = error
         console.say("drawing the page")
@@ -41,24 +38,3 @@ def run_paper(stages: PaperStages, plan: Plan, console: Console) -> Path:
             console.say(f"{page} shows what there is")
             raise failed
         return page
-
-
-def finished(stages: PaperStages) -> dict[str, Path]:
-    """The pages of stages that were carried out with what decides them now, by label."""
-    pages = {stage.label: stage.folder / "report.html" for stage in stages.graph}
-    return {
-        label: page for label, page in pages.items()
-        if page.is_file() and _read(_record(stages, label)) == _digest(stages, label)
-    }  # fmt: skip
-
-
-def _record(stages: PaperStages, label: str) -> Path:
-    return stages.folder / DONE / label
-
-
-def _digest(stages: PaperStages, label: str) -> str:
-    return stages.digests[stages.places[label]]
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -19,7 +19,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_config, locate
 from orpo_ray.paper.outcomes import JUDGE, Outcomes
 from orpo_ray.paper.stages import Place
-from orpo_ray.report.numbers import number
+from orpo_ray.report.numbers import number, percent
 
 _AS_LARGE = 0.9
 """A model of this share of the paper's parameters counts as one of its size."""
@@ -74,9 +74,10 @@ class Scale:
             here = _listed([short_count(one.parameters) for one in small])
             largest = max(one.share for one in small if one.share is not None)
             word = "a model" if len(small) == 1 else "models"
+            size = f"1/{number(round(1 / largest))}" if largest < 0.5 else percent(largest)
             found.append(
                 f"Not at the paper's scale: {word} of {here} parameters in place of "
-                f"{_listed([one.printed for one in small])}, at most 1/{number(round(1 / largest))} of the size."
+                f"{_listed([one.printed for one in small])}, at most {size} of the size."
             )
         if invented := [one for one in self.data if one.invented]:
             place = [one.printed for one in invented if one.printed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config import EvaluationConfig, StorageConfig, SweepConfig, TrainConfig, parse_as
+from orpo_ray.config.data import BUILT_IN
+from orpo_ray.config.evaluation import OutputsConfig
 from orpo_ray.config.identity import identity
-from orpo_ray.config.paper import METHODS, STAGES, Method, PaperConfig
+from orpo_ray.config.paper import DONE, METHODS, STAGES, Method, PaperConfig, load_paper
 from orpo_ray.config.paths import expanded
 from orpo_ray.config.schema import folder_in
+from orpo_ray.data.sources import open_source
 from orpo_ray.errors import UserError
 from orpo_ray.stages.graph import Graph, StageConfig, folder_of
 
@@ -46,10 +50,10 @@ class Place:
 class PaperStages:
     """Every stage, by its place, behind those that it needs.
 
-    A stage's digest is of what decides it: its settings, the files of data that it reads, and the digests of what it
-    needs. A run's or sweep's folder has it behind its label: where a setting changes, what depends on it gets other
-    folders, and nothing else does. An evaluation's folder has its label alone: of models that are the same it keeps
-    what it has. A model that is named by folder or Hub id is taken to stay what it was.
+    A stage's digest is of what decides it: its settings, the files and folders of data that it reads, and the digests
+    of what it needs. A run's or sweep's folder has it behind its label: where a setting changes, what depends on it
+    gets other folders, and nothing else does. An evaluation's folder has its label alone: of models that are the same
+    it keeps what it has. A model that is named by folder or Hub id is taken to stay what it was.
     """
 
     def __init__(self, config: PaperConfig, origin: str = "") -> None:
@@ -169,7 +173,10 @@ class PaperStages:
         if "models" in mapping:
             raise UserError(f"{self._origin}: evaluation.models: are the methods; leave it out")
         if "judge" in config.methods:
-            mapping["reward_models"] = {"judge": "<judge>", **mapping.get("reward_models", {})}
+            own = mapping.get("reward_models") or {}
+            if not isinstance(own, dict):
+                raise UserError(f"{self._origin}: {place.label}: reward_models: should be a mapping of keys")
+            mapping["reward_models"] = {"judge": "<judge>", **own}
         return self._evaluating(place, mapping, place.seed)
 
     def _benchmark(self, place: Place) -> EvaluationConfig:
@@ -185,7 +192,7 @@ class PaperStages:
         where, origin = Place(place.kind, place.data, place.size, seed), f"{self._origin}: {place.label}"
         known = parse_as(EvaluationConfig, self._filled(where, mapping, by_name=True), [], origin)
         decides = {key: value for key, value in known.for_a_file().items() if key not in ("scaling", "storage")}
-        self._known_by(place, {"evaluation": decides, "files": _hashes([known.prompts.source])})
+        self._known_by(place, {"evaluation": decides, "files": _files_of_evaluation(known)})
         return parse_as(EvaluationConfig, self._filled(where, mapping, by_name=False), [], origin)
 
     # Whose folders it names
@@ -224,6 +231,29 @@ class PaperStages:
         return name if by_name else f"{self._storage.path}/{name}"
 
 
+def read_stages(folder: Path) -> PaperStages:
+    """Those of the paper that lies in `folder`, wherever it was begun.
+
+    Raises `UserError` where what was made there has other names by its configuration as it is read from here.
+    """
+    file = folder / "config.yaml"
+    config = load_paper(file)
+    stages = PaperStages(config, str(file))
+    here = folder.resolve()
+    if stages.folder.resolve() == here:
+        return stages
+    storage = config.storage.model_copy(update={"path": str(here.parent)})
+    stages = PaperStages(config.model_copy(update={"name": here.name, "storage": storage}), str(file))
+    known = {place.label: stages.folder_of(place) for place in stages.configs}
+    made = [record.name for record in (here / DONE).glob("*") if record.name in known]
+    if lost := next((label for label in sorted(made) if not known[label].is_dir()), None):
+        raise UserError(
+            f"{folder}: {lost} was made of files that are not the same from here; go to the folder where the paper was "
+            "begun, from which its configuration names them"
+        )
+    return stages
+
+
 def _merged(overlays: list[Any]) -> dict[str, Any]:
     """The later over the earlier, key by key; lists and texts whole."""
     found: dict[str, Any] = {}
@@ -235,20 +265,50 @@ def _merged(overlays: list[Any]) -> dict[str, Any]:
 
 
 def _files(config: TrainConfig) -> list[str]:
-    """Of the files of data that a run reads."""
-    places = config.local_paths()
-    return _hashes(path for key, path in places.items() if key.startswith("data."))
+    """Of the data that a run reads."""
+    sources = [*config.data.train_sources, *config.data.eval_sources]
+    return _hashes((one.source, str(one.split)) for one in sources)
 
 
-def _hashes(paths: Iterable[str]) -> list[str]:
-    """Of those that are files here; folders and Hub ids have none."""
-    return [_hash(str(path), path.stat().st_mtime_ns) for path in map(expanded, paths) if path.is_file()]
+def _files_of_evaluation(config: EvaluationConfig) -> list[str]:
+    """Of its prompts, of answers from elsewhere, and of what benchmarks and judges are given."""
+    answered = [model for model in config.models.values() if isinstance(model, OutputsConfig)]
+    beside = [config.leaderboard.difficulty, config.leaderboard.published, config.judging.prompt]
+    return _hashes(
+        [
+            (config.prompts.source, config.prompts.split), *((model.outputs, model.split) for model in answered),
+            *((place, "") for place in (*beside, config.judging.references) if place is not None),
+        ]
+    )  # fmt: skip
+
+
+def _hashes(sources: Iterable[tuple[str, str]]) -> list[str]:
+    """Of sources of data with their splits, those that are files or folders here; addresses and Hub ids have none."""
+    found = []
+    for source, split in sources:
+        path = expanded(source)
+        if source in BUILT_IN or "://" in source:
+            continue
+        if os.path.isfile(path):  # `Path.is_file` raises where a name is too long
+            found.append(_hash(str(path.resolve()), path.stat().st_mtime_ns))
+            continue
+        folder = path if os.path.isdir(path) else expanded(source.rpartition(":")[0])  # with a subset behind
+        if str(folder) != "." and os.path.isdir(folder):
+            files = sorted(file for file in folder.resolve().rglob("*") if file.is_file())
+            found.append(_hash_folder(source, split, tuple((str(file), file.stat().st_mtime_ns) for file in files)))
+    return found
 
 
 @cache
 def _hash(path: str, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+@cache
+def _hash_folder(source: str, split: str, files: tuple[tuple[str, int], ...]) -> str:
+    """Of what is read of it; `files`: all that is there, and when each was changed."""
+    return open_source(source, split).fingerprint()
 
 
 def _within(storage: StorageConfig, name: str) -> StorageConfig:

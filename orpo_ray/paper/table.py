@@ -166,6 +166,7 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "−": "$-$", "–": "--", "±": r"$\pm$", "→": r"$\to$", "λ": r"$\lambda$",
     "α": r"$\alpha$", "β": r"$\beta$", "\u00a0": "~",
+    "[": "{[}", "]": "{]}", "*": "{*}",  # behind the end of a row they would be its options
 }  # fmt: skip
 
 

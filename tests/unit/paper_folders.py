@@ -44,13 +44,13 @@ def paper_stages(folder: Path, **changes: Any) -> PaperStages:
     return PaperStages(parse_as(PaperConfig, settings, [], "paper.yaml"), "paper.yaml")
 
 
-def finish(stages: PaperStages, *places: Place) -> None:
-    """Leave in each stage's folder what it leaves when it has finished."""
+def finish(stages: PaperStages, *places: Place, prompts: int = 40) -> None:
+    """Leave in each stage's folder what it leaves when it has finished; `prompts`: of an evaluation."""
     for place in places:
         folder = stages.folder_of(place)
         if isinstance(stages.configs[place], EvaluationConfig):
             seed = place.seed or 0
-            make_evaluation(folder, METHODS, prompts=40, seed=seed + 10 * (place.size == "large"))
+            make_evaluation(folder, METHODS, prompts=prompts, seed=seed + 10 * (place.size == "large"))
             _as_the_paper_names_it(folder, seed)
         else:
             make_run(folder, objective="orpo" if place.kind == "orpo" else "sft")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -50,6 +51,11 @@ def test_a_configuration_is_a_file_a_mapping_or_a_section(tmp_path: Path) -> Non
     model = {"name_or_path": api.TrainingRun(tmp_path)}  # what was made stands for its folder
     assert api._resolved(TrainConfig, {**MAPPING, "model": model}, None).model.name_or_path == str(tmp_path)
     assert api._resolved(TrainConfig, MAPPING, {"model.name_or_path": tmp_path}).model.name_or_path == str(tmp_path)
+    assert api._resolved(TrainConfig, MAPPING, {"data.train": "./Gr\u00fc\U0001f600.jsonl"}).data.train.endswith(
+        "\U0001f600.jsonl"
+    )
+    with pytest.raises(orpo_ray.UserError, match=r"optim\.lr: cannot be written in a configuration: .*int64"):
+        api._resolved(TrainConfig, MAPPING, {"optim.lr": np.int64(1)})
     with pytest.raises(orpo_ray.UserError, match="a configuration is a file, a mapping or a TrainConfig"):
         api._resolved(TrainConfig, 3, None)  # type: ignore[arg-type]
 
@@ -100,9 +106,34 @@ def test_what_is_drawn_depends_on_prompt_and_seed_alone(folder: Path) -> None:
         ("Ada asks:", "generate: takes a list of prompts; put brackets around one"),
         ([""], "prompt 0: "),
         (["Ada asks:", [{"role": "user"}]], "prompt 1: "),
+        ([3], "prompt 0: "),
+        ([["a"]], "prompt 0: "),
         (["Ada " * 200], "prompt 0: .* do not fit the model's context of 128"),
     ],
 )
 def test_what_is_no_prompt_is_one_line(folder: Path, prompts: Any, message: str) -> None:
     with pytest.raises(orpo_ray.UserError, match=message):
         orpo_ray.load_policy(folder).generate(prompts, max_tokens=4)
+
+
+def test_settings_that_are_none_are_one_line(folder: Path) -> None:
+    policy = orpo_ray.load_policy(folder)
+    for settings, message in (
+        ({"max_tokens": 0}, "generate: max_tokens: should be greater than or equal to 1"),
+        ({"temperature": -1}, "generate: temperature: "),
+        ({"stop": [1]}, "generate: stop.0: should be a text"),
+    ):
+        with pytest.raises(orpo_ray.UserError, match=message) as error:
+            policy.generate(["Ada asks:"], **settings)
+        assert "\n" not in str(error.value)
+    with pytest.raises(orpo_ray.UserError, match="load_policy: dtype: "):
+        orpo_ray.load_policy(folder, dtype="half")
+
+
+def test_a_text_that_ends_answers_is_one_text(folder: Path) -> None:
+    policy = orpo_ray.load_policy(folder)
+    (answer,) = policy.generate(["Ada asks: What"], max_tokens=24)
+    stop = answer.strip()[3:6]  # whose letters stand before it, too
+    assert policy.generate(["Ada asks: What"], max_tokens=24, stop=stop) == policy.generate(
+        ["Ada asks: What"], max_tokens=24, stop=[stop]
+    )

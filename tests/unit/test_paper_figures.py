@@ -30,6 +30,7 @@ from orpo_ray.paper.stages import PaperStages, Place
 from orpo_ray.report.figures import CHOSEN, REJECTED, smoothed
 from orpo_ray.report.runs import read_run
 from orpo_ray.report.sweep_folder import read_sweep
+from orpo_ray.statistics.seeds import of_means
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
 from orpo_ray.tuning.results import summary, write_results, write_summary
@@ -242,6 +243,18 @@ def test_rewards_are_those_of_the_judge(whole: tuple[Outcomes, dict[str, Figure]
         "by judge" in figures["figure-11"].caption
         and "in the place of Anthropic HH-RLHF" in figures["figure-11"].caption
     )
+
+
+def test_rewards_of_seeds_that_were_asked_unlike_prompts_are_told_by_their_means(tmp_path: Path) -> None:
+    """Such as of a data set on the Hub that has changed between."""
+    stages = paper_stages(tmp_path)
+    for seed in SEEDS:
+        finish(stages, Place("winrate", "world", "small", seed), prompts=30 + seed)
+    outcomes = read_outcomes(stages)
+    claim = {figure.name: figure for figure in paper_figures(outcomes)}["figure-11"].claims[0]
+    orpo, sft = ([outcomes.scores("world", "small", seed, method) for seed in SEEDS] for method in ("orpo", "sft"))
+    apart = [float(np.nanmean(one - other)) for one, other in zip(orpo, sft, strict=True)]  # type: ignore[operator]
+    assert claim.ours == of_means(apart)
 
 
 def test_a_panel_for_each_lambda(whole: tuple[Outcomes, dict[str, Figure]]) -> None:

@@ -15,7 +15,7 @@ from orpo_ray.config.schema import ModelConfig
 from orpo_ray.paper.outcomes import read_outcomes
 from orpo_ray.paper.page import write_paper
 from orpo_ray.paper.page_parts import Line, grouped, lines_of, plot_of, table_view, tally
-from orpo_ray.paper.scale import parameters, scale_of, short_count
+from orpo_ray.paper.scale import Model, Scale, parameters, scale_of, short_count
 from orpo_ray.paper.stages import PaperStages
 from orpo_ray.paper.table import ALL, Number
 from orpo_ray.paper.tables import win_rate_table
@@ -69,6 +69,23 @@ def test_every_link_leads_somewhere_that_is_there_and_nothing_is_loaded(pages, s
     assert not re.search(r"url\((?!#|&quot;#)", source) and "@import" not in source
 
 
+def test_what_an_earlier_configuration_drew_is_gone(tmp_path):
+    stages = paper_stages(tmp_path)
+    folder = stages.folder / "paper"
+    folder.mkdir(parents=True)
+    stale = [
+        "table-3.csv", "table-2-by-old.tex", "table-2-by-old-seeds.md", "win-rates-other.csv", "rewards-old.png",
+        "rewards-old.csv", "figure-3.svg",
+    ]  # fmt: skip
+    kept = ["my notes.md", "rewards.xlsx", "slides.png"]
+    for name in (*stale, *kept):
+        (folder / name).write_text("old")
+    write_paper(stages, {})
+    there = {file.name for file in folder.iterdir()}
+    assert not there & set(stale) and set(kept) <= there
+    assert {"table-2.csv", "mt-bench.tex", "rewards-world.csv", "figure-6.png"} <= there
+
+
 def test_every_table_and_figure_is_written_and_linked(pages):
     folder = pages["all"].parent
     found = {link for link in links(pages["all"]) if "/" not in link and not link.startswith("#")}
@@ -118,6 +135,12 @@ def test_numbers_that_do_not_lie_as_cells_do_are_not_drawn_as_theirs(finished):
     view = table_view(turned, [], outcomes.page_folder)
     assert not view.has_plots
     assert lines_of(view)[0].what == "large: vs SFT"
+
+
+def test_a_model_nearly_of_the_papers_size_has_a_share_and_no_one_in_one():
+    model = Model("a", "a", 100_000_000, "OPT-125M", 0.8)
+    assert "at most 80% of the size" in Scale([model], [], (1,), "").notices[0]
+    assert "at most 1/3 of the size" in Scale([replace(model, share=0.3)], [], (1,), "").notices[0]
 
 
 def test_a_plot_stays_within_its_line_and_needs_an_interval():

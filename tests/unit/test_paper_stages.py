@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import yaml
 from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
 from orpo_ray.config.paper import load_paper
 from orpo_ray.errors import UserError
-from orpo_ray.paper.run import finished
-from orpo_ray.paper.stages import PaperStages, Place
+from orpo_ray.paper import run
+from orpo_ray.paper.done import finished, forget_done, is_of_others, keep_done
+from orpo_ray.paper.plan import Plan
+from orpo_ray.paper.stages import PaperStages, Place, read_stages
+from orpo_ray.terminal import Console
 
 CONFIG: dict[str, Any] = {
     "name": "p",
@@ -156,6 +160,11 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else(override: str, agai
     assert changed(override) == again
 
 
+def test_no_reward_model_beside_the_judge() -> None:
+    found = stages("evaluation.reward_models=null").configs[Place("winrate", "hh", "s", 7)]
+    assert isinstance(found, EvaluationConfig) and list(found.reward_models) == ["judge"]
+
+
 def test_another_seed_adds_stages_and_redoes_none() -> None:
     before, after = stages(), stages("seeds=[7, 8, 9]")
     assert {label: before.digests[place] for label, place in before.places.items()}.items() <= {
@@ -177,6 +186,40 @@ def test_other_data_of_the_same_name_are_other_runs(tmp_path: Path) -> None:
     assert again == policies("sft dpo ppo orpo winrate", "other") | {"other-s-reward", "other-l-judge"}
 
 
+def test_other_data_in_a_folder_are_other_runs_and_what_is_not_read_of_it_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("1")
+    overrides = [f"data.other.run.data.{key}={folder}" for key in ("train", "eval")]
+    overrides.append(f"data.other.evaluation.prompts.source={folder}")
+    again: dict[str, set[str]] = {}
+    for name, text in {"train.jsonl": "2", "README.md": "2", "test.jsonl": "2"}.items():
+        before = stages(*overrides).digests
+        (folder / name).write_text(text)
+        after = stages(*overrides).digests
+        again[name] = {place.label for place in before if before[place] != after[place]}
+    everything = policies("sft dpo ppo orpo winrate", "other") | {"other-s-reward", "other-l-judge"}
+    assert again == {"train.jsonl": everything, "README.md": set(), "test.jsonl": everything}
+
+
+@pytest.mark.parametrize(
+    "key", ["judging.prompt", "judging.references", "leaderboard.difficulty", "leaderboard.published", "models.x"]
+)
+def test_a_benchmark_is_another_by_each_file_that_it_is_given(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "file.jsonl"
+    settings: dict[str, Any] = {"prompts": {"source": "toy-test"}, "reward_models": {"truth": "toy"}}
+    section, _, name = key.partition(".")
+    settings[section] = {name: str(file)}
+    override = f"benchmarks={json.dumps({'b': {'data': 'hh', 'size': 's', 'evaluation': settings}})}"
+    found = []
+    for text in ("1", "2"):
+        file.write_text(text)
+        digests = stages(override).digests
+        found.append({place.label: digest for place, digest in digests.items()})
+    assert {label for label, digest in found[0].items() if found[1][label] != digest} == {"hh-s-b"}
+
+
 def test_a_stage_is_done_by_what_decided_it() -> None:
     found, label = stages(), "hh-s-dpo-7"
     page, record = found.folder_of(found.places[label]) / "report.html", found.folder / "done" / label
@@ -187,6 +230,79 @@ def test_a_stage_is_done_by_what_decided_it() -> None:
     page.touch()
     assert finished(found) == {label: page}
     assert finished(stages("methods.dpo.objective.beta=0.2")) == {}
+
+
+def done(found: PaperStages, label: str) -> None:
+    """As the command leaves a stage that it has carried out."""
+    folder = found.folder_of(found.places[label])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(found.graph.stages[label].config.to_yaml())
+    (folder / "report.html").touch()
+    forget_done(found, ())
+    keep_done(found, label)
+
+
+def test_an_evaluation_that_was_begun_otherwise_since_is_not_done() -> None:
+    """Its folder is the same, so what was killed on its way there may have left nothing of what it held."""
+    label, other = "hh-s-winrate-7", "evaluation.sampling.rounds=2"
+    before, after = stages(), stages(other)
+    done(before, label)
+    assert set(finished(before)) == {label} and finished(after) == {}
+    forget_done(after, [label])  # and is killed, and the setting taken back
+    assert finished(before) == {}
+    assert is_of_others(before, label)
+
+
+def test_an_evaluation_whose_own_command_was_given_other_settings_is_not_done() -> None:
+    label = "hh-s-winrate-7"
+    found = stages()
+    done(found, label)
+    place = stages("evaluation.sampling.rounds=2").graph.stages[label]
+    (place.folder / "config.yaml").write_text(place.config.to_yaml())
+    assert finished(found) == {}
+    (place.folder / "config.yaml").write_text("")
+    assert finished(found) == {}
+
+
+def test_a_command_that_begins_forgets_what_it_does_again_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    before, after = stages(), stages("evaluation.sampling.rounds=2")
+    for label in ("hh-s-winrate-7", "hh-s-sft-7"):
+        done(before, label)
+    monkeypatch.setattr(run, "run_stages", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_paper(after, Plan(after.graph, {}, [], {}, False), Console())
+    assert set(finished(before)) == {"hh-s-sft-7"}
+
+
+def test_a_papers_folder_is_read_from_anywhere_and_where_it_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, label = stages(), "hh-s-sft-7"
+    done(found, label)
+    (found.folder / "config.yaml").write_text(found.config.to_yaml())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert set(finished(read_stages(found.folder))) == {label}
+    moved = read_stages(found.folder.rename(tmp_path / "moved"))
+    assert moved.folder == tmp_path / "moved" and set(finished(moved)) == {label}
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    found = stages("run.data.train=pairs.jsonl", "data.hh.run.data.train=pairs.jsonl")
+    done(found, "hh-s-sft-7")
+    (found.folder / "config.yaml").write_text(found.config.to_yaml())
+    assert set(finished(read_stages(found.folder))) == {"hh-s-sft-7"}
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(UserError, match="hh-s-sft-7 was made of files that are not the same from here"):
+        read_stages(found.folder)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +319,7 @@ def test_a_stage_is_done_by_what_decided_it() -> None:
         (["seeds=[1, 1]"], "seeds: names one twice"),
         (["sizes.l.paper=125M"], "sizes: two are held against the paper's 125M"),
         (["evaluation.models={a: toy}"], "evaluation.models: are the methods; leave it out"),
+        (["evaluation.reward_models=[toy]"], "hh-s-winrate-7: reward_models: should be a mapping of keys"),
         (["sweep.train={}"], "sweep.train: is the paper's to say; leave it out"),
         (["sweep.space={objective.lamda: 'grid(1, 2)'}"], "sweep: "),
         (["data.hh.evaluation.prompts.limt=3"], "hh-s-winrate-7: unknown key prompts.limt; did you mean "),

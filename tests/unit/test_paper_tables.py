@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -285,6 +286,18 @@ def test_results_of_other_settings_are_not_taken_for_these(begun, tmp_path):
     assert changed.contest("world", "small", "sft").overall is None
 
 
+def test_results_that_were_once_done_by_other_data_are_not_taken_for_these(begun):
+    """Of which the settings say nothing: the record has a digest of the files too."""
+    place = winrate("small", 1)
+    finish(begun, place)
+    (begun.folder / "done").mkdir()
+    for record, there in ((begun.digests[place], True), ("0000aaaa", False), ("", False)):
+        (begun.folder / "done" / place.label).write_text(record)
+        outcomes = read_outcomes(begun)
+        assert (outcomes.missing(place) == "") == there, record
+        assert (outcomes.evaluation(place) is not None) == there
+
+
 def test_a_method_that_the_configuration_lacks_keeps_its_column(tmp_path):
     methods = {name: own for name, own in yaml.safe_load(SETTINGS)["methods"].items() if name not in ("ppo", "reward")}
     stages = paper_stages(tmp_path, methods=methods, reward=None)
@@ -304,6 +317,20 @@ def test_seeds_that_were_asked_unlike_prompts_are_told_by_their_means(begun):
     pq.write_table(pa.Table.from_pylist(prompts), file)
     contest = read_outcomes(begun).contest("world", "small", "sft")
     assert contest.overall == of_means([own.win_rate for own in contest.seeds.values()])
+
+
+def test_means_of_seeds_that_are_alike_tell_all_that_a_win_rate_may_be(begun):
+    """Student's interval of them has no end, or one above 100 %."""
+    finish(begun, winrate("small", 1))
+    folder = begun.folder_of(winrate("small", 2))
+    shutil.copytree(begun.folder_of(winrate("small", 1)), folder)
+    (folder / "config.yaml").write_text(begun.configs[winrate("small", 2)].to_yaml())
+    prompts = pq.read_table(folder / "prompts.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([prompts[0] | {"text": "Another."}, *prompts[1:]]), folder / "prompts.parquet")
+    outcomes = read_outcomes(begun)
+    overall = outcomes.contest("world", "small", "sft").overall
+    assert overall is not None and (overall.low, overall.high) == (0, 1)
+    assert "0.0 to 100.0" in win_rate_table(outcomes, "world", "judge").rows[0][1].details
 
 
 @pytest.mark.parametrize(
@@ -428,6 +455,20 @@ def test_latex_has_no_character_of_its_own_left():
         if line.endswith(r"\\"):
             assert len(re.findall(r"(?<!\\)&", line)) == 1, "as many cells as columns"
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_a_judge_in_words_has_no_row_of_rewards_before_it_has_judged(tmp_path):
+    words = {"big": {"kind": "openai", "model": "big", "base_url": "http://localhost:1/v1"}}
+    evaluation = yaml.safe_load(SETTINGS)["evaluation"] | {"judges": words}
+    table = reward_table(read_outcomes(paper_stages(tmp_path, evaluation=evaluation)), "world")
+    assert {row[0].text for row in table.rows} == {"judge", "truth"}
+
+
+def test_a_row_of_latex_begins_with_no_option_of_the_row_before():
+    rows = ((Cell("[1cm] first"), Cell("a")), (Cell("*second", details=("[3]",)), Cell("b")))
+    lines = Table("t", "t", ("[a]", "b"), rows, ()).latex().splitlines()
+    for before, line in pairwise(lines):
+        assert not (before.endswith((r"\\", "rule")) and line.startswith(("[", "*"))), line
 
 
 def test_markdown_keeps_its_columns_whatever_a_cell_says():
