@@ -46,10 +46,10 @@ $(STAMP) $(PEERS): export PIP_QUIET := 2
 $(STAMP) $(PEERS): export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all faults fuzz bench bare-gpu lint types lock clean
+.PHONY: help venv demo test test-all faults fuzz bench bare-gpu lint types lock reference clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## create .venv and install the pinned packages (a second call installs nothing)
 
@@ -110,6 +110,9 @@ lock: $(STAMP)  ## resolve pyproject.toml anew for each Python and rewrite both 
 	@$(BIN)/pip install --quiet --target $(VENV)/lock -r requirements/lock.txt
 	PATH="$(abspath $(VENV)/lock/bin):$$PATH" $(BIN)/python requirements/lock.py cpu
 	PATH="$(abspath $(VENV)/lock/bin):$$PATH" $(BIN)/python requirements/lock.py gpu
+
+reference: $(STAMP)  ## write docs/keys.md, the reference of every key, anew
+	$(BIN)/python -m orpo_ray.config.reference docs/keys.md
 
 clean:  ## remove .venv, caches and build leftovers; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -45,6 +45,7 @@ class BenchmarkConfig(Section):
 
     measures: Literal["training"] = "training"
     name: Label
+    """What it is called: its result is `<name>.json`."""
     needs: Literal["cuda"] | None = None
     """Where such a device is missing, nothing is measured."""
     run: FreeForm
@@ -100,7 +101,7 @@ class BenchmarkConfig(Section):
         return parse_as(TrainConfig, mapping, texts, origin)
 
 
-_SCHEMAS: dict[Any, type[BenchmarkConfig] | type[EvaluationBenchmarkConfig]] = {
+SCHEMAS: dict[Any, type[BenchmarkConfig] | type[EvaluationBenchmarkConfig]] = {
     "generation": GenerationBenchmarkConfig, "scoring": ScoringBenchmarkConfig, "pipeline": PipelineBenchmarkConfig,
     "judging": JudgingBenchmarkConfig, "training": BenchmarkConfig,
 }  # fmt: skip
@@ -113,6 +114,6 @@ def load_benchmark(path: str | Path, overrides: list[str] | None = None) -> Benc
     """
     mapping = read_yaml(path)
     measures = mapping.get("measures", "training")
-    if not isinstance(measures, str) or measures not in _SCHEMAS:
-        raise UserError(f"{path}: measures: should be one of {', '.join(_SCHEMAS)} (got {measures!r:.40})")
-    return parse_as(_SCHEMAS[measures], mapping, overrides or [], str(path))
+    if not isinstance(measures, str) or measures not in SCHEMAS:
+        raise UserError(f"{path}: measures: should be one of {', '.join(SCHEMAS)} (got {measures!r:.40})")
+    return parse_as(SCHEMAS[measures], mapping, overrides or [], str(path))

@@ -47,17 +47,22 @@ Sources = Annotated[
 
 
 class DataConfig(RecordsConfig):
+    """The pairs or prompts, and how they become tokens."""
+
     train: Sources
     """Hub id, file, folder or fsspec URL of preference pairs; `toy` is the embedded world. Or a list of several, each a
     mapping {source, name, split, weight, limit}; see `SourceConfig`."""
     train_split: str = "train"
+    """The split of `train` that is read."""
     temperature: Annotated[Number, Field(ge=0.05)] | None = None
     """Of several sources: one with n pairs weighs n ** (1 / temperature); above 1, small ones come more often."""
     eval: Sources | None = None
     """Held-out pairs, of one source or several; default: `eval_fraction` of `train`, chosen by `seed`, whole prompts at
     a time."""
     eval_split: str = "test"
+    """The split of `eval` that is read."""
     eval_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
+    """Of the pairs of `train`, where `eval` is not set, the share that is held out."""
     unseen_fraction: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """Of the held-out pairs so many, whole prompts, choose nothing: neither the step whose model is kept nor, in a
     sweep, a trial. Their metrics are `eval_unseen_*`, and `eval_*` are of the others. Prompts alone decide which, so

@@ -60,6 +60,7 @@ class OutputsConfig(Section):
     """File, URL or Hub id of records with a prompt and a response, or with several: AlpacaEval's outputs, MT-Bench's
     answers, IFEval's responses (docs/evaluation.md)."""
     split: str = "test"
+    """Which split is read, where there are any."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,10 +90,13 @@ AnsweringModel = Annotated[
 
 
 class PromptsConfig(RecordsConfig):
+    """What is asked."""
+
     source: Place
     """Where the prompts come from: what `data.train` takes (pairs, whose own responses are then judged too), or
     records with `prompt` (text or messages), `instruction` and `input` (Alpaca), or `turns` (MT-Bench)."""
     split: str = "test"
+    """Which split is read, where there are any."""
     limit: Count | None = None
     """Read only so many records."""
     records: tuple[Annotated[Integer, Field(ge=0)], ...] | None = None
@@ -102,12 +106,14 @@ class PromptsConfig(RecordsConfig):
     category: str | None = None
     """The column that says which category a prompt is of, for `sampling.by_category` and results."""
     format: Literal[PairFormat, "prompts"] = "auto"
+    """The shape of a record (docs/data.md); `auto` recognises it by content."""
     chat_template: str | None = None
     """Overrides every model's own: a named template or a Jinja text. Default: each model is asked as it was trained.
     One model's alone: `models.NAME.chat_template`."""
     max_record_characters: Count = MAX_RECORD_CHARACTERS
     """Of a prompt and the data set's responses to it; a record of more is a bad one."""
     on_bad_record: Literal["error", "quarantine"] = "error"
+    """`quarantine`: set unreadable records aside in `quarantine.jsonl`, with the reason, and go on."""
 
     @model_validator(mode="after")
     def _read_by_one_rule(self) -> PromptsConfig:
@@ -123,18 +129,26 @@ class CategorySampling(Section):
     """What is drawn otherwise for the prompts of a category; null: as for all."""
 
     temperature: Temperature | None = None
+    """As `sampling.temperature`."""
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """As `sampling.top_p`."""
     max_tokens: Count | None = None
+    """As `sampling.max_tokens`."""
 
 
 class SamplingConfig(Section):
+    """How answers are drawn."""
+
     temperature: Temperature = 1.0
     """0 takes the likeliest token each time."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens alone that have this probability together."""
     max_tokens: Count = 256
+    """Of a response."""
     rounds: Annotated[Integer, Field(ge=1, le=1000)] = 3
     """Responses of each model to each prompt."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    """Of what is drawn, with the prompt and the round."""
     stop: tuple[str, ...] = ()
     """Texts that end a response, beside EOS."""
     by_category: dict[str, CategorySampling] = Field(default_factory=dict)
@@ -159,6 +173,8 @@ class SamplingConfig(Section):
 
 
 class AnswersConfig(Section):
+    """What is done with answers before anything is judged."""
+
     strip_thinking: bool = False
     """Cut what stands between `<think>` and `</think>` before anything is judged, compared or asked further."""
 
@@ -176,6 +192,8 @@ class LeaderboardConfig(Section):
 
 
 class GenerationConfig(Section):
+    """What draws the answers."""
+
     engine: Literal["vllm", "transformers"] = "vllm"
     """`transformers`: its own `generate`, slower, for models that vLLM does not compute (here); in float32 what is
     stored in float16."""
@@ -185,24 +203,31 @@ class GenerationConfig(Section):
 
 
 class ScoringConfig(Section):
+    """What computes rewards and log-probs."""
+
     engine: Literal["packed", "vllm"] = "packed"
     """`packed`: the trainer's own forward, each prompt once for all of a model's responses. `vllm`: its pooling runner,
     after a check that it gives the same rewards."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What reward models compute in; `auto`: as they are stored."""
     tokens_per_microbatch: Count = 16384
+    """Packed tokens that one scorer computes at once; changes memory and speed."""
 
 
 class EvaluationScaling(Section):
+    """On how much an evaluation is spread."""
+
     generators: CountOrAuto = "auto"
     """vLLM engines at work at once; `auto`: what the cluster has room for beside the scorers."""
     scorers: CountOrAuto = "auto"
+    """Actors at work at once that compute rewards and log-probs; `auto`: what the cluster has room for."""
     tensor_parallel: Count = 1
     """GPUs that each layer of a model is split over."""
     pipeline_parallel: Count = 1
     """Parts that the layers are cut into, each on `tensor_parallel` GPUs: an engine has the product of both, of one
     node or, where none has so many, of several."""
     use_gpu: Literal[True, False, "auto"] = "auto"
+    """`auto`: GPUs where the cluster has any."""
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.9
     """Share of a GPU's memory that engine and scorer take."""
     scorer_memory: Annotated[Number, Field(gt=0, lt=1)] = 0.25
@@ -215,6 +240,7 @@ class EvaluationConfig(Section):
     """An evaluation. Its folder is `storage.path/name`."""
 
     name: Label
+    """What it is called: its folder is `storage.path/name`."""
     benchmark: Place | None = None
     """One that comes along (alpaca-eval-1, alpaca-eval-2, mt-bench, ifeval), or a file: its keys are defaults here."""
     models: Annotated[dict[Label, AnsweringModel], Field(min_length=1)]

@@ -14,6 +14,7 @@ class _Stages(Section):
     """Models are folders with a shape: their weights are random, since speed does not depend on them."""
 
     name: Label
+    """What it is called: its result is `<name>.json`."""
     tokenizer: Place
     """Of policy and judge: Hub id or folder."""
     prompts: PromptsConfig
@@ -27,6 +28,7 @@ class GenerationBenchmarkConfig(_Stages):
 
     measures: Literal["generation"]
     policy: Place
+    """Folder with the shape of the model that answers."""
     sampling: SamplingConfig = SamplingConfig()
 
 
@@ -35,6 +37,7 @@ class ScoringBenchmarkConfig(_Stages):
 
     measures: Literal["scoring"]
     judge: Place
+    """Folder with the shape of the reward model."""
     batches: tuple[Count, ...] = (24, 6)
     """Texts in a padded batch; each size is measured with the texts in order and sorted by length."""
 
@@ -44,7 +47,9 @@ class PipelineBenchmarkConfig(_Stages):
 
     measures: Literal["pipeline"]
     policy: Place
+    """Folder with the shape of the model that answers."""
     judge: Place
+    """Folder with the shape of the reward model."""
     sampling: SamplingConfig = SamplingConfig()
     scoring: ScoringConfig = ScoringConfig()
 
@@ -54,6 +59,7 @@ class JudgingBenchmarkConfig(_Stages):
 
     measures: Literal["judging"]
     judge: Place
+    """Folder with the shape of the model that judges."""
     chat_template: str | None = None
     """Of the judge, where its tokenizer has none."""
     judging: JudgingConfig = JudgingConfig()

@@ -35,6 +35,7 @@ class _Judge(Section):
     max_tokens: Count | None = None
     """Of one answer; null: 1 where labels are read, 2,048 where text is."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    """Of what is drawn, where `temperature` is above 0."""
 
     def answer_tokens(self, *, labels: bool) -> int:
         return self.max_tokens or (TOKENS_OF_LABEL if labels else TOKENS_OF_TEXT)
@@ -47,6 +48,7 @@ class VllmJudge(_Judge):
     model: Place
     """Run folder, folder, Hub id, or LoRA adapter."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What it computes in; `auto`: as it is stored."""
     chat_template: str | None = None
     """Overrides its own: a named template or a Jinja text."""
 
@@ -152,6 +154,7 @@ class JudgingConfig(Section):
     order: Literal["seeded", "both", "alpaca_eval"] = "seeded"
     """Which of two answers is shown first: drawn by `seed` for each two, each once, or as AlpacaEval draws it."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    """Of the order in which two answers are shown."""
     references: Place | None = None
     """A file of reference answers, as MT-Bench has them, shown to the judge where a prompt has one."""
     repeats: Annotated[Integer, Field(ge=1, le=1000)] = 1

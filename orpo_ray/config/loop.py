@@ -11,15 +11,22 @@ from orpo_ray.config.section import Count, Fraction, FreeForm, Integer, Number, 
 
 
 class OptimConfig(Section):
+    """AdamW and its learning rate."""
+
     lr: Annotated[Number, Field(gt=0)] = 8.0e-6
+    """The highest learning rate, at the end of the warm-up."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
+    """How it goes on from there."""
     warmup_steps: Annotated[Number, Field(ge=0)] = 100
     """Steps of linear warm-up; below 1: a fraction of all steps."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     """AdamW decay of matrices; biases and norms are never decayed."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's."""
     eps: Annotated[Number, Field(gt=0)] = 1e-8
+    """AdamW's."""
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
+    """Gradients of a greater norm, over all weights, are scaled down to it; null: none is."""
 
 
 _NAMED_HERE = {
@@ -56,7 +63,10 @@ def _holds(mapping: Any, path: list[str]) -> bool:
 
 
 class LoopConfig(Section):
+    """How training goes: steps and their memory, evaluations, checkpoints, the model that is kept."""
+
     epochs: Count = 1
+    """Passes over the pairs or prompts."""
     max_steps: Count | None = None
     """So many optimizer steps, whatever `epochs` says: it is cut short, or repeated. Schedules end there too."""
     global_batch_size: Count = 64
@@ -64,6 +74,8 @@ class LoopConfig(Section):
     tokens_per_microbatch: Count = 8192
     """Packed tokens that one worker computes at once; changes memory and speed, not the result."""
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed's ZeRO: workers share out optimizer states (1), gradients (2) and weights (3) too; 0: plain
+    PyTorch."""
     deepspeed: FreeForm = Field(default_factory=dict)
     """DeepSpeed settings of your own (bucket sizes, overlap, …), merged over those made from this file. What this file
     has keys for is refused."""

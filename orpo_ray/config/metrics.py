@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-Metric = Annotated[str, Field(pattern=r"^eval_[a-z_]+(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
+METRIC = r"^eval_[a-z_]+(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
+Metric = Annotated[str, Field(pattern=METRIC)]
 """A key of an evaluation's line; with `/NAME` that of one of several sources."""
 Direction = Literal["min", "max"]
 WIN_RATE = "eval_win_rate"

@@ -89,7 +89,9 @@ class ProbabilityRatioConfig(ObjectiveSection):
     title = "probability ratio"
     name: Literal["probability_ratio"] = "probability_ratio"
     lambda_: Annotated[Number, Field(ge=0, alias="lambda")] = 0.1
+    """Weight of the probability-ratio term."""
     nll_tokens: NllTokens = "prompt_and_chosen"
+    """Which tokens the NLL term counts: those of prompt and chosen response, or of the response alone."""
 
 
 class SftConfig(ObjectiveSection):
@@ -99,6 +101,7 @@ class SftConfig(ObjectiveSection):
     best_alone = True
     name: Literal["sft"] = "sft"
     nll_tokens: NllTokens = "prompt_and_chosen"
+    """Which tokens the NLL term counts: those of prompt and chosen response, or of the response alone."""
 
 
 class DpoConfig(ReferenceSection):
@@ -107,6 +110,7 @@ class DpoConfig(ReferenceSection):
     title = "DPO"
     name: Literal["dpo"] = "dpo"
     beta: Annotated[Number, Field(gt=0)] = 0.1
+    """How strongly the policy is held near the reference."""
     reference: Place | None = None
     """Hub id or folder of the reference model; default: the model that training starts from."""
 
@@ -117,7 +121,9 @@ class IpoConfig(ReferenceSection):
     title = "IPO"
     name: Literal["ipo"] = "ipo"
     tau: Annotated[Number, Field(gt=0)] = 0.1
+    """How strongly the policy is held near the reference: the margin that is sought is `1 / (2 * tau)`."""
     reference: Place | None = None
+    """Hub id or folder of the reference model; default: the model that training starts from."""
 
 
 class KtoPairConfig(ReferenceSection):
@@ -126,9 +132,11 @@ class KtoPairConfig(ReferenceSection):
     title = "KTO on pairs"
     name: Literal["kto_pair"] = "kto_pair"
     beta: Annotated[Number, Field(gt=0)] = 0.1
+    """How strongly the policy is held near the reference."""
     baseline: Annotated[Number, Field(ge=0)] = 0.0
     """The reference point z0, in nats per response; fixed, so that steps may be cut anywhere."""
     reference: Place | None = None
+    """Hub id or folder of the reference model; default: the model that training starts from."""
 
 
 class KtoConfig(ReferenceSection):
@@ -137,12 +145,14 @@ class KtoConfig(ReferenceSection):
     title = "KTO"
     name: Literal["kto"] = "kto"
     beta: Annotated[Number, Field(gt=0)] = 0.1
+    """How strongly the policy is held near the reference."""
     desirable_weight: Annotated[Number, Field(ge=0)] = 1.0
     """The paper's lambda_D. With n_D desirable and n_U undesirable responses it advises
     1 <= desirable_weight * n_D / (undesirable_weight * n_U) <= 4/3."""
     undesirable_weight: Annotated[Number, Field(ge=0)] = 1.0
     """The paper's lambda_U."""
     reference: Place | None = None
+    """Hub id or folder of the reference model; default: the model that training starts from."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -155,7 +165,9 @@ class SimpoConfig(ObjectiveSection):
     title = "SimPO"
     name: Literal["simpo"] = "simpo"
     beta: Annotated[Number, Field(gt=0)] = 2.0
+    """What the difference of mean log-probs a token is multiplied by."""
     gamma: Annotated[Number, Field(ge=0)] = 1.0
+    """The margin that is sought, taken off the multiplied difference."""
 
 
 class CpoConfig(ObjectiveSection):
@@ -164,9 +176,11 @@ class CpoConfig(ObjectiveSection):
     title = "CPO"
     name: Literal["cpo"] = "cpo"
     beta: Annotated[Number, Field(gt=0)] = 0.1
+    """What the difference of log-probs is multiplied by."""
     lambda_: Annotated[Number, Field(ge=0, alias="lambda")] = 1.0
     """Weight of the NLL term."""
     nll_tokens: NllTokens = "chosen"
+    """Which tokens the NLL term counts: those of prompt and chosen response, or of the response alone."""
 
 
 class UnlikelihoodConfig(ObjectiveSection):
@@ -175,7 +189,9 @@ class UnlikelihoodConfig(ObjectiveSection):
     title = "unlikelihood"
     name: Literal["unlikelihood"] = "unlikelihood"
     alpha: Annotated[Number, Field(ge=0)] = 1.0
+    """Weight of the unlikelihood of rejected."""
     nll_tokens: NllTokens = "prompt_and_chosen"
+    """Which tokens the NLL term counts: those of prompt and chosen response, or of the response alone."""
 
 
 class RewardConfig(ObjectiveSection):

@@ -35,8 +35,11 @@ class PaperSize(Section):
     base: Place | None = None
     """What training begins from: Hub id or folder; where `methods` has a base, what that begins from."""
     run: FreeForm = Field(default_factory=dict)
+    """Keys of the training runs of this size."""
     methods: Overlay
+    """Method to keys of its training runs of this size."""
     evaluation: FreeForm = Field(default_factory=dict)
+    """Keys of the evaluations of this size."""
 
 
 class PaperData(Section):
@@ -47,22 +50,29 @@ class PaperData(Section):
     title: str
     """What the page calls it."""
     run: FreeForm = Field(default_factory=dict)
+    """Keys of the training runs on this data set."""
     methods: Overlay
+    """Method to keys of its training runs on this data set."""
     evaluation: FreeForm = Field(default_factory=dict)
+    """Keys of the evaluations on this data set."""
 
 
 class PaperFigures(Section):
     """Whose training Figures 3, 7, 8 and 9 show."""
 
     data: Label
+    """A label of `data`."""
     size: Label
+    """A label of `sizes`."""
 
 
 class PaperBenchmark(Section):
     """The methods of one data set and size, of the first seed, evaluated once more: Tables 1 and 6, Figure 10."""
 
     data: Label
+    """A label of `data`."""
     size: Label
+    """A label of `sizes`."""
     evaluation: FreeForm
     """Keys of an evaluation; `models` may hold more than the methods."""
 
@@ -76,6 +86,7 @@ class PaperConfig(Section):
     """
 
     name: RunName
+    """What it is called: its folder is `storage.path/name`."""
     seeds: Annotated[tuple[Annotated[Integer, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (42,)
     """Of training: every policy is trained anew for each. Base, reward models and sweep have the first."""
     run: FreeForm = Field(default_factory=dict)
@@ -84,7 +95,9 @@ class PaperConfig(Section):
     """`base` is one run for each size; `reward` (what PPO learns from) and `judge` are one for each data set;
     `probability_ratio` is trained where `figures` says."""
     sizes: Annotated[dict[Label, PaperSize], Field(min_length=1)]
+    """Label to a size of model, which all methods train."""
     data: Annotated[dict[Label, PaperData], Field(min_length=1)]
+    """Label to a data set, on which all methods train and are compared."""
     reward: Label | None = None
     """The size of the reward model that PPO learns from."""
     judge: Label | None = None
@@ -95,6 +108,7 @@ class PaperConfig(Section):
     evaluation: FreeForm = Field(default_factory=dict)
     """Keys of every evaluation; its models are the methods, and `judge` is among its reward models."""
     benchmarks: dict[Label, PaperBenchmark] = Field(default_factory=dict)
+    """Label to a further evaluation of the methods of one data set and size."""
     storage: StorageConfig = StorageConfig()
 
     @field_validator("seeds")

@@ -40,6 +40,8 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
+    """What is trained, and how it is loaded."""
+
     name_or_path: Place
     """Hub id, folder, the folder of an earlier run, or `toy` (the embedded OPT-shaped model)."""
     revision: str | None = None
@@ -85,6 +87,8 @@ class ModelConfig(Section):
 
 
 class ResumeConfig(Section):
+    """How a run goes on that has begun."""
+
     allow_changes: list[str] = Field(default_factory=list)
     """Keys, such as optim.lr, or data.train, that may differ from those the run began with."""
 
@@ -99,8 +103,11 @@ class WinRateConfig(Section):
     prompts: Count = 128
     """The first so many of `data.eval`."""
     temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
+    """0 takes the likeliest token each time."""
     max_tokens: Count = 256
+    """Of a response."""
     rounds: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    """Responses of each model to each prompt."""
 
     @field_validator("temperature")
     @classmethod
@@ -112,11 +119,15 @@ class WinRateConfig(Section):
 
 
 class EvalConfig(Section):
+    """What of a checkpoint is measured beside training."""
+
     win_rate: WinRateConfig | None = None
     """Needs resources beside those of the workers, and a CPU or GPU for vLLM. Training does not wait for it."""
 
 
 class ScalingConfig(Section):
+    """On how much a run is spread, and what it does when some of that is lost."""
+
     num_workers: Count | tuple[Count, Count] = 1
     """Or [fewest, most]: as many as the cluster has room for, changing while it runs. The result does not change."""
     use_gpu: Literal[True, False, "auto"] = "auto"
@@ -156,6 +167,8 @@ class ScalingConfig(Section):
 
 
 class StorageConfig(Section):
+    """Where folders are, and copies of them."""
+
     path: Place = "runs"
     """Folder of run folders; on several nodes it must be shared by all of them."""
     cache: Place | None = None
@@ -227,10 +240,13 @@ class TrainConfig(Section):
     """A training run. Its folder is `storage.path/name`."""
 
     name: RunName
+    """What it is called: its folder is `storage.path/name`."""
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    """Of the order of the data, fresh weights, dropout, what is held out and what is drawn."""
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig = OrpoConfig()
+    """What training optimises: `name` says which objective, and what other keys there are."""
     rollouts: RolloutsConfig | None = None
     """Of objectives that train on what the policy itself writes."""
     optim: OptimConfig = OptimConfig()

@@ -14,9 +14,12 @@ from orpo_ray.config.section import CountOrAuto, Integer, Number, Section
 
 
 class ScorersScaling(Section):
+    """On how much scoring is spread."""
+
     scorers: CountOrAuto = "auto"
     """Scorers at work at once; `auto`: one on every GPU, or what the CPUs have room for."""
     use_gpu: Literal[True, False, "auto"] = "auto"
+    """`auto`: GPUs where the cluster has any."""
     gpu_memory: Annotated[Number, Field(gt=0, le=1)] = 0.9
     """Share of a GPU's memory that vLLM takes of it in a scorer, with the check of its rewards (`scoring.engine`)."""
     max_failures: Annotated[Integer, Field(ge=0, le=10**6)] = 10
@@ -27,6 +30,7 @@ class ScoreConfig(Section):
     """Rewards of responses that are there. The folder is `storage.path/name`."""
 
     name: Label
+    """What it is called: its folder is `storage.path/name`."""
     benchmark: Place | None = None
     """One that comes along (reward-bench), or a file: its keys are defaults here."""
     reward_models: Annotated[dict[Label, Place], Field(min_length=1)]

@@ -28,15 +28,18 @@ class FinalistsConfig(WinRateConfig):
     """The best trials by `metric`, compared once more by win-rate, on prompts that have ranked none of them."""
 
     count: Annotated[Integer, Field(ge=2, le=100)] = 3
+    """How many of the best trials."""
     prompts: Count = 400
     """So many of the run's `data.eval` at the most, the first of those that rank nothing (`unseen_fraction`)."""
     rounds: Annotated[Integer, Field(ge=1, le=1000)] = 3
+    """Responses of each model to each prompt."""
 
 
 class SweepConfig(Section):
     """A sweep. Its folder is `storage.path/name`."""
 
     name: Label
+    """What it is called: its folder is `storage.path/name`."""
     train: FreeForm
     """The run to vary: a training configuration's file, or the mapping itself. Its name and storage are not used."""
     overrides: list[str] = Field(default_factory=list)
@@ -48,6 +51,7 @@ class SweepConfig(Section):
     `/NAME` that of one of several sources. `eval_win_rate`, which needs `train.eval.win_rate`, is compared at the last
     step."""
     mode: Direction = "max"
+    """Whether the lowest or the highest of `metric` is the best."""
     unseen_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.5
     """Of the held-out pairs so many, whole prompts, rank no trial and choose no step. What the winner is worth is told
     on them, and finalists answer their prompts: on the others it was chosen for what luck gave it. Runs on rollouts are

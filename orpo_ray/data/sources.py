@@ -72,12 +72,26 @@ def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD
     folder, colon, subset = source.rpartition(":")
     if colon and os.path.isdir(expanded(folder)):
         return _file_source(folder, split, most, subset)
-    looks_like_path = source.startswith(("/", ".", "~")) or base_extension(source) or source.endswith("/")
+    looks_like_path = _looks_like_path(source)
     hub_id = HUB_ID.fullmatch(source)
     if looks_like_path or hub_id is None:
         hint = "" if looks_like_path else ", and not a Hub id (org/name or org/name:subset)"
         raise UserError(f"{source}: no such file or folder{hint}")
     return HubSource(hub_id["name"], hub_id["subset"], split, most)
+
+
+def hub_data_set(source: str) -> str | None:
+    """The Hub id of what `open_source` reads from the Hub, without a subset; None: it is read from elsewhere."""
+    folder, colon, _ = source.rpartition(":")
+    here = os.path.exists(expanded(source)) or (colon and os.path.isdir(expanded(folder)))
+    if source in BUILT_IN or "://" in source or here or _looks_like_path(source):
+        return None
+    hub_id = HUB_ID.fullmatch(source)
+    return None if hub_id is None else hub_id["name"]
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith(("/", ".", "~")) or bool(base_extension(source)) or source.endswith("/")
 
 
 @dataclass(frozen=True)

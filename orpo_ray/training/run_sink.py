@@ -25,6 +25,7 @@ from orpo_ray.storage.checkpoints import Manifest
 from orpo_ray.storage.run_folder import LAST, MODEL_IN_CHECKPOINT, RunFolder, kept_model, write_eval_scores
 from orpo_ray.telemetry.logs import at_step, log
 from orpo_ray.training.alarm import Alarm
+from orpo_ray.training.card import hardware_of
 from orpo_ray.training.engine import Engine
 from orpo_ray.training.export import export_adapter, export_model
 from orpo_ray.training.loop import Line, Sink, State, Wanted, cost, hear
@@ -92,7 +93,10 @@ class RunSink(Sink):
                     centre(self.policy, mean, exported)
                 if target == folder.model and pairs and table is not None:
                     write_eval_scores(folder.eval_scores, pairs.held_out, table)
-                export_model(target, model, exported, self.tokenizer, config, evaluation, self.source.total_steps, why)
+                export_model(
+                    target, model, exported, self.tokenizer, config, evaluation, self.source.total_steps, why,
+                    hardware_of(engine.device, engine.ranks),
+                )  # fmt: skip
                 if config.model.lora is not None and config.model.has_weights:  # else there is no base to load it
                     adapter = folder.adapter if target == folder.model else folder.adapter_last
                     export_adapter(adapter, model, weights, exported, self.tokenizer, self.starting)

@@ -69,6 +69,8 @@ ELSEWHERE = {
     r"ray (up|down|dashboard|exec|attach|rsync-down) cluster\.yaml|aws ": "needs AWS",
     r"make venv LOCK=requirements/gpu\.lock": "needs CUDA's packages",
     r"docker |kubectl ": "needs Docker, or Kubernetes",
+    r"vllm serve runs/NAME/model": "waits for requests; vLLM loads and asks runs' models in test_evaluate.py",
+    r"python llama\.cpp/|ollama ": "needs llama.cpp, and Ollama, which do not come along",
     r"pip install boto3": "needs nothing else",
     r"export ": "is the shell's",
 }

@@ -252,7 +252,8 @@ def _assert_training_goes_on_from_the_adapter(before: Path, storage: Path) -> No
     )  # fmt: skip
     folder = train(config).path
     assert evaluations(folder)[0]["eval_loss"] == pytest.approx(evaluations(before)[-1]["eval_loss"], abs=1e-4)
-    assert str(before / "adapter") in (folder / "model" / "README.md").read_text()
+    card = (folder / "model" / "README.md").read_text()
+    assert f"`{before.name}/adapter` (pretrained" in card and str(storage) not in card
     described = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     merged = Path(described["base_model_name_or_path"])
     assert merged.parent == storage / ".cache" / "merged"

@@ -170,10 +170,26 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
+    if words[0] == "llama.cpp/convert_hf_to_gguf.py":
+        assert words[1] == "runs/NAME/model" and options_of(words[2:]) == {"--outfile", "--outtype"}
+        return
     from orpo_ray.doctor.gpu.__main__ import parser
 
     assert words[:2] == ["-m", "orpo_ray.doctor.gpu"]
     parser().parse_args(words[2:])
+
+
+def check_vllm(words: list[str]) -> None:
+    assert words[:2] == ["serve", "runs/NAME/model"] and options_of(words[2:]) == {"--served-model-name", "--host"}
+
+
+def check_ollama(words: list[str]) -> None:
+    assert words in (["create", "NAME", "-f", "Modelfile"], ["run", "NAME", "What does the cow say?"])
+
+
+def options_of(words: list[str]) -> set[str]:
+    """Those of `--option value …`."""
+    return set(dict(zip(words[::2], words[1::2], strict=True)))
 
 
 def check_export(words: list[str]) -> None:
@@ -183,4 +199,5 @@ def check_export(words: list[str]) -> None:
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "orpo-ray": check_own, "make": check_make, "ray": check_ray, "docker": check_docker, "kubectl": check_kubectl,
     "aws": check_aws, "pip": check_pip, "export": check_export, "python": check_python,
+    "vllm": check_vllm, "ollama": check_ollama,
 }  # fmt: skip
