@@ -68,6 +68,9 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_config
 
     resolved = load_config(config, overrides)
+    from orpo_ray.data.names import require_there
+
+    require_there(source.source for source in resolved.data.sources)
     from orpo_ray.cluster.connection import ENGINES, begin  # after the configuration, whose mistakes need no wait
 
     begin(resolved.cpus, later=ENGINES if resolved.eval.win_rate else ())
@@ -103,6 +106,9 @@ def data(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_config
 
     resolved = load_config(config, overrides)
+    from orpo_ray.data.names import require_there
+
+    require_there(source.source for source in resolved.data.sources)
     from orpo_ray.data.summary import print_summary
     from orpo_ray.modeling.loading import load_tokenizer
     from orpo_ray.terminal import Console
