@@ -99,7 +99,7 @@ their boundaries visible. The tokens are cached, so the training that follows do
 \b
 Examples:
   orpo-ray data configs/toy-orpo.yaml
-  orpo-ray data configs/hh-small-orpo.yaml data.train=pairs.jsonl.gz data.on_bad_record=quarantine
+  orpo-ray data configs/small-orpo.yaml data.train=pairs.jsonl.gz data.on_bad_record=quarantine
 """,
 )
 def data(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
