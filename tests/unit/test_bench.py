@@ -297,8 +297,8 @@ def test_the_readme_says_what_the_results_say() -> None:
     )
     said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for sentence in (
-        f"HH-RLHF pairs takes TRL's `ORPOTrainer` {hh[0]:.1f} times as long as this package, two padded forwards as in the "
-        f"authors' code {hh[1]:.1f} times; of UltraFeedback's longer pairs {ultrafeedback[0]:.1f} and "
+        f"HH-RLHF pairs takes TRL's `ORPOTrainer` {hh[0]:.1f} times as long as this package, two padded forwards as in "
+        f"the authors' code {hh[1]:.1f} times; of UltraFeedback's longer pairs {ultrafeedback[0]:.1f} and "
         f"{ultrafeedback[1]:.1f} times.",
         f"TRL's memory peaks at {peak('trl')} there, this package's at {peak('orpo_ray')}.",
         f"Generation takes bare vLLM {ratio('evaluation-generation', 'LLM.generate'):.2f} of the time,",

@@ -65,9 +65,7 @@ def test_the_mode_that_a_person_sets_is_left_alone(port: int, monkeypatch: pytes
 @pytest.mark.usefixtures("port")
 def test_a_model_that_is_not_in_the_cache_is_told_within_seconds() -> None:
     started = time.monotonic()
-    with pytest.raises(
-        UserError, match=r"^nobody/nothing: the tokenizer cannot be loaded: 127.0.0.1 cannot be reached"
-    ):
+    with pytest.raises(UserError, match=r"^nobody/nothing: the tokenizer cannot be loaded: 127.0.0.1 cannot be"):
         load_tokenizer(ModelConfig(name_or_path="nobody/nothing"))
     with pytest.raises(UserError, match=r"^nobody/nothing is no folder here, .* cannot be reached"):
         model_folder("nobody/nothing")
@@ -78,6 +76,7 @@ def test_a_model_that_is_not_in_the_cache_is_told_within_seconds() -> None:
 def test_a_model_in_the_cache_is_found(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = tmp_path / "models--some--model"
     shutil.copytree(shared / "tokenizers/opt", cached / "snapshots" / ("0" * 40))
+    (cached / "snapshots" / ("0" * 40) / "config.json").write_text('{"model_type": "opt"}')
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
