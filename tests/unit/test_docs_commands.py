@@ -60,9 +60,7 @@ def test_the_tasks_of_readme_name_commands_and_pages_that_exist(monkeypatch: pyt
         for program, *words in (found.split() for found in re.findall(r"`((?:make|orpo-ray) [^`]*)`", command)):
             CHECKS[program](words)
     linked = set(re.findall(r"\]\(docs/([\w-]+)\.md", (ROOT / "README.md").read_text()))
-    assert linked == {path.stem for path in (ROOT / "docs").glob("*.md")}, (
-        "a page that nothing leads to, or a dead link"
-    )
+    assert linked == {path.stem for path in (ROOT / "docs").glob("*.md")}, "a page without a link, or a dead link"
 
 
 def test_ray_is_told_to_send_the_token_before_a_job_is_named() -> None:
