@@ -79,7 +79,7 @@ fuzz: $(STAMP)  ## damage data, configurations and reports in 20 times as many w
 
 # Other trainers stand beside the pinned packages, not among them. What needs a GPU is left out where there is none, and
 # the stages of an evaluation where there is one: they are measured on a CPU each, which vLLM for GPUs does not run on.
-bench: $(STAMP) $(PEERS)  ## measure trainers and the evaluation side by side, rewrite README's tables (about an hour)
+bench: $(STAMP) $(PEERS)  ## measure trainers and the evaluation side by side, rewrite docs/benchmarks.md (about an hour)
 	@for config in configs/bench/*.yaml; do \
 	  if grep -q '^needs: cuda' $$config && ! command -v nvidia-smi >/dev/null; then \
 	    echo "==> $$config: no GPU here"; continue; fi; \
@@ -87,7 +87,7 @@ bench: $(STAMP) $(PEERS)  ## measure trainers and the evaluation side by side, r
 	    echo "==> $$config: measured without a GPU"; continue; fi; \
 	  echo "==> $$config"; PYTHONPATH=$(abspath $(PEERS_DIR)) $(BIN)/orpo-ray bench $$config || exit 1; \
 	done
-	$(BIN)/python -m orpo_ray.bench.table README.md
+	$(BIN)/python -m orpo_ray.bench.table docs/benchmarks.md
 
 $(PEERS): requirements/bench.txt $(STAMP)
 	@echo "==> $(PEERS_DIR): the other trainers (seconds)"

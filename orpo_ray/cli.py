@@ -68,6 +68,9 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_config
 
     resolved = load_config(config, overrides)
+    from orpo_ray.data.names import require_there
+
+    require_there(source.source for source in resolved.data.sources)
     from orpo_ray.cluster.connection import ENGINES, begin  # after the configuration, whose mistakes need no wait
 
     begin(resolved.cpus, later=ENGINES if resolved.eval.win_rate else ())
@@ -96,13 +99,16 @@ their boundaries visible. The tokens are cached, so the training that follows do
 \b
 Examples:
   orpo-ray data configs/toy-orpo.yaml
-  orpo-ray data configs/hh-small-orpo.yaml data.train=pairs.jsonl.gz data.on_bad_record=quarantine
+  orpo-ray data configs/small-orpo.yaml data.train=pairs.jsonl.gz data.on_bad_record=quarantine
 """,
 )
 def data(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from orpo_ray.config import load_config
 
     resolved = load_config(config, overrides)
+    from orpo_ray.data.names import require_there
+
+    require_there(source.source for source in resolved.data.sources)
     from orpo_ray.data.summary import print_summary
     from orpo_ray.modeling.loading import load_tokenizer
     from orpo_ray.terminal import Console

@@ -11,7 +11,7 @@ from rich.table import Table
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as, parse_config
 from orpo_ray.evaluation.evaluate import read_winrates
 from orpo_ray.evaluation.store import EvaluationFolder
-from orpo_ray.report import curves_png
+from orpo_ray.report.demo_pictures import demo_numbers, write_demo
 from orpo_ray.stages.graph import Graph
 from orpo_ray.stages.run import run_stages
 from orpo_ray.terminal import Console
@@ -73,8 +73,15 @@ def demo_evaluation(out: Path) -> EvaluationConfig:
     return parse_as(EvaluationConfig, mapping, [], "demo winrate")
 
 
+def demo_settings() -> dict[str, Any]:
+    """What the demo runs with, as JSON, wherever it is run."""
+    here = Path("runs")
+    stages = {**{stage: demo_config(stage, here) for stage in STAGES}, "winrate": demo_evaluation(here)}
+    return {label: asked.model_dump(mode="json") for label, asked in stages.items()}
+
+
 def run_demo(out: Path) -> None:
-    """Train every stage under `out`, compare them, and leave `out/winrate/report.html` and `out/curves.png`.
+    """Train every stage under `out`, compare them, and leave `out/winrate/report.html`, two pictures and their numbers.
 
     What is finished there already is not done again.
     """
@@ -82,8 +89,9 @@ def run_demo(out: Path) -> None:
     started = time.monotonic()
     graph = Graph({**{stage: demo_config(stage, out) for stage in STAGES}, "winrate": demo_evaluation(out)})
     report = run_stages(graph, console, usual=_SECONDS)["winrate"]
-    curves_png(out / "curves.png", {"SFT": out / "sft", "ORPO": out / "orpo"})
-    _print(console, read_winrates(EvaluationFolder(report.parent)))
+    found = read_winrates(EvaluationFolder(report.parent))
+    write_demo(demo_numbers({"SFT": out / "sft", "ORPO": out / "orpo"}, found, demo_settings()), out)
+    _print(console, found)
     console.print()
     console.say(f"{report} shows it all ({time.monotonic() - started:.0f} s)")
 

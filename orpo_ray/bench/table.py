@@ -1,6 +1,6 @@
 """Results as tables: on the console, and between two marks of a Markdown page.
 
-python -m orpo_ray.bench.table README.md
+python -m orpo_ray.bench.table docs/benchmarks.md
 """
 
 from __future__ import annotations

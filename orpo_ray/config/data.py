@@ -105,6 +105,11 @@ class DataConfig(RecordsConfig):
         """Those of `eval`, none where it is not set."""
         return [] if self.eval is None else self._listed(self.eval, "eval", self.eval_split, None)
 
+    @property
+    def sources(self) -> list[SourceConfig]:
+        """All of them."""
+        return [*self.train_sources, *self.eval_sources]
+
     def require_source_of(self, metric: str) -> None:
         """Raises `ValueError` where `metric` is one of a source (`eval_nll/NAME`) that holds no pairs out."""
         _, slash, name = metric.partition("/")

@@ -14,7 +14,7 @@ from posixpath import dirname
 from typing import Any
 
 from orpo_ray.data.cards import Subset, subsets_of
-from orpo_ray.data.readers import EXTENSIONS, base_extension
+from orpo_ray.data.names import EXTENSIONS, base_extension
 from orpo_ray.data.streams import COMPRESSIONS
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import member, object_from_json

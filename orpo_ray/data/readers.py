@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, cast
 from orpo_ray.data.delimited import DELIMITERS, delimited_entries, is_header
 from orpo_ray.data.documents import elements
 from orpo_ray.data.json_values import decode
+from orpo_ray.data.names import base_extension
 from orpo_ray.data.records import RAW_LIMIT, BadRecord, Record, as_json, too_long
-from orpo_ray.data.streams import CHUNK_BYTES, COMPRESSIONS, TooLong, Unreadable, content, lines
+from orpo_ray.data.streams import CHUNK_BYTES, TooLong, Unreadable, content, lines
 from orpo_ray.data.tables import Row, arrow_rows, parquet_rows
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import from_json, kind
 
-EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _BOM = b"\xef\xbb\xbf"
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _DATA_ARRAY = re.compile(rb'\{(?:\s*%b\s*:\s*(?:%b|[\w.+-]+)\s*,)*\s*"data"\s*:\s*\[' % (_TEXT, _TEXT))
@@ -51,16 +51,6 @@ def read_file(handle: BinaryIO, name: str, numbers: Iterator[int], most: int) ->
     except Unreadable as error:
         where = f"after {location}" if seen else name
         yield Record(next(numbers), name, None, BadRecord("unreadable file", f"{error} ({where})"), "")
-
-
-def base_extension(path: str) -> str:
-    """The extension of a path or URL beneath a compression's: `.jsonl` of `pairs.jsonl.gz`, or empty."""
-    path = path.lower()
-    if "://" in path:  # of several that are chained (zip://pairs.csv::https://…/pairs.zip) the first that has a path
-        path = re.split(r"[?#]", next(url for url in path.split("::") if "://" in url), maxsplit=1)[0]
-    for compression in COMPRESSIONS:
-        path = path.removesuffix(compression)
-    return next((extension for extension in EXTENSIONS if path.endswith(extension)), "")
 
 
 Entry = tuple[str, Any, str | None]

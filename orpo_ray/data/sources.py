@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +17,14 @@ from orpo_ray.config.data import BUILT_IN, MAX_RECORD_CHARACTERS
 from orpo_ray.config.paths import expanded
 from orpo_ray.data.delimited import DELIMITERS
 from orpo_ray.data.folders import Folder, files_of_split, listed, not_read
-from orpo_ray.data.readers import base_extension, read_file
+from orpo_ray.data.names import base_extension, hub_name, place_and_subset
+from orpo_ray.data.readers import read_file
 from orpo_ray.data.records import BadRecord, Record, bytes_of, one_line
 from orpo_ray.data.tables import table_rows
 from orpo_ray.errors import UserError
+from orpo_ray.hub import unreachable
 from orpo_ray.masking import masked
 
-HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<subset>[\w./-]+))?")
 VALIDATORS = (
     "ETag", "etag", "Content-MD5", "md5Hash", "content_md5",
     "Last-Modified", "LastModified", "last_modified", "mtime", "updated",
@@ -58,40 +57,17 @@ def read_records(source: str, split: str, limit: int | None = None) -> Iterator[
 
 
 def open_source(source: str, split: str, max_record_characters: int = MAX_RECORD_CHARACTERS) -> Source:
-    """Decide what `source` names. An existing path wins over a Hub id of the same name, without a subset and with one.
+    """Decide what `source` names: see `names`.
 
     `max_record_characters`: a record that needs more has an error; one that is far longer is not held at all.
     """
     most = bytes_of(max_record_characters)
-    if "\0" in source:
-        raise UserError(f"{source!r}: no file and no address has NUL in its name")
     if source in BUILT_IN:
         return ToySource(source)
-    if "://" in source or os.path.exists(expanded(source)):
-        return _file_source(source, split, most)
-    folder, colon, subset = source.rpartition(":")
-    if colon and os.path.isdir(expanded(folder)):
-        return _file_source(folder, split, most, subset)
-    looks_like_path = _looks_like_path(source)
-    hub_id = HUB_ID.fullmatch(source)
-    if looks_like_path or hub_id is None:
-        hint = "" if looks_like_path else ", and not a Hub id (org/name or org/name:subset)"
-        raise UserError(f"{source}: no such file or folder{hint}")
-    return HubSource(hub_id["name"], hub_id["subset"], split, most)
-
-
-def hub_data_set(source: str) -> str | None:
-    """The Hub id of what `open_source` reads from the Hub, without a subset; None: it is read from elsewhere."""
-    folder, colon, _ = source.rpartition(":")
-    here = os.path.exists(expanded(source)) or (colon and os.path.isdir(expanded(folder)))
-    if source in BUILT_IN or "://" in source or here or _looks_like_path(source):
-        return None
-    hub_id = HUB_ID.fullmatch(source)
-    return None if hub_id is None else hub_id["name"]
-
-
-def _looks_like_path(source: str) -> bool:
-    return source.startswith(("/", ".", "~")) or bool(base_extension(source)) or source.endswith("/")
+    if (found := place_and_subset(source)) is not None:
+        place, subset = found
+        return _file_source(place, split, most, subset)
+    return HubSource(*hub_name(source), split, most)
 
 
 @dataclass(frozen=True)
@@ -189,6 +165,7 @@ class HubSource:
     def _dataset(self) -> Any:
         import datasets
 
+        lost = unreachable()
         name = self.name if self.subset is None else f"{self.name}:{self.subset}"
         try:
             try:
@@ -203,7 +180,7 @@ class HubSource:
             raise UserError(f"{name}: no such data set on the Hub ({one_line(error)}); {hint}") from error
         except ConnectionError as error:
             hint = "check the network, or download the files and give their folder"
-            raise UserError(f"{name}: {one_line(error)}; {hint}") from error
+            raise UserError(f"{name}: {lost or f'{one_line(error)}; {hint}'}") from error
         # Builders raise errors of many kinds: an unknown split, files of no known format, damaged ones.
         except Exception as error:
             hint = f"is {self.split!r} one of its splits? (data.train_split, data.eval_split)"

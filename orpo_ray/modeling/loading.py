@@ -20,6 +20,7 @@ from orpo_ray.config.paths import expanded
 from orpo_ray.data import toyworld
 from orpo_ray.data.prepare import Highest
 from orpo_ray.errors import UserError
+from orpo_ray.hub import unreachable
 from orpo_ray.masking import masked
 from orpo_ray.modeling import experts, lora
 from orpo_ray.modeling.parity import Wrapper, choose_way
@@ -262,10 +263,11 @@ def model_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    lost = unreachable()
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=MODEL_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = lost or str(error).strip().splitlines()[0]
         raise UserError(f"{name} is no folder here, and the Hub does not give it: {reason}") from error
 
 
@@ -284,6 +286,7 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
     """Call a transformers loader; what goes wrong with `name` is the user's to mend."""
     revision = model.revision if name == model.name_or_path else None
     location, revision_there = locate(name, revision)
+    lost = ""
     if os.path.isdir(location):
         if revision is not None:
             raise UserError(f"model.revision: {name} is a folder, which has no revisions")
@@ -291,6 +294,8 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
         raise UserError(
             f"{name}: no such folder (a {what} is a folder, a run folder, or a Hub id such as facebook/opt-125m)"
         )
+    else:
+        lost = unreachable()
     name = name if revision is None else f"{name}@{revision}"
     require_objects(location)
     try:
@@ -304,7 +309,7 @@ def _from_hub_or_folder(load: Any, name: str, what: str, model: ModelConfig, **o
                 "model.trust_remote_code=true (in an evaluation: trust_remote_code=true) if you trust its source"
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: the {what} cannot be loaded: {reason}") from error
+        raise UserError(f"{name}: the {what} cannot be loaded: {lost or reason}") from error
 
 
 def require_objects(location: str) -> None:

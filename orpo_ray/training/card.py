@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray import __version__
 from orpo_ray.config import TrainConfig
 from orpo_ray.config.paths import expanded
-from orpo_ray.data.sources import hub_data_set
+from orpo_ray.data.names import hub_data_set
 from orpo_ray.data.templates import Renderer
 from orpo_ray.modeling.loading import hub_id
 from orpo_ray.training.loop import Line

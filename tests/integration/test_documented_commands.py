@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 import ray
 from documented import FEW, ROOT, SHORT_PIPELINE, TINY, lines
+
+from orpo_ray.data import toyworld
 
 DIALOGUES = ["data.max_length=96", "data.max_prompt_length=64"]
 ONE_MODEL, MODELS = "models={orpo: ./runs/toy-orpo}", "models={base: ./runs/toy-base, orpo: ./runs/toy-orpo}"
@@ -28,7 +31,8 @@ RUN_HERE: dict[str, list[str]] = {
     "orpo-ray train configs/toy-orpo.yaml name=toy-lora": TINY,
     "orpo-ray train configs/toy-ppo.yaml  ": [*TINY, *FEW_ROLLOUTS],
     "orpo-ray train configs/hh-small-orpo.yaml": [*TINY, *DIALOGUES],
-    "orpo-ray data configs/hh-small-orpo.yaml": DIALOGUES,
+    "orpo-ray train configs/small-orpo.yaml": [*TINY, *DIALOGUES],
+    "orpo-ray data configs/small-orpo.yaml": DIALOGUES,
     "orpo-ray evaluate configs/toy-winrate.yaml": [*FEW, ONE_MODEL, TRUTH],
     "orpo-ray outputs runs/toy-winrate": [],
     "orpo-ray score configs/score-toy.yaml": [TRUTH, "prompts.limit=3", "scaling.scorers=1"],
@@ -105,10 +109,12 @@ def test_every_command_is_run_or_said_why_not() -> None:
     ],
 )
 def test_as_it_stands(beginning: str, behind: list[str], place: Path, shared: Path) -> None:
-    pairs = (shared / "data/hh_rlhf/harmless-base-test.jsonl.gz").read_bytes()
-    (place / "pairs.jsonl.gz").write_bytes(pairs)
-    (place / "pairs.jsonl").write_bytes(gzip.decompress(pairs))
-    tokenizer = [f"model.tokenizer={shared / 'tokenizers/opt'}"] if "hh-small" in beginning else []
+    dialogues = (shared / "data/hh_rlhf/harmless-base-test.jsonl.gz").read_bytes()
+    (place / "dialogues.jsonl").write_bytes(gzip.decompress(dialogues))
+    pairs = "\n".join(json.dumps(pair) for pair in toyworld.records("toy-test")).encode()  # {prompt, chosen, rejected}
+    (place / "pairs.jsonl").write_bytes(pairs)
+    (place / "pairs.jsonl.gz").write_bytes(gzip.compress(pairs))
+    tokenizer = [f"model.tokenizer={shared / 'tokenizers/opt'}"] if "small-orpo" in beginning else []
     address = "" if beginning.startswith("orpo-ray doctor") else ray.get_runtime_context().gcs_address
     environment = {
         **{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
@@ -125,6 +131,6 @@ def test_as_it_stands(beginning: str, behind: list[str], place: Path, shared: Pa
         # A doctor may find fault with the machine, and says so by a 1.
         assert done.returncode in ((0, 1) if "doctor" in line else (0,)), f"{line}\n{done.stdout}\n{done.stderr}"
         assert done.stdout
-    if beginning == "orpo-ray train configs/hh-small-orpo.yaml":
-        assert (place / "runs/hh-small-orpo/report.html").is_file()
+    if beginning.endswith("small-orpo.yaml") and beginning.startswith("orpo-ray train"):
+        assert (place / "runs" / Path(beginning.split()[-1]).stem / "report.html").is_file()
     shutil.rmtree(place / ".ray", ignore_errors=True)

@@ -65,7 +65,7 @@ OTHERS = {
     "toy-ppo-sweep",
     "opt-125m-hh-sweep",
 }
-SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "toy-ppo", "hh-small-orpo"}
+SMALL = {"toy-base", "toy-sft", "toy-orpo", "toy-dpo", "toy-reward", "toy-ppo", "hh-small-orpo", "small-orpo"}
 # size, data, stage: what the paper says of it: objective, lr, epochs
 STAGES = {
     f"opt-{size}-{data}-{stage}": (stage, lr, epochs)
@@ -273,6 +273,15 @@ def test_the_pipelines_compare_the_runs_that_they_make(name: str, labels: list[s
     assert {label: Path(path) for label, path in evaluation.reward_models.items()} == judges | {"truth": Path("toy")}
     made = [str(Path(run.model.name_or_path)) for run in runs.values()]
     assert all(start in {str(folders[each]) for each in labels[:place]} for place, start in enumerate(made) if place)
+
+
+def test_pairs_of_ones_own_are_trained_as_the_small_dialogues_but_for_their_shape() -> None:
+    own, dialogues = config("small-orpo"), config("hh-small-orpo")
+    assert (own.data.train, own.data.format, own.data.limit) == ("pairs.jsonl", "auto", None)
+    assert own.data.on_bad_record == "error"  # the first mistake in a person's own file is told, not set aside
+    assert (own.optim.warmup_steps, dialogues.optim.warmup_steps) == (0.1, 20)
+    for name in ("model", "objective", "train", "scaling"):
+        assert getattr(own, name) == getattr(dialogues, name)
 
 
 def test_the_small_model_of_real_dialogues() -> None:

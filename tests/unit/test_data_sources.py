@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_ray.data import streams
-from orpo_ray.data.readers import base_extension
+from orpo_ray.data.names import base_extension
 from orpo_ray.data.records import Record
 from orpo_ray.data.sources import HubSource, open_source, read_records
 from orpo_ray.data.streams import TooLong, lines

@@ -51,6 +51,27 @@ def test_a_command_is_one_that_exists(page: str, line: str, monkeypatch: pytest.
     CHECKS[words[0]](words[1:])
 
 
+def test_the_tasks_of_readme_name_commands_and_pages_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    table = (ROOT / "README.md").read_text().partition("## I want to …\n")[2].partition("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.strip().splitlines()[2:]]
+    assert len(rows) > 10
+    for _, command, _ in rows:
+        for program, *words in (found.split() for found in re.findall(r"`((?:make|orpo-ray) [^`]*)`", command)):
+            CHECKS[program](words)
+    linked = set(re.findall(r"\]\(docs/([\w-]+)\.md", (ROOT / "README.md").read_text()))
+    assert linked == {path.stem for path in (ROOT / "docs").glob("*.md")}, "a page without a link, or a dead link"
+
+
+def test_ray_is_told_to_send_the_token_before_a_job_is_named() -> None:
+    told: dict[str, bool] = {}
+    for page, line in lines():
+        if re.match(r"export .*RAY_AUTH_MODE=token\b", line):
+            told[page] = True
+        if re.search(r"\bray job ", line):
+            assert told.get(page) or line.startswith("RAY_AUTH_MODE=token "), f"{page}: {line}"
+
+
 def test_the_pages_show_commands() -> None:
     shown = {words_of(line)[0] for _, line in lines()}
     assert {"orpo-ray", "make", "ray", "docker", "kubectl"} <= shown

@@ -178,7 +178,7 @@ def test_text_is_escaped_everywhere(tmp_path):
     path = write_report(run)
     assert "<script" not in path.read_text()
     assert Page(path).text.count(ATTACK) >= 3
-    curves_png(tmp_path / "c.png", {ATTACK: run})
+    curves_png(tmp_path / "c.png", {ATTACK: read_run(run)})
 
 
 def test_win_rates_of_checkpoints_are_drawn_in_the_order_of_steps(tmp_path):
@@ -207,7 +207,8 @@ def test_ids_are_not_repeated_on_a_page(tmp_path):
 
 
 def test_curves_picture(tmp_path):
-    runs = {"SFT": make_run(tmp_path / "sft", objective="sft"), "ORPO": make_run(tmp_path / "orpo")}
+    folders = {"SFT": make_run(tmp_path / "sft", objective="sft"), "ORPO": make_run(tmp_path / "orpo")}
+    runs = {label: read_run(folder) for label, folder in folders.items()}
     path = curves_png(tmp_path / "images" / "curves.png", runs)
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
