@@ -22,6 +22,7 @@ HELD = 99
 """Percent of the records that suggested limits leave whole."""
 _STEP = 64
 """Limits are suggested in multiples of it."""
+_MOST = 1 << 40  # no record has as many tokens, and no source as many records
 
 
 class Limits(NamedTuple):
@@ -49,6 +50,8 @@ def from_json(found: dict[str, Any]) -> Lengths:
     for part in PARTS:
         of_part = member(found, part, dict)
         read[part].update({int(length): member(of_part, length, int) for length in of_part})
+        if any(not (0 <= length < _MOST and 0 < many < _MOST) for length, many in read[part].items()):
+            raise ValueError(f"{part} has a length that none can have")
     return read
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,11 @@ class HeldOut:
             return ""
         low, high = found
         return f"of {self.parts[metric]}, 95% interval {percent(low, 1)} to {percent(high, 1)}"
+
+    def legend(self, metrics: Iterable[str]) -> str:
+        """What is written behind an accuracy in a table that has `metrics`; empty where none is known."""
+        part = next((self.parts[metric] for metric in metrics if metric in self.parts), None)
+        return "" if part is None else f"Behind an accuracy: its 95% interval (Wilson), of {part}."
 
     def cell(self, metric: str, value: Any, digits: int = 3) -> str:
         """The number for a table, of an accuracy with its interval: `0.667 (0.417 to 0.848)`."""

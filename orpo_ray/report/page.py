@@ -89,7 +89,7 @@ def run_page(run: Run, drawn: list[Drawn]) -> str:
         figures=[(title, svg, caption) for title, svg, caption in drawn if svg is not None],
         samples=read_samples(run) if run.rolls_out else None,
         columns=columns,
-        accuracies=_accuracies(held_out) if ACCURACY in columns else "",
+        accuracies=held_out.legend(columns),
         sources=_by_source(run, held_out, columns),
         evaluations=[
             (line["step"], [held_out.cell(key, line.get(key)) for key in columns])
@@ -262,11 +262,6 @@ def _by_source(run: Run, held_out: HeldOut, columns: dict[str, str]) -> dict[str
         ]
         for name in sorted(names)
     }
-
-
-def _accuracies(held_out: HeldOut) -> str:
-    part = held_out.parts.get(ACCURACY)
-    return "" if part is None else f"Behind an accuracy: its 95% interval (Wilson), of {part}."
 
 
 def _data(value: Any) -> str:
