@@ -113,7 +113,7 @@ def fallen_margin(objective: str, evaluations: Iterable[Mapping[str, Any]], kept
         return ""
     return (
         f"the margin of held-out pairs ({kind} of chosen − rejected) fell: {first:.{_MARGIN_DIGITS}f} at step {start}, "
-        f"{' and '.join(fallen)}: the model parts chosen from rejected less than before"
+        f"{', and '.join(fallen)}: the model parts chosen from rejected less than before"
     )
 
 

@@ -129,8 +129,8 @@ class TestRemarks:
     def test_a_warm_up_that_is_most_of_the_run(self) -> None:
         for warmup, steps in (("9", 9), ("5", 5), ("0.5", 5), ("0.7", 7)):
             assert self.said(f"optim.warmup_steps={warmup}") == [
-                f"warm-up is {steps} of the 10 steps (optim.warmup_steps={warmup}): at least half of the run is at less "
-                "than optim.lr"
+                f"warm-up is {steps} of the 10 steps (optim.warmup_steps={warmup}): at least half of the run is at "
+                "less than optim.lr"
             ]
         assert long_warmup(None, 10) == long_warmup("9", 10) == long_warmup(9, math.nan) == long_warmup(1, 1) == ""
 
@@ -147,8 +147,8 @@ class TestFallenMargin:
 
     def test_at_the_last_step_and_at_the_one_whose_model_is_kept(self) -> None:
         assert fallen_margin("orpo", self.lines(0.3, 0.25, 0.1), 10) == (
-            "the margin of held-out pairs (log-prob of chosen − rejected) fell: 0.300 at step 0, 0.250 at step 10, whose "
-            "model is kept and 0.100 at step 20, the last: the model parts chosen from rejected less than before"
+            "the margin of held-out pairs (log-prob of chosen − rejected) fell: 0.300 at step 0, 0.250 at step 10, "
+            "whose model is kept, and 0.100 at step 20, the last: the model parts chosen from rejected less than before"
         )
         assert "0.250 at step 10" not in fallen_margin("orpo", self.lines(0.3, 0.25, 0.1), None)
         assert "the last" not in fallen_margin("orpo", self.lines(0.3, 0.25, 0.4), 10)
