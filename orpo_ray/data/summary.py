@@ -100,7 +100,11 @@ def summarize(
     prompt, responses = lengths[:, 0], lengths[:, 1:]
     counts = (ranks >= 0).sum(axis=1)
     accounts = prepared.accounts.values()
-    cut = tuple(map(sum, zip(*((one.cut_prompts, one.cut_chosen, one.cut_rejected) for one in accounts), strict=True)))
+    cut = (
+        sum(one.cut_prompts for one in accounts),
+        sum(one.cut_chosen for one in accounts),
+        sum(one.cut_rejected for one in accounts),
+    )
     uncut = uncut_lengths.together(one.uncut for one in accounts) if config.rollouts is None else None
     if uncut is None:  # nothing of prompts alone is ever cut
         measured = [prompt, responses[ranks == 0], responses[ranks > 0], prompt + responses.max(axis=1, initial=0)]
