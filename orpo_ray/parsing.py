@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def member(found: dict[str, Any], key: str, *kinds: type) -> Any:
 def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     return _KINDS.get(type(value), type(value).__name__)
+
+
+def finite(value: Any) -> float:
+    """A number as it is; null (how a diverged value is written) and anything else as NaN."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        return math.nan
 
 
 def read_object(path: Path) -> dict[str, Any]:

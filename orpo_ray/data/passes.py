@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from orpo_ray.config import DataConfig
 from orpo_ray.config.data import Reading, SourceConfig
+from orpo_ray.data import lengths
 from orpo_ray.data.cache import CacheWriter, Kept, prompt_hash
 from orpo_ray.data.comparisons import dense_ranks
 from orpo_ray.data.formats import NoPreference, RecordReader, require_short
@@ -177,6 +178,7 @@ class PairPass(SourcePass):
     ) -> None:
         super().__init__(data, tokenizer, renderer, writer)
         self.reading = reading
+        self.uncut = self.account.uncut = lengths.none_yet()
         self.read = RecordReader(asked, asked.format or "auto", self.account, as_messages=renderer.overrides_text)
 
     def _unmet(self) -> list[str]:
@@ -185,7 +187,8 @@ class PairPass(SourcePass):
     def _fit(self, waiting: Sequence[_Waiting]) -> None:
         tokenized = self.tokenize([item.text for item in waiting])
         for item, (cut, whole) in zip(waiting, tokenized, strict=True):
-            answers, left = without_repeats([*zip(cut.responses, cut.responses_cut, strict=True)], item.ranks)
+            fitting = [*zip(cut.responses, cut.responses_cut, strict=True)]
+            answers, left = without_repeats(fitting, item.ranks)
             ranks = tuple(left) if self.reading == "labels" else dense_ranks(left)
             limit = self.data.drop_prompts_over
             if limit is not None and len(whole.prompt) > limit:
@@ -203,6 +206,8 @@ class PairPass(SourcePass):
                 best = ranks.count(0)
                 self.account.cut_chosen += any(cuts[:best])
                 self.account.cut_rejected += any(cuts[best:])
+                uncut = [len(whole.responses[fitting.index(answer)]) for answer in answers]
+                lengths.count(self.uncut, len(whole.prompt), uncut[:best], uncut[best:])
 
     def _render(self, record: Record) -> _Waiting | None:
         if record.value is None:

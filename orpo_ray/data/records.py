@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from orpo_ray.data import lengths
 from orpo_ray.parsing import member
 from orpo_ray.visible import visible
 
@@ -96,6 +97,9 @@ class Account:
     straddled: int = 0
     """Of the kept records, how many have a token in a whole conversation that holds the end of the prompt and the
     beginning of a response: there the response is tokenised as what continues the prompt."""
+    uncut: lengths.Lengths | None = field(default_factory=lengths.none_yet)
+    """Of the kept records before any was cut, where they hold responses; None: an earlier version did not count them.
+    """
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Account:
@@ -109,6 +113,7 @@ class Account:
             for name in ("read", "kept", "cut_prompts", "cut_chosen", "cut_rejected", "straddled")
         }
         said = [str(line) for line in member(found, "said", list)]
+        uncut = lengths.from_json(member(found, "uncut", dict)) if "uncut" in found else None
         return cls(
             **numbers,
             dropped=counters["dropped"],
@@ -116,6 +121,7 @@ class Account:
             unread=counters["unread"],
             noted=counters["noted"],
             said=said,
+            uncut=uncut,
         )
 
     def note_unread(self, name: str) -> None:

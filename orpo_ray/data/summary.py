@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.data import lengths as uncut_lengths
 from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.mixture import JoinedPairs, below_each_other
 from orpo_ray.data.prepare import PreparedData, prepare
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PERCENTILES = (50, 90, 99, 100)
+_MEASURED = ("prompt", "chosen", "rejected", "prompt + longest response")
 PADDED_BATCH = 8
 """Records in a batch of the padded trainer that packing is compared with."""
 SHOWN_RESPONSES = 8
@@ -60,8 +63,14 @@ class Summary:
     """Of each of several sources: name, pairs to train on, pairs held out, and its part of the pairs of a step;
     those of `data.eval` alone behind the others."""
     lengths: NDArray[np.int64]
-    """(3, 4): of prompts, chosen (best, desirable) and rejected (all other) responses: p50, p90, p99, max; 0 where
-    there is none."""
+    """(4, 4): of prompts, chosen (best, desirable) and rejected (all other) responses, and prompts with their longest
+    response: p50, p90, p99, max; 0 where there is none. As they are before any is cut, unless `after_cutting`."""
+    after_cutting: bool
+    """Some were cut, and an earlier version, which tokenised them, did not count how long they were."""
+    cut: tuple[int, int, int]
+    """Records that have their prompt, a chosen or a rejected response cut."""
+    limits: str | None
+    """What `data.max_length` and `data.max_prompt_length` would cut few, beside what they are."""
     shared_tokens: int
     """Tokens computed when a record's responses share their prompt."""
     unshared_tokens: int
@@ -90,18 +99,42 @@ def summarize(
     )
     prompt, responses = lengths[:, 0], lengths[:, 1:]
     counts = (ranks >= 0).sum(axis=1)
+    accounts = prepared.accounts.values()
+    cut = (
+        sum(one.cut_prompts for one in accounts),
+        sum(one.cut_chosen for one in accounts),
+        sum(one.cut_rejected for one in accounts),
+    )
+    uncut = uncut_lengths.together(one.uncut for one in accounts) if config.rollouts is None else None
+    if uncut is None:  # nothing of prompts alone is ever cut
+        measured = [prompt, responses[ranks == 0], responses[ranks > 0], prompt + responses.max(axis=1, initial=0)]
+    else:
+        measured = [uncut_lengths.values(uncut[part]) for part in uncut_lengths.PARTS]
     return Summary(
         accounts=prepared.accounts,
         train=prepared.train,
         eval=prepared.eval,
         mixture=_mixture(config, prepared),
-        lengths=np.array([_percentiles(each) for each in (prompt, responses[ranks == 0], responses[ranks > 0])]),
+        lengths=np.array([_percentiles(each) for each in measured]),
+        after_cutting=uncut is None and any(cut),
+        cut=cut,
+        limits=None if uncut is None else _limits(config, uncut),
         shared_tokens=int(lengths.sum()),
         unshared_tokens=int((counts * prompt).sum() + responses.sum()),
         padded_tokens=_padded_tokens(lengths, counts, config.seed),
         room=_room(config),
         examples=tuple(_example(prepared.train, i, tokenizer, ends) for i in _shown(prepared.train)),
         quarantine=prepared.quarantine,
+    )
+
+
+def _limits(config: TrainConfig, uncut: uncut_lengths.Lengths) -> str | None:
+    limits, data = uncut_lengths.suggested(uncut), config.data
+    if limits is None:
+        return None
+    return (
+        f"{uncut_lengths.HELD}% of records fit whole into data.max_length={limits.max_length}, and of prompts into "
+        f"data.max_prompt_length={limits.max_prompt_length} (here {data.max_length} and {data.max_prompt_length})"
     )
 
 
@@ -211,7 +244,15 @@ def render(summary: Summary) -> RenderableType:
     if summary.room is not None:
         parts += [_title("Tokens of kept prompts, BOS included"), _lengths_table(summary.lengths[:1]), summary.room]
     else:
-        parts += [_title("Tokens of kept records, BOS and EOS included"), _lengths_table(summary.lengths)]
+        measured = "after cutting" if summary.after_cutting else "before cutting"
+        parts += [_title(f"Tokens of kept records {measured}, BOS and EOS included")]
+        parts.append(_lengths_table(summary.lengths, _cut_share(summary)))
+        parts += [] if summary.limits is None else [summary.limits]
+        if summary.after_cutting:
+            parts.append(
+                "an earlier version tokenised these records, and did not count how long they were before it cut some: "
+                "set storage.cache to a new folder to see it"
+            )
         parts += [_title("Tokens of one epoch over them"), _savings_table(summary)]
     parts += [_example_panel(example) for example in summary.examples]
     parts += [Text(f"quarantined records: {path}") for path in summary.quarantine]
@@ -255,13 +296,21 @@ def _mixture_table(summary: Summary) -> Table:
     return table
 
 
-def _lengths_table(lengths: NDArray[np.int64]) -> Table:
+def _lengths_table(lengths: NDArray[np.int64], cut: Sequence[str] = ()) -> Table:
+    """`cut`: of each row, how many were cut to fit; none where nothing is."""
     table = Table("")
     for percentile in PERCENTILES:
         table.add_column("max" if percentile == 100 else f"p{percentile}", justify="right")
-    for name, row in zip(("prompt", "chosen", "rejected"), lengths.tolist(), strict=False):
-        table.add_row(name, *(f"{length:,}" for length in row))
+    if cut:
+        table.add_column("records cut", justify="right")
+    for name, row, of_row in zip_longest(_MEASURED[: len(lengths)], lengths.tolist(), cut, fillvalue=""):
+        table.add_row(name, *(f"{length:,}" for length in row), *([of_row] if cut else []))
     return table
+
+
+def _cut_share(summary: Summary) -> list[str]:
+    kept = sum(account.kept for account in summary.accounts.values())
+    return [f"{count:,} ({count / kept:.1%})" for count in summary.cut]
 
 
 def _savings_table(summary: Summary) -> Table:

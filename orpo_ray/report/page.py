@@ -18,14 +18,17 @@ from orpo_ray.atomic import new_file
 from orpo_ray.config.metrics import of_unseen, spoken, spoken_name
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.errors import UserError
+from orpo_ray.parsing import finite
 from orpo_ray.report import figures
 from orpo_ray.report.figures import Drawn
+from orpo_ray.report.held_out import ACCURACY, HeldOut, read_held_out
 from orpo_ray.report.numbers import describe_change, is_number, number, percent, time_taken
 from orpo_ray.report.reward_figures import reward_figures
 from orpo_ray.report.rollout_figures import rollout_figures
 from orpo_ray.report.rollout_samples import read_samples
 from orpo_ray.report.rollout_words import columns_of_rollouts, facts_of_rollouts
 from orpo_ray.report.runs import Run, read_run
+from orpo_ray.training.remarks import fallen_margin, long_warmup
 
 EVALUATION_COLUMNS = {
     "eval_loss": "loss",
@@ -75,18 +78,24 @@ def _accuracy_caption(run: Run) -> str:
 
 def run_page(run: Run, drawn: list[Drawn]) -> str:
     """The page of a run, with these figures on it."""
+    columns, held_out = _present_columns(run), read_held_out(run.folder)
     return render(
         "run.html",
         run=run,
         title=run.name,
         facts=_facts(run),
         status=_status(run),
-        diverged=_diverged(run),
+        warnings=_warnings(run),
         figures=[(title, svg, caption) for title, svg, caption in drawn if svg is not None],
         samples=read_samples(run) if run.rolls_out else None,
-        columns=_present_columns(run),
-        sources=_by_source(run),
-        evaluations=[line for line in run.lines if run.evaluated in line],
+        columns=columns,
+        accuracies=held_out.legend(columns),
+        sources=_by_source(run, held_out, columns),
+        evaluations=[
+            (line["step"], [held_out.cell(key, line.get(key)) for key in columns])
+            for line in run.lines
+            if run.evaluated in line
+        ],
         configuration=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
 
@@ -114,7 +123,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     """The headline: what each number is, the number, and a word on it."""
     objective, model, data = run.section("objective"), run.section("model"), run.section("data")
     name = str(objective.get("name", "?"))
-    best = run.best_step
+    best, held_out = run.best_step, read_held_out(run.folder)
     weights = (f"{sign} = {objective[key]:g}" for sign, key in _WEIGHTS if is_number(objective, key))
     return [
         ("Objective", TITLES.get(name, name), next(weights, "")),
@@ -124,19 +133,20 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         (
             f"Best {spoken_name(run.keep_by)}",
             number(run.value_at(run.keep_by, best)),
-            f"at step {number(best)}{_unseen(run)}",
+            f"at step {number(best)}{_luck(run, held_out)}{_unseen(run, held_out)}",
         ),
-        *(facts_of_rollouts(run) if run.rolls_out else _facts_of_pairs(run)),
+        *(facts_of_rollouts(run) if run.rolls_out else _facts_of_pairs(run, held_out)),
     ]
 
 
-def _facts_of_pairs(run: Run) -> list[tuple[str, str, str]]:
+def _facts_of_pairs(run: Run, held_out: HeldOut) -> list[tuple[str, str, str]]:
     kept = run.kept_step
     margin, start = _margin(run, kept), _margin(run, 0)
+    accuracy = run.value_at(ACCURACY, kept)
     origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
     return [
         ("Eval log-prob margin", number(margin), origin),
-        ("Reward accuracy", percent(run.value_at("eval_reward_accuracy", kept), 1), "of evaluation pairs"),
+        ("Reward accuracy", percent(accuracy, 1), held_out.told(ACCURACY, accuracy) or "of evaluation pairs"),
         ("Pairs per second", number(pace(run), 1), time_taken(run)),
     ]
 
@@ -150,10 +160,19 @@ def pace(run: Run) -> float | None:
     return float(rates.size / (1 / rates).sum()) if rates.size else None
 
 
-def _unseen(run: Run) -> str:
+def _luck(run: Run, held_out: HeldOut) -> str:
+    """Where the best is told by an accuracy, of how few."""
+    told = held_out.told(run.keep_by, run.value_at(run.keep_by, run.best_step))
+    return f", {told}" if told else ""
+
+
+def _unseen(run: Run, held_out: HeldOut) -> str:
     """What the best model has of the same metric on the held-out pairs that choose nothing, where there are some."""
-    value = run.value_at(of_unseen(run.keep_by), run.best_step)
-    return "" if value is None else f"; {number(value)} on pairs that choose nothing"
+    metric = of_unseen(run.keep_by)
+    value = run.value_at(metric, run.best_step)
+    if value is None:
+        return ""
+    return f"; {number(value)} {held_out.told(metric, value) or 'on pairs that choose nothing'}"
 
 
 def _margin(run: Run, step: int | None) -> float | None:
@@ -179,8 +198,20 @@ def planned(run: Run) -> str:
     return ""
 
 
+def _warnings(run: Run) -> list[str]:
+    """What a reader has to know before the numbers, each in a sentence."""
+    said = [*run.warnings, long_warmup(run.section("optim").get("warmup_steps"), finite(run.total_steps))]
+    said.append(fallen_margin(str(run.section("objective").get("name")), run.lines, _kept_of_two(run)))
+    return [_diverged(run), *(f"{text[0].upper()}{text[1:]}." for text in said if text)]
+
+
+def _kept_of_two(run: Run) -> int | None:
+    """The step of the model that is kept beside, or instead of, the last."""
+    return None if run.section("train").get("keep") == "last" else run.kept_step
+
+
 def _diverged(run: Run) -> str:
-    """A warning where training met a loss that is not a number."""
+    """A warning where training met a loss that is not a number; else empty."""
     skipped = [line for line in run.lines if "skipped" in line]
     if not skipped:
         return ""
@@ -219,11 +250,18 @@ def _pairs(run: Run) -> str:
     return f"{number(pairs)} {'prompts' if run.rolls_out else 'pairs'}" if isinstance(pairs, int) else ""
 
 
-def _by_source(run: Run) -> dict[str, dict[str, float | None]]:
-    """Of each of several sources, by key of `EVALUATION_COLUMNS`, what the kept model gives its held-out pairs."""
+def _by_source(run: Run, held_out: HeldOut, columns: dict[str, str]) -> dict[str, list[str]]:
+    """Of each of several sources, by column, what the kept model gives its held-out pairs; behind that how many there
+    are."""
     names = {key.partition("/")[2] for line in run.lines for key in line if key.startswith("eval_loss/")}
     step = run.kept_step
-    return {name: {key: run.value_at(f"{key}/{name}", step) for key in EVALUATION_COLUMNS} for name in sorted(names)}
+    return {
+        name: [
+            *(held_out.cell(f"{key}/{name}", run.value_at(f"{key}/{name}", step)) for key in columns),
+            number(part.rows) if (part := held_out.parts.get(f"{ACCURACY}/{name}")) else number(None),
+        ]
+        for name in sorted(names)
+    }
 
 
 def _data(value: Any) -> str:

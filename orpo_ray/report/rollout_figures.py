@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from orpo_ray.parsing import finite
 from orpo_ray.report import figures
 from orpo_ray.report.evaluation_figures import MODELS
 from orpo_ray.report.figures import (
@@ -39,7 +40,7 @@ from orpo_ray.report.rollout_words import (
     shortened,
     sources_of_reward,
 )
-from orpo_ray.report.runs import Run, Series, finite
+from orpo_ray.report.runs import Run, Series
 from orpo_ray.storage.rounds import Rounds
 
 Floats = NDArray[np.float64]

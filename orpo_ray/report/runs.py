@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from orpo_ray.config import read_yaml
 from orpo_ray.config.metrics import Direction, known_direction
 from orpo_ray.errors import UserError
-from orpo_ray.parsing import read_lines, read_object
+from orpo_ray.parsing import finite, read_lines, read_object
 from orpo_ray.storage.metrics_file import read_metrics
+from orpo_ray.storage.rounds import whole_steps
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Steps and values, both `(points,)`; a value that was not finite is NaN."""
@@ -30,6 +30,8 @@ class Run:
     summary: dict[str, Any] | None
     events: list[tuple[str, str]]
     """When, and what happened that a person should know of."""
+    warnings: tuple[str, ...] = ()
+    """Of the events, those that its page begins with."""
 
     @property
     def name(self) -> str:
@@ -38,6 +40,21 @@ class Run:
     @property
     def last_step(self) -> int:
         return max(int(line["step"]) for line in self.lines)
+
+    @property
+    def total_steps(self) -> int | None:
+        """As many as the configuration means: an epoch's steps follow from any line that has both numbers."""
+        if self.summary is not None:
+            return self.last_step
+        train = self.section("train")
+        limit, epochs = train.get("max_steps"), train.get("epochs", 1)
+        if isinstance(limit, int):
+            return limit
+        steps, values = self.series("epoch")
+        known = np.isfinite(values) & (values > 0)
+        if known.any() and isinstance(epochs, int):
+            return whole_steps(self.config, epochs, float(steps[known][-1] / values[known][-1]))
+        return None
 
     def series(self, key: str) -> Series:
         """The values of one metric, over the lines that have it."""
@@ -112,7 +129,8 @@ def read_run(folder: Path) -> Run:
     summary = None
     if summary_file.is_file():
         summary = read_object(summary_file)
-    return Run(folder, config, lines, summary, read_events(folder / "events.jsonl"))
+    events = folder / "events.jsonl"
+    return Run(folder, config, lines, summary, read_events(events), read_warnings(events))
 
 
 def read_events(path: Path, *, remarks: bool = True) -> list[tuple[str, str]]:
@@ -121,9 +139,7 @@ def read_events(path: Path, *, remarks: bool = True) -> list[tuple[str, str]]:
     return [(str(line.get("time", "")), str(line.get("event", ""))) for line in found]
 
 
-def finite(value: Any) -> float:
-    """A number as it is; null (how a diverged value is written) and anything else as NaN."""
-    try:
-        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
-    except OverflowError:  # an integer of more than 308 digits
-        return math.nan
+def read_warnings(path: Path) -> tuple[str, ...]:
+    """Of `events.jsonl` the events that are marked as warnings, each once."""
+    lines = read_lines(path).values() if path.is_file() else ()
+    return tuple(dict.fromkeys(str(line.get("event", "")) for line in lines if line.get("warning") is True))

@@ -15,6 +15,7 @@ from orpo_ray.config import read_yaml
 from orpo_ray.config.space import Dimension, parse_dimension
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, read_object
+from orpo_ray.report.held_out import HeldOut, read_held_out
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
 
@@ -121,6 +122,10 @@ class Sweep:
         """One metric of a trial at the step that it is known by; where that is not known, at its last evaluation."""
         curve = self.curve(trial, key)
         return dict(curve).get(curve[-1][0] if trial.kept is None else trial.kept) if curve else None
+
+    def held_out(self, trial: Trial) -> HeldOut:
+        """What the accuracies of a trial are of."""
+        return read_held_out(self.folder / "trials" / trial.label)
 
     @property
     def unlike(self) -> bool:

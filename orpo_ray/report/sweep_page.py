@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from orpo_ray.config.metrics import of_unseen
 from orpo_ray.errors import UserError
 from orpo_ray.report import sweep_figures as figures
 from orpo_ray.report.numbers import number, percent
@@ -40,6 +41,7 @@ def write_sweep_report(folder: Path) -> Path:
         keys=list(numbers.space),
         metrics=[numbers.metric, *numbers.trade_off],
         trials=_ranked(sweep),
+        accuracies=_legend(sweep),
         finalists=[_finalist(finalist) for finalist in numbers.finalists],
         configuration=yaml.safe_dump(sweep.config, sort_keys=False, allow_unicode=True),
     )
@@ -84,9 +86,10 @@ def _worth(sweep: Sweep) -> str:
     numbers, best = sweep.numbers, _trial(sweep, sweep.numbers.winner)
     if best is None or best.unseen is None:
         return ""
+    held_out, metric = sweep.held_out(best), numbers.metric
     said = (
-        f"On the held-out pairs that ranked the trials it has {number(best.value)}, on those that chose nothing "
-        f"{number(best.unseen)}"
+        f"On the held-out pairs that ranked the trials it has {held_out.cell(metric, best.value)}, on those that chose "
+        f"nothing {held_out.cell(of_unseen(metric), best.unseen)}"
     )
     if numbers.flattered is None:
         return f"{said}."
@@ -119,7 +122,7 @@ def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
         (
             f"Best {numbers.metric}",
             number(best.value if best else None),
-            "lower is better" if numbers.mode == "min" else "higher is better",
+            f"{'lower' if numbers.mode == 'min' else 'higher'} is better" + _of_few(sweep, best, numbers.metric),
         ),
         *(
             []
@@ -128,7 +131,8 @@ def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
                 (
                     "On unseen pairs",
                     number(best.unseen),
-                    "the same of the held-out pairs that chose nothing",
+                    "the same of the held-out pairs that chose nothing"
+                    + _of_few(sweep, best, of_unseen(numbers.metric)),
                 )
             ]
         ),
@@ -136,6 +140,21 @@ def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
         *_starts([trial.start_seconds for trial in numbers.trials if trial.start_seconds is not None]),
         ("Time", f"{minutes:.0f} min" if minutes >= 1 else f"{numbers.seconds:.0f} s", "over all tries"),
     ]
+
+
+def _of_few(sweep: Sweep, best: Trial | None, metric: str) -> str:
+    """Behind the best trial's accuracy, of how few it is. `metric`: the sweep's, or that of what chose nothing."""
+    if best is None:
+        return ""
+    told = sweep.held_out(best).told(metric, best.value if metric == sweep.numbers.metric else best.unseen)
+    return f", {told}" if told else ""
+
+
+def _legend(sweep: Sweep) -> str:
+    """What is written behind accuracies in the table of trials, where it is the same of all."""
+    metrics = [sweep.numbers.metric, *sweep.numbers.trade_off]
+    legends = {sweep.held_out(trial).legend(metrics) for trial in sweep.numbers.trials} - {""}
+    return legends.pop() if len(legends) == 1 else ""
 
 
 def _starts(seconds: list[float]) -> list[tuple[str, str, str]]:
@@ -178,13 +197,19 @@ def _ranked(sweep: Sweep) -> list[dict[str, Any]]:
     return [
         {
             "label": trial.label, "status": _status(sweep, trial), "steps": trial.steps,
-            "outcome": [trial.value, *(sweep.kept(trial, metric) for metric in sweep.numbers.trade_off)],
+            "outcome": _outcome(sweep, trial),
             "front": trial.trial in sweep.numbers.front,
             "settings": [_setting(value) for value in trial.settings.values()], "reason": trial.reason,
             "best": trial.trial == sweep.numbers.winner,
         }
         for trial in ordered
     ]  # fmt: skip
+
+
+def _outcome(sweep: Sweep, trial: Trial) -> list[str]:
+    numbers, held_out = sweep.numbers, sweep.held_out(trial)
+    values = {numbers.metric: trial.value, **{metric: sweep.kept(trial, metric) for metric in numbers.trade_off}}
+    return [held_out.cell(metric, value, 4) for metric, value in values.items()]
 
 
 def _status(sweep: Sweep, trial: Trial) -> str:

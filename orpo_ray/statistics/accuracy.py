@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from statsmodels.stats.proportion import proportion_confint
 
-from orpo_ray.statistics.winrate import TIE, prompt_interval
+from orpo_ray.statistics.winrate import CONFIDENCE, TIE, prompt_interval
 
 Floats = NDArray[np.float64]
 
@@ -30,6 +31,13 @@ class Accuracy:
     ci95: tuple[float, float]
     """Bootstrap over prompts: records of one prompt are not independent."""
     prompts: int
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `n` independent things. Of what is seldom or always right it is no point, as
+    a bootstrap's is. `share * n` need not be whole: a tie counts half."""
+    low, high = proportion_confint(share * n, n, alpha=1 - CONFIDENCE, method="wilson")
+    return float(low), float(high)
 
 
 def margin(rewards: Sequence[float | None], chosen: int) -> float:

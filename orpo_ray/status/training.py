@@ -14,7 +14,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.report.runs import Run, read_events, read_run
 from orpo_ray.status.status import Status, again, age_of, driver_of, duration, figures, state_of
 from orpo_ray.storage.checkpoints import Checkpoints
-from orpo_ray.storage.rounds import Rounds, RoundWatch, newest_file, whole_steps
+from orpo_ray.storage.rounds import Rounds, RoundWatch, newest_file
 from orpo_ray.storage.run_folder import KeptModel, RunFolder, kept_model
 
 _RECENT = 20  # steps that speed is taken over
@@ -48,7 +48,7 @@ def training_status(folder: Path, config: dict[str, Any], text: str) -> Status:
     pace = _seconds_per_step(run, rounds)
     age = age_of([metrics, *_rollouts(folder)])
     state = state_of(run.summary is not None, age, driver, (pace or 0.0) * (1 if rounds is None else rounds.steps))
-    total = _total_steps(run)
+    total = run.total_steps
     left = None if pace is None or total is None else max(0, total - run.last_step) * pace
     evaluation = _evaluation(run)
     facts: dict[str, Any] = {
@@ -137,21 +137,6 @@ def _last(run: Run, key: str) -> float | None:
 def _margin(run: Run) -> float | None:
     found = _last(run, "reward_margin")
     return _last(run, "log_odds_ratio") if found is None else found
-
-
-def _total_steps(run: Run) -> int | None:
-    """As many as the configuration means: an epoch's steps follow from any line that has both numbers."""
-    if run.summary is not None:
-        return run.last_step
-    train = run.section("train")
-    limit, epochs = train.get("max_steps"), train.get("epochs", 1)
-    if isinstance(limit, int):
-        return limit
-    steps, values = run.series("epoch")
-    known = np.isfinite(values) & (values > 0)
-    if known.any() and isinstance(epochs, int):
-        return whole_steps(run.config, epochs, float(steps[known][-1] / values[known][-1]))
-    return None
 
 
 def _rate(run: Run) -> float | None:

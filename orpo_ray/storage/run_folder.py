@@ -161,11 +161,11 @@ class RunFolder:
         except OSError as error:  # the disk may be what is wrong
             say(f"{text} ({self.events} cannot be written: {error})", error=True)
 
-    def note_once(self, text: str) -> None:
+    def note_once(self, text: str, **more: Any) -> None:
         """As `note`, unless it is there: a remark, which holds of a run whenever it is continued."""
         lines = read_lines(self.events).values() if self.events.is_file() else ()
         if all(line.get("event") != masked(text) for line in lines):
-            self.note(text, remark=True)
+            self.note(text, remark=True, **more)
 
     def note_checkpoint(self, step: int, location: str) -> None:
         """Remember that the run can be continued from a checkpoint: were all of them lost, it must not begin anew."""

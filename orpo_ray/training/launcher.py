@@ -23,6 +23,7 @@ from orpo_ray.errors import Diverged, UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddings
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.storage.driver_lock import is_lost, only_driver
+from orpo_ray.storage.metrics_file import read_metrics
 from orpo_ray.storage.run_folder import RunFolder, join_files, require_kept, write_atomically
 from orpo_ray.telemetry.phases import phase
 from orpo_ray.telemetry.trackers import require_trackers
@@ -31,7 +32,7 @@ from orpo_ray.training import determinism
 from orpo_ray.training.metric_names import require_metrics
 from orpo_ray.training.outcome import Outcome
 from orpo_ray.training.progress import progress_bar
-from orpo_ray.training.remarks import remarks
+from orpo_ray.training.remarks import cut_answers, fallen_margin, remarks
 from orpo_ray.training.reopening import reopened
 from orpo_ray.training.rollout_checks import require_rewards
 from orpo_ray.training.source import schedule_of
@@ -106,6 +107,9 @@ def _train(
         console.say(f"{config.name}: {remark}")
     for remark in data.remarks:
         folder.note_once(remark)
+    if cut := cut_answers(config, data):
+        console.say(f"{config.name}: {cut}")
+        folder.note_once(cut, warning=True)
     with phase("connecting to Ray"):
         connect(config.cpus)
     started = time.monotonic()
@@ -124,6 +128,10 @@ def _train(
     _finish(config, folder, data, outcome, time.monotonic() - started)
     kept = {"best": "", "last": ", the last", "both": f", the last in {folder.model_last}"}[config.train.keep]
     console.say(f"{config.name}: done; the model is in {folder.model}{kept}")
+    evaluations = read_metrics(folder.metrics).values() if folder.metrics.is_file() else ()
+    kept_step = None if config.train.keep == "last" else outcome.best_step
+    if fallen := fallen_margin(config.objective.name, evaluations, kept_step):
+        console.say(f"{config.name}: {fallen}")
     if stopping.asked:
         raise KeyboardInterrupt  # to stop what comes after it
 

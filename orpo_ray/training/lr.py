@@ -8,8 +8,13 @@ from orpo_ray.config import OptimConfig
 
 
 def warmup_steps(total_steps: int, optim: OptimConfig) -> float:
-    """Of `total_steps`; `optim.warmup_steps` below 1 is a fraction of them."""
-    return round(optim.warmup_steps * total_steps) if optim.warmup_steps < 1 else optim.warmup_steps
+    """Of `total_steps`."""
+    return steps_of_warmup(total_steps, optim.warmup_steps)
+
+
+def steps_of_warmup(total_steps: float, asked: float) -> float:
+    """`asked`: as `optim.warmup_steps`, which below 1 is a fraction of `total_steps`."""
+    return round(asked * total_steps) if asked < 1 else asked
 
 
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:

@@ -21,7 +21,7 @@ from orpo_ray.telemetry.trackers import require_trackers
 from orpo_ray.terminal import Console
 from orpo_ray.training.launcher import prepare_data
 from orpo_ray.training.metric_names import require_metrics
-from orpo_ray.training.remarks import remarks
+from orpo_ray.training.remarks import cut_answers, remarks
 from orpo_ray.training.source import schedule_of
 from orpo_ray.training.starting import with_merged_adapters
 from orpo_ray.tuning.board import board
@@ -82,7 +82,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
     steps = steps_of_trials(config, data.train)
     by = f"{config.searcher} search" + ("" if config.scheduler == "none" else f" and {config.scheduler}")
     console.say(f"{config.name}: {config.number_of_trials} trials of {steps}, {at_a_time} at a time, by {by}")
-    for remark in [*data.remarks, *remarks(first, schedule)]:
+    for remark in [*data.remarks, *remarks(first, schedule), *filter(None, [cut_answers(first, data)])]:
         console.say(f"{config.name}: {remark}")
     if config.unlike_lengths:
         seen = "pairs" if first.rollouts is None else "prompts"

@@ -356,7 +356,7 @@ def test_tokens_whose_manifest_is_damaged_are_made_again(text: str, tmp_path: Pa
     assert again.account == sound.account
 
 
-@pytest.mark.parametrize("account", ["dropped", "kept", "quarantined"])
+@pytest.mark.parametrize("account", ["dropped", "kept", "quarantined", "uncut"])
 def test_an_account_that_is_none(account: str, tmp_path: Path) -> None:
     from test_data_cache import fill
 

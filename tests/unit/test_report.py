@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -14,9 +15,11 @@ from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.report import curves_png, write_report
 from orpo_ray.report.figures import MAX_POINTS, _running_mean, binned
+from orpo_ray.report.held_out import read_held_out
 from orpo_ray.report.page import _facts, _kept_caption
 from orpo_ray.report.runs import read_run
-from orpo_ray.storage.run_folder import write_eval_scores
+from orpo_ray.statistics.accuracy import wilson
+from orpo_ray.storage.run_folder import RunFolder, write_eval_scores, write_table
 
 ATTACK = "<script>alert('$x$')</script>"
 
@@ -136,6 +139,61 @@ def test_a_reward_model_shows_what_it_gave_each_pair(tmp_path):
     assert {"Rewards of chosen and rejected", "Calibration", "Accuracy by length"} <= set(headings(page))
     right = (rewards[:, 1] > rewards[:, 2]).mean()
     assert f"Accuracy {right:.1%} of 300 pairs" in page.read_text()
+
+
+def test_an_accuracy_stands_beside_what_it_is_of(tmp_path):
+    """Of 15 held-out pairs, in facts, by source and by evaluation; where the file is damaged, alone."""
+    run = make_run(tmp_path / "few")
+    lines = [{"step": 130, "eval_loss": 0.1, "eval_reward_accuracy": 10 / 15, "eval_loss/a": 0.1,
+              "eval_reward_accuracy/a": 0.5, "eval_loss/b": 0.1, "eval_reward_accuracy/b": 1.0}]  # fmt: skip
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    (run / "summary.json").write_text(json.dumps({"best_step": 130}))
+    table = pa.table({"source": ["a"] * 10 + ["b"] * 5, "record": [*range(10), *range(5)]})
+    write_table(run / "eval_scores.parquet", table)
+    facts = {what: (value, word) for what, value, word in _facts(read_run(run))}
+    assert facts["Reward accuracy"] == ("66.7%", "of 15 held-out pairs, 95% interval 41.7% to 84.8%")
+    page = write_report(run).read_text()
+    assert "<td>0.667 (0.417 to 0.848)</td>" in page, "the evaluation"
+    assert "<td>0.500 (0.237 to 0.763)</td><td>10</td>" in page and "<td>1.000 (0.566 to 1.000)</td><td>5</td>" in page
+    assert "Behind an accuracy: its 95% interval (Wilson), of 15 held-out pairs." in page
+
+    (run / "eval_scores.parquet").write_text("no table")
+    page = write_report(run).read_text()
+    assert "of evaluation pairs" in page and "<td>0.667</td>" in page and "95% interval" not in page
+
+
+def test_several_comparisons_of_a_record_are_one_to_an_interval(tmp_path):
+    write_table(tmp_path / "eval_scores.parquet", pa.table({"record": [1, 1, 1, 4, 4, 7]}))
+    found = read_held_out(tmp_path)
+    assert found.interval("eval_reward_accuracy", 0.5) == wilson(0.5, 3)
+    assert found.told("eval_reward_accuracy", 0.5).startswith("of 6 held-out comparisons of 3 prompts, 95% interval ")
+    table = pa.table({"record": [1, 2, 3], "response": [0.5, 0.1, 0.2], "desirable": [True, True, False]})
+    write_table(tmp_path / "eval_scores.parquet", table)
+    assert read_held_out(tmp_path).told("eval_reward_accuracy", 1).startswith("of 3 held-out responses, ")
+    for metric, value in (("eval_loss", 0.5), ("eval_reward_accuracy", 1.5), ("eval_reward_accuracy", None)):
+        assert read_held_out(tmp_path).interval(metric, value) is None
+
+
+def test_a_page_begins_with_what_a_small_run_gets_wrong(tmp_path):
+    """Answers that were cut, said when it began; a warm-up that is most of it; a margin that falls."""
+    run = make_run(tmp_path / "small", optim={"warmup_steps": 100})
+    folder = RunFolder(run)
+    folder.note_once("<b>9 of 10</b> chosen responses are cut", warning=True)
+    folder.note_once("<b>9 of 10</b> chosen responses are cut", warning=True)
+    folder.note("a remark that is none")
+    lines = [{"step": 130, "eval_loss": 0.1, "eval_logps_chosen": -0.7, "eval_logps_rejected": -0.6}]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    (run / "summary.json").write_text(json.dumps({"best_step": 60}))
+    notices = re.findall(r'<p class="notice">(.*?)</p>', write_report(run).read_text())
+    assert notices == [
+        "&lt;b&gt;9 of 10&lt;/b&gt; chosen responses are cut.",
+        "Warm-up is 100 of the 130 steps (optim.warmup_steps=100): at least half of the run is at less than optim.lr.",
+        "The margin of held-out pairs (log-prob of chosen − rejected) fell: 0.010 at step 0, -0.100 at step 130, the "
+        "last: the model parts chosen from rejected less than before.",
+    ]
+    assert "notice" not in re.sub(r"(?s)<style>.*?</style>", "", write_report(make_run(tmp_path / "sound")).read_text())
 
 
 def test_an_unfinished_run_says_so_even_with_its_last_line_half_written(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binomtest
 
 from orpo_ray.config import ScoreConfig, load_any, parse_as
 from orpo_ray.config.evaluation import PromptsConfig, ScoringConfig
@@ -23,7 +24,7 @@ from orpo_ray.evaluation.score import ScorePlan, make_score_plan, rewards_of
 from orpo_ray.evaluation.scores import print_scores, scores_table, summary
 from orpo_ray.evaluation.work import Judgements, Responses
 from orpo_ray.inference.scoring import Scorer
-from orpo_ray.statistics.accuracy import accuracy, margin
+from orpo_ray.statistics.accuracy import accuracy, margin, wilson
 from orpo_ray.statistics.reward_bench import SECTIONS, benchmark_of, first, second, ties
 from orpo_ray.terminal import Console
 
@@ -126,6 +127,13 @@ def test_the_margin_is_that_of_the_worst_chosen_over_the_best_other() -> None:
     assert margin([3.0, 2.0, 1.0, 1.5], 2) == 0.5
     assert np.isnan(margin([3.0, None, 1.0], 2))
     assert np.isnan(margin([3.0, 2.0, None], 2))
+
+
+def test_wilson_is_that_of_whole_counts_and_goes_between_them() -> None:
+    for correct, n in ((10, 15), (0, 5), (7, 7), (500, 1000)):
+        interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+        assert wilson(correct / n, n) == pytest.approx((interval.low, interval.high))
+    assert wilson(10 / 15, 15)[0] < wilson(10.5 / 15, 15)[0] < wilson(11 / 15, 15)[0], "a tie counts half"
 
 
 def test_accuracy_counts_ties_as_wrong_and_prompts_as_units() -> None:

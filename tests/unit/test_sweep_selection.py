@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_sweep_results import config as sweep_config
 from test_sweep_search import config
@@ -24,6 +25,7 @@ from orpo_ray.data.prompts import read_prompts
 from orpo_ray.errors import UserError
 from orpo_ray.report import write_sweep_report
 from orpo_ray.statistics.winrate import prompt_interval
+from orpo_ray.storage.run_folder import write_table
 from orpo_ray.terminal import Console
 from orpo_ray.tuning.board import board
 from orpo_ray.tuning.comparable import lengths, require_known
@@ -193,6 +195,24 @@ def test_the_page_tells_what_the_winner_is_worth_and_who_is_not_done(tmp_path: P
     assert "what the best of 2 owes to having been chosen." in page
     assert "On unseen pairs" in page
     assert "<td>unfinished, at step 8 of 24</td>" in page
+
+
+def test_the_page_says_how_few_the_accuracies_of_trials_are_of(tmp_path: Path) -> None:
+    own, folder, ledger = opened(tmp_path, "trade_off={eval_nll: min}")
+    begin(folder, ledger, [0.6, 0.8])
+    begin(folder, ledger, [0.6, 0.6])
+    for trial in ledger.trials:
+        run = folder.trial(trial.index)
+        write_table(run.eval_scores, pa.table({"record": [*range(20)]}))
+        run.summary.write_text('{"unseen_pairs": 10}')
+    write_results(folder, ledger)
+    found = summary(own, ledger, 24, ledger.ranking()[0], [])
+    write_summary(folder, found | {"seconds": 1.0, "finished": own.to_yaml()})
+    page = write_sweep_report(folder.path).read_text()
+    assert "higher is better, of 20 held-out pairs, 95% interval 58.4% to 91.9%" in page
+    assert "of 10 held-out records that choose nothing, 95% interval" in page
+    assert "<td>0.8000 (0.5840 to 0.9193)</td><td>2</td>" in page, "a loss has no such interval"
+    assert "Behind an accuracy: its 95% interval (Wilson), of 20 held-out pairs." in page
 
 
 # What a search learns from -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from orpo_ray.training.loop import Line, Sink, State, run
 from orpo_ray.training.lr import learning_rate
 from orpo_ray.training.progress import progress_bar
 from orpo_ray.training.recorder import Recorder
-from orpo_ray.training.remarks import remarks
+from orpo_ray.training.remarks import fallen_margin, long_warmup, remarks
 from orpo_ray.training.saving import Saver, load
 from orpo_ray.training.source import PairSource
 
@@ -123,8 +123,52 @@ class TestRemarks:
                 f"optim.warmup_steps={warmup} is as long as the run (10 steps): the learning rate only"
             )
         assert told.endswith("rises, to 1e-05 in the last step, of optim.lr=0.001")
-        for settings in (["optim.warmup_steps=9"], ["optim.warmup_steps=0.5"], ["train.max_steps=1"]):
+        for settings in (["optim.warmup_steps=4"], ["optim.warmup_steps=0.4"], ["train.max_steps=1"]):
             assert self.said(*settings) == []
+
+    def test_a_warm_up_that_is_most_of_the_run(self) -> None:
+        for warmup, steps in (("9", 9), ("5", 5), ("0.5", 5), ("0.7", 7)):
+            assert self.said(f"optim.warmup_steps={warmup}") == [
+                f"warm-up is {steps} of the 10 steps (optim.warmup_steps={warmup}): at least half of the run is at "
+                "less than optim.lr"
+            ]
+        assert long_warmup(None, 10) == long_warmup("9", 10) == long_warmup(9, math.nan) == long_warmup(1, 1) == ""
+
+
+class TestFallenMargin:
+    def lines(self, *margins: float, name: str = "logps") -> list[dict[str, Any]]:
+        """Evaluations at steps 0, 10, … with training lines between."""
+        of_margin = {
+            "logps": lambda margin: {"eval_logps_chosen": margin - 1.0, "eval_logps_rejected": -1.0},
+            "reward": lambda margin: {"eval_reward_margin": margin, "eval_logps_chosen": 0, "eval_logps_rejected": 0},
+        }[name]
+        evaluations = [{"step": 10 * i, "eval_loss": 1.0, **of_margin(margin)} for i, margin in enumerate(margins)]
+        return [line for each in evaluations for line in (each, {"step": each["step"] + 1, "loss": 1.0})]
+
+    def test_at_the_last_step_and_at_the_one_whose_model_is_kept(self) -> None:
+        assert fallen_margin("orpo", self.lines(0.3, 0.25, 0.1), 10) == (
+            "the margin of held-out pairs (log-prob of chosen − rejected) fell: 0.300 at step 0, 0.250 at step 10, "
+            "whose model is kept, and 0.100 at step 20, the last: the model parts chosen from rejected less than before"
+        )
+        assert "0.250 at step 10" not in fallen_margin("orpo", self.lines(0.3, 0.25, 0.1), None)
+        assert "the last" not in fallen_margin("orpo", self.lines(0.3, 0.25, 0.4), 10)
+        assert fallen_margin("orpo", self.lines(0.3, 0.1, 0.4), 20) == "", "between them it may fall"
+
+    def test_of_rewards_where_there_are_any(self) -> None:
+        told = fallen_margin("dpo", self.lines(0.0, -0.2, name="reward"), 10)
+        assert "(reward of chosen − rejected) fell: 0.000 at step 0, -0.200 at step 10, the last:" in told
+        assert fallen_margin("dpo", self.lines(0.0, 0.2, name="reward"), 10) == ""
+
+    def test_of_what_is_none(self) -> None:
+        """SFT parts nothing, rollouts have other metrics; one evaluation is no course; a rounding is no fall."""
+        falls = self.lines(0.3, 0.1)
+        assert fallen_margin("orpo", falls, None) and fallen_margin("reward", falls, None)
+        for objective in ("sft", "ppo", "online", "of later"):
+            assert fallen_margin(objective, falls, None) == ""
+        assert fallen_margin("orpo", self.lines(0.3), 0) == fallen_margin("orpo", [], None) == ""
+        assert fallen_margin("orpo", self.lines(0.3, 0.2999), None) == ""
+        assert fallen_margin("orpo", self.lines(0.3, math.nan), None) == ""
+        assert fallen_margin("orpo", [*self.lines(0.3), {"step": 5, "eval_logps_chosen": 10**400}], None) == ""
 
 
 def test_workers_find_what_a_relative_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
