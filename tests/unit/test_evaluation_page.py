@@ -241,7 +241,7 @@ def test_the_matrix_is_coloured_by_side_and_distance(tmp_path):
         ("above", "0.275"), ("below", "0.275"),
     ]  # fmt: skip
     assert source.count("<b>65.0%</b>") == source.count("<b>35.0%</b>") == 2
-    assert "sd over rounds" in re.findall(r'title="(.*?)"', source)[0]
+    assert "sd over rounds" in re.findall(r'<td[^>]*title="(.*?)"', source)[0]
 
 
 def test_models_and_reward_models_are_described(run, page):
