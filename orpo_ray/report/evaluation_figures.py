@@ -79,20 +79,21 @@ def draw_forest(figure: Figure, pairs: Sequence[Pair]) -> None:
             if value is not None and interval is not None:
                 axes.plot(interval, [y + 0.22] * 2, color=INK, linewidth=2.2)
                 said += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-            _write(axes, y - 0.1, said, 8)
+            _write(axes, y - 0.1, said)
         _rows(axes, len(pairs), nbins=4)
+        axes.set_ylim(len(pairs) - 0.5, -0.55)
         axes.grid(visible=False)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_title(title, loc="left", fontsize=9)
-        axes.set_xlabel("95% intervals", fontsize=8)
+        axes.set_xlabel("95% intervals")
     for y, pair in enumerate(pairs):
-        _write(drawn_in[0], y - 0.36, short(f"{pair.model} over {pair.against}", 56), 9)
+        _write(drawn_in[0], y - 0.36, short(f"{pair.model} over {pair.against}", 56))
 
 
-def _write(axes: Axes, y: float, text: str, size: int) -> None:
+def _write(axes: Axes, y: float, text: str) -> None:
     """From the left end of a row on; a long name runs over the next panel, where the row has nothing at this height."""
     written = axes.annotate(
-        text, (0, y), xycoords=("axes fraction", "data"), va="center", fontsize=size, annotation_clip=False
+        text, (0, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False
     )
     written.set_in_layout(False)
 

@@ -61,8 +61,8 @@ def _sureness(margins: Floats) -> str:
     found = calibration(margins)
     sure = sum(b.count * b.confidence for b in found.bins) / len(margins)
     return (
-        f"Expected calibration error {found.expected_calibration_error:.3f}: {sure:.1%} sure on average, and right of "
-        f"{accuracy(margins).accuracy:.1%}."
+        f"Expected calibration error {found.expected_calibration_error:.3f}: {sure:.1%} sure on average, and right on "
+        f"{accuracy(margins).accuracy:.1%} of pairs."
     )
 
 
@@ -75,7 +75,7 @@ def _length_caption(margins: Floats, differences: NDArray[np.int64]) -> str:
         for word, group in (("longer", found.chosen_longer), ("shorter", found.chosen_shorter))
         if group is not None
     ]
-    return f"Right of {', of '.join(said)}." if said else ""
+    return f"Right on {', on '.join(said)}; 95% intervals." if said else ""
 
 
 def _distribution(chosen: Floats, rejected: Floats) -> Markup:
