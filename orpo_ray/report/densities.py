@@ -36,12 +36,12 @@ def bandwidth(values: Floats) -> float:
     By the diffusion rule of Botev, Grotowski and Kroese (2010, arXiv 1011.2602), which takes no shape for granted.
     Scott's rule, which is made for one normal hump and melts two into one, bounds it above.
     """
-    scott = float(values.std(ddof=1)) * values.size**-0.2
-    span = 1.2 * float(np.ptp(values))
+    scott: float = float(values.std(ddof=1)) * float(values.size) ** -0.2
+    span: float = 1.2 * float(np.ptp(values))
     low = float(values.min()) - span / 12
     counts = np.histogram(values, _CELLS, (low, low + span))[0]
     squared = (dct(counts / values.size)[1:] / 2) ** 2
-    frequencies = np.arange(1.0, _CELLS) ** 2
+    frequencies: Floats = np.arange(1, _CELLS, dtype=np.float64) ** 2
     count = np.unique(values).size
 
     def beyond(time: float) -> float:
@@ -51,7 +51,7 @@ def bandwidth(values: Floats) -> float:
             odd = float(np.prod(np.arange(1, 2 * order, 2))) / np.sqrt(2 * np.pi)
             asked = 2 * odd * (1 + 0.5 ** (order + 0.5)) / (3 * count * roughness)
             roughness = _roughness(order, asked ** (2 / (3 + 2 * order)), frequencies, squared)
-        return time - float((2 * count * np.sqrt(np.pi) * roughness) ** -0.4)
+        return time - float((2.0 * count * np.sqrt(np.pi) * roughness) ** -0.4)
 
     widest = (scott / span) ** 2
     with np.errstate(all="ignore"):
