@@ -195,10 +195,11 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
 def _which(sweep: Sweep) -> str:
     """Of its evaluations; empty where trials differ in that."""
     train = sweep.config.get("train")
-    loop = train.get("train") if isinstance(train, dict) else None
-    if "train.keep" in sweep.numbers.space or not isinstance(loop, dict):
+    if "train.keep" in sweep.numbers.space or not isinstance(train, dict):
         return ""
-    return ", its last one so far" if loop.get("keep") == "last" else ", its best one so far"
+    loop = train.get("train")
+    last = isinstance(loop, dict) and loop.get("keep") == "last"
+    return ", its last one so far" if last else ", its best one so far"
 
 
 def _parting(sweep: Sweep) -> str:

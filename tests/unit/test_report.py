@@ -173,7 +173,7 @@ def test_a_reward_models_page_speaks_of_rewards(tmp_path):
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [
-        (15, "of 15 evaluation pairs, 95% interval 62.1% to 96.3%"),
+        (10, "of 10 evaluation pairs, 95% interval 59.6% to 98.2%"),
         (None, "of evaluation pairs"),
         (0, "of evaluation pairs"),
         (True, "of evaluation pairs"),
