@@ -193,9 +193,10 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
 
 
 def _which(sweep: Sweep) -> str:
-    """Of its evaluations; empty where trials differ in that."""
+    """Of its evaluations; empty where trials may differ in that."""
     train = sweep.config.get("train")
-    if "train.keep" in sweep.numbers.space or not isinstance(train, dict):
+    overridden = "train.keep=" in str(sweep.config.get("overrides"))
+    if "train.keep" in sweep.numbers.space or overridden or not isinstance(train, dict):
         return ""
     loop = train.get("train")
     last = isinstance(loop, dict) and loop.get("keep") == "last"
