@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from scipy.stats import gaussian_kde
 
 from orpo_ray.paper.cells import METHODS
 from orpo_ray.paper.figure_drawing import Drawing, Look, Panel, colour_entry, seed_entries
+from orpo_ray.report.densities import bins, density
 from orpo_ray.report.evaluation_figures import colours
 from orpo_ray.report.evaluation_folder import Floats
 
-_SHARPER = 0.7
-"""Of the bandwidth that Scott's rule gives, which is made for one normal hump and would melt two into it."""
 _POINTS = 240
 
 Rewards = Mapping[int, Mapping[str, Floats]]
@@ -47,15 +45,11 @@ def _panel(rewards: Rewards, seeds: list[int], colour: Mapping[str, str]) -> Cal
             if not own:
                 continue
             together = np.concatenate(list(own.values()))
-            bins = int(np.clip(1.5 * np.sqrt(together.size), 8, 40))
-            edges = np.histogram_bin_edges(every, bins).tolist()
+            edges = np.histogram_bin_edges(every, bins(together.size)).tolist()
             axes.hist(together, edges, density=True, color=colour[method], alpha=0.16)
             for seed, values in own.items():
-                if values.size > 1 and float(np.ptp(values)) > 0:
-                    axes.plot(
-                        x, gaussian_kde(values, lambda kde: _SHARPER * kde.scotts_factor())(x), color=colour[method],
-                        linewidth=1.3, linestyle=Look.at(seeds.index(seed)).line,
-                    )  # fmt: skip
+                style = Look.at(seeds.index(seed)).line
+                axes.plot(x, density(values, x), color=colour[method], linewidth=1.3, linestyle=style)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="reward", ylabel="density")
 

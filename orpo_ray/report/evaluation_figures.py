@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.stats import gaussian_kde
 
+from orpo_ray.report.densities import bins, density
 from orpo_ray.report.evaluation_folder import Floats, Pair, Rating
-from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, VARIABLES, legend, svg
+from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, VARIABLES, legend, page_svg, svg
 
 # Okabe and Ito's colours without the blue and vermilion of chosen and rejected, with two of Paul Tol's: any two differ
 # for readers with deuteranopia and protanopia too. `drawn` makes variables of them; a last digit is off by one where
@@ -27,6 +28,8 @@ FEW_VALUES = 12
 """Rewards that are whole numbers, this many at most, are counts: a smooth density would invent values between."""
 FILLED = 4
 """Histograms of more models than this would hide each other: their densities alone are drawn."""
+_ROW_INCHES = 0.6
+"""Of a forest plot: three lines."""
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
@@ -49,29 +52,50 @@ def ratings(rated: Sequence[Rating], colour: Mapping[str, str], reward_model: st
 
 
 def forest(pairs: Sequence[Pair]) -> Markup:
-    """The win-rate of each pair against an even 50%, the length-controlled one below it, with 95% intervals."""
+    """The win-rate of each pair against an even 50% and beside it the length-controlled one, with 95% intervals."""
+    title = f"Win-rates by {pairs[0].reward_model}"
+    size = (SIZE[0], 0.75 + _ROW_INCHES * len(pairs))
+    return page_svg(lambda figure: draw_forest(figure, pairs), title, size, ALL_VARIABLES)
 
-    def draw(axes: Axes) -> None:
-        _even(axes, 0.5, len(pairs))
-        for y, pair in enumerate(pairs):
-            _estimate(axes, y, pair.win_rate, pair.ci95, INK, "win-rate" if y == 0 else None)
-            _name(axes, y, f"{pair.model} over {pair.against}", f"{pair.win_rate:.1%}")
-        controlled = [(p.length_controlled, y + 0.22) for y, p in enumerate(pairs) if p.length_controlled is not None]
-        for y, pair in enumerate(pairs):
-            if pair.length_controlled_ci95 is not None:
-                axes.plot(pair.length_controlled_ci95, [y + 0.22, y + 0.22], color=MODELS[1], linewidth=1.6)
-        if controlled:
-            axes.plot(
-                *zip(*controlled, strict=True), marker="D", markersize=7, markerfacecolor="none",
-                markeredgecolor=MODELS[1], markeredgewidth=1.6, linestyle="", label="length-controlled",
-            )  # fmt: skip
+
+def draw_forest(figure: Figure, pairs: Sequence[Pair]) -> None:
+    """A row for each pair: its name, below it what each panel says in numbers, below that the same drawn. Without any
+    win-rate at equal lengths there is one panel."""
+    even = [(p.length_controlled, p.length_controlled_ci95, p.length_controlled_unknown) for p in pairs]
+    panels: dict[str, list[tuple[float | None, tuple[float, float] | None, str | None]]] = {
+        "win-rate, ties half": [(p.win_rate, p.ci95, None) for p in pairs]
+    }
+    if any(value is not None for value, _, _ in even):
+        panels["length-controlled"] = even
+    drawn_in = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, estimates) in zip(drawn_in, panels.items(), strict=True):
+        # Marks in the rows and not a line through all, which would cross what is written.
+        rows = np.arange(len(pairs))
+        axes.vlines(np.full(len(pairs), 0.5), rows + 0.04, rows + 0.4, NEUTRAL, linewidth=1.2)
+        for y, (value, interval, unknown) in enumerate(estimates):
+            said = ("cannot be told" if unknown else "–") if value is None else f"{value:.1%}"
+            if value is not None:
+                axes.plot([value], [y + 0.22], marker="o", markersize=6, color=INK, linestyle="")
+            if value is not None and interval is not None:
+                axes.plot(interval, [y + 0.22] * 2, color=INK, linewidth=2.2)
+                said += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+            _write(axes, y - 0.1, said)
+        _rows(axes, len(pairs), nbins=4)
+        axes.set_ylim(len(pairs) - 0.5, -0.55)
+        axes.grid(visible=False)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("win-rate, ties half, 95% intervals")
-        _rows(axes, len(pairs))
-        legend(axes)
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.set_xlabel("95% intervals")
+    for y, pair in enumerate(pairs):
+        _write(drawn_in[0], y - 0.36, short(f"{pair.model} over {pair.against}", 56))
 
-    reward_model = pairs[0].reward_model
-    return drawn(draw, f"Win-rates by {reward_model}", (SIZE[0], 1.2 + 0.42 * len(pairs)))
+
+def _write(axes: Axes, y: float, text: str) -> None:
+    """From the left end of a row on; a long name runs over the next panel, where the row has nothing at this height."""
+    written = axes.annotate(
+        text, (0, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False
+    )
+    written.set_in_layout(False)
 
 
 def rewards(models: Mapping[str, Floats], data: Mapping[str, Floats], reward_model: str) -> Markup | None:
@@ -153,17 +177,17 @@ def _densities(
     axes: Axes, models: dict[str, Floats], data: dict[str, Floats], every: Floats, colour: Mapping[str, str]
 ) -> None:
     most = max(values.size for values in (*models.values(), *data.values()))
-    edges = np.histogram_bin_edges(every, bins=int(np.clip(1.5 * np.sqrt(most), 8, 40))).tolist()
+    edges = np.histogram_bin_edges(every, bins(most)).tolist()
     margin = 0.05 * float(np.ptp(every))
     x = np.linspace(every.min() - margin, every.max() + margin, 240)
     for label, values in (models | data).items():
         own = label in data
         drawn = DATA_COLOURS[label] if own else colour[label]
-        smooth = values.size > 1 and float(np.ptp(values)) > 0
-        if not smooth or (not own and len(models) <= FILLED):
+        curve = density(values, x)
+        if np.isnan(curve).any() or (not own and len(models) <= FILLED):
             axes.hist(values, edges, density=True, color=drawn, alpha=0.22)
         axes.plot(
-            x, gaussian_kde(values)(x) if smooth else x * np.nan, color=drawn, linestyle=(0, (4, 2)) if own else "-",
+            x, curve, color=drawn, linestyle=(0, (4, 2)) if own else "-",
             label=f"{label} (data)" if own else short(label),
         )  # fmt: skip
     axes.set_ylim(bottom=0)
@@ -175,11 +199,9 @@ def _even(axes: Axes, x: float, rows: int) -> None:
     axes.vlines([x] * rows, [y - 0.22 for y in range(rows)], [y + 0.36 for y in range(rows)], NEUTRAL, linewidth=1.2)
 
 
-def _estimate(
-    axes: Axes, y: int, value: float, interval: tuple[float, float], colour: str, label: str | None = None
-) -> None:
+def _estimate(axes: Axes, y: int, value: float, interval: tuple[float, float], colour: str) -> None:
     axes.plot(interval, [y, y], color=colour, linewidth=2.4)
-    axes.plot([value], [y], marker="o", markersize=7, color=colour, linestyle="", label=label)
+    axes.plot([value], [y], marker="o", markersize=7, color=colour, linestyle="")
 
 
 def _name(axes: Axes, y: int, label: str, value: str) -> None:
@@ -191,12 +213,12 @@ def _name(axes: Axes, y: int, label: str, value: str) -> None:
         )  # fmt: skip
 
 
-def _rows(axes: Axes, count: int) -> None:
+def _rows(axes: Axes, count: int, nbins: int = 6) -> None:
     axes.set_ylim(count - 0.55, -0.75)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=nbins, steps=[1, 2, 5, 10]))
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
 

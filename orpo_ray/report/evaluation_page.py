@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from orpo_ray.config.evaluation import DATA_LABELS
 from orpo_ray.report import (
+    evaluation_answer,
     evaluation_browser,
     evaluation_figures,
     evaluation_judges,
@@ -21,10 +22,8 @@ from orpo_ray.report import (
     figures,
     leaderboard_tables,
 )
-from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, Pair, read_evaluation
-from orpo_ray.report.evaluation_tables import deviation
-from orpo_ray.report.evaluation_words import probability, rate, verdict
-from orpo_ray.report.numbers import describe_change, number, percent
+from orpo_ray.report.evaluation_folder import STATISTICS, Evaluation, Floats, Numbers, read_evaluation
+from orpo_ray.report.numbers import describe_change, number
 from orpo_ray.report.page import render, write_page
 from orpo_ray.report.rollout_frontier import frontier, frontier_caption
 from orpo_ray.report.runs import Run, read_run
@@ -54,6 +53,8 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         given=not all(model.was_asked for model in numbers.models.values()),
         labels=list(numbers.models),
         outdated=numbers.statistics < STATISTICS,
+        rankings=evaluation_answer.rankings(numbers),
+        of_orpo=evaluation_answer.comparisons(numbers, evaluation_answer.trained_by_orpo(numbers)),
         disagreements=evaluation_words.disagreements(numbers, ranked),
         headlines=evaluation_words.headlines(numbers, ranked),
         facts=_facts(evaluation),
@@ -66,6 +67,7 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         reward_models=evaluation_tables.reward_models(numbers),
         agreement=evaluation_tables.agreement(numbers),
         curves=_curves(runs),
+        one_axis=sum(not run.rolls_out for run in runs.values()) > 1,
         training=evaluation_tables.training(runs),
         embedders=sorted({m.diversity.embedder for m in numbers.models.values() if m.diversity.embedder}),
         entries=entries,
@@ -110,29 +112,13 @@ def _judge(numbers: Numbers, reward_model: str) -> dict[str, Any]:
     return {
         "label": reward_model,
         "models": ranked,
-        "cells": [[_cell(numbers.pair(model, against, reward_model)) for against in ranked] for model in ranked],
+        "cells": [
+            [evaluation_answer.cell(numbers.pair(model, against, reward_model)) for against in ranked]
+            for model in ranked
+        ],
         "ratings": evaluation_figures.ratings(rated, colours, reward_model) if rated else None,
         "forest": evaluation_figures.forest(pairs) if pairs else None,
         "pairs": evaluation_tables.pairs(numbers, reward_model),
-    }
-
-
-def _cell(pair: Pair | None) -> dict[str, Any] | None:
-    """A cell of the matrix. `strength` is the opacity of its colour: at its strongest the text still reads well."""
-    if pair is None:
-        return None
-    distance = pair.win_rate - 0.5
-    low, high = pair.ci95
-    even = pair.length_controlled
-    return {
-        "rate": percent(pair.win_rate, 1),
-        "interval": f"{100 * low:.1f} to {100 * high:.1f}",
-        "side": "above" if distance > 0 else "below",
-        "strength": f"{min(1.0, abs(distance) / 0.3) * 0.55:.3f}",
-        "told_apart": pair.told_apart,
-        "even": f"{100 * even:.1f} at equal lengths" if even is not None and (even - 0.5) * distance < 0 else None,
-        "title": f"{pair.model} over {pair.against}: {rate(pair)}; sd over rounds {deviation(pair)}; "
-        f"p {probability(pair.p_value)}, by Holm {probability(pair.p_holm)}; {verdict(pair)}",
     }
 
 

@@ -60,6 +60,15 @@ def length_controlled(pair: Pair) -> str:
     return percent(pair.length_controlled, 1) + interval
 
 
+def at_equal_lengths(pair: Pair) -> str:
+    """`at equal lengths 57.6 (55.4 to 61.5)`, for below a win-rate in percent; empty where nothing is known of it."""
+    if pair.length_controlled is None:
+        return "at equal lengths: cannot be told" if pair.length_controlled_unknown else ""
+    interval = pair.length_controlled_ci95
+    said = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+    return f"at equal lengths {100 * pair.length_controlled:.1f}{said}"
+
+
 def verdict(pair: Pair) -> str:
     """Whether the win-rate is told apart from 50%, and what becomes of that at equal lengths."""
     side = "above" if pair.win_rate > 0.5 else "below"

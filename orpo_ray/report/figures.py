@@ -113,7 +113,31 @@ def reward_accuracy(run: Run) -> Markup | None:
         axes.set_ylabel("reward accuracy")
 
     keys = ("reward_accuracy", "eval_reward_accuracy")
-    return over_steps(draw, run, keys, "Share of pairs whose chosen response is the likelier, over steps")
+    return over_steps(draw, run, keys, "Share of pairs whose chosen response is preferred, over steps")
+
+
+def rewards(run: Run) -> Markup | None:
+    """What a reward model gives chosen and rejected responses on average."""
+
+    def draw(axes: Axes) -> None:
+        for name, colour, marker in (("chosen", CHOSEN, "o"), ("rejected", REJECTED, "s")):
+            curve(axes, run.series(f"rewards_{name}"), colour, name)
+            points(axes, run.series(f"eval_rewards_{name}"), colour, f"{name}, evaluation", marker)
+        axes.set_ylabel("mean reward")
+
+    keys = ("rewards_chosen", "eval_rewards_chosen", "rewards_rejected", "eval_rewards_rejected")
+    return over_steps(draw, run, keys, "Mean rewards of chosen and rejected responses over steps")
+
+
+def reward_margin(run: Run) -> Markup | None:
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=NEUTRAL, linewidth=0.8)
+        curve(axes, run.series("reward_margin"), NEUTRAL, "training")
+        points(axes, run.series("eval_reward_margin"), INK, "evaluation")
+        axes.set_ylabel("reward margin")
+
+    keys = ("reward_margin", "eval_reward_margin")
+    return over_steps(draw, run, keys, "Mean reward of chosen less that of rejected responses over steps")
 
 
 def learning_rate(run: Run) -> Markup | None:

@@ -24,6 +24,13 @@ from orpo_ray.report.figures import Drawn
 from orpo_ray.report.held_out import ACCURACY, HeldOut, read_held_out
 from orpo_ray.report.numbers import describe_change, is_number, number, percent, time_taken
 from orpo_ray.report.reward_figures import reward_figures
+from orpo_ray.report.reward_words import (
+    COLUMNS,
+    is_reward_model,
+    margin_caption,
+    margin_fact,
+    rewards_caption,
+)
 from orpo_ray.report.rollout_figures import rollout_figures
 from orpo_ray.report.rollout_samples import read_samples
 from orpo_ray.report.rollout_words import columns_of_rollouts, facts_of_rollouts
@@ -55,19 +62,35 @@ def write_report(run_dir: Path) -> Path:
 def _figures(run: Run) -> list[Drawn]:
     if run.rolls_out:
         return rollout_figures(run, _kept_caption(run))
-    drawn: list[Drawn] = [
+    if is_reward_model(run):
+        return _figures_of_rewards(run)
+    return [
         ("Loss", figures.loss(run), _kept_caption(run)),
         ("Log-probs of chosen and rejected", figures.log_probs(run), _log_prob_caption(run)),
         ("Log odds ratio", figures.log_odds_ratio(run), "How much likelier, in odds, chosen is than rejected."),
         ("Reward accuracy", figures.reward_accuracy(run), _accuracy_caption(run)),
         ("Win-rate", figures.win_rate(run), _win_rate_caption(run)),
+        *_figures_of_the_work(run),
+    ]
+
+
+def _figures_of_rewards(run: Run) -> list[Drawn]:
+    scores = run.folder / "eval_scores.parquet"
+    return [
+        ("Loss", figures.loss(run), _kept_caption(run)),
+        ("Reward accuracy", figures.reward_accuracy(run), "Pairs whose chosen response has the higher reward."),
+        ("Reward margin", figures.reward_margin(run), margin_caption(run)),
+        ("Rewards in training", figures.rewards(run), rewards_caption(run)),
+        *(reward_figures(scores) if scores.is_file() else []),
+        *_figures_of_the_work(run),
+    ]
+
+
+def _figures_of_the_work(run: Run) -> list[Drawn]:
+    return [
         ("Learning rate", figures.learning_rate(run), ""),
         ("Throughput", figures.throughput(run), "Over all workers."),
     ]
-    scores = run.folder / "eval_scores.parquet"
-    if run.section("objective").get("name") == "reward" and scores.is_file():
-        drawn += reward_figures(scores)
-    return drawn
 
 
 def _accuracy_caption(run: Run) -> str:
@@ -145,7 +168,7 @@ def _facts_of_pairs(run: Run, held_out: HeldOut) -> list[tuple[str, str, str]]:
     accuracy = run.value_at(ACCURACY, kept)
     origin = f"from {number(start)} at step 0" if start is not None else "chosen − rejected log-prob"
     return [
-        ("Eval log-prob margin", number(margin), origin),
+        margin_fact(run) if is_reward_model(run) else ("Eval log-prob margin", number(margin), origin),
         ("Reward accuracy", percent(accuracy, 1), held_out.told(ACCURACY, accuracy) or "of evaluation pairs"),
         ("Pairs per second", number(pace(run), 1), time_taken(run)),
     ]
@@ -271,8 +294,12 @@ def _data(value: Any) -> str:
     return ", ".join(str(source.get("name", "?")) if isinstance(source, dict) else "?" for source in value)
 
 
+def _columns_of_pairs(run: Run) -> dict[str, str]:
+    return COLUMNS if is_reward_model(run) else EVALUATION_COLUMNS
+
+
 def _present_columns(run: Run) -> dict[str, str]:
-    columns = columns_of_rollouts(run) if run.rolls_out else EVALUATION_COLUMNS
+    columns = columns_of_rollouts(run) if run.rolls_out else _columns_of_pairs(run)
     return {key: title for key, title in columns.items() if any(key in line for line in run.lines)}
 
 

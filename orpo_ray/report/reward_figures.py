@@ -9,12 +9,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 
 from orpo_ray.errors import UserError
 from orpo_ray.objectives.reliability import Accuracy, accuracy, accuracy_by_length, calibration
 from orpo_ray.report.columns import KEY, NUMBER, read_columns
+from orpo_ray.report.densities import bins, density
 from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, legend, svg
+from orpo_ray.report.numbers import number
 
 Floats = NDArray[np.float64]
 _LARGEST = 1e100  # no reward is; and the square of what is drawn is finite
@@ -34,38 +35,58 @@ def reward_figures(scores: Path) -> list[tuple[str, Markup, str]]:
         return []
     margins = chosen - rejected
     differences = np.array(table["chosen_tokens"]) - np.array(table["rejected_tokens"])
-    error = calibration(margins).expected_calibration_error
     whole = accuracy(margins)
     low, high = whole.ci95
     return [
         (
             "Rewards of chosen and rejected",
             _distribution(chosen, rejected),
-            f"Accuracy {whole.accuracy:.1%} of {whole.pairs} pairs, 95 % interval {low:.1%} to {high:.1%}.",
+            f"Accuracy {whole.accuracy:.1%} of {whole.pairs} pairs, 95 % interval {low:.1%} to {high:.1%}. Mean "
+            f"margin, chosen − rejected, {number(float(margins.mean()), 2)} in the reward's unit.",
         ),
         (
             "Calibration",
             _reliability(margins),
-            f"Expected calibration error {error:.3f}. On the line it is as sure as it is right.",
+            _sureness(margins),
         ),
         (
             "Accuracy by length",
             _by_length(margins, differences),
-            "A model that just likes long answers is wrong where chosen is the shorter.",
+            _length_caption(margins, differences),
         ),
     ]
 
 
+def _sureness(margins: Floats) -> str:
+    found = calibration(margins)
+    sure = sum(b.count * b.confidence for b in found.bins) / len(margins)
+    return (
+        f"Expected calibration error {found.expected_calibration_error:.3f}: {sure:.1%} sure on average, and right on "
+        f"{accuracy(margins).accuracy:.1%} of pairs."
+    )
+
+
+def _length_caption(margins: Floats, differences: NDArray[np.int64]) -> str:
+    """Whether it just likes long answers shows where chosen is the shorter."""
+    found = accuracy_by_length(margins, differences)
+    said = [
+        f"{group.accuracy:.1%} of {group.pairs} pairs whose chosen response is the {word} ({group.ci95[0]:.1%} to "
+        f"{group.ci95[1]:.1%})"
+        for word, group in (("longer", found.chosen_longer), ("shorter", found.chosen_shorter))
+        if group is not None
+    ]
+    return f"Right on {', on '.join(said)}; 95% intervals." if said else ""
+
+
 def _distribution(chosen: Floats, rejected: Floats) -> Markup:
     both = np.r_[chosen, rejected]
-    edges = np.histogram_bin_edges(both, bins=30).tolist()
+    edges = np.histogram_bin_edges(both, bins(chosen.size)).tolist()
+    x = np.linspace(both.min(), both.max(), 240)
 
     def draw(axes: Axes) -> None:
         for name, rewards, colour in (("chosen", chosen, CHOSEN), ("rejected", rejected, REJECTED)):
             axes.hist(rewards, edges, density=True, color=colour, alpha=0.35, label=name)
-            if np.var(rewards) > 0:
-                x = np.linspace(both.min(), both.max(), 200)
-                axes.plot(x, gaussian_kde(rewards)(x), color=colour)
+            axes.plot(x, density(rewards, x), color=colour)
         axes.set(xlabel="reward", ylabel="density")
         legend(axes)
 

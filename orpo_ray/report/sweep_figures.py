@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import matplotlib
@@ -22,6 +22,9 @@ LAMBDA, LEARNING_RATE = "objective.lambda", "optim.lr"
 MARKERS = {"finished": "o", "stopped": "v", "failed": "X", "unfinished": "d"}
 _DECADES = 3
 """Of a log axis; a shorter one has labels between powers of ten."""
+_UNFINISHED = {"stopped": "stopped early", "failed": "failed", "unfinished": "unfinished"}
+_FEWEST = 4
+"""Trials of a rank correlation."""
 _COLOURS = matplotlib.colormaps["cividis"]
 
 
@@ -134,6 +137,17 @@ def parallel(sweep: Sweep) -> Markup | None:
     return svg(draw, "Settings and metric of each trial, one line each", SIZE)
 
 
+def parallel_caption(sweep: Sweep) -> str:
+    dashed = _said_of(trial for trial in _valued(sweep) if trial.status != "finished")
+    return f"A line is a trial; dashed: {dashed}." if dashed else "A line is a trial."
+
+
+def _said_of(trials: Iterable[Trial]) -> str:
+    """What became of trials that did not finish: `stopped early or unfinished`."""
+    present = {trial.status for trial in trials}
+    return " or ".join(word for status, word in _UNFINISHED.items() if status in present)
+
+
 def learning_curves(sweep: Sweep) -> Markup | None:
     """The metric over steps, a line for each trial; the best one strong, the rungs dashed."""
     curves = {
@@ -210,15 +224,14 @@ def importance(sweep: Sweep) -> tuple[Markup, str] | None:
 
 
 def correlations(sweep: Sweep) -> tuple[dict[str, float], float, int] | None:
-    """By key, largest first; the step (see `Sweep.place`); the number of trials. None where fewer than 4 trials can be
-    compared."""
+    """By key, largest first; the step (see `Sweep.place`); the number of trials. None where too few can be compared."""
     curves = {
         t.trial: c
         for t in sweep.numbers.trials
         if (c := {sweep.place(t, step): value for step, value in sweep.curve(t, sweep.numbers.metric) if step})
     }
     shared = sorted(set.intersection(*map(set, curves.values()))) if curves else []
-    if len(curves) < 4 or not shared:
+    if len(curves) < _FEWEST or not shared:
         return None
     values = [curve[shared[0]] for curve in curves.values()]
     trials = [trial for trial in sweep.numbers.trials if trial.trial in curves]
@@ -233,14 +246,7 @@ def correlations(sweep: Sweep) -> tuple[dict[str, float], float, int] | None:
 
 def log_probs(sweep: Sweep) -> Markup | None:
     """The paper's Figure 9: chosen and rejected log-probs by λ, each at the step that its trial is known by."""
-    if LAMBDA not in sweep.numbers.dimensions:
-        return None
-    points: list[tuple[Trial, float, float]] = []
-    for trial in sweep.numbers.trials:
-        high, low = (sweep.kept(trial, f"eval_logps_{name}") for name in ("chosen", "rejected"))
-        trained = any(step for step, _ in sweep.curve(trial, "eval_logps_chosen"))
-        if trained and high is not None and low is not None:
-            points.append((trial, high, low))
+    points = _log_probs(sweep)
     if not points:
         return None
 
@@ -253,13 +259,36 @@ def log_probs(sweep: Sweep) -> Markup | None:
                         [trial.settings[LAMBDA] for trial, _, _ in own],
                         [low if rejected else high for _, high, low in own], color=colour,
                         marker=marker, linestyle="", markersize=6, markerfacecolor=colour if whole else "none",
-                        label=name if whole else f"{name}, stopped early",
+                        label=name if whole else f"{name}, {_said_of(trial for trial, _, _ in own)}",
                     )  # fmt: skip
         _axis(axes, "x", LAMBDA, sweep.numbers.dimensions[LAMBDA])
         axes.set_ylabel("mean log-prob per token")
         legend(axes)
 
     return svg(draw, "Log-probs of chosen and rejected responses by λ", SIZE)
+
+
+def parting(sweep: Sweep) -> tuple[float, int] | None:
+    """Spearman's rank correlation of λ with chosen less rejected log-prob, over so many finished trials; None where
+    too few are, or nothing varies."""
+    points = [point for point in _log_probs(sweep) if point[0].status == "finished"]
+    weights, gaps = [trial.settings[LAMBDA] for trial, _, _ in points], [high - low for _, high, low in points]
+    if len(points) < _FEWEST or len(set(weights)) < 2 or len(set(gaps)) < 2:
+        return None
+    return float(spearmanr(weights, gaps).statistic), len(points)
+
+
+def _log_probs(sweep: Sweep) -> list[tuple[Trial, float, float]]:
+    """Trials that trained with their chosen and rejected log-probs; none where λ is not swept."""
+    if LAMBDA not in sweep.numbers.dimensions:
+        return []
+    points: list[tuple[Trial, float, float]] = []
+    for trial in sweep.numbers.trials:
+        high, low = (sweep.kept(trial, f"eval_logps_{name}") for name in ("chosen", "rejected"))
+        trained = any(step for step, _ in sweep.curve(trial, "eval_logps_chosen"))
+        if trained and high is not None and low is not None:
+            points.append((trial, high, low))
+    return points
 
 
 def _valued(sweep: Sweep) -> list[Trial]:

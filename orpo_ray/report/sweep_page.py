@@ -35,7 +35,7 @@ def write_sweep_report(folder: Path) -> Path:
         title=numbers.name,
         headline=_headline(sweep),
         verdict=_verdict(sweep),
-        status="" if numbers.finished else "Not finished when this page was drawn.",
+        status=_under_way(sweep),
         facts=_facts(sweep),
         figures=_figures(sweep),
         keys=list(numbers.space),
@@ -49,11 +49,35 @@ def write_sweep_report(folder: Path) -> Path:
 
 
 def _headline(sweep: Sweep) -> str:
-    best = _trial(sweep, sweep.numbers.winner)
+    best = _best(sweep)
     if best is None:
         return ""
     settings = ", ".join(f"{figures.short(key)} = {_setting(value)}" for key, value in best.settings.items())
-    return f"Trial {best.label} is the best: {settings}."
+    return f"Trial {best.label} is the best{'' if sweep.numbers.finished else ' so far'}: {settings}."
+
+
+def _best(sweep: Sweep) -> Trial | None:
+    """The winner; of a sweep under way the first in rank."""
+    numbers = sweep.numbers
+    first = None if numbers.finished else next(iter(numbers.ranking), None)
+    return _trial(sweep, first if numbers.winner is None else numbers.winner)
+
+
+def _under_way(sweep: Sweep) -> str:
+    if sweep.numbers.finished:
+        return ""
+    begun, asked = len(sweep.numbers.trials), sweep.config.get("trials")
+    of_all = f" of {number(asked)}" if type(asked) is int and asked >= begun else ""
+    words = f": {_counted(sweep)}" if begun else ""
+    trials = f"{number(begun)}{of_all} trial{'' if begun == 1 and not of_all else 's'}"
+    return f"Not finished when this page was drawn. {trials} begun{words}."
+
+
+def _counted(sweep: Sweep) -> str:
+    count = Counter(trial.status for trial in sweep.numbers.trials)
+    return ", ".join(
+        f"{count[status]} {status}" for status in ("finished", "stopped", "failed", "unfinished") if count[status]
+    )
 
 
 def _verdict(sweep: Sweep) -> str:
@@ -110,17 +134,13 @@ def _rate(rate: Rate) -> str:
 
 def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
     numbers = sweep.numbers
-    count = Counter(trial.status for trial in numbers.trials)
-    best = _trial(sweep, numbers.winner)
+    best = _best(sweep)
     share = numbers.steps_run / numbers.steps_of_all if numbers.steps_of_all else None
     minutes = numbers.seconds / 60
-    words = ", ".join(
-        f"{count[status]} {status}" for status in ("finished", "stopped", "failed", "unfinished") if count[status]
-    )
     return [
-        ("Trials", number(len(numbers.trials)), words),
+        ("Trials", number(len(numbers.trials)), _counted(sweep)),
         (
-            f"Best {numbers.metric}",
+            f"Best {numbers.metric}{'' if numbers.finished else ' so far'}",
             number(best.value if best else None),
             f"{'lower' if numbers.mode == 'min' else 'higher'} is better" + _of_few(sweep, best, numbers.metric),
         ),
@@ -171,10 +191,11 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
     landscape = figures.landscape(sweep)
     important = figures.importance(sweep)
     rungs = "Dashed: the rungs at which the worse trials stop." if numbers.rungs else ""
-    parting = "The larger λ, the further rejected parts from chosen (the paper's Figure 9)."
-    stopped = "Where a trial stopped counts; the paler end was computed before that was known." if numbers.rungs else ""
-    front = "On the line: the trials that no other equals in all metrics and beats in one. Ringed: the one chosen."
-    known_by = "Each trial at the step that it is known by, its best so far."
+    beyond = any(trial.steps_run > trial.steps for trial in numbers.trials)
+    stopped = "Where a trial stopped counts; the paler end was computed before that was known." if beyond else ""
+    line = "On the line: the trials that no other equals in all metrics and beats in one." if numbers.front else ""
+    front = f"{line}{' Ringed: the one chosen.' if numbers.winner is not None else ''}".strip()
+    known_by = f"Each trial at the step that it is known by{_which(sweep)}."
     drawn: list[tuple[str, Markup | None, str]] = [
         (landscape[0] if landscape else "", landscape and landscape[1], known_by),
         *(
@@ -182,12 +203,35 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
             for metric in numbers.trade_off
         ),
         ("Learning curves", figures.learning_curves(sweep), rungs),
-        ("Rungs", figures.lengths(sweep), stopped),
-        ("Parallel coordinates", figures.parallel(sweep), "A line is a trial; dashed ones were stopped early."),
+        ("Rungs" if numbers.rungs else "How far trials ran", figures.lengths(sweep), stopped),
+        ("Parallel coordinates", figures.parallel(sweep), figures.parallel_caption(sweep)),
         ("What matters", important and important[0], important[1] if important else ""),
-        ("λ and the log-probs", figures.log_probs(sweep), parting),
+        ("λ and the log-probs", figures.log_probs(sweep), _parting(sweep)),
     ]  # fmt: skip
     return [(title, svg, caption) for title, svg, caption in drawn if svg is not None]
+
+
+def _which(sweep: Sweep) -> str:
+    """Of its evaluations; empty where trials may differ in that."""
+    train = sweep.config.get("train")
+    overridden = "train.keep=" in str(sweep.config.get("overrides"))
+    if "train.keep" in sweep.numbers.space or overridden or not isinstance(train, dict):
+        return ""
+    loop = train.get("train")
+    last = isinstance(loop, dict) and loop.get("keep") == "last"
+    return ", its last one so far" if last else ", its best one so far"
+
+
+def _parting(sweep: Sweep) -> str:
+    """How the gap between chosen and rejected goes with λ (the paper's Figure 9), where enough trials tell."""
+    found = figures.parting(sweep)
+    if found is None:
+        return ""
+    rho, trials = found
+    return (
+        f"Chosen less rejected against λ: Spearman's ρ is {number(rho, 2)} over {trials} trials. In the paper's "
+        "Figure 9 the two part as λ grows."
+    )
 
 
 def _ranked(sweep: Sweep) -> list[dict[str, Any]]:

@@ -14,14 +14,16 @@ import pytest
 from evaluation_run import change, make_evaluation, numbers
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_report import Page, headings, make_run
 
 from orpo_ray.errors import UserError
 from orpo_ray.report import evaluation_browser, write_evaluation_report
+from orpo_ray.report.evaluation_answer import comparisons, rankings, trained_by_orpo
 from orpo_ray.report.evaluation_browser import entries, to_json
-from orpo_ray.report.evaluation_figures import MODELS, _bars, _densities, colours, rewards
-from orpo_ray.report.evaluation_folder import read_evaluation
+from orpo_ray.report.evaluation_figures import MODELS, _bars, _densities, colours, draw_forest, rewards
+from orpo_ray.report.evaluation_folder import Numbers, read_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_the_matrix_is_coloured_by_side_and_distance(tmp_path):
         ("above", "0.275"), ("below", "0.275"),
     ]  # fmt: skip
     assert source.count("<b>65.0%</b>") == source.count("<b>35.0%</b>") == 2
-    assert "sd over rounds" in re.findall(r'title="(.*?)"', source)[0]
+    assert "sd over rounds" in re.findall(r'<td[^>]*title="(.*?)"', source)[0]
 
 
 def test_models_and_reward_models_are_described(run, page):
@@ -419,3 +421,133 @@ def test_an_unreadable_folder_is_the_users_to_mend(tmp_path, file, content, mess
         write_evaluation_report(run)
     assert str(raised.value).startswith(str(run)) and "\n" not in str(raised.value)
     assert not (run / "report.html").exists()
+
+
+# The answer at the top -----------------------------------------------------------------------------------------------
+
+
+def compared(pairs, ratings=None, models=None):
+    """What `winrates.json` holds of `{(model, against, judge): (win-rate, Holm's p, length-controlled with interval)}`,
+    read as the page does."""
+    judges = list(dict.fromkeys(judge for _, _, judge in pairs))
+    labels = list(dict.fromkeys(label for model, against, _ in pairs for label in (model, against)))
+    both = {**pairs, **{(b, a, j): (1 - rate, p, None) for (a, b, j), (rate, p, _) in pairs.items()}}
+    plain = {"digest": None, "template": None, "bos": True, "asked": 1, "responses": 1, "not_generated": {}, "empty": 0,
+             "cut": 0, "mean_tokens": None, "lengths": None, "odds": None, "diversity": dict.fromkeys(
+                 ("per_input_cosine", "across_input_cosine", "embedder", "distinct_1", "distinct_2", "self_bleu",
+                  "repetition"))}  # fmt: skip
+    return Numbers.model_validate({
+        "name": "e", "prompts": 9, "rounds": 1, "tie": 0, "statistics": 2, "rewards": {}, "agreement": [], "notes": [],
+        "sampling": {"temperature": 1, "top_p": 1, "max_tokens": 9, "rounds": 1, "seed": 0},
+        "models": {label: {"path": (models or {}).get(label, "nowhere"), **plain} for label in labels},
+        "reward_models": {judge: {"path": "x", "not_scored": {}, "data_accuracy": None} for judge in judges},
+        "pairs": [
+            {"model": a, "against": b, "reward_model": j, "prompts": 9, "wins": 1, "ties": 1, "losses": 1,
+             "win_rate": rate, "sd": None, "ci95": [rate - 0.02, rate + 0.02], "p_value": p, "p_holm": p,
+             "length_controlled": even and even[0], "length_controlled_ci95": even and even[1], "rounds": [rate]}
+            for (a, b, j), (rate, p, even) in both.items()
+        ],
+        "ratings": ratings or {j: [{"model": m, "rating": -i, "ci95": [0, 1]} for i, m in enumerate(labels)]
+                               for j in judges},
+    })  # fmt: skip
+
+
+APART, EVEN = 0.001, 0.4
+
+
+@pytest.mark.parametrize(
+    ("pairs", "line", "told"),
+    [
+        ({("a", "b", "j"): (0.6, APART, None)}, "a > b", "told apart"),
+        ({("a", "b", "j"): (0.6, EVEN, None)}, "a ≈ b", "not told apart"),
+        ({("a", "b", "j"): (0.6, APART, (0.45, (0.4, 0.49)))}, "a > b", "told apart; at equal lengths not so"),
+        ({("a", "b", "j"): (0.6, APART, (0.55, (0.51, 0.6)))}, "a > b", "told apart"),
+        ({("a", "b", "j"): (0.4, APART, None)}, "a < b", "told apart"),
+        ({("a", "b", "j"): (0.6, APART, None), ("a", "c", "j"): (0.7, APART, None), ("b", "c", "j"): (0.5, EVEN, None)},
+         "a > b ≈ c", "all told apart but b and c"),
+        ({("a", "b", "j"): (0.5, EVEN, None), ("a", "c", "j"): (0.7, APART, (0.5, (0.4, 0.6))),
+          ("b", "c", "j"): (0.5, EVEN, None)}, "a ≈ b ≈ c",
+         "told apart: a over c alone; at equal lengths not so: a over c"),
+        ({("a", "b", "j"): (0.5, EVEN, None), ("a", "c", "j"): (0.5, EVEN, None), ("b", "c", "j"): (0.5, EVEN, None)},
+         "a ≈ b ≈ c", "none told apart"),
+        ({("a", "b", "j"): (0.6, APART, None), ("a", "c", "j"): (0.7, APART, None)}, "a > b · c", "all told apart"),
+    ],
+)  # fmt: skip
+def test_a_ranking_says_who_is_told_apart(pairs, line, told):
+    [ranking] = rankings(compared(pairs))
+    assert " ".join(word for place in ranking.places for word in (place.sign, place.model) if word) == line
+    assert (ranking.judge, ranking.told) == ("j", told)
+
+
+def test_many_pairs_are_counted_and_one_judge_may_have_no_ratings():
+    names = "abcdef"
+    every = {(a, b, "j"): (0.6, APART if a < "c" else EVEN, None) for i, a in enumerate(names) for b in names[i + 1 :]}
+    assert [r.told for r in rankings(compared(every))] == ["9 of 15 pairs told apart"]
+    two = {("a", "b", judge): (0.6, APART, None) for judge in ("j", "k")}
+    rated = {"k": [{"model": m, "rating": 0, "ci95": [0, 1]} for m in "ba"]}
+    assert [(r.judge, [p.model for p in r.places]) for r in rankings(compared(two, rated))] == [("k", ["b", "a"])]
+
+
+def test_the_models_of_orpo_are_known_by_name_or_by_their_runs_configuration(tmp_path):
+    for name, objective in (("mine", "orpo"), ("other", "dpo"), ("broken", None)):
+        run = make_run(tmp_path / name, objective=objective or "orpo")
+        (run / "model").mkdir()
+        if objective is None:
+            (run / "config.yaml").write_text("a: [")
+    paths = {"x": f"{tmp_path}/mine/model", "y": f"{tmp_path}/other/model", "z": f"{tmp_path}/broken"}
+    paths |= {"ORPO-7b": "hub/one", "corporate": "hub/two", "v": f"{tmp_path}/mine"}
+    names = list(paths)
+    every = {(a, b, "j"): (0.6, APART, None) for i, a in enumerate(names) for b in names[i + 1 :]}
+    found = compared(every, models=paths)
+    assert trained_by_orpo(found) == ["x", "ORPO-7b", "v"]
+    rows = comparisons(found, ["x", "ORPO-7b", "v"])
+    assert [who for who, _ in rows] == [f"{a} over {b}" for a in ("x", "ORPO-7b", "v") for b in ("y", "z", "corporate")]
+    assert rows[3][1][0]["rate"] == "40.0%" and rows[0][1][0]["told_apart"]
+    assert comparisons(found, []) == []
+
+
+def test_the_answer_stands_before_any_sentence(run, page):
+    source = page.read_text(encoding="utf-8")
+    header = re.search(r"<header>(.*?)</header>", source, re.DOTALL).group(1)
+    assert "<p" not in header and source.index("</header>") < source.index('<p class="')
+    said = numbers(run)
+    lines = [html.unescape(re.sub(r"<[^>]*>", "", found)) for found in re.findall(r"<dt>.*?</div>", header)]
+    for line, (judge, rated) in zip(lines, said["ratings"].items(), strict=True):
+        assert re.split(" [>≈<] ", line.split("told")[0].removeprefix(judge))[:2] == [r["model"] for r in rated[:2]]
+    [table] = [t for t in tables(page) if t[0][0] == "ORPO's win-rate"]
+    assert [row[0] for row in table] == ["ORPO's win-rate", "orpo over sft", "orpo over dpo"]
+    for row in table[1:]:
+        for judge, found in zip(table[0][1:], row[1:], strict=True):
+            [pair] = [p for p in said["pairs"] if p["reward_model"] == judge
+                      and f"{p['model']} over {p['against']}" == row[0]]  # fmt: skip
+            assert found.startswith(share(pair["win_rate"])) and "told apart" in found
+            assert ("not told apart" in found) == (pair["p_holm"] >= 0.05)
+            assert ("cannot be told" in found) == (pair["length_controlled"] is None)
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_a_forest_plot_has_both_win_rates_and_nothing_on_the_even_mark(even):
+    rates = {"a": 0.5, "b": 0.51, "c": 0.6}
+    found = compared({
+        (label, "a-model-of-a-very-long-name", "j"): (rate, APART, (rate - 0.01, (rate - 0.03, rate + 0.01)) if even
+                                                      else None)
+        for label, rate in rates.items()
+    })  # fmt: skip
+    pairs = [found.pair(label, "a-model-of-a-very-long-name", "j") for label in rates]
+    figure = Figure(figsize=(4.6, 2.6), layout="constrained")
+    draw_forest(figure, pairs)
+    FigureCanvasAgg(figure).draw()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["win-rate, ties half", "length-controlled"][
+        : 1 + even
+    ]
+    texts = [text for axes in figure.axes for text in axes.texts]
+    said = [text.get_text() for text in texts]
+    assert "51.0% (49.0 to 53.0)" in said and ("50.0% (48.0 to 52.0)" in said)
+    for axes in figure.axes:
+        [marks] = axes.collections
+        for segment in marks.get_segments():
+            (x, bottom), (_, top) = axes.transData.transform(segment)
+            for text in texts:
+                box = text.get_window_extent()
+                assert not (box.x0 <= x <= box.x1 and box.y0 < max(top, bottom) and box.y1 > min(top, bottom)), text
+    assert len(figure.axes[0].get_lines()) == 2 * len(pairs)

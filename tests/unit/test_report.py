@@ -139,6 +139,53 @@ def test_a_reward_model_shows_what_it_gave_each_pair(tmp_path):
     assert {"Rewards of chosen and rejected", "Calibration", "Accuracy by length"} <= set(headings(page))
     right = (rewards[:, 1] > rewards[:, 2]).mean()
     assert f"Accuracy {right:.1%} of 300 pairs" in page.read_text()
+    longer, shorter = lengths[:, 1] > lengths[:, 2], lengths[:, 1] < lengths[:, 2]
+    for which, word in ((longer, "longer"), (shorter, "shorter")):
+        own = rewards[which, 1] > rewards[which, 2]
+        assert f"{own.mean():.1%} of {own.size} pairs whose chosen response is the {word}" in Page(page).text
+
+
+def test_a_reward_models_page_speaks_of_rewards(tmp_path):
+    run = make_run(tmp_path / "judge", objective="reward")
+    lines = [
+        {"step": step, "rewards_chosen": step / 100, "rewards_rejected": -step / 50, "reward_margin": 3 * step / 100}
+        for step in range(1, 121)
+    ]
+    lines += [
+        {"step": step, "eval_loss": 0.6, "eval_rewards_chosen": 1 + step / 100, "eval_rewards_rejected": 0.5,
+         "eval_reward_margin": 0.5 + step / 100, "eval_reward_accuracy": 2 / 3, "eval_calibration_error": 0.0417}
+        for step in (0, 120)
+    ]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"name": "judge", "status": "finished", "steps": 120, "best_step": 120, "held_out_pairs": 15}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = write_report(run)
+    text = Page(page).text
+    for said in (
+        "Eval reward margin", "1.700", "from 0.500 at step 0; chosen − rejected, in the reward's unit", "66.7%",
+        "of 15 evaluation pairs, 95% interval 41.7% to 84.8%", "Pairs whose chosen response has the higher reward.",
+        "On held-out pairs: 0.50 → 1.70 (rises), in the reward's unit.",
+        "Mean rewards on held-out pairs: chosen 1.00 → 2.20 (rises); rejected 0.50 → 0.50 (stays).",
+        "calibration error", "0.042", "chosen reward",
+    ):  # fmt: skip
+        assert said in text, said
+    assert "log-prob" not in text and "likelier" not in text
+    assert headings(page)[:4] == ["Loss", "Reward accuracy", "Reward margin", "Rewards in training"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (10, "of 10 evaluation pairs, 95% interval 59.6% to 98.2%"),
+        (None, "of evaluation pairs"),
+        (0, "of evaluation pairs"),
+        (True, "of evaluation pairs"),
+    ],
+)
+def test_an_accuracy_has_its_pairs_and_an_interval_where_they_are_known(tmp_path, pairs, said):
+    run = read_run(make_run(tmp_path / "run"))
+    run.summary["held_out_pairs"] = pairs
+    assert {what: word for what, _, word in _facts(run)}["Reward accuracy"] == said
 
 
 def test_an_accuracy_stands_beside_what_it_is_of(tmp_path):

@@ -213,7 +213,31 @@ def test_the_page_of_a_sweep_under_way(sweep: tuple[SweepConfig, SweepFolder, Le
     own, folder, ledger = sweep
     write_results(folder, ledger)
     write_summary(folder, summary(own, ledger, STEPS, None, []) | {"seconds": 31.0, "finished": ""})
-    assert "Not finished when this page was drawn." in write_sweep_report(folder.path).read_text()
+    page = write_sweep_report(folder.path).read_text()
+    assert "Not finished when this page was drawn. 9 of 9 trials begun: " in page
+    best = ledger.ranking()[0]
+    assert f"Trial {best.index:03d} is the best so far: " in page and "is the best:" not in page
+    assert "Best eval_reward_accuracy so far" in page
+    assert "its best one so far" in page
+
+
+def test_trials_that_are_not_done_are_called_so_and_what_lambda_did_is_computed(tmp_path: Path) -> None:
+    own = config(tmp_path, "scheduler=none")
+    folder = SweepFolder(own)
+    folder.open_for(own)
+    ledger = Ledger(own, folder, STEPS)
+    for index, weight in enumerate((0.1, 0.5, 1.0, 2.0, 3.0)):
+        settings = {"objective.lambda": weight, "optim.lr": 1e-3, "optim.schedule": "cosine"}
+        write_run(folder.trial(index).path, settings, until=40 if index == 4 else STEPS)
+        ledger.begin(settings)
+    write_results(folder, ledger)
+    write_summary(folder, summary(own, ledger, STEPS, None, []) | {"seconds": 31.0, "finished": ""})
+    page = write_sweep_report(folder.path).read_text()
+    assert "5 of 9 trials begun: 4 finished, 1 unfinished." in page
+    assert "A line is a trial; dashed: unfinished." in page
+    assert "chosen, unfinished" in page and "stopped early" not in page
+    assert "Spearman's ρ is 1.00 over 4 trials." in page.replace("&#39;", "'")
+    assert "the paler end was computed" not in page
 
 
 def test_a_trade_off_has_a_front_and_a_figure(tmp_path: Path) -> None:
