@@ -84,14 +84,14 @@ class Policy:
         location = f"prompt {number}"
         given: Any = [_plain(each) for each in prompt] if isinstance(prompt, list | tuple) else prompt
         config = PromptsConfig(source="of a program")
-        forms = []
-        for as_messages in (False, True):
-            try:
-                forms.append(QuestionReader(config, "prompts", Account(), as_messages=as_messages)({"prompt": given}))
-            except BadRecord as error:
-                raise UserError(f"{location}: {error}") from None
-        as_found, as_messages = forms
-        return Prompt(location, as_found, as_messages)
+        try:
+            as_found, spoken = (
+                QuestionReader(config, "prompts", Account(), as_messages=as_messages)({"prompt": given})
+                for as_messages in (False, True)
+            )
+        except BadRecord as error:
+            raise UserError(f"{location}: {error}") from None
+        return Prompt(location, as_found, spoken)
 
 
 def _plain(message: Any) -> Any:
