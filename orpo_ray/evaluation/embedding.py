@@ -68,7 +68,7 @@ def load_embedder(name: str = DEFAULT) -> SentenceEmbedder:
     name is a folder or a Hub id of a BERT-like encoder in safetensors. Raises `UserError` where there is none.
     """
     source, revision = _source(name)
-    lost = "" if Path(source).is_dir() else unreachable()
+    lost = "" if os.path.isdir(source) else unreachable()  # `Path.is_dir` raises where a name is too long
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -159,7 +159,8 @@ def test_a_reward_models_page_speaks_of_rewards(tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {"name": "judge", "status": "finished", "steps": 120, "best_step": 120}
     (run / "summary.json").write_text(json.dumps(summary))
-    write_table(run / "eval_scores.parquet", pa.table({"record": [*range(15)]}))
+    scores = {"chosen": [1.5] * 15, "rejected": [0.5] * 15, "chosen_tokens": [9] * 15, "rejected_tokens": [9] * 15}
+    write_table(run / "eval_scores.parquet", pa.table({"record": [*range(15)], **scores}))
     page = write_report(run)
     text = Page(page).text
     for said in (

@@ -341,7 +341,7 @@ def test_pages_of_pairs_are_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
         "orpo": "3bcaa559b4c8aa5c",
         "sft": "69e0445040e00c38",
         "kto": "67cbba85720f9c28",
-        "reward": "69c35d0eaec3d97d",
+        "reward": "a49c40728567125e",
     }
     for objective, expected in known.items():
         run = make_run(tmp_path / objective, objective=objective)
