@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from orpo_ray.config import EvaluationConfig, StorageConfig, SweepConfig, TrainC
 from orpo_ray.config.data import BUILT_IN
 from orpo_ray.config.evaluation import OutputsConfig
 from orpo_ray.config.identity import identity
+from orpo_ray.config.overlays import laid_over
 from orpo_ray.config.paper import DONE, METHODS, STAGES, Method, PaperConfig, load_paper
 from orpo_ray.config.paths import expanded
 from orpo_ray.config.schema import folder_in
@@ -148,7 +149,8 @@ class PaperStages:
         overlays = [config.run, *(each.run for each in about)]
         overlays += [config.methods[kind], *(each.methods.get(kind, {}) for each in about)]  # type: ignore[index,call-overload]
         seed = config.seeds[0] if place.seed is None else place.seed
-        return {**_merged(overlays), "seed": seed, "name": place.label, "storage": self._storage.model_dump()}
+        settings: dict[str, Any] = reduce(laid_over, overlays, {})
+        return {**settings, "seed": seed, "name": place.label, "storage": self._storage.model_dump()}
 
     def _parsed(self, place: Place, mapping: dict[str, Any], *, by_name: bool) -> TrainConfig:
         filled = self._filled(place, mapping, by_name=by_name)
@@ -169,7 +171,7 @@ class PaperStages:
     def _evaluation(self, place: Place) -> EvaluationConfig:
         config = self.config
         overlays = [config.evaluation, config.data[place.data].evaluation, config.sizes[place.size].evaluation]
-        mapping = _merged(overlays)
+        mapping: dict[str, Any] = reduce(laid_over, overlays, {})
         if "models" in mapping:
             raise UserError(f"{self._origin}: evaluation.models: are the methods; leave it out")
         if "judge" in config.methods:
@@ -180,7 +182,7 @@ class PaperStages:
         return self._evaluating(place, mapping, place.seed)
 
     def _benchmark(self, place: Place) -> EvaluationConfig:
-        mapping = _merged([self.config.benchmarks[place.name].evaluation])
+        mapping = dict(self.config.benchmarks[place.name].evaluation)
         return self._evaluating(place, mapping, self.config.seeds[0])
 
     def _evaluating(self, place: Place, mapping: dict[str, Any], seed: int | None) -> EvaluationConfig:
@@ -252,16 +254,6 @@ def read_stages(folder: Path) -> PaperStages:
             "begun, from which its configuration names them"
         )
     return stages
-
-
-def _merged(overlays: list[Any]) -> dict[str, Any]:
-    """The later over the earlier, key by key; lists and texts whole."""
-    found: dict[str, Any] = {}
-    for overlay in overlays:
-        for key, value in overlay.items():
-            both = isinstance(value, dict) and isinstance(found.get(key), dict)
-            found[key] = _merged([found[key], value]) if both else value
-    return found
 
 
 def _files(config: TrainConfig) -> list[str]:

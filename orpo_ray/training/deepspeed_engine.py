@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from orpo_ray.config import TrainConfig
+from orpo_ray.config.overlays import laid_over
 from orpo_ray.data.packing import PackedBatch
 from orpo_ray.modeling.loading import DTYPES
 from orpo_ray.modeling.reward import StateDict
@@ -238,13 +239,4 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "communication_data_type": "fp32",  # in bfloat16 a sum over ranks would lose the small gradients
         "steps_per_print": 10**12,
     }
-    return _merged(settings, config.train.deepspeed)
-
-
-def _merged(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with the user's `own` laid over, mapping by mapping."""
-    merged = dict(settings)
-    for key, value in own.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
+    return laid_over(settings, config.train.deepspeed)
