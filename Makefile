@@ -29,6 +29,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 PYTEST := $(BIN)/python -m pytest
 ON_ALL_CPUS := --numprocesses logical --maxprocesses 8 --dist loadfile
+TWO_AT_ONCE := --numprocesses 2 --dist loadfile
 WITH_LONG := -m 'long or not long'
 # PYTEST_ARGS may select tests of one line alone; pytest then ends the others with a 5.
 OR_NONE := $(if $(PYTEST_ARGS),|| test $$? = 5)
@@ -56,17 +57,18 @@ venv: $(STAMP)  ## create .venv and install the pinned packages (a second call i
 demo: $(STAMP)  ## train and compare SFT, DPO and ORPO in the embedded world, on two CPU cores
 	$(BIN)/orpo-ray demo --out $(OUT)
 
-# Each line is a pytest process of its own: the unit tests, which are independent, on all CPUs; and a cluster that wants a
+# Each line is a pytest process of its own: the unit tests, which are independent, on all CPUs; the integration tests as two
+# processes with a Ray cluster each, for a command spends much of its time on one core; and a cluster that wants a
 # token, since Ray reads its authentication mode when it is imported.
 test: $(STAMP)  ## run the unit tests, the integration tests, the quickest faults, and jobs on a cluster
 	$(PYTEST) $(ON_ALL_CPUS) tests/unit $(PYTEST_ARGS) $(OR_NONE)
-	$(PYTEST) tests/integration $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) $(TWO_AT_ONCE) tests/integration $(PYTEST_ARGS) $(OR_NONE)
 	$(PYTEST) tests/faults/test_quick.py $(PYTEST_ARGS) $(OR_NONE)
 	$(PYTEST) tests/cluster $(PYTEST_ARGS) $(OR_NONE)
 
 test-all: $(STAMP)  ## the same with every case of the fuzz tests, whole documented commands, and every fault
 	FUZZ=1 $(PYTEST) $(ON_ALL_CPUS) tests/unit $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
-	$(PYTEST) tests/integration $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) $(TWO_AT_ONCE) tests/integration $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
 	$(PYTEST) tests/faults $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
 	$(PYTEST) tests/cluster $(WITH_LONG) $(PYTEST_ARGS) $(OR_NONE)
 

@@ -1,4 +1,4 @@
-"""One rank of `test_engines.py`: trains the same ten steps under every engine setting that it is given."""
+"""One rank of `test_engines.py`: trains the same few steps under every engine setting that it is given."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "pairs": {"lambda": 0.5}, "rankings": {"lambda": 0.5}, "labels": {"name": "kto", "beta": 0.5},
 }  # fmt: skip
 """By what the records are."""
-STEPS = 10
+STEPS = 6
 RESUMED_AT = 4
 
 

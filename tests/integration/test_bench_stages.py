@@ -52,6 +52,7 @@ def test_generation_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str,
     assert 36 * 2 < ours[0] <= 36 * 2 * 8
 
 
+@pytest.mark.long
 def test_judging_beside_a_bare_engine(tmp_path: Path, beside_tests: dict[str, str]) -> None:
     shown = "{{ turns[0].question }} {{ turns[0].first }} {{ turns[0].second }}"
     (tmp_path / "judge.yaml").write_text(f"user: '{shown}'\n")
@@ -69,6 +70,7 @@ def test_scoring_beside_padded_batches(tmp_path: Path, beside_tests: dict[str, s
     assert result["contestants"]["padded, 5"]["tokens_to_first"] == pytest.approx(padded / packed)
 
 
+@pytest.mark.long
 def test_the_pipeline_beside_its_stages(tmp_path: Path, beside_tests: dict[str, str]) -> None:
     result = bench(tmp_path, beside_tests, "pipeline", policy="toy", judge="toy", sampling=SAMPLING)
     assert made(result) == {"at once": [72], "generation": [72], "scoring": [72]}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-METHODS = ("sft", "dpo", "orpo")
+METHODS = ("sft", "orpo")
 CONFIG: dict[str, Any] = {
     "name": "p",
     "seeds": [1],
@@ -27,7 +27,6 @@ CONFIG: dict[str, Any] = {
     "methods": {
         "base": {"model": {"name_or_path": "<base>"}, "objective": {"name": "sft"}},
         "sft": {"model": {"name_or_path": "<base>"}, "objective": {"name": "sft"}},
-        "dpo": {"model": {"name_or_path": "<sft>"}, "objective": {"name": "dpo"}},
         "orpo": {"model": {"name_or_path": "<base>"}, "objective": {"name": "orpo"}},
     },
     "sizes": {"s": {"base": "toy", "paper": "125M"}},
@@ -95,7 +94,7 @@ def test_one_command_leaves_a_page_with_its_tables(whole: Paper) -> None:
     assert {path.name for path in (place / "done").iterdir()} == STAGES
     assert (place / "paper/index.html").is_file() and {"table-2.csv"} <= whole.tables.keys()
     lines = (place / "paper/table-2.csv").read_text().splitlines()
-    assert any(",sft," in line for line in lines) and any(",dpo," in line for line in lines)
+    assert any(",sft," in line for line in lines) and any(",orpo," in line for line in lines)
 
 
 def test_killed_twice_it_comes_to_the_same_bytes(whole: Paper, tmp_path: Path) -> None:
@@ -108,11 +107,11 @@ def test_killed_twice_it_comes_to_the_same_bytes(whole: Paper, tmp_path: Path) -
 
 def test_a_changed_setting_redoes_what_depends_on_it_alone(whole: Paper) -> None:
     before, tables = whole.runs, whole.tables
-    again = {"hh-s-dpo-1", "hh-s-winrate-1"}
-    assert begun(whole.whole("methods.dpo.objective.beta=5")) == again
+    again = {"hh-s-orpo-1", "hh-s-winrate-1"}
+    assert begun(whole.whole("methods.orpo.objective.lambda=5")) == again
     after = whole.runs
     assert {name: after[name] for name in before} == before
-    assert [name.rpartition("-")[0] for name in after.keys() - before.keys()] == ["hh-s-dpo-1"]
+    assert [name.rpartition("-")[0] for name in after.keys() - before.keys()] == ["hh-s-orpo-1"]
     assert whole.tables.keys() == tables.keys()
     assert begun(whole.whole()) <= again  # back again: all runs and responses are there
     assert whole.runs == after and whole.tables == tables
