@@ -11,8 +11,10 @@ settings.register_profile("untimed", deadline=None)  # an example takes as long 
 settings.load_profile("untimed")
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from chromium import Chromium
     from transformers import PretrainedConfig
 
 
@@ -56,3 +58,14 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from test_foreign_judges import save_judge
 
     return save_judge(tmp_path_factory.mktemp("stranger"), "qwen")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    from chromium import CHROMIUM, Chromium
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    chromium = Chromium(tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()

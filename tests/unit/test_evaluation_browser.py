@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chromium import CHROMIUM, Chromium
+from chromium import Chromium
 from evaluation_run import NASTY, add_judges, change, make_evaluation, numbers
 
 from orpo_ray.report import write_evaluation_report
@@ -24,15 +24,6 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page(run) -> Path:
     return write_evaluation_report(run)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    chromium = Chromium(tmp_path_factory.mktemp("profile"))
-    yield chromium
-    chromium.close()
 
 
 def set_control(browser: Chromium, **values) -> None:

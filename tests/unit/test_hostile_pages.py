@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from chromium import CHROMIUM, Chromium
+from chromium import Chromium
 from evaluation_run import make_evaluation
 from fuzzing import FACTOR
 from paper_folders import finish, paper_stages
@@ -262,15 +262,6 @@ BROUGHT_IN = f"""(element) => [...element.attributes].some((each) => each.name.s
     || ["IMG", "IFRAME", "OBJECT", "BASE", "FORM"].includes(element.tagName)
     || element.tagName === "A"
         && !new RegExp({json.dumps(f"^({OWN_LINK.pattern})$")}).test(element.getAttribute("href"))"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    chromium = Chromium(tmp_path_factory.mktemp("profile"))
-    yield chromium
-    chromium.close()
 
 
 @pytest.mark.parametrize("kind", PAGES)

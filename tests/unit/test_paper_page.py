@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chromium import CHROMIUM, Chromium
 from paper_folders import finish, finish_all, paper_stages
 from test_report import Page
 
@@ -210,15 +209,6 @@ def test_the_page_is_the_same_whenever_it_is_made(finished, pages):
     before = {file.name: file.read_bytes() for file in pages["all"].parent.iterdir()}
     write_paper(finished, {})
     assert {file.name: file.read_bytes() for file in pages["all"].parent.iterdir()} == before
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    chromium = Chromium(tmp_path_factory.mktemp("profile"))
-    yield chromium
-    chromium.close()
 
 
 @pytest.mark.parametrize("state", ["all", "some", "none"])
