@@ -1,4 +1,4 @@
-"""What docs/evaluation.md says of bits: a wide model's log-probs depend on what is computed together, and by how much."""
+"""What docs/evaluation.md says of bits: a wide model's log-probs depend on what is computed together, and how far."""
 
 from __future__ import annotations
 
