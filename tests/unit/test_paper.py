@@ -27,7 +27,7 @@ def test_what_the_page_names_is_there(path: str, name: str) -> None:
 
 
 def test_every_row_names_a_test() -> None:
-    section = PAGE[PAGE.index("## Where it does not agree with itself") :]
+    section = PAGE.partition("## Where it does not agree with itself")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 6 and all("::" in row for row in rows)
 
