@@ -58,8 +58,8 @@ demo: $(STAMP)  ## train and compare SFT, DPO and ORPO in the embedded world, on
 	$(BIN)/orpo-ray demo --out $(OUT)
 
 # Each line is a pytest process of its own: the unit tests, which are independent, on all CPUs; the integration tests as two
-# processes with a Ray cluster each, for a command spends much of its time on one core; and a cluster that wants a
-# token, since Ray reads its authentication mode when it is imported.
+# processes with a Ray cluster each, for a command spends much of its time on one core; and a cluster that wants a token,
+# since Ray reads its authentication mode when it is imported.
 test: $(STAMP)  ## run the unit tests, the integration tests, the quickest faults, and jobs on a cluster
 	$(PYTEST) $(ON_ALL_CPUS) tests/unit $(PYTEST_ARGS) $(OR_NONE)
 	$(PYTEST) $(TWO_AT_ONCE) tests/integration $(PYTEST_ARGS) $(OR_NONE)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
+from vllm_script import printed
 
 from orpo_ray.data import toyworld
-from orpo_ray.inference.generation import ENVIRONMENT
 
 PROMPTS, ALONE, TOKENS = 96, 8, 24
 _SCRIPT = f"""
@@ -41,15 +35,7 @@ def drawn(folder: Path, width: int, layers: int) -> list[list[list[tuple[int, fl
     config = toyworld.model_config()
     config.hidden_size = config.word_embed_proj_dim = width
     config.num_hidden_layers, config.num_attention_heads, config.ffn_dim = layers, width // 64, 4 * width
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    toyworld.tokenizer().save_pretrained(folder)
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(folder)],
-        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: list[list[list[tuple[int, float]]]] = json.loads(done.stdout.splitlines()[-1])
+    found: list[list[list[tuple[int, float]]]] = printed(_SCRIPT, folder, config, seed=0)
     return found
 
 

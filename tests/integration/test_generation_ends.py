@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
+from vllm_script import printed
 
 from orpo_ray.data import toyworld
-from orpo_ray.inference.generation import ENVIRONMENT
 
 _SCRIPT = """
 import json, sys
@@ -40,15 +34,7 @@ print(json.dumps([whole._asdict(), words, cut._asdict()]))
 def test_a_response_ends_with_the_template_s_token(tmp_path: Path) -> None:
     config = toyworld.model_config()
     config.num_hidden_layers = 1
-    torch.manual_seed(3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    toyworld.tokenizer().save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(tmp_path)],
-        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    whole, words, cut = json.loads(done.stdout.splitlines()[-1])
+    whole, words, cut = printed(_SCRIPT, tmp_path, config, seed=3)
     first = words.index(words[2])  # a small model repeats itself
     assert (whole["ended"], whole["tokens"]) == ("length", 8)
     assert (cut["ended"], cut["tokens"]) == ("stop", first + 1)
