@@ -25,7 +25,7 @@ def reward_table(outcomes: Outcomes, data: str) -> Table:
     config = outcomes.stages.config
     found = {
         (judge, Place("winrate", data, size, seed)): outcomes.rewards(data, size, seed, judge)
-        for judge in outcomes.judges(data) for size in config.sizes for seed in config.seeds
+        for judge in outcomes.stages.judges[data] for size in config.sizes for seed in config.seeds
         if outcomes.gives_rewards(judge, Place("winrate", data, size, seed))
     }  # fmt: skip
     known = [name for name in _DATA_OWN if any(name in own for own in found.values())]

@@ -20,7 +20,7 @@ from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
 from orpo_ray.config.paper import COMPARED
 from orpo_ray.errors import UserError
 from orpo_ray.paper.done import is_of_others, settings_of_others
-from orpo_ray.paper.stages import PaperStages, Place
+from orpo_ray.paper.stages import JUDGE, PaperStages, Place
 from orpo_ray.report.evaluation_folder import Diversity, Evaluation, Rewards, read_evaluation
 from orpo_ray.report.leaderboard_tables import BenchmarkRow, benchmark_rows
 from orpo_ray.report.runs import Run, read_run
@@ -35,8 +35,6 @@ Floats = NDArray[np.float64]
 ORPO = "orpo"
 AGAINST = tuple(method for method in COMPARED if method != ORPO)
 """Whom ORPO is compared with, in the order of the paper's columns."""
-JUDGE = "judge"
-"""The label of the judging reward model of Tables 2 and 3."""
 _AS_WRITTEN = 1e-6
 """As near as the win-rate of `results.parquet` comes to that of `winrates.json`, if both are of the same evaluation."""
 _COMMANDS = {TrainConfig: "train", SweepConfig: "sweep", EvaluationConfig: "evaluate"}
@@ -165,15 +163,6 @@ class Outcomes:
                 found = _without_texts(found)
             self._evaluations[place] = found
         return self._evaluations[place]
-
-    def judges(self, data: str) -> list[str]:
-        """Whoever says there which of two answers is better, at any size: reward models, the paper's own (`JUDGE`)
-        first where there is one, then judges in words. The first one's word is that of Tables 2 and 3."""
-        found: dict[str, None] = {}
-        for place, own in self.stages.configs.items():
-            if place.kind == "winrate" and place.data == data and isinstance(own, EvaluationConfig):
-                found |= dict.fromkeys([*own.reward_models, *own.judges])
-        return sorted(found, key=lambda label: label != JUDGE)
 
     def gives_rewards(self, judge: str, place: Place) -> bool:
         """Whether `judge` is a reward model of an evaluation; one in words gives none."""

@@ -26,14 +26,12 @@ from orpo_ray.paper.page_parts import (
     tally,
 )
 from orpo_ray.paper.scale import Scale, scale_of, short_count
-from orpo_ray.paper.stages import PaperStages
+from orpo_ray.paper.stages import SEEDS, PaperStages
 from orpo_ray.paper.tables import paper_tables
 from orpo_ray.report.numbers import number
 from orpo_ray.report.page import render, write_page
 
 NAME = "index.html"
-_SEEDS = "-seeds"
-"""What the name of a table ends in that has each seed's numbers of another."""
 _OURS = re.compile(r"(table-\d|figure-\d|win-rates-|rewards-|mt-bench).*\.(csv|md|tex|svg|png)")
 """Names of tables' and figures' files."""
 
@@ -96,9 +94,10 @@ def _remove_all_but(folder: Path, names: Collection[str]) -> None:
 
 def _in_order(views: Sequence[TableView]) -> list[_Shown]:
     """Those that hold most first: win-rates, then what has other numbers, then what was not run."""
-    below = {view.table.name: view for view in views if view.table.name.endswith(_SEEDS)}
+    names = {view.table.name for view in views}
+    below = {f"{name}{SEEDS}" for name in names} & names
     shown = [
-        _Shown(view, [own] if (own := below.get(f"{view.table.name}{_SEEDS}")) else [])
+        _Shown(view, [own for own in views if own.table.name == f"{view.table.name}{SEEDS}"])
         for view in views if view.table.name not in below
     ]  # fmt: skip
     return sorted(shown, key=lambda each: (not each.view.has_plots, not each.view.has_numbers))

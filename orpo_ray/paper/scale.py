@@ -17,8 +17,8 @@ from orpo_ray.config import TrainConfig
 from orpo_ray.config.schema import ModelConfig
 from orpo_ray.errors import UserError
 from orpo_ray.modeling.loading import load_config, locate
-from orpo_ray.paper.outcomes import JUDGE, Outcomes
-from orpo_ray.paper.stages import Place
+from orpo_ray.paper.outcomes import Outcomes
+from orpo_ray.paper.stages import JUDGE, Place
 from orpo_ray.report.numbers import number, percent
 
 _AS_LARGE = 0.9

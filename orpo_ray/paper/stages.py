@@ -21,11 +21,16 @@ from orpo_ray.config.paths import expanded
 from orpo_ray.config.schema import folder_in
 from orpo_ray.data.sources import open_source
 from orpo_ray.errors import UserError
+from orpo_ray.paper.published import TABLES
 from orpo_ray.stages.graph import Graph, StageConfig, folder_of
 
 _OF_A_SIZE, _OF_A_DATA_SET = ("base",), ("reward", "judge")
 _PARENT = ("base", "sft", "dpo", "ppo", "orpo", "reward", "judge")
 """Methods whose runs others may name."""
+JUDGE = "judge"
+"""What evaluations call the paper's own reward model."""
+SEEDS = "-seeds"
+"""What the name of a table ends in that has each seed's numbers of another."""
 _DIGITS = 8
 """Of a folder's suffix, in base 16: two stages of one label share it once in four thousand million."""
 
@@ -76,6 +81,23 @@ class PaperStages:
             raise UserError(f"{self._origin}: two stages would be called {twice}; rename a size, data set or benchmark")
         self.graph = Graph({place.label: config for place, config in self.configs.items()})
         self.places = {place.label: place for place in self.configs}
+        self.judges = {data: self._judges(data) for data in config.data}
+        names = [each for own in self.judges.values() for name in own.values() for each in (name, f"{name}{SEEDS}")]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{self._origin}: two tables would be called {twice}; rename a judge or data set")
+
+    def _judges(self, data: str) -> dict[str, str]:
+        """Whoever says on `data` which of two answers is better, at any size: reward models, the paper's own (`JUDGE`)
+        first where there is one, then judges in words; and what the table of win-rates by each is called. The first
+        one's word is that of Tables 2 and 3."""
+        found: dict[str, None] = {}
+        for place, own in self.configs.items():
+            if place.kind == "winrate" and place.data == data and isinstance(own, EvaluationConfig):
+                found |= dict.fromkeys([*own.reward_models, *own.judges])
+        paper = self.config.data[data].paper
+        name = f"win-rates-{data}" if paper is None else TABLES[paper]
+        judges = sorted(found, key=lambda label: label != JUDGE)
+        return {judge: name if judge == judges[0] else f"{name}-by-{judge}" for judge in judges}
 
     def _rank(self, place: Place) -> tuple[int, ...]:
         """The first seed of all first, and an evaluation behind what it compares, so that there are results early."""
@@ -178,7 +200,7 @@ class PaperStages:
             own = mapping.get("reward_models") or {}
             if not isinstance(own, dict):
                 raise UserError(f"{self._origin}: {place.label}: reward_models: should be a mapping of keys")
-            mapping["reward_models"] = {"judge": "<judge>", **own}
+            mapping["reward_models"] = {JUDGE: "<judge>", **own}
         return self._evaluating(place, mapping, place.seed)
 
     def _benchmark(self, place: Place) -> EvaluationConfig:

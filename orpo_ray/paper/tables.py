@@ -9,8 +9,9 @@ from orpo_ray.paper import published
 from orpo_ray.paper.benchmark_tables import alpaca_table, ifeval_table, mt_bench_table
 from orpo_ray.paper.cells import seeds_in_words, source, span, with_sd
 from orpo_ray.paper.further_tables import diversity_table, reward_table
-from orpo_ray.paper.outcomes import AGAINST, JUDGE, Contest, Outcomes
+from orpo_ray.paper.outcomes import AGAINST, Contest, Outcomes
 from orpo_ray.paper.published import RewardWinRate
+from orpo_ray.paper.stages import JUDGE, SEEDS
 from orpo_ray.paper.table import ALL, Cell, Number, Table
 from orpo_ray.paper.verdicts import Word, holds
 from orpo_ray.paper.verdicts import contest as verdict_on
@@ -22,7 +23,7 @@ def paper_tables(outcomes: Outcomes) -> list[Table]:
     """All of them, in the paper's order; behind Tables 2 and 3 their seeds' numbers, and mean rewards."""
     found = [alpaca_table(outcomes)]
     for data in outcomes.stages.config.data:
-        for judge in outcomes.judges(data):
+        for judge in outcomes.stages.judges[data]:
             found += [win_rate_table(outcomes, data, judge), seeds_table(outcomes, data, judge)]
         found.append(reward_table(outcomes, data))
     return [*found, diversity_table(outcomes), ifeval_table(outcomes), mt_bench_table(outcomes)]
@@ -30,7 +31,7 @@ def paper_tables(outcomes: Outcomes) -> list[Table]:
 
 def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
     """Table 2 or 3, over all seeds, in the paper's layout. Only what the first judge says is held against the paper."""
-    config, of_paper = outcomes.stages.config, judge == outcomes.judges(data)[0]
+    config, of_paper = outcomes.stages.config, _is_first(outcomes, data, judge)
     rows, numbers = [], []
     for size, row in config.sizes.items():
         beside = (f"the paper's OPT-{row.paper}",) if row.paper and of_paper else ()
@@ -52,7 +53,7 @@ def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
         *_missing(outcomes, data, judge),
     ]
     return Table(
-        _name(outcomes, data, judge), title, ("Size", *_COLUMNS.values()), tuple(rows), tuple(numbers), tuple(notes)
+        outcomes.stages.judges[data][judge], title, ("Size", *_COLUMNS.values()), tuple(rows), tuple(numbers), tuple(notes)
     )
 
 
@@ -74,7 +75,7 @@ def seeds_table(outcomes: Outcomes, data: str, judge: str) -> Table:
         "holds for the models of that seed alone."
     )
     columns = ("Size", "Seed", *_COLUMNS.values())
-    return Table(f"{_name(outcomes, data, judge)}-seeds", title, columns, tuple(rows), tuple(numbers), (note,))
+    return Table(f"{outcomes.stages.judges[data][judge]}{SEEDS}", title, columns, tuple(rows), tuple(numbers), (note,))
 
 
 def _printed(outcomes: Outcomes, contest: Contest) -> RewardWinRate | None:
@@ -135,17 +136,15 @@ def _numbers(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None
     return [overall, *own]
 
 
-def _name(outcomes: Outcomes, data: str, judge: str) -> str:
-    """`table-2` or `table-3` of what is held against it, with whose word it is if not the first judge's."""
-    paper = outcomes.stages.config.data[data].paper
-    name = f"win-rates-{data}" if paper is None else published.TABLES[paper]
-    return name if judge == outcomes.judges(data)[0] else f"{name}-by-{judge}"
+def _is_first(outcomes: Outcomes, data: str, judge: str) -> bool:
+    """Whether its word is that of Tables 2 and 3."""
+    return judge == next(iter(outcomes.stages.judges[data]))
 
 
 def _title(outcomes: Outcomes, data: str, judge: str, of: str) -> str:
     config = outcomes.stages.config
-    name, first = _name(outcomes, data, judge), judge == outcomes.judges(data)[0]
-    held = f"Table {name.removeprefix('table-')}. " if config.data[data].paper and first else ""
+    paper = config.data[data].paper if _is_first(outcomes, data, judge) else None
+    held = "" if paper is None else f"Table {published.TABLES[paper].removeprefix('table-')}. "
     by = f"the reward model of size {config.judge}" if judge == JUDGE and config.judge else judge
     return f"{held}{of}, in %: {config.data[data].title}, judged by {by}"
 

@@ -326,6 +326,8 @@ def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
         (["benchmarks={b: {data: hh, size: x, evaluation: {}}}"], "benchmarks.b.size: no size is called x"),
         (["benchmarks.winrate-7={data: hh, size: s, evaluation: {prompts: {source: toy}, reward_models: {t: toy}}}"],
          "two stages would be called hh-s-winrate-7"),
+        (["data.hh.evaluation.reward_models={x: toy, x-seeds: toy}"],
+         "two tables would be called table-2-by-x-seeds; rename a judge or data set"),
     ],
 )  # fmt: skip
 def test_a_mistake_anywhere_is_told_first(overrides: list[str], message: str) -> None:

@@ -142,7 +142,7 @@ def test_the_csv_has_every_number_in_full_and_the_seeds_beside_their_mean(finish
 
 
 def test_another_judge_has_tables_of_its_own_without_the_papers_numbers(outcomes):
-    assert outcomes.judges("world") == ["judge", "truth"]
+    assert list(outcomes.stages.judges["world"]) == ["judge", "truth"]
     table = win_rate_table(outcomes, "world", "truth")
     assert table.name == "table-2-by-truth" and "Table 2" not in table.title and "judged by truth" in table.title
     assert not any(cell.verdict or "paper" in "".join(cell.details) for row in table.rows for cell in row)
