@@ -33,7 +33,8 @@ def pages(finished, tmp_path_factory) -> dict[str, Path]:
     begun."""
     some = paper_stages(tmp_path_factory.mktemp("some"))
     finish(some, *(place for place in some.configs if place.seed != 3 and place.size != "large"))
-    none = paper_stages(tmp_path_factory.mktemp("none"))
+    judges = {"reward_models": {"of-seeds": "toy"}}
+    none = paper_stages(tmp_path_factory.mktemp("none"), evaluation={"sampling": {"max_tokens": 48}, **judges})
     return {
         "all": write_paper(finished, {}), "some": write_paper(some, {"world-large-ppo-1": WHY}),
         "none": write_paper(none, {}),
@@ -83,6 +84,10 @@ def test_what_an_earlier_configuration_drew_is_gone(tmp_path):
     there = {file.name for file in folder.iterdir()}
     assert not there & set(stale) and set(kept) <= there
     assert {"table-2.csv", "mt-bench.tex", "rewards-world.csv", "figure-6.png"} <= there
+
+
+def test_a_judge_called_as_tables_of_seeds_are_has_its_own_table(pages):
+    assert {"table-2", "table-2-by-of-seeds"} <= set(Page(pages["none"]).ids)
 
 
 def test_every_table_and_figure_is_written_and_linked(pages):
