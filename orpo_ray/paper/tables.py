@@ -52,9 +52,8 @@ def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
         f"prompts{told}.",
         *_missing(outcomes, data, judge),
     ]
-    return Table(
-        outcomes.stages.judges[data][judge], title, ("Size", *_COLUMNS.values()), tuple(rows), tuple(numbers), tuple(notes)
-    )
+    name, columns = outcomes.stages.judges[data][judge], ("Size", *_COLUMNS.values())
+    return Table(name, title, columns, tuple(rows), tuple(numbers), tuple(notes))
 
 
 def seeds_table(outcomes: Outcomes, data: str, judge: str) -> Table:
