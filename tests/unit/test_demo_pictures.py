@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from orpo_ray.demo import demo_settings
 from orpo_ray.report.demo_pictures import CURVES, NUMBERS, WIN_RATES, demo_numbers, draw_demo, write_demo
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pictures(folder: Path) -> list[bytes]:
@@ -50,3 +53,16 @@ def test_what_is_written_down_draws_the_same_pictures(made: dict[str, Any], tmp_
     made["curves"]["ORPO"]["eval_logps_rejected"][1][1] = -2.0
     draw_demo(made, tmp_path)
     assert all(new != old for new, old in zip(pictures(tmp_path), before, strict=True))
+
+
+def test_readme_shows_the_demo_as_it_is(tmp_path: Path) -> None:
+    """Its settings, its pictures, and in the caption its numbers. Where it fails: `make demo`, and copy the three files
+    from `runs/demo` into docs/images."""
+    images = ROOT / "docs" / "images"
+    numbers = json.loads((images / NUMBERS).read_text())
+    assert numbers["settings"] == demo_settings()
+    draw_demo(numbers, tmp_path)
+    assert pictures(tmp_path) == pictures(images)
+    rates = {(each["against"], each["judge"]): each["win_rate"] for each in numbers["win_rates"]}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"by its reward model {rates['sft', 'reward']:.1%}, by the truth {rates['sft', 'truth']:.1%}" in readme
