@@ -100,6 +100,11 @@ def connect(cpus: int = 1) -> None:
         _join_own()
 
 
+def is_own() -> bool:
+    """Whether the cluster is of this machine alone, started by this process: it never grows."""
+    return _head is not None
+
+
 def disconnect() -> None:
     """Leave the cluster, and end it where this process has started it: nothing of it is left when this returns."""
     global _head, _forks

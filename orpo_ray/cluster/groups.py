@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from orpo_ray.cluster.waiting import Waiting, node_places
+from orpo_ray.cluster.waiting import Waiting, node_places, places
 
 
 def groups_without_room() -> tuple[list[Waiting], int]:
@@ -18,6 +18,7 @@ def groups_without_room() -> tuple[list[Waiting], int]:
     job = ray.get_runtime_context().get_job_id()
     groups = map(Group.FromString, state._connect_and_get_accessor().get_placement_group_table())
     wanted: Counter[tuple[float, float]] = Counter()
+    together: Counter[tuple[float, float]] = Counter()
     placed = 0
     for group in groups:
         asked = [(bundle.unit_resources.get("CPU", 0), bundle.unit_resources.get("GPU", 0)) for bundle in group.bundles]
@@ -26,7 +27,8 @@ def groups_without_room() -> tuple[list[Waiting], int]:
         placed += group.state == Group.CREATED
         if group.state in (Group.PENDING, Group.RESCHEDULING):
             wanted.update(asked)
-    return [Waiting(_workers(count), *asked) for asked, count in wanted.items()], placed
+            together |= Counter(asked)  # of the largest
+    return [Waiting(_workers(count), *asked, together[asked]) for asked, count in wanted.items()], placed
 
 
 def waiting_workers(workers: int, cpus: float, gpus: float) -> Callable[[], Sequence[Waiting]]:
@@ -49,15 +51,10 @@ def waiting_workers(workers: int, cpus: float, gpus: float) -> Callable[[], Sequ
         if found or placed:
             last = found
         elif not last and places(node_places(), cpus, gpus) < workers:
-            last = [Waiting(_workers(workers), cpus, gpus)]
+            last = [Waiting(_workers(workers), cpus, gpus, workers)]
         return last
 
     return waiting
-
-
-def places(nodes: Sequence[tuple[float, float]], cpus: float, gpus: float) -> int:
-    """Workers that ask for `cpus` and `gpus` each, and are at home on `nodes` of so many `(CPUs, GPUs)`."""
-    return sum(int(min(own // asked for own, asked in zip(node, (cpus, gpus), strict=True) if asked)) for node in nodes)
 
 
 def _workers(count: int) -> str:

@@ -6,7 +6,9 @@ import os
 import socket
 from collections.abc import Sequence
 
+from orpo_ray.cluster.connection import connect, is_own
 from orpo_ray.config import ScalingConfig
+from orpo_ray.errors import UserError
 
 _MOST_CPUS_BESIDE_A_GPU = 4  # one packs batches, one writes checkpoints; the rest is for data and the system
 
@@ -30,6 +32,31 @@ def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
     if scaling.use_gpu == "auto":
         return gpus >= scaling.fewest_workers * scaling.gpus_per_worker
     return scaling.use_gpu
+
+
+def require_gpus(scaling: ScalingConfig, cpus: int) -> None:
+    """Raise `UserError` where `scaling.use_gpu` is true, and this machine, whose own cluster never grows, has too few
+    GPUs: Ray would wait for ever. Called before anything long; connects with `cpus`, as `connect` does."""
+    if scaling.use_gpu is not True:
+        return
+    connect(cpus)
+    here = sum(int(gpus) for _, gpus in cluster_nodes())
+    if is_own() and not uses_gpus(scaling.model_copy(update={"use_gpu": "auto"}), here):
+        workers = scaling.fewest_workers
+        raise UserError(
+            f"scaling.use_gpu: {workers} worker{'s' * (workers > 1)} with a GPU each, and this machine has {here}; set "
+            "RAY_ADDRESS to a cluster that has them, or scaling.use_gpu=false"
+        )
+
+
+def too_few_gpus(scaling: ScalingConfig, gpus: int) -> str:
+    """What is said where `scaling.use_gpu` is `auto`, and GPUs stay idle since there is not one for each worker."""
+    if scaling.use_gpu != "auto" or not gpus or uses_gpus(scaling, gpus):
+        return ""
+    return (
+        f"trains on CPUs: the cluster has {gpus} GPU{'s' * (gpus > 1)} for {scaling.fewest_workers} workers; "
+        f"scaling.num_workers={gpus} uses them, scaling.use_gpu=true waits for more"
+    )
 
 
 def cpus_of_a_worker(scaling: ScalingConfig, nodes: Sequence[tuple[float, float]], *, spare: int = 0) -> float:

@@ -24,6 +24,8 @@ class Waiting(NamedTuple):
     cpus: float
     """That each asks for."""
     gpus: float = 0
+    together: int = 1
+    """How many of them need their places at the same time, with those that have theirs."""
 
 
 def node_places() -> list[tuple[float, float]]:
@@ -43,16 +45,25 @@ def waits_for_room(actor: Any) -> bool:
 
 
 def what_waits(waiting: Sequence[Waiting], nodes: Sequence[tuple[float, float]], seconds: float) -> str:
-    """One line on what has not started for `seconds`, what it asks for, and what the largest of `nodes` has."""
+    """One line on what has not started for `seconds`, what it asks for, and what the largest of `nodes` has, or all."""
     asked = " and ".join(f"{each.what} ({_amount(each.cpus, each.gpus)} each)" for each in waiting)
     wants_gpus = any(each.gpus for each in waiting)
     largest = max(nodes, key=lambda node: node[::-1] if wants_gpus else node, default=(0.0, 0.0))
     never = any(all(cpus < each.cpus or gpus < each.gpus for cpus, gpus in nodes) for each in waiting)
-    why = "so no node can hold that" if never else "so others hold what is missing"
+    why = "so others hold what is missing"
+    if never:
+        why = "so no node can hold that"
+    elif small := next((each for each in waiting if places(nodes, each.cpus, each.gpus) < each.together), None):
+        why = f"and all have places for {places(nodes, small.cpus, small.gpus)} of {small.together}"
     return (
         f"not started for {seconds:.0f} s, for want of room: {asked}; the largest of {len(nodes)} "
         f"node{'s' * (len(nodes) != 1)} has {_amount(*largest)}, {why}"
     )
+
+
+def places(nodes: Sequence[tuple[float, float]], cpus: float, gpus: float) -> int:
+    """Actors or workers that ask for `cpus` and `gpus` each, and are at home on `nodes` of so many `(CPUs, GPUs)`."""
+    return sum(int(min(own // asked for own, asked in zip(node, (cpus, gpus), strict=True) if asked)) for node in nodes)
 
 
 @contextmanager

@@ -187,6 +187,16 @@ class StorageConfig(Section):
             raise ValueError(f"is a folder that every node sees (got {folder}); for a URL there is storage.mirror")
         return folder
 
+    @field_validator("checkpoints", "mirror")
+    @classmethod
+    def _a_place(cls, place: str | None) -> str | None:
+        scheme, slashes, rest = (place or "").partition(":/")
+        if slashes and scheme.isalnum() and not rest.startswith("/"):
+            raise ValueError(f"is a folder or a URL, which has two slashes (got {place})")
+        if slashes and not rest.partition("?")[0].strip("/"):
+            raise ValueError(f"names no bucket and no folder (got {place})")
+        return place
+
     def checkpoints_of(self, name: str) -> str:
         """Folder or URL where the run `name` keeps its checkpoints."""
         if self.checkpoints is not None:

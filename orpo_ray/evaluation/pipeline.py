@@ -190,7 +190,8 @@ class Pipeline:
         for name, slots, gpus in kinds:
             count = sum(slot.waits() for slot in slots)
             if count:
-                found.append(Waiting(f"{count} of {len(slots)} {name}{'s' * (len(slots) > 1)}", resources.cpus, gpus))
+                what = f"{count} of {len(slots)} {name}{'s' * (len(slots) > 1)}"
+                found.append(Waiting(what, resources.cpus, gpus, len(slots)))
         return found
 
     @property

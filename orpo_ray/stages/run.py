@@ -18,7 +18,7 @@ import torch
 
 from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.owned_groups import remove_lost_groups
-from orpo_ray.cluster.share import cluster_nodes
+from orpo_ray.cluster.share import cluster_nodes, require_gpus
 from orpo_ray.config import TrainConfig
 from orpo_ray.errors import UserError, last_line
 from orpo_ray.stages.carrying_out import carry_out
@@ -67,7 +67,10 @@ def run_stages(
     progress = Progress(graph, set(done or {}), usual or {})
     if len(progress.done) == len(graph):
         return dict(done or {})
-    connect(max(stage.config.cpus for stage in graph))
+    connect(cpus := max(stage.config.cpus for stage in graph))
+    for config in (stage.config for stage in graph if stage.label not in progress.done):
+        if isinstance(config, TrainConfig):
+            require_gpus(config.scaling, cpus)
     run = _Run(graph, progress, cluster_nodes(), console, ended or (lambda _: None))
     run.pages |= done or {}
     if run.holds_two:

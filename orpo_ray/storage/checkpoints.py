@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orpo_ray.errors import UserError
+from orpo_ray.masking import masked
 from orpo_ray.parsing import NUMBER, member, object_from_json
 from orpo_ray.storage.checkpoint_files import FileSum, sum_up
 from orpo_ray.storage.patience import STORAGE_ERRORS, patiently
@@ -30,21 +31,31 @@ _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a folder or URL, and the path in it. Raises `UserError` where nothing serves it."""
+    """The filesystem of a folder or URL, and the path in it.
+
+    Raises `UserError` where nothing serves it, or its storage cannot be asked (S3: for the bucket's region).
+    """
     if "://" not in location:
         return pafs.LocalFileSystem(), location
     try:
         found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(location)
         return found
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # not one of pyarrow's own
-        pass
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # not one of pyarrow's own, or not as it has them
+        refused = error
+    except OSError as error:
+        raise UserError(f"storage: {masked(location)}: cannot be reached: {_in_a_line(error)}") from None
     import fsspec
 
     try:
         filesystem, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError) as error:
-        raise UserError(f"storage: {location}: {error}") from None
+        own = "nrecognized filesystem" in str(refused)
+        raise UserError(f"storage: {masked(location)}: {_in_a_line(error if own else refused)}") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _in_a_line(error: Exception) -> str:
+    return masked(" ".join(str(error).split())[:300])
 
 
 @dataclass(frozen=True)

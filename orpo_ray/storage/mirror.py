@@ -202,9 +202,11 @@ class Mirror:
         """Of the last command that worked on the copy; None: there is no copy."""
         try:
             with self._filesystem.open_input_stream(f"{self._path}/{_SESSION}") as file:
-                return str(member(object_from_json(file.read()), "session", str))
+                held = file.read()
         except FileNotFoundError:
             return None
+        try:
+            return str(member(object_from_json(held), "session", str))
         except ValueError:
             raise UserError(f"{self.name}/{_SESSION}: was changed by something else; remove it") from None
 

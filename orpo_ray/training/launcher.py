@@ -15,13 +15,14 @@ from orpo_ray.cluster import allocator
 from orpo_ray.cluster.connection import connect, connect_if_ready
 from orpo_ray.cluster.groups import waiting_workers
 from orpo_ray.cluster.hosts import Marks, marked
-from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
+from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, require_gpus, too_few_gpus, uses_gpus
 from orpo_ray.cluster.waiting import saying_what_waits
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import Diverged, UserError
 from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddings
 from orpo_ray.objectives.registry import build_objective
+from orpo_ray.storage.checkpoints import open_filesystem
 from orpo_ray.storage.driver_lock import is_lost, only_driver
 from orpo_ray.storage.metrics_file import read_metrics
 from orpo_ray.storage.run_folder import RunFolder, join_files, require_kept, write_atomically
@@ -63,6 +64,8 @@ def train(
     console = console or Console(stderr=True)
     require_trackers(config.trackers)
     folder = RunFolder(config.run_dir)
+    open_filesystem(config.checkpoints_location)  # or workers find out that nobody serves it, when all is loaded
+    require_gpus(config.scaling, config.cpus)
     connect_if_ready()  # workers' imports go on while the data is read
     with phase("data"):
         starting = with_merged_adapters(config, lambda text: console.say(f"{config.name}: {text}"))
@@ -195,7 +198,11 @@ def _fit(
 
     here = ray.get_runtime_context().get_node_id()
     nodes = cluster_nodes()
-    use_gpu = uses_gpus(config.scaling, int(sum(gpus for _, gpus in nodes)))
+    all_gpus = int(sum(gpus for _, gpus in nodes))
+    use_gpu = uses_gpus(config.scaling, all_gpus)
+    if idle := too_few_gpus(config.scaling, all_gpus):
+        console.say(f"{config.name}: {idle}")
+        folder.note(idle, warning=True)
     cpus = cpus_of_a_worker(config.scaling, nodes, spare=config.spare_cpus)
     gpus = config.scaling.gpus_per_worker if use_gpu else 0
     payload = {"config": config.with_absolute_paths().model_dump(mode="json", by_alias=True)}

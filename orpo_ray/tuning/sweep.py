@@ -11,7 +11,7 @@ from typing import Any, get_args
 from orpo_ray.cluster.connection import connect
 from orpo_ray.cluster.groups import groups_without_room
 from orpo_ray.cluster.hosts import marked, require_on_nodes
-from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, uses_gpus
+from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, require_gpus, uses_gpus
 from orpo_ray.cluster.waiting import saying_what_waits
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
@@ -57,6 +57,7 @@ def _sweep(config: SweepConfig, folder: SweepFolder, console: Console) -> None:
         return
     first = folder.training(0, config.first_point)
     require_trackers(first.trackers)
+    require_gpus(first.scaling, config.cpus)
     # Once: all trials find the tokens in the cache.
     require_known(config, folder)
     data = prepare_data(with_merged_adapters(first), console)

@@ -96,6 +96,18 @@ class TestFolder:
         with pytest.raises(UserError, match=r"storage: nosuch://x"):
             open_filesystem("nosuch://x")
 
+    @pytest.mark.parametrize(
+        ("url", "message"),
+        [
+            ("s3://b?colour=red", "storage: s3://b?colour=red: Unexpected query parameter"),
+            ("hdfs://nowhere/x", "storage: hdfs://nowhere/x: cannot be reached: "),  # no Hadoop is installed
+        ],
+    )
+    def test_what_its_filesystem_refuses_is_told_in_a_line(self, url: str, message: str) -> None:
+        with pytest.raises(UserError) as error:
+            open_filesystem(url)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
     def test_the_newest_and_the_best_are_kept(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(str(tmp_path))
         losses = {1: 0.9, 2: 0.4, 3: None, 4: 0.6, 5: 0.7, 6: None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,22 @@ def test_so_it_is_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(str(MEASURED).replace("'j'", "'~nosuchuser/j'"))
     with pytest.raises(UserError, match=r"b\.yaml: judge: there is no home folder ~nosuchuser here"):
         load_benchmark(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize("key", ["checkpoints", "mirror"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("s3://", "names no bucket and no folder (got s3://)"),
+        ("gs:///?region=x", "names no bucket and no folder (got gs:///?region=x)"),
+        ("s3:/bucket/runs", "is a folder or a URL, which has two slashes (got s3:/bucket/runs)"),
+    ],
+)
+def test_a_url_without_a_place_is_told(key: str, place: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"c.yaml: storage.{key}: {message}")):
+        parse_as(TrainConfig, {**RUN, "storage": {key: place}}, [], "c.yaml")
+
+
+@pytest.mark.parametrize("place", ["s3://bucket", "file:///runs", "/runs", "runs", "gs://b/x?anonymous=true", "a:b/c"])
+def test_any_other_place_is_taken(place: str) -> None:
+    parse_as(TrainConfig, {**RUN, "storage": {"mirror": place, "checkpoints": place}}, [], "c.yaml")

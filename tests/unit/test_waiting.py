@@ -24,6 +24,12 @@ from orpo_ray.cluster.waiting import Waiting, saying_what_waits, what_waits
         ),
         ([Waiting("1 worker", 1, 2)], [(8, 1)],
          "1 worker (1 CPU and 2 GPUs each); the largest of 1 node has 8 CPUs and 1 GPU, so no node can hold that"),
+        ([Waiting("4 workers", 1, 1, 4)], [(16, 2), (16, 1)],
+         "4 workers (1 CPU and 1 GPU each); the largest of 2 nodes has 16 CPUs and 2 GPUs, and all have places for 3 "
+         "of 4"),
+        ([Waiting("4 workers", 1, 1, 4)], [(16, 2), (16, 2)],
+         "4 workers (1 CPU and 1 GPU each); the largest of 2 nodes has 16 CPUs and 2 GPUs, so others hold what is "
+         "missing"),
         ([Waiting("1 worker", 1)], [],
          "1 worker (1 CPU each); the largest of 0 nodes has 0 CPUs, so no node can hold that"),
     ],
