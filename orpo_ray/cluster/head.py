@@ -18,6 +18,10 @@ from pathlib import Path
 
 from orpo_ray.cluster import setup_worker
 from orpo_ray.cluster.temporary import make_folder, remove_folder
+from orpo_ray.errors import UserError
+
+_WHY_NOT = "not started: "
+"""What stands before the reason, in the place of an address."""
 
 
 class Head:
@@ -40,11 +44,12 @@ class Head:
 
     @cached_property
     def address(self) -> str:
-        """Of the cluster, once it is there."""
+        """Of the cluster, once it is there. Raises `UserError`, with what Ray says, where it cannot be started."""
         assert self._process.stdout is not None
-        address = self._process.stdout.readline().strip()
+        said = self._process.stdout.readline().strip()
+        address, _, why = said.partition(_WHY_NOT)
         if not address:
-            raise RuntimeError("Ray could not be started on this machine; what it says stands above")
+            raise UserError(f"Ray could not be started on this machine: {why or 'its process was ended'}")
         return address
 
     def stop(self) -> None:
@@ -63,15 +68,19 @@ def _hold(cpus: int, folder: Path) -> None:
     from ray._private import ray_constants
 
     ray_constants.SETUP_WORKER_FILENAME = setup_worker.__file__
-    context = ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(folder / "ray"),  # which Ray lets everybody write to
-    )
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder / "ray"),  # which Ray lets everybody write to
+        )
+    except Exception as error:  # a slow machine, a full disk: the driver says it, if it still wants a cluster
+        print(f"{_WHY_NOT}{' '.join(str(error).split()) or type(error).__name__}", flush=True)
+        sys.exit(1)
     print(context.address_info["gcs_address"], flush=True)
     sys.stdin.read()
     ray.shutdown(wait_for_processes=True)

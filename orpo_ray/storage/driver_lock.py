@@ -57,6 +57,10 @@ class _Held:
         return found
 
 
+_OF_A_JOB = "working_dir_files"
+"""The folder of a node where Ray unpacks the working directories of jobs."""
+
+
 @contextmanager
 def only_driver(folder: Path, console: Console, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder`, made where it is missing, while the body runs.
@@ -66,6 +70,11 @@ def only_driver(folder: Path, console: Console, *, wait: bool = False) -> Iterat
     finds its folder taken by another, since it was itself stopped for so long, is told to end by SIGTERM.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if _OF_A_JOB in folder.parts:
+        console.say(
+            f"{folder.name}: storage.path is in this job's own copy of its working directory, which goes with its "
+            "node: only a copy in storage.mirror outlives that, or storage.path=/a/shared/folder"
+        )
     lock = folder / LOCK
     own = _described()
     _acquire(lock, own, console, wait)

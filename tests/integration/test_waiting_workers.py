@@ -14,14 +14,14 @@ def test_a_group_waits_until_one_has_its_place(ray_cluster: None) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group
 
     waiting = waiting_workers(2, ASKED, 0)
-    assert waiting() == [Waiting("2 workers", ASKED)], "an elastic run makes no request before there is room"
+    assert waiting() == [Waiting("2 workers", ASKED, 0, 2)], "an elastic run makes no request before there is room"
     group = placement_group([{"CPU": ASKED}] * 3)
     try:
-        assert groups_without_room() == ([Waiting("3 workers", ASKED)], 0)
-        assert waiting() == [Waiting("3 workers", ASKED)]
+        assert groups_without_room() == ([Waiting("3 workers", ASKED, 0, 3)], 0)
+        assert waiting() == [Waiting("3 workers", ASKED, 0, 3)]
     finally:
         remove_placement_group(group)
-    assert waiting() == [Waiting("3 workers", ASKED)], "Ray Train is about to ask again"
+    assert waiting() == [Waiting("3 workers", ASKED, 0, 3)], "Ray Train is about to ask again"
     group = placement_group([{"CPU": 1}])
     try:
         assert group.wait(30)

@@ -63,10 +63,10 @@ def test_the_tasks_of_readme_name_commands_and_pages_that_exist(monkeypatch: pyt
     assert linked == {path.stem for path in (ROOT / "docs").glob("*.md")}, "a page without a link, or a dead link"
 
 
-def test_ray_is_told_to_send_the_token_before_a_job_is_named() -> None:
+def test_ray_is_told_where_to_send_the_token_before_a_job_is_named() -> None:
     told: dict[str, bool] = {}
     for page, line in lines():
-        if re.match(r"export .*RAY_AUTH_MODE=token\b", line):
+        if re.match(r"export .*RAY_AUTH_MODE=token .*RAY_API_SERVER_ADDRESS=http", line):
             told[page] = True
         if re.search(r"\bray job ", line):
             assert told.get(page) or line.startswith("RAY_AUTH_MODE=token "), f"{page}: {line}"
@@ -222,3 +222,12 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "aws": check_aws, "pip": check_pip, "export": check_export, "python": check_python,
     "vllm": check_vllm, "ollama": check_ollama,
 }  # fmt: skip
+
+
+def test_the_short_table_of_speeds_is_that_of_scaling() -> None:
+    table = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8").partition("pairs a second on 8 H100")[2]
+    scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for model in ("OPT-1.3B", "Mistral-7B"):
+        short = re.search(rf"^\| {model} \|.*\| ([\d–]+) \|$", table, re.MULTILINE)
+        whole = re.search(rf"^\| {model} \| 8 \|.*\| ([\d–]+) \|$", scaling, re.MULTILINE)
+        assert short and whole and short[1] == whole[1], model

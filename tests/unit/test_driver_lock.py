@@ -86,6 +86,14 @@ def test_nothing_is_left_whatever_happens(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
 
 
+def test_a_folder_that_goes_with_its_job_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for parent in ("runs", "runtime_resources/working_dir_files/_ray_pkg_1/runs"):
+        assert "own copy of its working directory" not in capsys.readouterr().err
+        with only_driver(tmp_path / parent / "r", Console(stderr=True)):
+            pass
+    assert "r: storage.path is in this job's own copy of its working directory" in capsys.readouterr().err
+
+
 def test_a_live_driver_is_not_joined(tmp_path: Path, hold: Hold) -> None:
     other = hold(tmp_path)
     before = (tmp_path / LOCK).read_text()
