@@ -123,7 +123,8 @@ clean:  ## remove .venv, caches and build leftovers; runs/ stays
 # The lock is complete, so pip need not resolve anything (--no-deps). Torch comes first because its CPU build
 # may live on another index; DeepSpeed, published as source only, is built into a wheel on the way. The stamp
 # comes last: an install that failed leaves none, and the next call takes up where it stopped. An environment
-# that is there keeps its Python.
+# that is there keeps its Python. orpo_ray is on the path itself (compat), or Python, started in the folder that the
+# clone is in, takes the clone for a package.
 $(STAMP):
 	@test -x $(BIN)/pip || { \
 	  python="$(PYTHON)"; \
@@ -141,6 +142,6 @@ $(STAMP):
 	@echo "==> $(VENV): the other $(shell sed -n 's/==.*//p' $(LOCK) | sort -u | wc -l) packages; DeepSpeed is built (two to five minutes)"
 	@$(BIN)/pip install --no-deps -r $(LOCK)
 	@echo "==> $(VENV): orpo_ray itself (seconds)"
-	@$(BIN)/pip install --no-deps --no-build-isolation -e .
+	@$(BIN)/pip install --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
 	@echo "==> $(VENV) is ready"
