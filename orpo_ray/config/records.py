@@ -45,7 +45,8 @@ class RecordsConfig(Section):
             return None
         for name, paths in value.items() if isinstance(value, dict) else [("", value)]:
             if name not in COLUMNS:
-                raise ValueError(f"should say where any of {', '.join(COLUMNS)} are (got {value!r:.80})")
+                space = f"; {name} wants a space behind its colon" if paths is None and ":" in str(name) else ""
+                raise ValueError(f"should say where any of {', '.join(COLUMNS)} are (got {value!r:.80}){space}")
             several = isinstance(paths, list) and paths and name == "prompt"
             if not all(isinstance(path, str) and path for path in (paths if several else [paths])):
                 kind = "a column, or a list of columns" if name == "prompt" else "a column"

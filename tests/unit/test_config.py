@@ -302,6 +302,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert mistake(Path("configs/toy-opro.yaml")) == "no such file; did you mean configs/toy-orpo.yaml?"
     assert mistake(Path("nothing/like/it")) == "no such file"
     assert mistake(Path("configs")) == "is a folder, expected a YAML file"
+    (tmp_path / "pairs.jsonl").write_text("{}\n{}\n")
+    assert mistake(Path("pairs.jsonl")).startswith("is data, expected a YAML file; behind one, data.train=pairs")
     assert mistake(Path("latin.yaml")) == "not UTF-8 text (invalid continuation byte at byte 9)"
 
 

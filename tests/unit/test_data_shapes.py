@@ -324,7 +324,7 @@ def test_columns_of_any_name_and_depth(order: list[str], words: list[str]) -> No
 def test_columns_that_are_not_there_are_named() -> None:
     with pytest.raises(BadRecord, match=r"missing field: answers\.7 \(columns\.chosen\) \(it has q, answers\)"):
         read({"q": "x", "answers": ["a"]}, columns={"prompt": "q", "chosen": "answers.7"})
-    with pytest.raises(BadRecord, match=r"missing field: chosen \(it has text\); the key columns says where"):
+    with pytest.raises(BadRecord, match=r"missing field: chosen \(it has text\); the key columns says where \(cho"):
         read({"text": "x"})
     account = Account(read=1)
     read(PLAIN, account, columns={"system": "persona"})
@@ -333,6 +333,8 @@ def test_columns_that_are_not_there_are_named() -> None:
     assert account.unread == {"prompt": 1}
     with pytest.raises(ValueError, match="should say where any of prompt, chosen, rejected, system, tools are"):
         RecordsConfig(columns={"answer": "x"})
+    with pytest.raises(ValueError, match="prompt:q wants a space behind its colon"):
+        RecordsConfig(columns={"prompt:q": None})
 
 
 def test_several_columns_are_one_prompt() -> None:

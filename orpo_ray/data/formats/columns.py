@@ -173,4 +173,5 @@ def _has(value: dict[str, Any]) -> str:
 
 def missing(value: dict[str, Any], field: str) -> BadRecord:
     """The error of a record of no shape that is known, for want of a column."""
-    return BadRecord("missing field", field + (f"{_has(value)}; the key columns says where" if value else ""))
+    where = f"{_has(value)}; the key columns says where ({field}: NAME)" if value else ""
+    return BadRecord("missing field", f"{field}{where}")
