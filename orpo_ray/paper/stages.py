@@ -16,8 +16,8 @@ from orpo_ray.config.data import BUILT_IN
 from orpo_ray.config.evaluation import OutputsConfig
 from orpo_ray.config.identity import identity
 from orpo_ray.config.overlays import laid_over
-from orpo_ray.config.paper import DONE, METHODS, STAGES, Method, PaperConfig, load_paper
-from orpo_ray.config.paths import expanded
+from orpo_ray.config.paper import DONE, METHODS, Method, PaperConfig, load_paper
+from orpo_ray.config.paths import STAGES, expanded
 from orpo_ray.config.schema import folder_in
 from orpo_ray.data.sources import open_source
 from orpo_ray.errors import UserError

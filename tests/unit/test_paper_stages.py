@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import yaml
 
 from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
+from orpo_ray.config.identity import of_one_run
 from orpo_ray.config.paper import load_paper
 from orpo_ray.errors import UserError
 from orpo_ray.paper import run
 from orpo_ray.paper.done import finished, forget_done, is_of_others, keep_done
 from orpo_ray.paper.plan import Plan
 from orpo_ray.paper.stages import PaperStages, Place, read_stages
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.terminal import Console
+from orpo_ray.tuning.folder import SweepFolder
 
 CONFIG: dict[str, Any] = {
     "name": "p",
@@ -290,6 +294,50 @@ def test_a_papers_folder_is_read_from_anywhere_and_where_it_was_moved(
     moved = read_stages(found.folder.rename(tmp_path / "moved"))
     assert moved.folder == tmp_path / "moved" and set(finished(moved)) == {label}
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("elsewhere", ["./runs", "{tmp}/runs", "moved", "{tmp}/copied"])
+def test_what_was_begun_goes_on_wherever_the_paper_lies(tmp_path: Path, elsewhere: str) -> None:
+    """Stages that no record has yet, and what they begin from, learn from and refer to, named by its folders."""
+    reference = "methods.dpo.objective.reference=<sft>"
+    labels = ("hh-s-sft-7", "hh-s-ppo-7", "hh-s-dpo-7", "hh-s-sweep")
+    before = stages("storage.path=runs", reference)
+    for label in labels:
+        folder = before.graph.stages[label].folder
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(before.graph.stages[label].config.to_yaml())
+        run = folder / "trials/000" if label.endswith("sweep") else folder
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    path = elsewhere.format(tmp=tmp_path)
+    if "runs" not in path:
+        shutil.copytree("runs", path)
+    if path == "moved":
+        shutil.rmtree("runs")
+    after = stages(f"storage.path={path}", reference)
+    for label in labels:
+        held, now = before.graph.stages[label].config, after.graph.stages[label].config
+        if isinstance(held, TrainConfig) and isinstance(now, TrainConfig):
+            assert held.model.name_or_path != now.model.name_or_path and of_one_run(held.digest(), now.digest())
+            RunFolder(now.run_dir).open_for(now)
+        else:
+            assert isinstance(held, SweepConfig) and isinstance(now, SweepConfig)
+            SweepFolder(now).open_for(now)
+            trials = [SweepFolder(own).training(0, own.first_point) for own in (held, now)]
+            assert of_one_run(trials[0].digest(), trials[1].digest())
+        assert (after.graph.stages[label].folder / "config.yaml").read_text() == now.to_yaml()
+
+
+def test_a_begun_stage_that_begins_from_another_is_refused() -> None:
+    before, label = stages(), "hh-s-dpo-7"
+    own, other = before.graph.stages[label].config, stages("methods.sft.optim={lr: 1e-4}").graph.stages[label].config
+    assert isinstance(own, TrainConfig) and isinstance(other, TrainConfig)
+    assert not of_one_run(own.digest(), other.model_copy(update={"name": own.name}).digest())
+    folder = RunFolder(own.run_dir)
+    folder.open_for(own)
+    folder.append_metrics({"step": 1, "loss": 3.0})
+    with pytest.raises(UserError, match=r"holds a run with other settings \(model.name_or_path\)"):
+        folder.open_for(other.model_copy(update={"name": own.name}))
 
 
 def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
