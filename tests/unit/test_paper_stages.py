@@ -148,7 +148,7 @@ def test_first_comes_the_first_seed_with_its_evaluations() -> None:
         ("methods.judge.optim={lr: 1e-4}", {"hh-l-judge", "other-l-judge"} | policies("winrate")),
         ("methods.sft.optim={weight_decay: 0.1}",
             policies("sft dpo ppo winrate") | {f"{d}-{m}" for d in ("hh", "other") for m in ("s-reward", "l-judge")}),
-        ("sizes.l.methods={orpo: {seed: 3, optim: {weight_decay: 0.1}}}", policies("orpo winrate", size="l")),
+        ("sizes.l.methods={orpo: {optim: {weight_decay: 0.1}}}", policies("orpo winrate", size="l")),
         ("data.other.run.optim.lr=0.01", policies("sft dpo orpo", "other", "s") | policies("ppo winrate", "other")
             | {"other-s-reward"}),
         ("sweep.seed=4", {"hh-s-sweep"}),
@@ -162,6 +162,12 @@ def test_first_comes_the_first_seed_with_its_evaluations() -> None:
 )  # fmt: skip
 def test_a_change_redoes_what_depends_on_it_and_nothing_else(override: str, again: set[str]) -> None:
     assert changed(override) == again
+
+
+def test_a_base_is_trained_by_whatever_it_says_and_text_with_brackets_is_text() -> None:
+    template = "methods.base.data.chat_template='<|user|>{{ messages[0].content }}'"
+    found = stages("methods.base.objective={name: orpo}", template).configs[Place("base", size="s")]
+    assert isinstance(found, TrainConfig) and found.objective.name == "orpo"
 
 
 def test_no_reward_model_beside_the_judge() -> None:
@@ -371,6 +377,22 @@ def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
         (["sweep.train={}"], "sweep.train: is the paper's to say; leave it out"),
         (["sweep.space={objective.lamda: 'grid(1, 2)'}"], "sweep: "),
         (["data.hh.evaluation.prompts.limt=3"], "hh-s-winrate-7: unknown key prompts.limt; did you mean "),
+        (["run.seed=3"], "run.seed: is the paper's to say; leave it out"),
+        (["methods.orpo.name=x"], "methods.orpo.name: is the paper's to say; leave it out"),
+        (["sizes.s.run.storage.path=x"], "sizes.s.run.storage: is the paper's to say; leave it out"),
+        (["data.hh.methods={dpo: {seed: 3}}"], "data.hh.methods.dpo.seed: is the paper's to say; leave it out"),
+        (["evaluation.name=x"], "evaluation.name: is the paper's to say; leave it out"),
+        (["sizes.l.evaluation={storage: {path: x}}"], "sizes.l.evaluation.storage: is the paper's to say; leave it"),
+        (["data.hh.evaluation.models={a: toy}"], "data.hh.evaluation.models: are the methods; leave it out"),
+        (["benchmarks={b: {data: hh, size: s, evaluation: {name: x}}}"], "benchmarks.b.evaluation.name: is the paper"),
+        (["methods.orpo.objective={name: sft}"],
+         "hh-s-orpo-7: objective.name: is sft; methods.orpo trains by orpo"),
+        (["methods.judge.objective={name: sft}"], "hh-l-judge: objective.name: is sft; methods.judge trains by reward"),
+        (["sizes.l.methods={dpo: {objective: {name: orpo}}}"], "hh-l-dpo-7: objective.name: is orpo; methods.dpo tra"),
+        (["data.other.run.objective={name: dpo}", "methods.sft.objective={}"],
+         "hh-s-sft-7: objective.name: is orpo; methods.sft trains by sft"),
+        (["methods.dpo.model.name_or_path='<sft'"], "hh-s-dpo-7: <sft: lacks a bracket; the stage's folder is <sft>"),
+        (["methods.dpo.model.name_or_path='sft>'"], "hh-s-dpo-7: sft>: lacks a bracket; the stage's folder is <sft>"),
         (["benchmarks={b: {data: hh, size: x, evaluation: {}}}"], "benchmarks.b.size: no size is called x"),
         (["benchmarks.winrate-7={data: hh, size: s, evaluation: {prompts: {source: toy}, reward_models: {t: toy}}}"],
          "two stages would be called hh-s-winrate-7"),
