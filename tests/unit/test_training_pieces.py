@@ -220,6 +220,7 @@ class TestRunFolder:
             spelled = config(f"model.name_or_path={text}")
             folder.open_for(spelled)
             assert folder.config.read_text() == spelled.to_yaml() and of_one_run(first.digest(), spelled.digest())
+        assert of_one_run(first.digest().split()[0], first.digest()), "checkpoints of before have the text's alone"
         assert not folder.events.exists()
         other = config("model.name_or_path=./runs/other")
         assert not of_one_run(first.digest(), other.digest())
