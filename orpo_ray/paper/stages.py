@@ -170,7 +170,10 @@ class PaperStages:
             self._refuse(f"{name}evaluation", part.evaluation, "models", "name", "storage")
         for label, benchmark in config.benchmarks.items():
             self._refuse(f"benchmarks.{label}.evaluation", benchmark.evaluation, "name", "storage")
-        self._refuse("sweep", config.sweep or {}, "name", "train", "storage")
+        sweep = config.sweep or {}
+        self._refuse("sweep", sweep, "name", "train", "storage")
+        if isinstance(space := sweep.get("space"), dict):
+            self._refuse("sweep.space", space, "objective.name")
 
     def _refuse(self, section: str, settings: Mapping[str, Any], *keys: str) -> None:
         if taken := next((key for key in keys if key in settings), None):

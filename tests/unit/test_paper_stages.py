@@ -375,6 +375,7 @@ def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
         (["evaluation.models={a: toy}"], "evaluation.models: are the methods; leave it out"),
         (["evaluation.reward_models=[toy]"], "hh-s-winrate-7: reward_models: should be a mapping of keys"),
         (["sweep.train={}"], "sweep.train: is the paper's to say; leave it out"),
+        (["sweep.space={objective.name: 'grid(orpo, sft)'}"], "sweep.space.objective.name: is the paper's to say"),
         (["sweep.space={objective.lamda: 'grid(1, 2)'}"], "sweep: "),
         (["data.hh.evaluation.prompts.limt=3"], "hh-s-winrate-7: unknown key prompts.limt; did you mean "),
         (["run.seed=3"], "run.seed: is the paper's to say; leave it out"),
