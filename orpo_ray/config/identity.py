@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from orpo_ray.config.paths import known_by
+
 # What may differ when the same run is continued: where and on how much it runs, and how much it keeps.
 _FREE_SECTIONS = ("eval", "scaling", "storage", "resume", "trackers")
 _FREE_KEYS = {
@@ -39,10 +41,15 @@ def identity(mapping: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def same(held: Any, wanted: Any) -> bool:
+    """Whether two settings are the same, however the places in them are spelled."""
+    return bool(held == wanted or known_by(held) == known_by(wanted))
+
+
 def differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Dotted keys in which two dumped configurations describe different runs."""
     before, after = identity(held), identity(wanted)
-    return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    return [key for key in sorted({*before, *after}) if not same(before.get(key), after.get(key))]
 
 
 def differing(mappings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -57,7 +64,7 @@ def differing(mappings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 def other_settings(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Dotted keys in which two dumped configurations differ, but for places and for what is allowed to change."""
     before, after = _dotted(held), _dotted(wanted)
-    differing = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    differing = sorted(key for key in {*before, *after} if not same(before.get(key), after.get(key)))
     return [key for key in differing if not key.startswith(("storage.", "resume."))]
 
 
@@ -72,5 +79,13 @@ def _dotted(mapping: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(mapping: dict[str, Any]) -> str:
-    """Of `identity`."""
-    return hashlib.sha256(json.dumps(identity(mapping), sort_keys=True).encode()).hexdigest()
+    """Of `identity`; behind it, where that is another one, with places by what they lead to (see `known_by`)."""
+    settings = identity(mapping)
+    texts = [json.dumps(each, sort_keys=True) for each in (settings, known_by(settings))]
+    return " ".join(hashlib.sha256(text.encode()).hexdigest() for text in dict.fromkeys(texts))
+
+
+def of_one_run(held: str, wanted: str) -> bool:
+    """Whether two digests are of the same settings: a folder that was moved keeps the text of a relative path, and one
+    that is spelled otherwise what it leads to."""
+    return not set(held.split()).isdisjoint(wanted.split())

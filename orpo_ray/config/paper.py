@@ -17,8 +17,6 @@ Method = Literal["base", "sft", "dpo", "ppo", "orpo", "probability_ratio", "rewa
 METHODS: tuple[Method, ...] = get_args(Method)
 COMPARED: tuple[Method, ...] = ("sft", "dpo", "ppo", "orpo")
 """Those that answer in Tables 2 and 3, as far as there are any."""
-STAGES = "stages"
-"""In the paper's folder: the folders of its stages."""
 DONE = "done"
 """In the paper's folder: a file for each stage that was done, with the digest of what decided it; empty where it has
 been begun again since."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
+
+STAGES = "stages"
+"""In the folder of a paper: the folders of its stages."""
+_STAGE = re.compile(rf"^.*/{STAGES}/(?=[^/]*-[0-9a-f]{{8}}(/|$))")
+"""What stands before the name of a paper's stage, where that ends in the digest of what decides it."""
 
 
 def require_place(text: str) -> str:
@@ -27,6 +33,19 @@ Place = Annotated[str, AfterValidator(require_place)]
 def expanded(place: str) -> Path:
     """The path with `~` replaced; of whatever is no path as it is."""
     return Path(os.path.expanduser(place))
+
+
+def known_by(value: Any) -> Any:
+    """`value`, each text in it by what it leads to: a stage of a paper by its name, whose digest tells it wherever the
+    paper lies; a file or folder that is here by its real path; all else as it stands."""
+    if isinstance(value, dict):
+        return {key: known_by(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [known_by(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    path = os.path.expanduser(value)
+    return _STAGE.sub("", os.path.realpath(path) if os.path.exists(path) else value)
 
 
 def named_paths(mapping: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from orpo_ray.paper.outcomes import Outcomes
 from orpo_ray.paper.stages import Place
@@ -31,6 +31,13 @@ def source(outcomes: Outcomes, place: Place, label: str) -> Source:
     return Source(label, outcomes.link(place), outcomes.command(place))
 
 
-def seeds_in_words(seeds: Sequence[int]) -> str:
-    listed = ", ".join(map(str, seeds))
-    return f"{len(seeds)} training seeds ({listed})" if len(seeds) > 1 else f"one training seed ({listed})"
+def seeds_in_words(seeds: Sequence[int], cells: Iterable[Collection[int]]) -> str:
+    """`3 training seeds (1, 2, 3)`: of all `seeds` those that have a number in some cell of a table; each of `cells`
+    holds its own."""
+    own = [cell for cell in cells if cell]
+    run = [seed for seed in seeds if any(seed in cell for cell in own)]
+    if not run:
+        return "training seeds, none of which has a number yet"
+    listed = ", ".join(map(str, run))
+    told = f"{len(run)} training seeds ({listed})" if len(run) > 1 else f"one training seed ({listed})"
+    return told + (", or those of them that have a number" if any(len(cell) < len(run) for cell in own) else "")

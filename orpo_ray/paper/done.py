@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from orpo_ray.config import EvaluationConfig, read_yaml
 from orpo_ray.config.identity import other_settings
-from orpo_ray.config.paper import DONE, STAGES
+from orpo_ray.config.paper import DONE
 from orpo_ray.errors import UserError
 from orpo_ray.paper.stages import PaperStages
 from orpo_ray.storage.run_folder import write_atomically
-
-_OWN_STAGES = re.compile(rf"^.*/{STAGES}/")
-"""What stands before the name of a stage's folder: where the paper lies."""
 
 
 def finished(stages: PaperStages) -> dict[str, Path]:
@@ -55,8 +50,8 @@ def settings_of_others(own: EvaluationConfig, file: Path) -> list[str]:
         held = EvaluationConfig.model_validate(read_yaml(file))
     except ValidationError:  # what is masked in it may be what is missing
         return []
-    settings = [_wherever(one.for_a_file()) for one in (held, own)]
-    return [key for key in other_settings(*settings) if not key.startswith("scaling.")]  # how many actors: no number
+    differing = other_settings(held.for_a_file(), own.for_a_file())
+    return [key for key in differing if not key.startswith("scaling.")]  # how many actors: no number
 
 
 def _holds_its_own(stages: PaperStages, label: str) -> bool:
@@ -66,15 +61,6 @@ def _holds_its_own(stages: PaperStages, label: str) -> bool:
         return not isinstance(own, EvaluationConfig) or not settings_of_others(own, file)
     except UserError:
         return False
-
-
-def _wherever(value: Any) -> Any:
-    """The same with the folders of stages by their name."""
-    if isinstance(value, dict):
-        return {key: _wherever(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_wherever(inner) for inner in value]
-    return _OWN_STAGES.sub("", value) if isinstance(value, str) else value
 
 
 def _record(stages: PaperStages, label: str) -> Path:

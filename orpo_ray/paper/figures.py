@@ -65,7 +65,7 @@ def _rewards(outcomes: Outcomes, name: str, title: str, data: str) -> Figure:
     own = config.data[data]
     judge = next(iter(outcomes.stages.judges[data]), "")
     sizes: dict[str, dict[int, dict[str, Floats]]] = {}
-    missing: dict[str, str] = {}
+    missing: dict[str, dict[str, str]] = {size: {} for size in config.sizes}
     for size in config.sizes:
         for seed in config.seeds:
             place = outcomes.stages.find("winrate", data, size, seed)
@@ -77,17 +77,17 @@ def _rewards(outcomes: Outcomes, name: str, title: str, data: str) -> Figure:
             if known:
                 sizes.setdefault(size, {})[seed] = known
             elif place is not None:
-                missing[place.label] = outcomes.missing(place) or f"{judge} gave no reward there"
-    why = listed(missing)
+                missing[size][place.label] = outcomes.missing(place) or f"{judge} gave no reward there"
     stands = "" if own.paper is None else f", in the place of {_DATA[own.paper]}"
     caption = (
         f"Rewards by {judge} of what each method answers to the held-out prompts of {own.title}{stands}: histograms of "
         "all seeds and rounds, and a density for each seed."
     )
     claims = [
-        claim for size in config.sizes for against in AGAINST if against in config.compared
-        if (claim := _mean_reward(outcomes, data, size, against, sizes.get(size, {}), why)) is not None
+        claim for size, lacks in missing.items() for against in AGAINST if against in config.compared
+        if (claim := _mean_reward(outcomes, data, size, against, sizes.get(size, {}), listed(lacks))) is not None
     ]  # fmt: skip
+    why = listed({label: said for lacks in missing.values() for label, said in lacks.items()})
     return made(name, f"{title} on {own.title}", caption, rewards_drawing(sizes) if sizes else None, claims, why)
 
 

@@ -58,6 +58,7 @@ def diversity_table(outcomes: Outcomes) -> Table:
     rows: list[tuple[Cell, ...]] = []
     numbers: list[Number] = []
     missing: dict[str, None] = {}
+    run: list[dict[int, float]] = []
     for data in config.data:
         for size in config.sizes:
             claims = dict(zip(_COSINES, _claims(outcomes, data, size), strict=True))
@@ -65,6 +66,7 @@ def diversity_table(outcomes: Outcomes) -> Table:
                 cells = []
                 for key, claim in claims.items():
                     values = _values(outcomes, data, size, method, key)
+                    run.append(values)
                     why = "" if values else _why_not(outcomes, data, size, method)
                     missing |= {f"Not run: {data}, {size}, {METHODS[method]}: {why}.": None} if why else {}
                     own = Number(key, data=data, size=size, method=method)
@@ -77,9 +79,10 @@ def diversity_table(outcomes: Outcomes) -> Table:
         name = f"{printed.model} {METHODS[printed.method]} (the paper's)"
         rows.append((Cell(name), *(Cell(f"{value:.4f}", numeric=True) for value in values_of.values())))
         numbers += [Number(key, size=printed.model, method=printed.method, paper=v) for key, v in values_of.items()]
+    seeds = seeds_in_words(config.seeds, run)
     note = (
         "Mean pairwise cosine of answers to one prompt, and to different prompts: lower where they are more diverse; "
-        f"mean over {seeds_in_words(config.seeds)}, and below it each seed's own. The paper draws five answers to each "
+        f"mean over {seeds}, and below it each seed's own. The paper draws five answers to each "
         "of 160 AlpacaEval instructions; these are the answers that the win-rates are of. Verdicts are on whether ORPO "
         "stands to SFT+DPO as in the paper."
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial, reduce
 from pathlib import Path
@@ -16,8 +17,8 @@ from orpo_ray.config.data import BUILT_IN
 from orpo_ray.config.evaluation import OutputsConfig
 from orpo_ray.config.identity import identity
 from orpo_ray.config.overlays import laid_over
-from orpo_ray.config.paper import DONE, METHODS, STAGES, Method, PaperConfig, load_paper
-from orpo_ray.config.paths import expanded
+from orpo_ray.config.paper import DONE, METHODS, Method, PaperConfig, PaperData, PaperSize, load_paper
+from orpo_ray.config.paths import STAGES, expanded
 from orpo_ray.config.schema import folder_in
 from orpo_ray.data.sources import open_source
 from orpo_ray.errors import UserError
@@ -31,6 +32,10 @@ JUDGE = "judge"
 """What evaluations call the paper's own reward model."""
 SEEDS = "-seeds"
 """What the name of a table ends in that has each seed's numbers of another."""
+_HALF_OPEN = re.compile(r"(<\w+|\w+>)\Z")
+"""What was to be `<…>`, a bracket forgotten."""
+_TRAINS_BY = {"reward": "reward", "judge": "reward", "base": None}
+"""The objective of a method that is not called so; None: any."""
 _DIGITS = 8
 """Of a folder's suffix, in base 16: two stages of one label share it once in four thousand million."""
 
@@ -70,6 +75,7 @@ class PaperStages:
         self.folder = config.storage.run_dir(config.name)
         self._names: dict[Place, str] = {}
         self.digests: dict[Place, str] = {}
+        self._require_left_out()
         made: dict[Place, StageConfig] = {}
         for place in self._policies_and_rewards():
             made[place] = self._training(place)
@@ -151,12 +157,44 @@ class PaperStages:
 
     # What each is
 
+    def _require_left_out(self) -> None:
+        """Raises `UserError` where settings say what follows from the paper, and would be passed over."""
+        config = self.config
+        parts: dict[str, PaperConfig | PaperSize | PaperData] = {"": config}
+        parts |= {f"sizes.{label}.": size for label, size in config.sizes.items()}
+        parts |= {f"data.{label}.": data for label, data in config.data.items()}
+        for name, part in parts.items():
+            self._refuse(f"{name}run", part.run, "name", "seed", "storage")
+            for method, settings in part.methods.items():
+                self._refuse(f"{name}methods.{method}", settings, "name", "seed", "storage")
+            self._refuse(f"{name}evaluation", part.evaluation, "models", "name", "storage")
+        for label, benchmark in config.benchmarks.items():
+            self._refuse(f"benchmarks.{label}.evaluation", benchmark.evaluation, "name", "storage")
+        sweep = config.sweep or {}
+        self._refuse("sweep", sweep, "name", "train", "storage")
+        if isinstance(space := sweep.get("space"), dict):
+            self._refuse("sweep.space", space, "objective.name")
+
+    def _refuse(self, section: str, settings: Mapping[str, Any], *keys: str) -> None:
+        if taken := next((key for key in keys if key in settings), None):
+            why = "are the methods" if taken == "models" else "is the paper's to say"
+            raise UserError(f"{self._origin}: {section}.{taken}: {why}; leave it out")
+
     def _training(self, place: Place) -> TrainConfig:
         mapping = self._mapping(place)
         known = self._parsed(place, mapping, by_name=True)
+        self._require_objective(place, known)
         name = self._known_by(place, {"run": identity(known.for_a_file()), "files": _files(known)})
         self._names[place] = name
         return self._parsed(place, {**mapping, "name": name}, by_name=False)
+
+    def _require_objective(self, place: Place, run: TrainConfig) -> None:
+        """Raises `UserError` where a method trains by another objective than tables and figures would say of it."""
+        wanted, found = _TRAINS_BY.get(place.kind, place.kind), run.objective.name
+        if wanted not in (None, found):
+            raise UserError(
+                f"{self._origin}: {place.label}: objective.name: is {found}; methods.{place.kind} trains by {wanted}"
+            )
 
     def _known_by(self, place: Place, decides: dict[str, Any]) -> str:
         """The name of the folder of a stage that `decides` decides."""
@@ -180,8 +218,6 @@ class PaperStages:
 
     def _sweep(self, place: Place) -> SweepConfig:
         settings = self.config.sweep or {}
-        if taken := {"name", "train", "storage"} & set(settings):
-            raise UserError(f"{self._origin}: sweep.{min(taken)}: is the paper's to say; leave it out")
         train = self._mapping(place, "orpo")
         known = self._parsed(place, train, by_name=True)
         decides = {key: value for key, value in settings.items() if key != "concurrency"}
@@ -194,8 +230,6 @@ class PaperStages:
         config = self.config
         overlays = [config.evaluation, config.data[place.data].evaluation, config.sizes[place.size].evaluation]
         mapping: dict[str, Any] = reduce(laid_over, overlays, {})
-        if "models" in mapping:
-            raise UserError(f"{self._origin}: evaluation.models: are the methods; leave it out")
         if "judge" in config.methods:
             own = mapping.get("reward_models") or {}
             if not isinstance(own, dict):
@@ -231,6 +265,9 @@ class PaperStages:
             return [fill(inner) for inner in value]
         if isinstance(value, str) and value.startswith("<") and value.endswith(">"):
             return self._named(place, value[1:-1], by_name=by_name)
+        if isinstance(value, str) and _HALF_OPEN.match(value):
+            kind = value.strip("<>")
+            raise UserError(f"{self._origin}: {place.label}: {value}: lacks a bracket; the stage's folder is <{kind}>")
         return value
 
     def _named(self, place: Place, kind: str, *, by_name: bool) -> str:

@@ -32,13 +32,14 @@ def paper_tables(outcomes: Outcomes) -> list[Table]:
 def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
     """Table 2 or 3, over all seeds, in the paper's layout. Only what the first judge says is held against the paper."""
     config, of_paper = outcomes.stages.config, _is_first(outcomes, data, judge)
-    rows, numbers = [], []
+    rows, numbers, run = [], [], []
     for size, row in config.sizes.items():
         beside = (f"the paper's OPT-{row.paper}",) if row.paper and of_paper else ()
         cells = [Cell(size, details=beside)]
         for against in AGAINST:
             contest = outcomes.contest(data, size, against, judge)
             printed = _printed(outcomes, contest) if of_paper else None
+            run.append(contest.seeds)
             cells.append(_cell(outcomes, contest, printed))
             numbers += _numbers(outcomes, contest, printed)
         rows.append(tuple(cells))
@@ -46,8 +47,9 @@ def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
     told = (
         ", the paper's number, whether it lies in that, and whether both say the same of who wins" if of_paper else ""
     )
+    seeds = seeds_in_words(config.seeds, run)
     notes = [
-        f"Mean over {seeds_in_words(config.seeds)}, and in brackets the standard deviation of the rounds' win-rates, "
+        f"Mean over {seeds}, and in brackets the standard deviation of the rounds' win-rates, "
         "which is what the paper has there (the mean of the seeds'); below, the mean's 95 % interval over seeds and "
         f"prompts{told}.",
         *_missing(outcomes, data, judge),

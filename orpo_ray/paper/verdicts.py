@@ -259,13 +259,15 @@ def mean_reward(
     tells = abs(paper.win_rate - 0.5) > 2 * paper.sd + _ROUNDING
     side = 1 if paper.win_rate > 0.5 else -1
     text = f"ORPO's mean reward is {'above' if side > 0 else 'below'} {against}'s."
+    if not tells:
+        text = f"The paper leaves open whether ORPO's mean reward is above or below {against}'s."
     apart = _less(orpo, other) if orpo is not None and other is not None else None
     printed = f"the paper's win-rate is {percent(paper.win_rate, 1)}"
     claim = _difference(text, f"Mean reward, ORPO's less {against}'s", apart, side, printed, why_not)
     if tells or claim.ours is None:
         return claim
     open_ = f"Mean reward, ORPO's less {against}'s: {_signed(claim.ours)}; {printed}, which leaves open who wins."
-    return Claim(f"ORPO's mean reward is about {against}'s.", Verdict(Word.CANNOT_TELL, open_), claim.ours)
+    return Claim(text, Verdict(Word.CANNOT_TELL, open_), claim.ours)
 
 
 # Of all of them

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orpo_ray.config import read_yaml
 from orpo_ray.config.kinds import kind_of
-from orpo_ray.config.paper import STAGES
+from orpo_ray.config.paths import STAGES
 from orpo_ray.errors import UserError
 from orpo_ray.status.evaluation import evaluation_status
 from orpo_ray.status.scores import score_status

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from orpo_ray.cluster.hosts import Marks, look, this_host
 from orpo_ray.cluster.threads import use_assigned_cpus
 from orpo_ray.config import TrainConfig
+from orpo_ray.config.identity import of_one_run
 from orpo_ray.data.dataset import Pairs
 from orpo_ray.data.prepare import PreparedData, prepare
 from orpo_ray.errors import Diverged, UserError
@@ -235,7 +236,8 @@ def _resume(
             )
         return State(best_by=config.train.keep_by), {}
     allowed = config.resume.allow_changes
-    if manifest.config != digests["config"] and not allowed:  # the driver has compared config.yaml, key by key
+    # The driver has compared config.yaml, key by key.
+    if not of_one_run(manifest.config, digests["config"]) and not allowed:
         raise UserError(f"{checkpoints.folder(manifest.step)}: was saved by a run with other settings")
     if manifest.data != digests["data"] and not {"data.train", "data.eval"} & {*allowed}:
         raise UserError(

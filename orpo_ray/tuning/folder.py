@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from orpo_ray.config import StorageConfig, SweepConfig, TrainConfig
+from orpo_ray.config.identity import same
 from orpo_ray.config.kinds import held_for
 from orpo_ray.errors import UserError
 from orpo_ray.parsing import NUMBER, member, read_member, read_object
@@ -73,7 +74,7 @@ class SweepFolder:
         or more trials than are asked for."""
         self.path.mkdir(parents=True, exist_ok=True)
         held, wanted = held_for("sweep", self.config), config.for_a_file()
-        differing = [key for key in wanted if key not in _FREE and (held or wanted).get(key) != wanted[key]]
+        differing = [key for key in wanted if key not in _FREE and not _same(held or wanted, wanted, key)]
         if differing and not self.has_trials:
             shutil.rmtree(self.trials, ignore_errors=True)
             self.summary.unlink(missing_ok=True)
@@ -105,7 +106,7 @@ class SweepFolder:
             before, now = yaml.safe_load(finished), yaml.safe_load(wanted)
         except yaml.YAMLError:
             return False
-        return isinstance(before, dict) and all(before.get(key) == now[key] for key in now if key not in _PLACES)
+        return isinstance(before, dict) and all(_same(before, now, key) for key in now if key not in _PLACES)
 
     def training(self, index: int, settings: Settings) -> TrainConfig:
         """The run of a trial."""
@@ -174,3 +175,11 @@ class SweepFolder:
         for part in heavy:
             shutil.rmtree(part, ignore_errors=True)
         (run.path / LOCK).unlink(missing_ok=True)  # a trial that is stopped is ended without a word
+
+
+def _same(held: dict[str, Any], wanted: dict[str, Any], key: str) -> bool:
+    """Whether two dumped configurations have the same there; a run's name and storage are not used (`train`)."""
+    before, now = held.get(key), wanted[key]
+    if key == "train" and isinstance(before, dict):
+        before, now = ({**run, "name": None, "storage": None} for run in (before, now))
+    return same(before, now)

@@ -11,11 +11,15 @@ import torch
 from documented import ROOT
 from test_docs_bugs import test_a_test_that_is_named_is_there as require_named
 
+from orpo_ray.costs.device import Gpus, Shape
+from orpo_ray.costs.step import Load, Network
 from orpo_ray.objectives import sampled_ratios
 from orpo_ray.objectives.gradient_analysis import gradient_factors
 from orpo_ray.objectives.orpo import orpo
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.objectives.terms import Totals, log_odds
+from orpo_ray.paper.published import DIVERSITY
+from orpo_ray.statistics.diversity import mean_pairwise_cosine
 
 PAGE = (ROOT / "docs/paper.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"`([\w/]+\.py)::([\w:]+)`", PAGE)
@@ -37,6 +41,13 @@ def test_the_weight_of_a_gradient_grows_with_its_probability() -> None:
     weights = gradient_factors(torch.stack([probabilities.log(), probabilities.log()], dim=1)).chosen
     torch.testing.assert_close(weights, 1 / (1 - probabilities))
     assert (weights.diff() > 0).all()
+
+
+def test_a_quarter_of_a_mean_has_not_the_cosines_of_table_4() -> None:
+    """The largest mean, of answers that are all the same, is 1, and a quarter of it is below each of the table's."""
+    alike = mean_pairwise_cosine(np.array([[0.6, 0.8]] * 5))
+    assert alike == pytest.approx(1)
+    assert all(alike / 4 < row.per_input <= alike for row in DIVERSITY)
 
 
 def test_a_mean_over_padding_makes_lambda_larger() -> None:
@@ -63,7 +74,7 @@ def test_log_odds_near_certainty() -> None:
 
 
 def test_forwards_and_backwards_of_a_pair() -> None:
-    """A backward is two forwards: ORPO takes 2 x 3 for a pair, DPO 2 x 3 and 2 of its reference."""
+    """What the cost model says of a step without a reference, as ORPO's, and with one that is asked at each step."""
     from orpo_ray.config import parse_config
 
     def needs_reference(objective: dict[str, object]) -> bool:
@@ -71,7 +82,12 @@ def test_forwards_and_backwards_of_a_pair() -> None:
         return build_objective(parse_config(mapping, [], "x").objective).needs_reference
 
     assert not needs_reference({"name": "orpo", "lambda": 0.1}) and needs_reference({"name": "dpo"})
-    assert (2 * 3) / (2 * 3 + 2) == 0.75
+    net = Network(1_315_758_080, 24, 2048, 50_272, per_token=7.2e9, per_prediction=6.2e8, per_visible_pair=5.9e5)
+    load, device, shape = Load.of(np.array([[126, 59, 59]] * 64), score_prompts=False), Gpus(), Shape(1)
+    step, reference = shape.flops(net, load), device.rate * device.forward(net, load, shape)
+    assert step / (step + reference) == pytest.approx(0.75)
+    epochs = 3  # of a reference that is kept
+    assert epochs * step / (epochs * step + reference) == pytest.approx(0.9)
 
 
 def test_figure_6() -> None:

@@ -356,6 +356,12 @@ def test_of_no_run_a_reason_each(tmp_path: Path) -> None:
             continue
         assert figure.svg is None and figure.missing and figure.caption.endswith(f"Not drawn: {figure.missing}.")
         assert figure.verdict and figure.verdict.word == "not run", name
+    rewards = figures["figure-11"]
+    for size in ("small", "large"):
+        own = ", ".join(f"world-{size}-winrate-{seed}" for seed in (1, 2, 3))
+        said = [claim.verdict.why for claim in rewards.claims if claim.text.startswith(f"{size}: ")]
+        assert said == [f"{size}: {own}: not begun"] * 3
+        assert rewards.verdict and rewards.verdict.why.count(own) == 1
     assert figures["figure-8"].missing.startswith("the configuration has no probability_ratio; ")
     assert figures["figure-9"].missing == "the configuration has no sweep"
     assert figures["figure-10"].missing == "no benchmark of the configuration measures MT-Bench"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import yaml
 
 from orpo_ray.config import EvaluationConfig, SweepConfig, TrainConfig
+from orpo_ray.config.identity import of_one_run
 from orpo_ray.config.paper import load_paper
 from orpo_ray.errors import UserError
 from orpo_ray.paper import run
 from orpo_ray.paper.done import finished, forget_done, is_of_others, keep_done
 from orpo_ray.paper.plan import Plan
 from orpo_ray.paper.stages import PaperStages, Place, read_stages
+from orpo_ray.storage.run_folder import RunFolder
 from orpo_ray.terminal import Console
+from orpo_ray.tuning.folder import SweepFolder
 
 CONFIG: dict[str, Any] = {
     "name": "p",
@@ -144,7 +148,7 @@ def test_first_comes_the_first_seed_with_its_evaluations() -> None:
         ("methods.judge.optim={lr: 1e-4}", {"hh-l-judge", "other-l-judge"} | policies("winrate")),
         ("methods.sft.optim={weight_decay: 0.1}",
             policies("sft dpo ppo winrate") | {f"{d}-{m}" for d in ("hh", "other") for m in ("s-reward", "l-judge")}),
-        ("sizes.l.methods={orpo: {seed: 3, optim: {weight_decay: 0.1}}}", policies("orpo winrate", size="l")),
+        ("sizes.l.methods={orpo: {optim: {weight_decay: 0.1}}}", policies("orpo winrate", size="l")),
         ("data.other.run.optim.lr=0.01", policies("sft dpo orpo", "other", "s") | policies("ppo winrate", "other")
             | {"other-s-reward"}),
         ("sweep.seed=4", {"hh-s-sweep"}),
@@ -158,6 +162,12 @@ def test_first_comes_the_first_seed_with_its_evaluations() -> None:
 )  # fmt: skip
 def test_a_change_redoes_what_depends_on_it_and_nothing_else(override: str, again: set[str]) -> None:
     assert changed(override) == again
+
+
+def test_a_base_is_trained_by_whatever_it_says_and_text_with_brackets_is_text() -> None:
+    template = "methods.base.data.chat_template='<|user|>{{ messages[0].content }}'"
+    found = stages("methods.base.objective={name: orpo}", template).configs[Place("base", size="s")]
+    assert isinstance(found, TrainConfig) and found.objective.name == "orpo"
 
 
 def test_no_reward_model_beside_the_judge() -> None:
@@ -292,6 +302,50 @@ def test_a_papers_folder_is_read_from_anywhere_and_where_it_was_moved(
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.parametrize("elsewhere", ["./runs", "{tmp}/runs", "moved", "{tmp}/copied"])
+def test_what_was_begun_goes_on_wherever_the_paper_lies(tmp_path: Path, elsewhere: str) -> None:
+    """Stages that no record has yet, and what they begin from, learn from and refer to, named by its folders."""
+    reference = "methods.dpo.objective.reference=<sft>"
+    labels = ("hh-s-sft-7", "hh-s-ppo-7", "hh-s-dpo-7", "hh-s-sweep")
+    before = stages("storage.path=runs", reference)
+    for label in labels:
+        folder = before.graph.stages[label].folder
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(before.graph.stages[label].config.to_yaml())
+        run = folder / "trials/000" if label.endswith("sweep") else folder
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    path = elsewhere.format(tmp=tmp_path)
+    if "runs" not in path:
+        shutil.copytree("runs", path)
+    if path == "moved":
+        shutil.rmtree("runs")
+    after = stages(f"storage.path={path}", reference)
+    for label in labels:
+        held, now = before.graph.stages[label].config, after.graph.stages[label].config
+        if isinstance(held, TrainConfig) and isinstance(now, TrainConfig):
+            assert held.model.name_or_path != now.model.name_or_path and of_one_run(held.digest(), now.digest())
+            RunFolder(now.run_dir).open_for(now)
+        else:
+            assert isinstance(held, SweepConfig) and isinstance(now, SweepConfig)
+            SweepFolder(now).open_for(now)
+            trials = [SweepFolder(own).training(0, own.first_point) for own in (held, now)]
+            assert of_one_run(trials[0].digest(), trials[1].digest())
+        assert (after.graph.stages[label].folder / "config.yaml").read_text() == now.to_yaml()
+
+
+def test_a_begun_stage_that_begins_from_another_is_refused() -> None:
+    before, label = stages(), "hh-s-dpo-7"
+    own, other = before.graph.stages[label].config, stages("methods.sft.optim={lr: 1e-4}").graph.stages[label].config
+    assert isinstance(own, TrainConfig) and isinstance(other, TrainConfig)
+    assert not of_one_run(own.digest(), other.model_copy(update={"name": own.name}).digest())
+    folder = RunFolder(own.run_dir)
+    folder.open_for(own)
+    folder.append_metrics({"step": 1, "loss": 3.0})
+    with pytest.raises(UserError, match=r"holds a run with other settings \(model.name_or_path\)"):
+        folder.open_for(other.model_copy(update={"name": own.name}))
+
+
 def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,8 +375,25 @@ def test_a_papers_folder_whose_files_are_named_from_elsewhere_is_told(
         (["evaluation.models={a: toy}"], "evaluation.models: are the methods; leave it out"),
         (["evaluation.reward_models=[toy]"], "hh-s-winrate-7: reward_models: should be a mapping of keys"),
         (["sweep.train={}"], "sweep.train: is the paper's to say; leave it out"),
+        (["sweep.space={objective.name: 'grid(orpo, sft)'}"], "sweep.space.objective.name: is the paper's to say"),
         (["sweep.space={objective.lamda: 'grid(1, 2)'}"], "sweep: "),
         (["data.hh.evaluation.prompts.limt=3"], "hh-s-winrate-7: unknown key prompts.limt; did you mean "),
+        (["run.seed=3"], "run.seed: is the paper's to say; leave it out"),
+        (["methods.orpo.name=x"], "methods.orpo.name: is the paper's to say; leave it out"),
+        (["sizes.s.run.storage.path=x"], "sizes.s.run.storage: is the paper's to say; leave it out"),
+        (["data.hh.methods={dpo: {seed: 3}}"], "data.hh.methods.dpo.seed: is the paper's to say; leave it out"),
+        (["evaluation.name=x"], "evaluation.name: is the paper's to say; leave it out"),
+        (["sizes.l.evaluation={storage: {path: x}}"], "sizes.l.evaluation.storage: is the paper's to say; leave it"),
+        (["data.hh.evaluation.models={a: toy}"], "data.hh.evaluation.models: are the methods; leave it out"),
+        (["benchmarks={b: {data: hh, size: s, evaluation: {name: x}}}"], "benchmarks.b.evaluation.name: is the paper"),
+        (["methods.orpo.objective={name: sft}"],
+         "hh-s-orpo-7: objective.name: is sft; methods.orpo trains by orpo"),
+        (["methods.judge.objective={name: sft}"], "hh-l-judge: objective.name: is sft; methods.judge trains by reward"),
+        (["sizes.l.methods={dpo: {objective: {name: orpo}}}"], "hh-l-dpo-7: objective.name: is orpo; methods.dpo tra"),
+        (["data.other.run.objective={name: dpo}", "methods.sft.objective={}"],
+         "hh-s-sft-7: objective.name: is orpo; methods.sft trains by sft"),
+        (["methods.dpo.model.name_or_path='<sft'"], "hh-s-dpo-7: <sft: lacks a bracket; the stage's folder is <sft>"),
+        (["methods.dpo.model.name_or_path='sft>'"], "hh-s-dpo-7: sft>: lacks a bracket; the stage's folder is <sft>"),
         (["benchmarks={b: {data: hh, size: x, evaluation: {}}}"], "benchmarks.b.size: no size is called x"),
         (["benchmarks.winrate-7={data: hh, size: s, evaluation: {prompts: {source: toy}, reward_models: {t: toy}}}"],
          "two stages would be called hh-s-winrate-7"),

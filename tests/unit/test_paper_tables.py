@@ -225,6 +225,9 @@ def test_before_anything_has_run_every_cell_says_so(begun):
     assert [row["seed"] for row in parsed(table)] == ["all"] * 6, "no seed has a number"
     assert all(row["value"] == "" and row["verdict"] == "not run" and row["paper"] for row in parsed(table))
     assert all(each.csv() and each.markdown() and each.latex() for each in tables)
+    for name in ("table-2", "table-4"):
+        (note,) = (each.notes[0] for each in tables if each.name == name)
+        assert "ean over training seeds, none of which has a number yet, and" in note
 
 
 def test_a_seed_that_is_missing_is_said_and_the_mean_is_of_the_others(begun):
@@ -239,9 +242,18 @@ def test_a_seed_that_is_missing_is_said_and_the_mean_is_of_the_others(begun):
     assert table.rows[0][1].numeric and table.rows[1][1].text == "not run"
     assert [source.label for source in table.rows[0][1].sources] == ["seed 1", "seed 3"]
     assert table.notes[1:] == (f"Not run: small, seed 2: {why}.", "Not run: large, seeds 1, 2, 3: not begun.")
+    for note in (table.notes[0], diversity_table(outcomes).notes[0]):
+        assert "ean over 2 training seeds (1, 3), and" in note, "no other was run"
     seeds = seeds_table(outcomes, "world", "judge")
     assert [row[2].text == "not run" for row in seeds.rows] == [False, True, False, True, True, True]
     assert seeds.rows[1][2].why == why
+
+
+def test_sizes_of_unlike_seeds_say_so(begun):
+    finish(begun, winrate("small", 1), winrate("small", 3), winrate("large", 1))
+    outcomes = read_outcomes(begun)
+    for table in (win_rate_table(outcomes, "world", "judge"), diversity_table(outcomes)):
+        assert "ean over 2 training seeds (1, 3), or those of them that have a number, and" in table.notes[0]
 
 
 def test_one_seed_has_the_evaluations_own_interval_over_prompts(begun):

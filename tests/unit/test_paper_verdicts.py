@@ -219,7 +219,10 @@ def test_mean_rewards_take_the_side_of_the_win_rate():
     assert mean_reward(sft, orpo, "SFT", RewardWinRate(0.84, 0.006)).verdict.word == DIFFERS
     below = mean_reward(orpo, sft, "DPO", RewardWinRate(0.417, 0.0077))
     assert (below.verdict.word, below.text) == (DIFFERS, "ORPO's mean reward is below DPO's.")
-    assert mean_reward(orpo, sft, "DPO", RewardWinRate(0.494, 0.0054)).verdict.word == CANNOT_TELL
+    open_ = mean_reward(orpo, sft, "DPO", RewardWinRate(0.494, 0.0054))
+    assert open_.verdict.word == CANNOT_TELL and open_.ours and open_.ours.beyond(0) == 1
+    assert open_.text == "The paper leaves open whether ORPO's mean reward is above or below DPO's."
+    assert mean_reward(None, None, "DPO", RewardWinRate(0.494, 0.0054)).text == open_.text, "run or not"
     assert mean_reward(orpo[:1], sft[:1], "SFT", RewardWinRate(0.84, 0.006)).verdict.word == AGREES
     assert mean_reward(orpo, None, "SFT", RewardWinRate(0.84, 0.006), "no SFT").verdict.word == NOT_RUN
 

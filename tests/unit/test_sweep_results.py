@@ -150,6 +150,25 @@ def test_a_folder_holds_one_sweep_which_may_go_on(tmp_path: Path) -> None:
     assert folder.config.read_text() == more.to_yaml()
 
 
+def test_a_sweep_goes_on_from_a_model_that_is_spelled_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model in ("runs/sft", "runs/other"):
+        (tmp_path / model).mkdir(parents=True)
+    own = config(tmp_path, "train.model.name_or_path=runs/sft")
+    folder = SweepFolder(own)
+    folder.open_for(own)
+    write_run(folder.trial(0).path, {"objective.lambda": 1.0, "optim.lr": 1e-3, "optim.schedule": "cosine"}, until=8)
+    spelled = config(tmp_path, f"train.model.name_or_path={tmp_path}/runs/sft")
+    folder.open_for(spelled)
+    assert folder.config.read_text() == spelled.to_yaml()
+    write_summary(folder, {"lag": 3, "seconds": 7.0, "finished": own.to_yaml()})
+    assert folder.is_finished(spelled)
+    with pytest.raises(UserError, match=r"other settings \(train\)"):
+        folder.open_for(config(tmp_path, "train.model.name_or_path=./runs/other"))
+
+
 def test_without_a_trial_that_has_begun_the_corrected_command_takes_the_folder(tmp_path: Path) -> None:
     folder = SweepFolder(config(tmp_path))
     folder.open_for(config(tmp_path))

@@ -20,6 +20,7 @@ from families import FAMILIES, build, random_pairs
 from transformers import AutoModelForCausalLM
 
 from orpo_ray.config import ModelConfig, OptimConfig, TrainConfig, parse_config
+from orpo_ray.config.identity import of_one_run
 from orpo_ray.data import toyworld
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.data.prepare import Highest
@@ -205,6 +206,36 @@ class TestRunFolder:
         folder = self.begun(tmp_path / "unit")
         with pytest.raises(UserError, match=r"objective\.lambda, optim\.lr, seed|seed, objective\.lambda, optim\.lr"):
             folder.open_for(config("objective.lambda=0.7", "optim.lr=1", "seed=3"))
+
+    def test_a_place_that_is_spelled_otherwise_is_no_other_setting(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for model in ("runs/sft", "runs/other"):
+            (tmp_path / model).mkdir(parents=True)
+        (tmp_path / "link").symlink_to("runs")
+        first = config("model.name_or_path=runs/sft")
+        folder = self.begun(tmp_path / "unit", "model.name_or_path=runs/sft")
+        for text in ("./runs/sft", f"{tmp_path}/runs/sft", "link/sft/"):
+            spelled = config(f"model.name_or_path={text}")
+            folder.open_for(spelled)
+            assert folder.config.read_text() == spelled.to_yaml() and of_one_run(first.digest(), spelled.digest())
+        assert of_one_run(first.digest().split()[0], first.digest()), "checkpoints of before have the text's alone"
+        assert not folder.events.exists()
+        other = config("model.name_or_path=./runs/other")
+        assert not of_one_run(first.digest(), other.digest())
+        with pytest.raises(UserError, match=r"other settings \(model\.name_or_path\)"):
+            folder.open_for(other)
+
+    def test_a_relative_place_that_was_moved_with_its_run_is_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        digests = []
+        for place in ("here", "there"):
+            (tmp_path / place / "runs" / "sft").mkdir(parents=True)
+            monkeypatch.chdir(tmp_path / place)
+            digests.append(config("model.name_or_path=runs/sft").digest())
+        assert digests[0] != digests[1] and of_one_run(*digests)
 
     def test_changes_that_are_allowed_are_taken_over(self, tmp_path: Path) -> None:
         folder = self.begun(tmp_path / "unit")
