@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from orpo_ray.paper import published
 from orpo_ray.paper.benchmark_tables import alpaca_table, ifeval_table, mt_bench_table
-from orpo_ray.paper.cells import seeds_in_words, source, span, with_sd
+from orpo_ray.paper.cells import called, seeds_in_words, source, span, with_sd
 from orpo_ray.paper.further_tables import diversity_table, reward_table
 from orpo_ray.paper.outcomes import AGAINST, Contest, Outcomes
 from orpo_ray.paper.published import RewardWinRate
-from orpo_ray.paper.stages import JUDGE, SEEDS
+from orpo_ray.paper.stages import SEEDS
 from orpo_ray.paper.table import ALL, Cell, Number, Table
 from orpo_ray.paper.verdicts import Word, holds
 from orpo_ray.paper.verdicts import contest as verdict_on
@@ -144,8 +144,7 @@ def _title(outcomes: Outcomes, data: str, judge: str, of: str) -> str:
     config = outcomes.stages.config
     paper = config.data[data].paper if _is_first(outcomes, data, judge) else None
     held = "" if paper is None else f"Table {published.TABLES[paper].removeprefix('table-')}. "
-    by = f"the reward model of size {config.judge}" if judge == JUDGE and config.judge else judge
-    return f"{held}{of}, in %: {config.data[data].title}, judged by {by}"
+    return f"{held}{of}, in %: {config.data[data].title}, judged by {called(outcomes, judge)}"
 
 
 def _missing(outcomes: Outcomes, data: str, judge: str) -> list[str]:
