@@ -48,7 +48,7 @@ def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
     )
     notes = [
         f"Mean over {seeds_in_words(config.seeds)}, and in brackets the standard deviation of the rounds' win-rates, "
-        "which is what the paper has there (the mean of the seeds'); below, the mean's 95 % interval over seeds and "
+        "which is what the paper has there (the mean of the seeds'); below, the mean's 95% interval over seeds and "
         f"prompts{told}.",
         *_missing(outcomes, data, judge),
     ]
@@ -70,7 +70,7 @@ def seeds_table(outcomes: Outcomes, data: str, judge: str) -> Table:
         ]
     title = _title(outcomes, data, judge, "Win-rate of ORPO by seed")
     note = (
-        "In brackets the standard deviation of the rounds' win-rates; below, the 95 % interval over prompts, which "
+        "In brackets the standard deviation of the rounds' win-rates; below, the 95% interval over prompts, which "
         "holds for the models of that seed alone."
     )
     columns = ("Size", "Seed", *_COLUMNS.values())

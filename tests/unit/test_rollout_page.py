@@ -6,6 +6,7 @@ import hashlib
 import json
 import posixpath
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from orpo_ray.config.metrics import spoken
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures, write_evaluation_report, write_report
 from orpo_ray.report.page import _facts, run_page
-from orpo_ray.report.rollout_figures import _from_zero, _of_rounds, _reward, _update_rate
+from orpo_ray.report.rollout_figures import _clip_caption, _from_zero, _of_rounds, _reward, _update_rate
 from orpo_ray.report.rollout_frontier import frontier, frontier_caption
 from orpo_ray.report.rollout_samples import MOST_CHARACTERS, MOST_PROMPTS, NEWEST, Samples, read_samples
 from orpo_ray.report.rollout_words import learned_otherwise, shortened
@@ -354,6 +355,19 @@ def test_pages_of_pairs_are_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
             flags=re.DOTALL,
         )
         assert hashlib.sha256(kept).hexdigest()[:16] == expected, objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"), [("ppo", "Tokens whose ratio, or value, was held."), ("rloo", "Responses whose ratio was")]
+)
+def test_the_clip_fraction_is_of_what_the_objective_holds(tmp_path: Path, objective: str, said: str) -> None:
+    own = make_rollout_run(tmp_path / "r", steps=8)
+    lines = [json.loads(line) for line in (own / "metrics.jsonl").read_text().splitlines()]
+    if objective == "rloo":
+        lines = [{key: value for key, value in line.items() if key != "value_clip_fraction"} for line in lines]
+    write_lines(own / "metrics.jsonl", lines)
+    run = read_run(own)
+    assert _clip_caption(replace(run, config=run.config | {"objective": {"name": objective}})).startswith(said)
 
 
 def test_a_frontier_of_one_point_and_of_none(tmp_path: Path) -> None:
