@@ -26,7 +26,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.report import figures, write_evaluation_report, write_report
 from orpo_ray.report.page import _facts, run_page
 from orpo_ray.report.rollout_figures import _clip_caption, _from_zero, _of_rounds, _reward, _update_rate
-from orpo_ray.report.rollout_frontier import frontier, frontier_caption
+from orpo_ray.report.rollout_frontier import _side, frontier, frontier_caption
 from orpo_ray.report.rollout_samples import MOST_CHARACTERS, MOST_PROMPTS, NEWEST, Samples, read_samples
 from orpo_ray.report.rollout_words import learned_otherwise, shortened
 from orpo_ray.report.runs import read_run
@@ -378,6 +378,21 @@ def test_a_frontier_of_one_point_and_of_none(tmp_path: Path) -> None:
         own / "metrics.jsonl", [{"step": 0, "eval_reward": 1.0}, {"step": 20, "eval_kl": None, "eval_reward": 1.0}]
     )
     assert frontier(read_run(own)) is None
+
+
+def test_a_label_of_a_step_lies_where_it_covers_no_point_and_stays_inside() -> None:
+    middle, below, above = (np.array(place) for place in ((0.5, 0.5), (0.54, 0.46), (0.5, 0.57)))
+    free, one, two, corner = (
+        _side(place, 2, np.array(marks))
+        for place, marks in (
+            (middle, [middle]), (middle, [middle, below]), (middle, [middle, below, above]),
+            (np.array([0.99, 0.9]), [[0.0, 0.0]]),
+        )
+    )  # fmt: skip
+    assert (free.across, free.along) == ("left", "top")
+    assert (one.across, one.along) == ("center", "bottom")
+    assert (two.across, two.along) == ("center", "top")
+    assert corner.across == "right"
 
 
 def test_trackers_take_names_of_sources() -> None:
