@@ -407,10 +407,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         code = tell_of_a_bug(error)
     if code == 130:
-        command = shlex.join(["orpo-ray", *arguments])
-        again = "starts anew" if arguments[0] == "bench" else "continues where it stopped"
-        _complain(f"interrupted; the same command {again}: {command}")
+        _complain(_interrupted(arguments))
     sys.exit(code)
+
+
+_KEEP_NOTHING = {"data", "doctor", "export", "outputs", "report", "status", "verdicts"}
+"""Commands that are over in little time, and leave nothing half done that another call would go on with."""
+
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    if arguments[0] in _KEEP_NOTHING:
+        return "interrupted"
+    again = "starts anew" if arguments[0] == "bench" else "continues where it stopped"
+    return f"interrupted; the same command {again}: {shlex.join(['orpo-ray', *arguments])}"
 
 
 def _complain(message: str) -> int:

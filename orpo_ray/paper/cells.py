@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from orpo_ray.paper.outcomes import Outcomes
-from orpo_ray.paper.stages import Place
+from orpo_ray.paper.stages import JUDGE, Place
 from orpo_ray.paper.table import Source
 
 METHODS = {"sft": "SFT", "dpo": "SFT+DPO", "ppo": "SFT+PPO", "orpo": "ORPO"}
@@ -29,6 +29,12 @@ def span(low: float, high: float) -> str:
 
 def source(outcomes: Outcomes, place: Place, label: str) -> Source:
     return Source(label, outcomes.link(place), outcomes.command(place))
+
+
+def called(outcomes: Outcomes, judge: str) -> str:
+    """A judge's name in a sentence; the paper's own has none but what it is."""
+    size = outcomes.stages.config.judge
+    return f"the reward model of size {size}" if judge == JUDGE and size else judge
 
 
 def seeds_in_words(seeds: Sequence[int], cells: Iterable[Collection[int]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from orpo_ray.paper.stages import Place
 from orpo_ray.paper.table import ALL, Cell, Number, Table
 from orpo_ray.paper.verdicts import Claim, Word, diversity
 from orpo_ray.report.evaluation_folder import Diversity
+from orpo_ray.report.numbers import number
 
 _NOT_RUN = Word.NOT_RUN.value
 _DATA_OWN = ("chosen", "rejected")
@@ -38,7 +40,7 @@ def reward_table(outcomes: Outcomes, data: str) -> Table:
                 cells.append(Cell(_NOT_RUN, why=outcomes.missing(place) or f"{method} has no answer with a reward"))
                 continue
             value = own[method].mean
-            cells.append(Cell(f"{value:.3f}", True, sources=(source(outcomes, place, "evaluation"),)))
+            cells.append(Cell(number(value), True, sources=(source(outcomes, place, "evaluation"),)))
             numbers.append(
                 Number(
                     "mean_reward", data=data, size=place.size, method=method, judge=judge, seed=str(place.seed),
@@ -57,7 +59,7 @@ def diversity_table(outcomes: Outcomes) -> Table:
     config = outcomes.stages.config
     rows: list[tuple[Cell, ...]] = []
     numbers: list[Number] = []
-    missing: dict[str, None] = {}
+    missing: dict[str, dict[str, list[str]]] = {}
     run: list[dict[int, float]] = []
     for data in config.data:
         for size in config.sizes:
@@ -68,11 +70,13 @@ def diversity_table(outcomes: Outcomes) -> Table:
                     values = _values(outcomes, data, size, method, key)
                     run.append(values)
                     why = "" if values else _why_not(outcomes, data, size, method)
-                    missing |= {f"Not run: {data}, {size}, {METHODS[method]}: {why}.": None} if why else {}
                     own = Number(key, data=data, size=size, method=method)
                     cells.append(_cosine(outcomes, own, values, claim if method == ORPO else None, why))
                     numbers += _numbers(outcomes, own, values)
-                rows.append((Cell(f"{config.data[data].title}, {size}, {METHODS[method]}"), *cells))
+                where = f"{config.data[data].title}, {size}"
+                rows.append((Cell(f"{where}, {METHODS[method]}"), *cells))
+                for why in dict.fromkeys(cell.why for cell in cells if cell.text == _NOT_RUN):
+                    missing.setdefault(why, {}).setdefault(where, []).append(METHODS[method])
             numbers += [_less_dpo(key, data, size, claim) for key, claim in claims.items()]
     for printed in published.DIVERSITY:
         values_of = {"per_input_cosine": printed.per_input, "across_input_cosine": printed.across_input}
@@ -87,7 +91,23 @@ def diversity_table(outcomes: Outcomes) -> Table:
         "stands to SFT+DPO as in the paper."
     )
     titles = ("Model", *_COSINES.values())
-    return Table("table-4", "Table 4. Diversity of answers", titles, tuple(rows), tuple(numbers), (note, *missing))
+    return Table(
+        "table-4",
+        "Table 4. Diversity of answers",
+        titles,
+        tuple(rows),
+        tuple(numbers),
+        (note, *_not_run(missing, len(config.compared))),
+    )
+
+
+def _not_run(missing: Mapping[str, Mapping[str, Sequence[str]]], methods: int) -> list[str]:
+    """A line for each reason, with the rows that it keeps empty; without the methods where it is all of them."""
+    found = []
+    for why, places in missing.items():
+        rows = [where if len(own) == methods else f"{where}, {', '.join(own)}" for where, own in places.items()]
+        found.append(f"Not run: {'; '.join(rows)}: {why}.")
+    return found
 
 
 def _claims(outcomes: Outcomes, data: str, size: str) -> tuple[Claim, Claim]:
@@ -124,8 +144,16 @@ def _why_not(outcomes: Outcomes, data: str, size: str, method: str) -> str:
         return why
     own = _of(outcomes, data, size, method, first)
     if own is not None and own.embedder is None:
-        return "the evaluation embeds no answers (embedder)"
+        return f"the evaluation embeds no answers ({_key_of_embedder(outcomes, data, size)})"
     return "it has too few answers"
+
+
+def _key_of_embedder(outcomes: Outcomes, data: str, size: str) -> str:
+    """Where the configuration says so: of what is laid over another, the last."""
+    config = outcomes.stages.config
+    own = {f"sizes.{size}": config.sizes[size].evaluation, f"data.{data}": config.data[data].evaluation}
+    where = next((f"{place}." for place, keys in own.items() if "embedder" in keys), "")
+    return f"{where}evaluation.embedder"
 
 
 def _cosine(outcomes: Outcomes, own: Number, values: dict[int, float], claim: Claim | None, why: str) -> Cell:
@@ -151,7 +179,7 @@ def _numbers(outcomes: Outcomes, own: Number, values: dict[int, float]) -> list[
 
 def _less_dpo(key: str, data: str, size: str, claim: Claim) -> Number:
     """ORPO's less DPO's, by which the verdict goes."""
-    number = Number(f"{key}_difference", data=data, size=size, method=ORPO, against="dpo", seed=ALL)
-    number = replace(number, verdict=claim.verdict.word.value)
+    found = Number(f"{key}_difference", data=data, size=size, method=ORPO, against="dpo", seed=ALL)
+    found = replace(found, verdict=claim.verdict.word.value)
     ours = claim.ours
-    return number if ours is None else replace(number, value=ours.mean, low=ours.low, high=ours.high)
+    return found if ours is None else replace(found, value=ours.mean, low=ours.low, high=ours.high)

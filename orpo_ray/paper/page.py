@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orpo_ray.errors import UserError
 from orpo_ray.paper.figures import paper_figures
+from orpo_ray.paper.other_judges import disagreements
 from orpo_ray.paper.outcomes import read_outcomes
 from orpo_ray.paper.page_parts import (
     StageRow,
@@ -65,6 +66,7 @@ def write_paper(stages: PaperStages, failed: Mapping[str, str]) -> Path:
         "paper.html",
         title=f"The paper remade: {stages.config.name}",
         tally=tally(line for _, own in lines for line in own),
+        disagreements=disagreements(outcomes),
         scale=scale,
         status=_status(rows),
         groups=grouped(lines),

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from orpo_ray.paper import published
 from orpo_ray.paper.benchmark_tables import alpaca_table, ifeval_table, mt_bench_table
-from orpo_ray.paper.cells import seeds_in_words, source, span, with_sd
+from orpo_ray.paper.cells import called, seeds_in_words, source, span, with_sd
 from orpo_ray.paper.further_tables import diversity_table, reward_table
 from orpo_ray.paper.outcomes import AGAINST, Contest, Outcomes
 from orpo_ray.paper.published import RewardWinRate
-from orpo_ray.paper.stages import JUDGE, SEEDS
+from orpo_ray.paper.stages import SEEDS
 from orpo_ray.paper.table import ALL, Cell, Number, Table
 from orpo_ray.paper.verdicts import Word, holds
 from orpo_ray.paper.verdicts import contest as verdict_on
@@ -50,7 +50,7 @@ def win_rate_table(outcomes: Outcomes, data: str, judge: str) -> Table:
     seeds = seeds_in_words(config.seeds, run)
     notes = [
         f"Mean over {seeds}, and in brackets the standard deviation of the rounds' win-rates, "
-        "which is what the paper has there (the mean of the seeds'); below, the mean's 95 % interval over seeds and "
+        "which is what the paper has there (the mean of the seeds'); below, the mean's 95% interval over seeds and "
         f"prompts{told}.",
         *_missing(outcomes, data, judge),
     ]
@@ -72,7 +72,7 @@ def seeds_table(outcomes: Outcomes, data: str, judge: str) -> Table:
         ]
     title = _title(outcomes, data, judge, "Win-rate of ORPO by seed")
     note = (
-        "In brackets the standard deviation of the rounds' win-rates; below, the 95 % interval over prompts, which "
+        "In brackets the standard deviation of the rounds' win-rates; below, the 95% interval over prompts, which "
         "holds for the models of that seed alone."
     )
     columns = ("Size", "Seed", *_COLUMNS.values())
@@ -146,8 +146,7 @@ def _title(outcomes: Outcomes, data: str, judge: str, of: str) -> str:
     config = outcomes.stages.config
     paper = config.data[data].paper if _is_first(outcomes, data, judge) else None
     held = "" if paper is None else f"Table {published.TABLES[paper].removeprefix('table-')}. "
-    by = f"the reward model of size {config.judge}" if judge == JUDGE and config.judge else judge
-    return f"{held}{of}, in %: {config.data[data].title}, judged by {by}"
+    return f"{held}{of}, in %: {config.data[data].title}, judged by {called(outcomes, judge)}"
 
 
 def _missing(outcomes: Outcomes, data: str, judge: str) -> list[str]:

@@ -66,8 +66,8 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         model_tables=evaluation_tables.models(numbers),
         reward_models=evaluation_tables.reward_models(numbers),
         agreement=evaluation_tables.agreement(numbers),
-        curves=_curves(runs),
-        one_axis=sum(not run.rolls_out for run in runs.values()) > 1,
+        curves=_curves(runs, numbers),
+        one_axis=_one_axis(runs, numbers),
         training=evaluation_tables.training(runs),
         embedders=sorted({m.diversity.embedder for m in numbers.models.values() if m.diversity.embedder}),
         entries=entries,
@@ -146,9 +146,10 @@ def _of(evaluation: Evaluation, label: str, values: Floats) -> Floats:
     return np.asarray(values[own])
 
 
-def _curves(runs: Mapping[str, Run]) -> list[tuple[str, Markup | None, str]]:
-    """Label, log-prob curves and caption of each run, on one y axis; of one on rollouts its reward against KL."""
-    limits = figures.log_prob_limits(list(runs.values())) if runs else None
+def _curves(runs: Mapping[str, Run], numbers: Numbers) -> list[tuple[str, Markup | None, str]]:
+    """Label, log-prob curves and caption of each run; of one on rollouts its reward against KL."""
+    on_one_axis = _on_one_axis(runs, numbers)
+    limits = figures.log_prob_limits(list(on_one_axis.values())) if on_one_axis else None
     drawn: list[tuple[str, Markup | None, str]] = []
     for label, run in runs.items():
         if run.rolls_out:
@@ -156,5 +157,25 @@ def _curves(runs: Mapping[str, Run]) -> list[tuple[str, Markup | None, str]]:
             continue
         changes = [(name, describe_change(run, f"eval_logps_{name}")) for name in DATA_LABELS]
         said = "; ".join(f"{name} {change}" for name, change in changes if change)
-        drawn.append((label, figures.log_probs(run, limits), f"On held-out pairs: {said}." if said else ""))
+        figure = figures.log_probs(run, limits if label in on_one_axis else None)
+        drawn.append((label, figure, f"On held-out pairs: {said}." if said else ""))
     return drawn
+
+
+def _on_one_axis(runs: Mapping[str, Run], numbers: Numbers) -> dict[str, Run]:
+    """The runs whose log-probs share a y axis: those of models that are compared, where any is known to be. A base
+    model's, which come from far below, would leave the others flat."""
+    paths = [Path(model.path).resolve() for model in numbers.models.values() if model.was_asked]
+    compared = {folder for path in paths for folder in (path, path.parent)}
+    of_pairs = {label: run for label, run in runs.items() if not run.rolls_out}
+    return {label: run for label, run in of_pairs.items() if run.folder.resolve() in compared} or of_pairs
+
+
+def _one_axis(runs: Mapping[str, Run], numbers: Numbers) -> str:
+    """Which log-probs share a y axis; empty where no two do."""
+    shared = _on_one_axis(runs, numbers)
+    if len(shared) < 2:
+        return ""
+    if len(shared) == sum(not run.rolls_out for run in runs.values()):
+        return "One y axis for all log-probs."
+    return f"One y axis for the log-probs of the models compared ({', '.join(shared)}); each other run has its own."

@@ -160,7 +160,8 @@ def training(runs: Mapping[str, Run]) -> list[Row]:
 
 
 def _of_rollouts(run: Run) -> Row:
-    step = run.kept_step
+    """Of a response. A run on pairs may have an `eval_kl`, too, but that is of a token of the data's."""
+    step = run.kept_step if run.rolls_out else None
     return {
         "eval reward": number(run.value_at("eval_reward", step)),
         "KL, nats": number(run.value_at("eval_kl", step), 2),

@@ -56,8 +56,12 @@ class HeldOut:
 
     def legend(self, metrics: Iterable[str]) -> str:
         """What is written behind an accuracy in a table that has `metrics`; empty where none is known."""
-        part = next((self.parts[metric] for metric in metrics if metric in self.parts), None)
-        return "" if part is None else f"Behind an accuracy: its 95% interval (Wilson), of {part}."
+        parts: dict[str, Part] = {}
+        for metric in metrics:
+            if (part := self.parts.get(metric)) is not None:
+                parts.setdefault(part.what, part)
+        of = " and ".join(map(str, parts.values()))
+        return f"Behind an accuracy: its 95% interval (Wilson), of {of}." if of else ""
 
     def cell(self, metric: str, value: Any, digits: int = 3) -> str:
         """The number for a table, of an accuracy with its interval: `0.667 (0.417 to 0.848)`."""

@@ -265,7 +265,7 @@ def _win_rate_caption(run: Run) -> str:
     asked = run.section("eval").get("win_rate")
     if not isinstance(asked, dict):
         return ""
-    return f"Against {asked.get('against')}, judged by {asked.get('reward_model')}, with 95 % intervals."
+    return f"Against {asked.get('against')}, judged by {asked.get('reward_model')}, with 95% intervals."
 
 
 def _pairs(run: Run) -> str:

@@ -41,7 +41,7 @@ def reward_figures(scores: Path) -> list[tuple[str, Markup, str]]:
         (
             "Rewards of chosen and rejected",
             _distribution(chosen, rejected),
-            f"Accuracy {whole.accuracy:.1%} of {whole.pairs} pairs, 95 % interval {low:.1%} to {high:.1%}. Mean "
+            f"Accuracy {whole.accuracy:.1%} of {whole.pairs} pairs, 95% interval {low:.1%} to {high:.1%}. Mean "
             f"margin, chosen − rejected, {number(float(margins.mean()), 2)} in the reward's unit.",
         ),
         (
@@ -62,7 +62,7 @@ def _sureness(margins: Floats) -> str:
     sure = sum(b.count * b.confidence for b in found.bins) / len(margins)
     return (
         f"Expected calibration error {found.expected_calibration_error:.3f}: {sure:.1%} sure on average, and right on "
-        f"{accuracy(margins).accuracy:.1%} of pairs."
+        f"{accuracy(margins).accuracy:.1%} of pairs. Dashed: as often right as sure. Larger dots hold more pairs."
     )
 
 
@@ -114,12 +114,18 @@ def _by_length(margins: Floats, differences: NDArray[np.int64]) -> Markup:
         for x, group in enumerate(groups):
             _point(axes, x, group.accuracy)
         axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
-        labels = [f"{group.shortest:+d} to {group.longest:+d}" for group in groups]
+        labels = [_range(group.shortest, group.longest) for group in groups]
         axes.set_xticks(range(len(groups)), labels, fontsize=7)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set(xlabel="tokens that chosen is longer", ylabel="accuracy", ylim=(0, 1.05))
 
     return svg(draw, "Accuracy by how much longer the chosen response is", SIZE)
+
+
+def _range(low: int, high: int) -> str:
+    """`−3 to +1`; one number where both are it."""
+    ends = [f"{'+' if end > 0 else ''}{number(end)}" for end in (low, high)]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _point(axes: Axes, x: int, group: Accuracy) -> None:

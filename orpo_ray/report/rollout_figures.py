@@ -71,7 +71,7 @@ def rollout_figures(run: Run, kept: str) -> list[Drawn]:
         (
             "Clip fraction",
             _clip_fraction(run),
-            "Tokens (of RLOO responses) whose ratio, or value, was held. Strong: means of rounds.",
+            _clip_caption(run),
         ),
         ("Probability ratio", _ratio(run), "To the policy that wrote the responses: 1 at a round's first update."),
         (
@@ -86,8 +86,15 @@ def rollout_figures(run: Run, kept: str) -> list[Drawn]:
     ]
 
 
+def _clip_caption(run: Run) -> str:
+    """By what the objective holds: RLOO the ratio of a whole response, PPO the critic's values as well."""
+    what = "Responses" if run.section("objective").get("name") == "rloo" else "Tokens"
+    held = "ratio, or value," if len(run.series("value_clip_fraction")[0]) else "ratio"
+    return f"{what} whose {held} was held. Strong: means of rounds."
+
+
 def _win_rate_caption(run: Run) -> str:
-    return "With 95 % intervals." if run.section("eval").get("win_rate") else ""
+    return "With 95% intervals." if run.section("eval").get("win_rate") else ""
 
 
 def _of_rounds(run: Run, key: str) -> Series:

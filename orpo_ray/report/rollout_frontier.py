@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -19,6 +22,31 @@ LARGEST = 1e100
 _MOST_POINTS = 120
 _APART = (0.13, 0.08)
 """Of a figure's width and height: labels that are nearer in both would overlap."""
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Where a label lies beside its point, in points of its font; the alignments are of the label."""
+
+    offset: tuple[int, int]
+    across: Literal["left", "center", "right"]
+    along: Literal["bottom", "center", "top"]
+
+    def box(self, place: Floats, characters: int) -> tuple[Floats, Floats]:
+        """Its lower left and upper right corner, in shares of the figure."""
+        size = np.array([0.018 * characters, 0.055])
+        shift = {"left": 0.0, "bottom": 0.0, "center": -0.5, "right": -1.0, "top": -1.0}
+        low = place + np.array(self.offset) * _POINT + size * [shift[self.across], shift[self.along]]
+        return low, low + size
+
+
+_SIDES = (
+    _Side((6, -4), "left", "top"), _Side((0, 7), "center", "bottom"), _Side((0, -7), "center", "top"),
+    _Side((7, 0), "left", "center"), _Side((-7, 0), "right", "center"), _Side((-6, 5), "right", "bottom"),
+)  # fmt: skip
+"""Those that come first are taken where several are as free."""
+_POINT = np.array([1 / 270, 1 / 165])
+"""Of a figure's width and height, about."""
 
 
 def sound(series: Series) -> Series:
@@ -53,7 +81,7 @@ def frontier(run: Run) -> Markup | None:
         axes.set_xscale("function", functions=(_root, _square))  # as in arXiv 2210.10760; most of a way is near 0
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.margins(0.08, 0.12)
-        _label_steps(axes, held_out, at[-1:, 0])
+        _label_steps(axes, held_out, at[-1:, 0], np.concatenate([drawn, held_out])[:, 1:])
         legend(axes)
 
     return svg(draw, "Mean reward against KL to the reference, a point for each step", SIZE)
@@ -99,24 +127,38 @@ def _rollouts_on_the_way(axes: Axes, drawn: Floats, label: str) -> None:
         )
 
 
-def _label_steps(axes: Axes, path: Floats, kept: Floats) -> None:
-    """Steps beside the evaluations: of the kept, the last and the first, and of those that there is room for."""
+def _label_steps(axes: Axes, path: Floats, kept: Floats, marks: Floats) -> None:
+    """Steps beside the evaluations: of the kept, the last and the first, and of those that there is room for. Each lies
+    on the side where it covers the fewest of `marks (points, 2)`."""
     if not len(path):
         return
     axes.get_xlim(), axes.get_ylim()  # they are found when they are asked for
-    places = axes.transAxes.inverted().transform(axes.transData.transform(path[:, 1:]))
+    places, others = (
+        axes.transAxes.inverted().transform(axes.transData.transform(own)) for own in (path[:, 1:], marks)
+    )
     order = [*np.flatnonzero(np.isin(path[:, 0], kept)), len(path) - 1, 0, *range(1, len(path) - 1)]
     taken: list[Floats] = []
     for index in order:
         if all((np.abs(places[index] - other) > _APART).any() for other in taken):
             taken.append(places[index])
             step, x, y = path[index].tolist()
-            above = step in kept or places[index][0] > 0.8
+            text = f"{step:.0f}" if taken[1:] else f"step {step:.0f}"
+            side = _side(places[index], len(text), others)
             axes.annotate(
-                f"{step:.0f}" if taken[1:] else f"step {step:.0f}", (x, y), (0, 7) if above else (6, -4),
-                textcoords="offset points", ha="center" if above else "left", va="bottom" if above else "top",
-                fontsize=8, color=INK,
+                text, (x, y), side.offset, textcoords="offset points", ha=side.across, va=side.along, fontsize=8,
+                color=INK,
             )  # fmt: skip
+
+
+def _side(place: Floats, characters: int, marks: Floats) -> _Side:
+    """Where a label of the point at `place` covers the fewest marks and stays inside; all in shares of the figure."""
+
+    def cost(side: _Side) -> tuple[bool, int]:
+        low, high = side.box(place, characters)
+        covered = ((marks > low) & (marks < high)).all(1).sum()
+        return bool((low < 0).any() or (high > 1).any()), int(covered)
+
+    return min(_SIDES, key=cost)
 
 
 def frontier_caption(run: Run) -> str:

@@ -28,12 +28,14 @@ _FEWEST = 4
 _COLOURS = matplotlib.colormaps["cividis"]
 
 
-def landscape(sweep: Sweep) -> tuple[str, Markup] | None:
-    """Title and figure: the metric over two keys (λ and the learning rate, where they are swept), or over the one."""
+def landscape(sweep: Sweep) -> tuple[str, Markup, str] | None:
+    """Title, figure and what its bars are: the metric over two keys (λ and the learning rate, where they are swept), or
+    over the one, there with the intervals of values that have one."""
     numeric = _numeric(sweep)
     keys = sorted(numeric, key=lambda key: (key != LAMBDA, key != LEARNING_RATE))[:2]
     if not keys or not _valued(sweep):
         return None
+    intervals = {} if len(keys) == 2 else _intervals(sweep)
 
     def draw_plane(axes: Axes) -> None:
         colour = _scale(sweep)
@@ -64,13 +66,24 @@ def landscape(sweep: Sweep) -> tuple[str, Markup] | None:
             colour = INK if status == "finished" else NEUTRAL
             if trials:
                 axes.plot(x, y, marker=MARKERS[status], color=colour, linestyle="", label=status)
+        for trial in _valued(sweep):
+            if trial.trial in intervals:
+                colour = INK if trial.status == "finished" else NEUTRAL
+                axes.vlines(trial.settings[keys[0]], *intervals[trial.trial], color=colour, linewidth=1)
         _axis(axes, "x", keys[0], numeric[keys[0]])
         axes.set_ylabel(sweep.numbers.metric)
         legend(axes)
 
     title = " × ".join(map(short, keys))
     draw = draw_plane if len(keys) == 2 else draw_line
-    return title, svg(draw, f"{sweep.numbers.metric} of trials over {title}", SIZE)
+    bars = " Bars: 95% intervals." if intervals else ""
+    return title, svg(draw, f"{sweep.numbers.metric} of trials over {title}", SIZE), bars
+
+
+def _intervals(sweep: Sweep) -> dict[int, tuple[float, float]]:
+    """Of the trials' values, where the metric is an accuracy of what is known."""
+    found = {trial.trial: sweep.held_out(trial).interval(sweep.numbers.metric, trial.value) for trial in _valued(sweep)}
+    return {trial: interval for trial, interval in found.items() if interval is not None}
 
 
 def trade_off(sweep: Sweep, other: str) -> Markup | None:

@@ -40,6 +40,7 @@ def write_sweep_report(folder: Path) -> Path:
         figures=_figures(sweep),
         keys=list(numbers.space),
         metrics=[numbers.metric, *numbers.trade_off],
+        outcomes=_outcomes(sweep),
         trials=_ranked(sweep),
         accuracies=_legend(sweep),
         finalists=[_finalist(finalist) for finalist in numbers.finalists],
@@ -53,7 +54,29 @@ def _headline(sweep: Sweep) -> str:
     if best is None:
         return ""
     settings = ", ".join(f"{figures.short(key)} = {_setting(value)}" for key, value in best.settings.items())
-    return f"Trial {best.label} is the best{'' if sweep.numbers.finished else ' so far'}: {settings}."
+    so_far = "" if sweep.numbers.finished else " so far"
+    return f"Trial {best.label} is the best{so_far}: {settings}{_behind(sweep, best)}."
+
+
+def _behind(sweep: Sweep, best: Trial) -> str:
+    """Whether the best is told apart from the second: by their win-rates, else by their accuracies' intervals."""
+    numbers = sweep.numbers
+    if len(numbers.finalists) > 1 and numbers.finalists[0].trial == best.trial:
+        second, behind = numbers.finalists[1].trial, numbers.finalists[1].behind
+        return f", {_told(behind is not None and behind.told_apart)} apart from trial {second:03d} by win-rate"
+    others = [trial for index in numbers.ranking if (trial := _trial(sweep, index)) and trial is not best]
+    if numbers.trade_off or not others:
+        return ""
+    ours, theirs = (sweep.held_out(one).interval(numbers.metric, one.value) for one in (best, others[0]))
+    if ours is None or theirs is None:
+        return ""
+    apart = ours[0] > theirs[1] or ours[1] < theirs[0]
+    lie = "lie apart" if apart else "overlap"
+    return f", {_told(apart)} apart from trial {others[0].label} (their 95% intervals {lie})"
+
+
+def _told(apart: bool) -> str:
+    return "told" if apart else "not told"
 
 
 def _best(sweep: Sweep) -> Trial | None:
@@ -108,7 +131,7 @@ def _longer(sweep: Sweep) -> str:
 def _worth(sweep: Sweep) -> str:
     """What the winner has where nothing was chosen, and how much of its number is luck."""
     numbers, best = sweep.numbers, _trial(sweep, sweep.numbers.winner)
-    if best is None or best.unseen is None:
+    if best is None or best.value is None or best.unseen is None:
         return ""
     held_out, metric = sweep.held_out(best), numbers.metric
     said = (
@@ -118,13 +141,15 @@ def _worth(sweep: Sweep) -> str:
     if numbers.flattered is None:
         return f"{said}."
     luck = numbers.flattered if numbers.mode == "max" else -numbers.flattered
-    if luck <= 0:
-        return f"{said}: no wider a gap than trials have on average, so the choice shows no luck."
-    finished = sum(trial.status == "finished" for trial in numbers.trials)
-    return (
-        f"{said}: {number(luck)} more than trials have on average, which is what the best of {finished} owes to having "
-        "been chosen."
+    finished = sum(trial.status == "finished" and trial.unseen is not None for trial in numbers.trials)
+    gap = best.value - best.unseen
+    gaps = (
+        f"{said}: the first less the second is {number(gap)}, and {number(gap - numbers.flattered)} at the mean of the "
+        f"{finished} trials that finished"
     )
+    if luck <= 0:
+        return f"{gaps}, so the choice shows no luck."
+    return f"{gaps}. The {number(luck)} between is what the best of {finished} owes to having been chosen."
 
 
 def _rate(rate: Rate) -> str:
@@ -151,8 +176,7 @@ def _facts(sweep: Sweep) -> list[tuple[str, str, str]]:
                 (
                     "On unseen pairs",
                     number(best.unseen),
-                    "the same of the held-out pairs that chose nothing"
-                    + _of_few(sweep, best, of_unseen(numbers.metric)),
+                    "the same" + (_of_few(sweep, best, of_unseen(numbers.metric)) or " of pairs that chose nothing"),
                 )
             ]
         ),
@@ -172,8 +196,7 @@ def _of_few(sweep: Sweep, best: Trial | None, metric: str) -> str:
 
 def _legend(sweep: Sweep) -> str:
     """What is written behind accuracies in the table of trials, where it is the same of all."""
-    metrics = [sweep.numbers.metric, *sweep.numbers.trade_off]
-    legends = {sweep.held_out(trial).legend(metrics) for trial in sweep.numbers.trials} - {""}
+    legends = {sweep.held_out(trial).legend(_outcomes(sweep)) for trial in sweep.numbers.trials} - {""}
     return legends.pop() if len(legends) == 1 else ""
 
 
@@ -188,7 +211,7 @@ def _starts(seconds: list[float]) -> list[tuple[str, str, str]]:
 def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
     """Title, figure and caption of each that there is something for."""
     numbers = sweep.numbers
-    landscape = figures.landscape(sweep)
+    landscape, place, bars = figures.landscape(sweep) or ("", None, "")
     important = figures.importance(sweep)
     rungs = "Dashed: the rungs at which the worse trials stop." if numbers.rungs else ""
     beyond = any(trial.steps_run > trial.steps for trial in numbers.trials)
@@ -197,7 +220,7 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
     front = f"{line}{' Ringed: the one chosen.' if numbers.winner is not None else ''}".strip()
     known_by = f"Each trial at the step that it is known by{_which(sweep)}."
     drawn: list[tuple[str, Markup | None, str]] = [
-        (landscape[0] if landscape else "", landscape and landscape[1], known_by),
+        (landscape, place, known_by + bars),
         *(
             (f"{numbers.metric} against {metric}", figures.trade_off(sweep, metric), front)
             for metric in numbers.trade_off
@@ -206,7 +229,7 @@ def _figures(sweep: Sweep) -> list[tuple[str, Markup, str]]:
         ("Rungs" if numbers.rungs else "How far trials ran", figures.lengths(sweep), stopped),
         ("Parallel coordinates", figures.parallel(sweep), figures.parallel_caption(sweep)),
         ("What matters", important and important[0], important[1] if important else ""),
-        ("λ and the log-probs", figures.log_probs(sweep), _parting(sweep)),
+        ("λ and the log-probs", figures.log_probs(sweep), f"{known_by} {_parting(sweep)}".strip()),
     ]  # fmt: skip
     return [(title, svg, caption) for title, svg, caption in drawn if svg is not None]
 
@@ -219,7 +242,7 @@ def _which(sweep: Sweep) -> str:
         return ""
     loop = train.get("train")
     last = isinstance(loop, dict) and loop.get("keep") == "last"
-    return ", its last one so far" if last else ", its best one so far"
+    return f", its {'last' if last else 'best'} one{'' if sweep.numbers.finished else ' so far'}"
 
 
 def _parting(sweep: Sweep) -> str:
@@ -241,6 +264,7 @@ def _ranked(sweep: Sweep) -> list[dict[str, Any]]:
     return [
         {
             "label": trial.label, "status": _status(sweep, trial), "steps": trial.steps,
+            "kept": trial.kept,
             "outcome": _outcome(sweep, trial),
             "front": trial.trial in sweep.numbers.front,
             "settings": [_setting(value) for value in trial.settings.values()], "reason": trial.reason,
@@ -250,9 +274,17 @@ def _ranked(sweep: Sweep) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _outcomes(sweep: Sweep) -> list[str]:
+    """The columns of what a trial came to: the sweep's metrics, and the first one of what chose nothing, if known."""
+    numbers = sweep.numbers
+    known = any(trial.unseen is not None for trial in numbers.trials)
+    return [numbers.metric, *numbers.trade_off, *([of_unseen(numbers.metric)] if known else [])]
+
+
 def _outcome(sweep: Sweep, trial: Trial) -> list[str]:
     numbers, held_out = sweep.numbers, sweep.held_out(trial)
-    values = {numbers.metric: trial.value, **{metric: sweep.kept(trial, metric) for metric in numbers.trade_off}}
+    own = {numbers.metric: trial.value, of_unseen(numbers.metric): trial.unseen}
+    values = {metric: own[metric] if metric in own else sweep.kept(trial, metric) for metric in _outcomes(sweep)}
     return [held_out.cell(metric, value, 4) for metric, value in values.items()]
 
 

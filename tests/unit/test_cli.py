@@ -13,6 +13,8 @@ import pytest
 from one_by_one import typed
 from test_report import make_run
 
+from orpo_ray.cli import _KEEP_NOTHING, _interrupted, app
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "train",
@@ -154,6 +156,14 @@ def test_ctrl_c_says_how_to_go_on(how: signal.Signals) -> None:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == ("orpo-ray: interrupted; the same command continues where it stopped: orpo-ray probe wait\n")
+
+
+def test_an_interruption_promises_no_more_than_the_command_keeps() -> None:
+    assert _interrupted(["report", "runs/a"]) == "interrupted"
+    assert _interrupted(["bench", "b.yaml"]) == "interrupted; the same command starts anew: orpo-ray bench b.yaml"
+    assert _interrupted(["train", "a.yaml"]).endswith("continues where it stopped: orpo-ray train a.yaml")
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert commands > _KEEP_NOTHING
 
 
 def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def test_nine_models_with_long_names_fit_a_phone(browser, tmp_path):
     swatches = "document.querySelector('.matrix:not(.of-orpo)').querySelectorAll('.swatch')"
     drawn = browser.run(f"[...{swatches}].map((each) => getComputedStyle(each).backgroundColor)")
     assert len(drawn) == 9 and len(set(drawn)) == 8, "the ninth model takes the first colour again"
+    torn = browser.run("""[...document.querySelectorAll('.rankings b')].filter((each) => {
+        const range = document.createRange();
+        range.selectNodeContents(each.lastChild);
+        const [name, swatch] = [range.getClientRects()[0], each.firstChild.getBoundingClientRect()];
+        return swatch.bottom <= name.top || swatch.top >= name.bottom || swatch.right > name.left;
+    }).map((each) => each.textContent)""")
+    assert torn == [], "a colour stands on another line than its name"
+    assert browser.run("(dt => dt.offsetWidth === dt.parentNode.clientWidth)(document.querySelector('.rankings dt'))")
 
 
 def test_what_a_model_wrote_does_not_run_and_is_shown_as_it_is(browser, page):

@@ -24,6 +24,8 @@ from orpo_ray.report.evaluation_answer import comparisons, rankings, trained_by_
 from orpo_ray.report.evaluation_browser import entries, to_json
 from orpo_ray.report.evaluation_figures import MODELS, _bars, _densities, colours, draw_forest, rewards
 from orpo_ray.report.evaluation_folder import Numbers, read_evaluation
+from orpo_ray.report.evaluation_tables import training
+from orpo_ray.report.runs import read_run
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +283,39 @@ def test_figures_of_each_judge_and_curves_on_one_axis(tmp_path):
     assert "rejected −0.63 → −1.63 (falls)" in visible(path)
     assert len(set(Page(path).ids)) == len(Page(path).ids)
     assert not [colour for colour in MODELS if colour in "".join(svgs)], "every model's colour is a variable"
+
+
+def test_the_base_of_what_is_compared_does_not_flatten_its_curves(tmp_path):
+    base = make_run(tmp_path / "base")
+    lines = [json.dumps({"step": 0, "eval_loss": 5.2, "eval_logps_chosen": -5.25, "eval_logps_rejected": -5.0})]
+    (base / "metrics.jsonl").write_text("\n".join([*lines, *(base / "metrics.jsonl").read_text().splitlines()[1:], ""]))
+    runs = {"base": base, "SFT": make_run(tmp_path / "sft", objective="sft"), "ORPO": make_run(tmp_path / "orpo")}
+    run = make_evaluation(tmp_path / "run", models=("sft", "orpo"), prompts=6)
+
+    def edit(content):
+        for name, folder in (("sft", tmp_path / "sft" / "model"), ("orpo", tmp_path / "orpo")):
+            content["models"][name]["path"] = str(folder)
+
+    assert "One y axis for all log-probs." in visible(write_evaluation_report(run, runs)), (
+        "none is known to be compared"
+    )
+    change(run, edit)
+    path = write_evaluation_report(run, runs)
+    svgs = re.findall(r"<svg.*?</svg>", path.read_text(encoding="utf-8"), flags=re.DOTALL)[-3:]
+    lowest = [min(-float(tick) for tick in re.findall(r">−([\d.]+)</text>", svg)) for svg in svgs]
+    assert lowest[0] <= -5 and lowest[1] == lowest[2] > -2
+    said = "One y axis for the log-probs of the models compared (SFT, ORPO); each other run has its own."
+    assert said in visible(path)
+
+
+def test_kl_is_of_runs_on_rollouts_alone(tmp_path):
+    """DPO's `eval_kl` is of a token of the data's responses."""
+    dpo, ppo = make_run(tmp_path / "dpo"), make_run(tmp_path / "ppo", rollouts={"max_tokens": 8})
+    for run, step in ((dpo, 120), (ppo, 120)):
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "eval_loss": 0.7, "eval_reward": 6.0, "eval_kl": 0.72}) + "\n")
+    rows = training({"dpo": read_run(dpo), "ppo": read_run(ppo)})
+    assert [(row["eval reward"], row["KL, nats"]) for row in rows] == [("–", "–"), ("6.000", "0.72")]
 
 
 def test_few_whole_rewards_are_bars_and_others_densities():

@@ -11,13 +11,15 @@ from paper_folders import finish, finish_all, paper_stages
 from test_report import Page
 
 from orpo_ray.config.schema import ModelConfig
-from orpo_ray.paper.outcomes import read_outcomes
+from orpo_ray.paper.other_judges import disagreements
+from orpo_ray.paper.outcomes import Contest, Outcomes, read_outcomes
 from orpo_ray.paper.page import write_paper
 from orpo_ray.paper.page_parts import Line, grouped, lines_of, plot_of, table_view, tally
 from orpo_ray.paper.scale import Model, Scale, parameters, scale_of, short_count
 from orpo_ray.paper.stages import PaperStages
 from orpo_ray.paper.table import ALL, Number
 from orpo_ray.paper.tables import win_rate_table
+from orpo_ray.statistics.seeds import Interval
 
 WHY = "CUDA out of memory <b>at</b> step 12"
 
@@ -117,6 +119,66 @@ def test_verdicts_are_counted_as_they_are_shown(pages):
     assert set(words(pages["none"])) == {"agrees", "not run"}, "Figure 6 needs no run"
     assert words(pages["none"])["agrees"] == 1
     assert sum(words(pages["all"]).values()) == sum(words(pages["none"]).values())
+
+
+def decided(intervals: dict[tuple[str, str, str], tuple[float, float]]):
+    """In place of `Outcomes.contest`: intervals by judge, size and opponent; all others were not run."""
+
+    def contest(self, data: str, size: str, against: str, judge: str = "judge") -> Contest:
+        found = intervals.get((judge, size, against))
+        overall = None if found is None else Interval(sum(found) / 2, *found, (0.5, 0.5, 0.5), 40)
+        return Contest(
+            data, size, against, judge, {}, dict.fromkeys((1, 2, 3), "not begun"), overall, "" if found else "not begun"
+        )
+
+    return contest
+
+
+def test_another_judge_who_contradicts_the_first_is_on_the_first_screen(tmp_path, monkeypatch):
+    told = {
+        ("judge", "small", "sft"): (0.6, 0.7), ("truth", "small", "sft"): (0.52, 0.56),  # the same winner
+        ("judge", "small", "dpo"): (0.6, 0.7), ("truth", "small", "dpo"): (0.44, 0.52),  # none by the other
+        ("judge", "small", "ppo"): (0.4, 0.52), ("truth", "small", "ppo"): (0.4, 0.48),  # none by the first
+        ("judge", "large", "sft"): (0.6, 0.7),
+        ("judge", "large", "dpo"): (0.545, 0.674), ("truth", "large", "dpo"): (0.408, 0.498),  # another winner
+    }  # fmt: skip
+    monkeypatch.setattr(Outcomes, "contest", decided(told))
+    head = write_paper(paper_stages(tmp_path), {}).read_text(encoding="utf-8").partition("</header>")[0]
+    assert (
+        '<p class="notice">Verdicts go by the reward model of size large, which tells a winner in 3 of the 4 '
+        "comparisons that truth decided as well: of these 3, truth tells another winner in 1 and none in 1. ORPO "
+        "against SFT+DPO (The toy world, large): 61.0% (54.5% to 67.4%) by the reward model of size large, 45.3% "
+        "(40.8% to 49.8%) by truth.</p>"
+    ) in head
+
+
+def test_judges_who_tell_the_same_winners_are_no_notice(tmp_path, monkeypatch):
+    outcomes = read_outcomes(paper_stages(tmp_path))
+    told = {("judge", "small", "sft"): (0.6, 0.7), ("truth", "small", "sft"): (0.52, 0.56)}
+    for intervals in ({}, told, {("truth", "small", "sft"): (0.2, 0.3)}):
+        monkeypatch.setattr(Outcomes, "contest", decided(intervals))
+        assert disagreements(outcomes) == []
+
+
+def test_more_contradictions_than_a_notice_holds_are_counted(tmp_path, monkeypatch):
+    outcomes = read_outcomes(
+        paper_stages(
+            tmp_path, data={"world": {"title": "The toy world", "evaluation": {"prompts": {"source": "toy-test"}}}}
+        )
+    )
+    places = [(size, against) for size in ("small", "large") for against in ("sft", "dpo", "ppo")]
+    by_both = {("judge", *place): (0.6, 0.7) for place in places} | {("truth", *place): (0.1, 0.2) for place in places}
+    monkeypatch.setattr(Outcomes, "contest", decided(by_both))
+    (said,) = disagreements(outcomes)
+    assert said.startswith("The first judge is the reward model of size large, which tells a winner in 6 of the 6")
+    assert said.count("ORPO against") == 3 and said.endswith("So it is in 3 more.")
+
+
+def test_what_was_not_run_says_so_once_in_its_cell(pages):
+    for page in pages.values():
+        cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", page.read_text(encoding="utf-8"), re.DOTALL)
+        assert max(cell.count("not run") for cell in cells) == 1
+    assert 'class="verdict not-run" title="not begun">not run</span>' in pages["none"].read_text(encoding="utf-8")
 
 
 def test_every_seed_is_on_the_line_of_its_contest(finished):

@@ -193,6 +193,42 @@ def test_rewards_and_diversity_are_the_evaluations_own(finished, outcomes):
     ]
 
 
+def test_rows_without_cosines_are_a_line_for_each_reason(tmp_path):
+    """In the words of the rows, with the key that says so."""
+    some = paper_stages(
+        tmp_path,
+        evaluation={"embedder": None, "sampling": {"max_tokens": 48}, "reward_models": {"truth": "toy"}},
+        sizes={
+            "small": {"base": "toy"}, "large": {"base": "toy", "evaluation": {"embedder": None}},
+            "whole": {"base": "toy", "evaluation": {"embedder": "all-MiniLM-L6-v2"}},
+        },
+    )  # fmt: skip
+    places = [Place("winrate", "world", size, 1) for size in ("small", "large")]
+    finish(some, *places, prompts=6)
+
+    def edit(content):
+        for model in content["models"].values():
+            model["diversity"] |= {"embedder": None, "per_input_cosine": None, "across_input_cosine": None}
+
+    for place in places:
+        change(some.folder_of(place), edit)
+    assert diversity_table(read_outcomes(some)).notes[1:] == (
+        "Not run: The toy world, small: the evaluation embeds no answers (evaluation.embedder).",
+        "Not run: The toy world, large: the evaluation embeds no answers (sizes.large.evaluation.embedder).",
+        "Not run: The toy world, whole: not begun.",
+    )
+
+
+def test_a_reward_below_zero_has_a_true_minus_sign_and_its_csv_a_number(tmp_path):
+    some = paper_stages(tmp_path)
+    place = winrate("small", 1)
+    finish(some, place, prompts=6)
+    change(some.folder_of(place), lambda content: content["rewards"]["truth"]["sft"].update(mean=-2.5241))
+    table = reward_table(read_outcomes(some), "world")
+    assert "−2.524" in [cell.text for row in table.rows for cell in row]
+    assert "-2.5241" in [row["value"] for row in parsed(table)]
+
+
 def test_a_command_is_that_of_the_stages_own_folder(finished, outcomes, monkeypatch, tmp_path):
     """What it names reads as the very configuration of the stage, from where the paper's command was typed."""
     for place, config in finished.configs.items():

@@ -17,6 +17,7 @@ from orpo_ray.report import curves_png, write_report
 from orpo_ray.report.figures import MAX_POINTS, _running_mean, binned
 from orpo_ray.report.held_out import read_held_out
 from orpo_ray.report.page import _facts, _kept_caption
+from orpo_ray.report.reward_figures import _range
 from orpo_ray.report.runs import read_run
 from orpo_ray.statistics.accuracy import wilson
 from orpo_ray.storage.run_folder import RunFolder, write_eval_scores, write_table
@@ -138,7 +139,8 @@ def test_a_reward_model_shows_what_it_gave_each_pair(tmp_path):
     assert_self_contained(page)
     assert {"Rewards of chosen and rejected", "Calibration", "Accuracy by length"} <= set(headings(page))
     right = (rewards[:, 1] > rewards[:, 2]).mean()
-    assert f"Accuracy {right:.1%} of 300 pairs" in page.read_text()
+    assert f"Accuracy {right:.1%} of 300 pairs, 95% interval " in page.read_text()
+    assert "Dashed: as often right as sure. Larger dots hold more pairs." in Page(page).text
     longer, shorter = lengths[:, 1] > lengths[:, 2], lengths[:, 1] < lengths[:, 2]
     for which, word in ((longer, "longer"), (shorter, "shorter")):
         own = rewards[which, 1] > rewards[which, 2]
@@ -173,6 +175,11 @@ def test_a_reward_models_page_speaks_of_rewards(tmp_path):
         assert said in text, said
     assert "log-prob" not in text and "likelier" not in text
     assert headings(page)[:4] == ["Loss", "Reward accuracy", "Reward margin", "Rewards in training"]
+
+
+def test_lengths_differ_from_a_number_to_a_number_with_true_signs():
+    said = {(-3, -1): "−3 to −1", (-1, -1): "−1", (0, 1): "0 to +1", (2, 2): "+2", (-2, 0): "−2 to 0"}
+    assert {ends: _range(*ends) for ends in said} == said
 
 
 def test_an_accuracy_stands_beside_what_it_is_of(tmp_path):

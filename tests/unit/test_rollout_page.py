@@ -6,6 +6,7 @@ import hashlib
 import json
 import posixpath
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from orpo_ray.config.metrics import spoken
 from orpo_ray.errors import UserError
 from orpo_ray.report import figures, write_evaluation_report, write_report
 from orpo_ray.report.page import _facts, run_page
-from orpo_ray.report.rollout_figures import _from_zero, _of_rounds, _reward, _update_rate
-from orpo_ray.report.rollout_frontier import frontier, frontier_caption
+from orpo_ray.report.rollout_figures import _clip_caption, _from_zero, _of_rounds, _reward, _update_rate
+from orpo_ray.report.rollout_frontier import _side, frontier, frontier_caption
 from orpo_ray.report.rollout_samples import MOST_CHARACTERS, MOST_PROMPTS, NEWEST, Samples, read_samples
 from orpo_ray.report.rollout_words import learned_otherwise, shortened
 from orpo_ray.report.runs import read_run
@@ -356,6 +357,19 @@ def test_pages_of_pairs_are_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
         assert hashlib.sha256(kept).hexdigest()[:16] == expected, objective
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"), [("ppo", "Tokens whose ratio, or value, was held."), ("rloo", "Responses whose ratio was")]
+)
+def test_the_clip_fraction_is_of_what_the_objective_holds(tmp_path: Path, objective: str, said: str) -> None:
+    own = make_rollout_run(tmp_path / "r", steps=8)
+    lines = [json.loads(line) for line in (own / "metrics.jsonl").read_text().splitlines()]
+    if objective == "rloo":
+        lines = [{key: value for key, value in line.items() if key != "value_clip_fraction"} for line in lines]
+    write_lines(own / "metrics.jsonl", lines)
+    run = read_run(own)
+    assert _clip_caption(replace(run, config=run.config | {"objective": {"name": objective}})).startswith(said)
+
+
 def test_a_frontier_of_one_point_and_of_none(tmp_path: Path) -> None:
     own = make_rollout_run(tmp_path / "r", steps=1)
     write_lines(own / "metrics.jsonl", [evaluation_line(0)])
@@ -364,6 +378,21 @@ def test_a_frontier_of_one_point_and_of_none(tmp_path: Path) -> None:
         own / "metrics.jsonl", [{"step": 0, "eval_reward": 1.0}, {"step": 20, "eval_kl": None, "eval_reward": 1.0}]
     )
     assert frontier(read_run(own)) is None
+
+
+def test_a_label_of_a_step_lies_where_it_covers_no_point_and_stays_inside() -> None:
+    middle, below, above = (np.array(place) for place in ((0.5, 0.5), (0.54, 0.46), (0.5, 0.57)))
+    free, one, two, corner = (
+        _side(place, 2, np.array(marks))
+        for place, marks in (
+            (middle, [middle]), (middle, [middle, below]), (middle, [middle, below, above]),
+            (np.array([0.99, 0.9]), [[0.0, 0.0]]),
+        )
+    )  # fmt: skip
+    assert (free.across, free.along) == ("left", "top")
+    assert (one.across, one.along) == ("center", "bottom")
+    assert (two.across, two.along) == ("center", "top")
+    assert corner.across == "right"
 
 
 def test_trackers_take_names_of_sources() -> None:

@@ -189,11 +189,14 @@ def test_the_page_tells_what_the_winner_is_worth_and_who_is_not_done(tmp_path: P
     write_summary(folder, found | {"seconds": 1.0, "finished": own.to_yaml()})
     page = write_sweep_report(folder.path).read_text()
     assert (
-        "On the held-out pairs that ranked the trials it has 0.900, on those that chose nothing 0.520: 0.145 more"
-        in page
-    )
-    assert "what the best of 2 owes to having been chosen." in page
+        "On the held-out pairs that ranked the trials it has 0.900, on those that chose nothing 0.520: the first less "
+        "the second is 0.380, and 0.235 at the mean of the 2 trials that finished. The 0.145 between is what the best "
+        "of 2 owes to having been chosen."
+    ) in page
     assert "On unseen pairs" in page
+    assert "known by, its best one. Chosen" not in page and "its best one so far" not in page, "it has finished"
+    assert '<th scope="col">eval_unseen_reward_accuracy</th><th scope="col">at step</th><th scope="col">steps' in page
+    assert "<td>0.9000</td><td>0.5200</td><td>16</td><td>24</td>" in page
     assert "<td>unfinished, at step 8 of 24</td>" in page
 
 
@@ -212,7 +215,33 @@ def test_the_page_says_how_few_the_accuracies_of_trials_are_of(tmp_path: Path) -
     assert "higher is better, of 20 held-out pairs, 95% interval 58.4% to 91.9%" in page
     assert "of 10 held-out records that choose nothing, 95% interval" in page
     assert "<td>0.8000 (0.5840 to 0.9193)</td><td>2</td>" in page, "a loss has no such interval"
-    assert "Behind an accuracy: its 95% interval (Wilson), of 20 held-out pairs." in page
+    assert (
+        "Behind an accuracy: its 95% interval (Wilson), of 20 held-out pairs and 10 held-out records that choose "
+        "nothing."
+    ) in page
+    assert "the same, of 10 held-out records that choose nothing" in page
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (0.6, "not told apart from trial 000 (their 95% intervals overlap)"),
+        (0.1, "told apart from trial 000 (their 95% intervals lie apart)"),
+    ],
+)
+def test_the_headline_says_whether_the_best_is_told_apart_from_the_second(
+    tmp_path: Path, second: float, told: str
+) -> None:
+    own, folder, ledger = opened(tmp_path, "space={objective.lambda: 'loguniform(0.1, 2)'}")
+    for weight, value in ((0.5, second), (1.0, 0.8)):
+        begin(folder, ledger, [value], settings={"objective.lambda": weight})
+        write_table(folder.trial(len(ledger.trials) - 1).eval_scores, pa.table({"record": [*range(20)]}))
+    write_results(folder, ledger)
+    found = summary(own, ledger, 24, ledger.ranking()[0], [])
+    write_summary(folder, found | {"seconds": 1.0, "finished": own.to_yaml()})
+    page = write_sweep_report(folder.path).read_text()
+    assert f"Trial 001 is the best: λ = 1, {told}." in page
+    assert "Each trial at the step that it is known by, its best one. Bars: 95% intervals." in page
 
 
 # What a search learns from -------------------------------------------------------------------------------------------
