@@ -22,9 +22,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """One YAML mapping from a file. Raises `UserError`, naming the file and the line, where there is none."""
     path = Path(path)
     if path.suffix in _DATA and path.is_file():
-        raise UserError(
-            f"{path}: is data, expected a YAML file; in one, or behind it, data.train={path} names the pairs"
-        )
+        raise UserError(f"{path}: is data, expected a YAML file; behind one, data.train={path} names the pairs")
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
