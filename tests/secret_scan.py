@@ -28,7 +28,10 @@ def leaks(folder: Path, secrets: Mapping[str, str]) -> list[str]:
         for path in (Path(root, name) for name in names):
             if path.is_symlink() or not path.is_file():
                 continue
-            contents = list(_contents(path))
+            try:
+                contents = list(_contents(path))
+            except FileNotFoundError:  # of a command at work, which has removed it, or given it another name
+                continue
             found += [
                 f"{path.relative_to(folder)}: {name}"
                 for name, wanted in forms.items()
