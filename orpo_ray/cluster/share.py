@@ -29,9 +29,11 @@ def cluster_nodes() -> list[tuple[float, float]]:
 
 def uses_gpus(scaling: ScalingConfig, gpus: int) -> bool:
     """Whether the workers of a training run take GPUs on a cluster that has `gpus` of them."""
-    if scaling.use_gpu == "auto":
-        return gpus >= scaling.fewest_workers * scaling.gpus_per_worker
-    return scaling.use_gpu
+    return _suffice(scaling, gpus) if scaling.use_gpu == "auto" else scaling.use_gpu
+
+
+def _suffice(scaling: ScalingConfig, gpus: int) -> bool:
+    return gpus >= scaling.fewest_workers * scaling.gpus_per_worker
 
 
 def require_gpus(scaling: ScalingConfig, cpus: int) -> None:
@@ -41,7 +43,7 @@ def require_gpus(scaling: ScalingConfig, cpus: int) -> None:
         return
     connect(cpus)
     here = sum(int(gpus) for _, gpus in cluster_nodes())
-    if is_own() and not uses_gpus(scaling.model_copy(update={"use_gpu": "auto"}), here):
+    if is_own() and not _suffice(scaling, here):
         workers = scaling.fewest_workers
         raise UserError(
             f"scaling.use_gpu: {workers} worker{'s' * (workers > 1)} with a GPU each, and this machine has {here}; set "

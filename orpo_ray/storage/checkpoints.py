@@ -21,7 +21,7 @@ from orpo_ray.errors import UserError
 from orpo_ray.masking import masked
 from orpo_ray.parsing import NUMBER, member, object_from_json
 from orpo_ray.storage.checkpoint_files import FileSum, sum_up
-from orpo_ray.storage.patience import STORAGE_ERRORS, patiently
+from orpo_ray.storage.patience import STORAGE_ERRORS, patiently, said
 
 _FORMAT = 1
 _COST_ONCE = "eval_loss"  # as it was called when there was no other
@@ -43,19 +43,15 @@ def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # not one of pyarrow's own, or not as it has them
         refused = error
     except OSError as error:
-        raise UserError(f"storage: {masked(location)}: cannot be reached: {_in_a_line(error)}") from None
+        raise UserError(f"storage: {masked(location)}: cannot be reached: {said(error)}") from None
     import fsspec
 
     try:
         filesystem, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError) as error:
         own = "nrecognized filesystem" in str(refused)
-        raise UserError(f"storage: {masked(location)}: {_in_a_line(error if own else refused)}") from None
+        raise UserError(f"storage: {masked(location)}: {said(error if own else refused)}") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-
-
-def _in_a_line(error: Exception) -> str:
-    return masked(" ".join(str(error).split())[:300])
 
 
 @dataclass(frozen=True)

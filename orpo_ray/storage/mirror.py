@@ -31,7 +31,7 @@ from orpo_ray.masking import masked
 from orpo_ray.parsing import member, object_from_json, read_member
 from orpo_ray.storage.checkpoints import open_filesystem
 from orpo_ray.storage.driver_lock import LOCK
-from orpo_ray.storage.patience import STORAGE_ERRORS, patiently
+from orpo_ray.storage.patience import STORAGE_ERRORS, patiently, said
 from orpo_ray.storage.run_folder import STEP_OF_MODEL, write_atomically
 from orpo_ray.terminal import Console
 
@@ -75,7 +75,7 @@ def mirrored(storage: StorageConfig, name: str, console: Console | None = None) 
                 troubled.clear()
             except STORAGE_ERRORS as error:
                 if not troubled.is_set():
-                    console.say(f"{mirror.name}: cannot be written, and is tried again: {_said(error)}")
+                    console.say(f"{mirror.name}: cannot be written, and is tried again: {said(error)}")
                 troubled.set()
             except UserError as error:
                 console.say(str(error))
@@ -122,7 +122,7 @@ class Mirror:
             with new_folder(self.folder) as arriving:
                 self._fetch(arriving, held, console)
         except STORAGE_ERRORS as error:
-            raise UserError(f"{self.name}: cannot be read: {_said(error)}") from None
+            raise UserError(f"{self.name}: cannot be read: {said(error)}") from None
         return True
 
     def _fetch(self, arriving: Path, held: str, console: Console) -> None:
@@ -153,7 +153,7 @@ class Mirror:
             write_atomically(self.folder / _SESSION, _session_text(self._session))
             there, here = patiently(self._there), self._here()
         except STORAGE_ERRORS as error:
-            raise UserError(f"{self.name}: cannot be used: {_said(error)}") from None
+            raise UserError(f"{self.name}: cannot be used: {said(error)}") from None
         for name, (size, written) in there.items():
             stamp = here.get(name, _NO_STAMP)
             self._copied[name] = stamp if size == stamp[0] and written >= stamp[1] else _NO_STAMP
@@ -185,7 +185,7 @@ class Mirror:
             patiently(self.update, _TRIES_AT_THE_END)
         except STORAGE_ERRORS as error:
             raise UserError(
-                f"{self.name}: the copy of {self.folder} is not complete: {_said(error)}; the same command completes it"
+                f"{self.name}: the copy of {self.folder} is not complete: {said(error)}; the same command completes it"
             ) from None
 
     def _make_sure_of_the_copy(self) -> None:
@@ -270,7 +270,3 @@ def _rank(name: str) -> int:
     """When a file is to be copied: after what it speaks of."""
     file = name.rpartition("/")[2]
     return _LAST.index(file) + 1 if file in _LAST else 0
-
-
-def _said(error: Exception) -> str:
-    return masked(" ".join(str(error).split())[:300])

@@ -8,7 +8,10 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from orpo_ray.masking import masked
+
 STORAGE_ERRORS = (OSError, pa.ArrowException)
+_LONGEST = 300  # characters of what is told of one
 TRIES = 3
 _Answer = TypeVar("_Answer")
 
@@ -23,3 +26,8 @@ def patiently(ask: Callable[[], _Answer], tries: int = TRIES) -> _Answer:
                 raise
         time.sleep(2 ** (tries - left))
     raise AssertionError("no try at all")
+
+
+def said(error: Exception) -> str:
+    """What a storage error says, in a line and without secrets."""
+    return masked(" ".join(str(error).split())[:_LONGEST])
