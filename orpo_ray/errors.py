@@ -1,6 +1,11 @@
 """The errors that are the user's to mend, and what is told of others."""
 
+import re
+
 from orpo_ray.masking import masked
+
+_OF_MEMORY = re.compile(r"low on memory\. Memory on the node \(IP: ([^,]+),.*?\) was ([\d.]+)GB used / ([\d.]+)GB")
+"""In what Ray says of a process that its memory monitor has ended, before a page of advice."""
 
 
 class UserError(Exception):
@@ -21,4 +26,12 @@ class Diverged(UserError):
 
 def last_line(error: BaseException) -> str:
     """Of what an error says, such as a traceback that came from a worker, the line that says what went wrong."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return last_line_of(str(error)) or type(error).__name__
+
+
+def last_line_of(text: str) -> str:
+    """See `last_line`; empty where `text` says nothing."""
+    if found := _OF_MEMORY.search(text):
+        node, used, most = found.groups()
+        return f"Ray has ended it, as its node ({node}) was low on memory: {used} of {most} GB were in use"
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

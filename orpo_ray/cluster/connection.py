@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from orpo_ray.cluster.allocator import use_one_arena
+from orpo_ray.cluster.allocator import use_huge_pages, use_one_arena
 from orpo_ray.cluster.fork_server import ForkServer
 from orpo_ray.cluster.head import Head
 from orpo_ray.cluster.setup_worker import SOCKET, shell_command
@@ -64,6 +64,7 @@ def begin(cpus: int, *, now: Sequence[str] = (), later: Sequence[str] = ()) -> N
         _start_head(cpus)
     if _may_fork():
         use_one_arena()
+        use_huge_pages()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed probes for others when it is imported
         with phase("imports"):
             for module in SHARED:

@@ -280,11 +280,10 @@ class Pipeline:
             self._lost += 1
             most = self._config.scaling.max_failures
             if self._lost > most:
-                why = str(error).partition("\n")[0] if isinstance(error, OutOfMemoryError) else last_line(error)
-                told = (
-                    f"{self._lost} actors were lost (scaling.max_failures={most}); the last, {self._what(slot)}: {why}"
-                )
-                raise UserError(told) from error
+                raise UserError(
+                    f"{self._lost} actors were lost (scaling.max_failures={most}); the last, {self._what(slot)}: "
+                    f"{last_line(error)}"
+                ) from error
             self._forget(slot)
             return
         except RayTaskError as error:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from orpo_ray.cluster.connection import connect
+from orpo_ray.cluster.leftovers import leftovers_removed
 from orpo_ray.cluster.owned_groups import remove_lost_groups
 from orpo_ray.cluster.share import cluster_nodes, require_gpus
 from orpo_ray.config import TrainConfig
@@ -150,7 +151,10 @@ class _Run:
 
     def beside_each_other(self) -> None:
         request = StopRequest()
-        with saving_when_stopped(request, self._console, "stages", lambda: False, several=True) as stopping:
+        with (
+            leftovers_removed(),
+            saving_when_stopped(request, self._console, "stages", lambda: False, several=True) as stopping,
+        ):
             self._beside_each_other(request)
         if stopping.asked:
             raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from orpo_ray.cluster.hosts import this_host
+from orpo_ray.errors import last_line_of
 from orpo_ray.storage.run_folder import RunFolder
 
 _LONGEST = 400  # characters of a reason
@@ -45,8 +46,7 @@ def reason(errors: Mapping[int, str], here: str) -> str:
     found = {rank: _OF_WORKER.search(error) for rank, error in errors.items()}
     rank = min(errors, key=lambda rank: (found[rank] is None, rank))
     worker, error = found[rank], errors[rank].partition(_ADVICE)[0]
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    told = lines[-1][:_LONGEST] if lines else "it gave no reason"
+    told = last_line_of(error)[:_LONGEST] or "it gave no reason"
     who = f"rank {rank}" + (f" and {len(errors) - 1} more" if len(errors) > 1 else "")
     if worker is None:
         return f"{who} failed: {told}"

@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
+from orpo_ray.cluster.leftovers import leftovers_removed
 from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.storage.driver_lock import is_lost
@@ -20,7 +21,6 @@ from orpo_ray.terminal import Console
 from orpo_ray.training.stopping import StopRequest, saving_when_stopped
 from orpo_ray.tuning.folder import SweepFolder
 from orpo_ray.tuning.ledger import Ledger
-from orpo_ray.tuning.leftovers import leftovers_removed
 from orpo_ray.tuning.points import Searcher
 from orpo_ray.tuning.room import OF_A_TRIAL, Share
 from orpo_ray.tuning.trial import crash, run_trial

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from orpo_ray.beside import beside
 from orpo_ray.config import EvaluationConfig, TrainConfig, parse_as
@@ -44,7 +45,13 @@ def graph(folder: Path, reference: str) -> Graph:
     stages: dict[str, StageConfig] = {
         "base": training(folder, "base", "toy"),
         "left": training(folder, "left", base, objective={"name": "orpo", "lambda": 0.5}),
-        "right": training(folder, "right", base, objective={"name": "dpo", "reference": reference}),
+        "right": training(
+            folder,
+            "right",
+            base,
+            objective={"name": "dpo", "reference": reference},
+            train={"max_steps": 20, "global_batch_size": 8},
+        ),
         "won": parse_as(EvaluationConfig, won, [], "won"),
     }
     return Graph(stages)
@@ -55,9 +62,11 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def kill_driver_of(folder: Path, over: threading.Event) -> None:
-    """As soon as there is one, and once."""
+    """Once, as soon as its workers train."""
     while not over.wait(0.05):
         with suppress(FileNotFoundError, json.JSONDecodeError):
+            if not (folder / "metrics.jsonl").stat().st_size:
+                continue
             os.kill(json.loads((folder / LOCK).read_text())["pid"], signal.SIGKILL)
             return
 
@@ -86,3 +95,6 @@ def test_stages_run_beside_each_other_and_go_on_behind_a_failure(tmp_path: Path,
     assert before == {name: lines_of(tmp_path / name) for name in before}
     assert set(json.loads((tmp_path / "won" / "winrates.json").read_text())["models"]) == {"left", "right"}
     assert lines_of(tmp_path / "left")[-1]["step"] == 3
+    # Not even what Ray Train's controller held for the process that was lost.
+    held = [row for row in ray.util.placement_group_table().values() if row["state"] != "REMOVED"]
+    assert held == []

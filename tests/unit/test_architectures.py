@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -32,10 +34,21 @@ class Verdict(NamedTuple):
     reason: str
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers has something to say of many of them."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
 @cache
+@quiet()
 def verdict(name: str) -> Verdict:
     """What is done with an architecture; fails where its numbers are not those of plain forwards."""
-    transformers.logging.set_verbosity_error()
     try:
         network = build(config_of(name))
     except Exception as error:

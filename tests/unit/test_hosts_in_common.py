@@ -113,6 +113,12 @@ def ray_train_says(last: str) -> str:
 NODE = "The actor died because its node has died. Node Id: 04a3\n\tterminated unexpectedly: missing heartbeats"
 WORKER = "The actor is dead because its worker process has died. End of file. Some common causes include: many"
 
+MEMORY = (
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2, ID: 04a3) was "
+    "22.36GB used / 23.54GB limit (0.949873)\nOOM kill reason: Memory usage 24011268096B exceeded threshold of "
+    "24007987200B\nRefer to the documentation on how to address the out of memory issue: a page"
+)  # of Ray 2.60
+
 
 @pytest.mark.parametrize(
     ("errors", "said"),
@@ -127,10 +133,15 @@ WORKER = "The actor is dead because its worker process has died. End of file. So
             f"rank 3 and 1 more on {THERE} is lost: The actor is dead because its worker process has died. End of "
             "file.",
         ),
+        (
+            {0: ray_train_says(MEMORY)},
+            f"rank 0 on {THERE} is lost: Ray has ended it, as its node (10.0.0.2) was low on memory: 22.36 of 23.54 GB "
+            "were in use",
+        ),
         ({2: "Traceback\n  in f\nValueError: no\n"}, "rank 2 failed: ValueError: no"),
         ({2: ""}, "rank 2 failed: it gave no reason"),
     ],
-    ids=["node", "process", "exception", "nothing"],
+    ids=["node", "process", "memory", "exception", "nothing"],
 )
 def test_what_ended_a_group_is_one_line(errors: dict[int, str], said: str) -> None:
     assert reason(errors, HERE) == said

@@ -306,7 +306,7 @@ def test_text_beside_a_template_is_said(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(row) + "\n")
     sources = [{"source": str(tmp_path / name), "name": name} for name in rows]
     for template, bare, told in ((None, False, True), ("chatml", False, False), ("chatml", True, False)):
-        tokenizer = copy.deepcopy(family("chatml-qwen").tokenizer)
+        tokenizer = family("chatml-qwen").tokenizer
         tokenizer.chat_template = None if bare else tokenizer.chat_template
         config = parse_config(
             {"name": "t", "model": {"name_or_path": "x"}, "storage": {"path": str(tmp_path)},
@@ -352,7 +352,7 @@ def test_a_model_of_an_earlier_version_is_spoken_to_as_it_was_trained(name: str,
 
 
 def test_a_token_that_the_model_does_not_embed_is_refused_where_it_stands(tmp_path: Path) -> None:
-    tokenizer = copy.deepcopy(family("gpt-2").tokenizer)
+    tokenizer = family("gpt-2").tokenizer
     size = len(tokenizer)
     tokenizer.add_tokens(["[IMAGE]"])
     rows = [{"prompt": "q", "chosen": said, "rejected": "c"} for said in ("a", "b [IMAGE]", "b [IMAGE][IMAGE]")]
@@ -380,7 +380,7 @@ def test_a_token_that_the_model_does_not_embed_is_refused_where_it_stands(tmp_pa
      ("strftime_now(format='%A')", "Friday"), ("strftime_now('%d %H \"x\" ñ')", '26 00 "x" ñ')],
 )  # fmt: skip
 def test_todays_date_is_a_fixed_one(call: str, written: str) -> None:
-    tokenizer = copy.deepcopy(family("chatml-qwen").tokenizer)
+    tokenizer = family("chatml-qwen").tokenizer
     for template in ("\n{{ " + call + " }}" + CHATML, "{% set today = " + call + " %}{{ '\n' + today }}" + CHATML):
         renderer = Renderer(tokenizer, template)
         assert renderer.conversation(chat("q"), answer("a"))[0].text.startswith(f"\n{written}<|im_start|>")

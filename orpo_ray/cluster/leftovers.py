@@ -1,8 +1,9 @@
-"""What Ray Train leaves of a run whose trial was stopped: its placement group, with the CPUs and GPUs in it.
+"""What Ray Train leaves of a run whose trial was stopped, or whose stage's process was lost: its placement group, with
+the CPUs and GPUs in it.
 
-Ray takes a group back once the actor and the job that made it have both ended, and a sweep's job goes on. Ray Train has
-an actor that removes the group, but it asks the dashboard whether the run is alive: where there is none, or the run was
-still starting, group and actor stay for ever (Ray 2.60).
+Ray takes a group back once the actor and the job that made it have both ended, and the job of a sweep or of a pipeline
+goes on. Ray Train has an actor that removes the group, but it asks the dashboard whether the run is alive: where there
+is none, or the run was still starting, group and actor stay for ever (Ray 2.60).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from orpo_ray.beside import beside
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-_PATIENCE = 10.0  # seconds that the last trials have to end
+_PATIENCE = 10.0  # seconds that the last runs have to end
 _CLEANER = "PlacementGroupCleaner"
 
 
 @contextmanager
 def leftovers_removed() -> Iterator[None]:
-    """While the body runs, remove what stopped trials leave; after it, wait until nothing of them is left."""
+    """While the body runs, remove what runs leave that have ended; after it, wait until nothing of them is left."""
 
     def look(over: threading.Event) -> None:
         while not over.wait(_SECONDS_BETWEEN_LOOKS):
