@@ -307,7 +307,8 @@ def _notes(tables: Tables, models: dict[str, Row], reward_models: dict[str, Row]
     for label, model in models.items():
         if model["empty"]:
             notes.append(
-                f"{model['empty']} of {model['responses']} responses of {label} are empty; they are judged as they are."
+                f"{model['empty']:,} of {model['responses']:,} responses of {label} are empty; they are judged as they "
+                "are."
             )
         if thoughts := model.get("thinking"):
             unclosed = thoughts.get("unclosed", 0)

@@ -9,12 +9,12 @@ from itertools import combinations, product
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from orpo_ray.report import comparison as runs_alike
 from orpo_ray.report.comparison import Aspect, Compared, batch_sizes, grouped, parted
 from orpo_ray.report.evaluation_figures import MODELS, drawn
-from orpo_ray.report.figures import MAX_POINTS, NEUTRAL, SIZE, curve
+from orpo_ray.report.figures import MAX_POINTS, NEUTRAL, SIZE, Percent, curve
 from orpo_ray.report.rollout_frontier import sound
 from orpo_ray.report.runs import Series
 
@@ -179,7 +179,7 @@ def _figure(metric: Metric, group: Sequence[Compared], lines: Lines, key: str) -
         for run in group:
             _line(axes, run, lines, key, of_round=metric.of_round and not key.startswith("eval_"))
         if metric.share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.yaxis.set_major_formatter(Percent())
         elif metric.key == "lr":
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=False)
         if metric in OF_THE_LOOP:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from orpo_ray.atomic import new_file
 from orpo_ray.parsing import read_object
 from orpo_ray.report.curves import curves_png
-from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, binned, legend, picture
+from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, Percent, binned, legend, picture
 from orpo_ray.report.runs import Run, read_run
 from orpo_ray.storage.run_folder import write_atomically
 
@@ -95,7 +94,7 @@ def _forest(axes: Axes, pairs: list[dict[str, Any]], against: list[str]) -> None
             )  # fmt: skip
     axes.set_yticks(range(len(against)), [f"ORPO over {name.upper() if name != 'base' else name}" for name in against])
     axes.set_ylim(len(against) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(Percent())
     axes.set_xlabel("win-rate, ties half")
     axes.margins(x=0.08)
     axes.grid(False)

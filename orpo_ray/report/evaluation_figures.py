@@ -9,11 +9,11 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from orpo_ray.report.densities import bins, density
 from orpo_ray.report.evaluation_folder import Floats, Pair, Rating
-from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, VARIABLES, legend, page_svg, svg
+from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, VARIABLES, Percent, legend, page_svg, svg
 
 # Okabe and Ito's colours without the blue and vermilion of chosen and rejected, with two of Paul Tol's: any two differ
 # for readers with deuteranopia and protanopia too. `drawn` makes variables of them; a last digit is off by one where
@@ -83,7 +83,7 @@ def draw_forest(figure: Figure, pairs: Sequence[Pair]) -> None:
         _rows(axes, len(pairs), nbins=4)
         axes.set_ylim(len(pairs) - 0.5, -0.55)
         axes.grid(visible=False)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(Percent())
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlabel("95% intervals")
     for y, pair in enumerate(pairs):
@@ -146,7 +146,7 @@ def lengths(models: Mapping[str, Floats], max_tokens: int) -> Markup | None:
                 "cut here", (max_tokens, 1), (-3, -2), xycoords=("data", "axes fraction"),
                 textcoords="offset points", ha="right", va="top", fontsize=8,
             )  # fmt: skip
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(Percent())
         axes.set(xlabel="tokens in a response", ylabel="share of responses")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -168,7 +168,7 @@ def _bars(
         if i >= len(models):
             style = {"fill": False, "edgecolor": DATA_COLOURS[label], "linewidth": 1.4, "label": f"{label} (data)"}
         axes.bar(x, shares, width * 0.84, **style)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(Percent())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("share of responses")
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import Formatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from orpo_ray.report.runs import Run, Series
@@ -109,7 +109,7 @@ def reward_accuracy(run: Run) -> Markup | None:
         axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
         curve(axes, run.series("reward_accuracy"), NEUTRAL, "training")
         points(axes, run.series("eval_reward_accuracy"), INK, "evaluation")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(Percent())
         axes.set_ylabel("reward accuracy")
 
     keys = ("reward_accuracy", "eval_reward_accuracy")
@@ -169,7 +169,7 @@ def win_rate(run: Run) -> Markup | None:
         order = np.argsort(steps[found])  # they come in when they are ready
         axes.vlines(steps[found], low, high, color=INK, linewidth=1.2)
         axes.plot(steps[found][order], rates[found][order], color=INK, marker="o", markersize=4, linewidth=1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(Percent())
         axes.set_ylabel("win-rate")
 
     return over_steps(draw, run, ("eval_win_rate",), "Win-rate of checkpoints over steps")
@@ -256,6 +256,18 @@ def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64
 def _mean(values: NDArray[np.float64]) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
+
+
+class Percent(Formatter):  # type: ignore[misc]
+    """Ticks of shares as percentages, all with the decimals that the finest needs."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        shares = 100 * np.asarray(values)
+        digits = next((n for n in range(4) if np.allclose(shares, shares.round(n), rtol=0, atol=1e-6)), 4)
+        return [f"{share:.{digits}f}%".replace("-", "−") for share in shares + 0.0]
 
 
 def legend(axes: Axes) -> None:

@@ -47,6 +47,13 @@ EVALUATION_COLUMNS = {
     "eval_reward_accuracy": "reward accuracy",
 }
 _WEIGHTS = (("λ", "lambda"), ("β", "kl_coefficient"))
+_BY_REFERENCE = "Pairs whose chosen response has gained more over the reference's log-probs than the rejected one."
+_ACCURATE = {
+    "dpo": _BY_REFERENCE, "ipo": _BY_REFERENCE, "kto_pair": _BY_REFERENCE,
+    "cpo": "Pairs whose chosen response is likelier as a whole, not per token.",
+    "kto": "Responses that are on their label's side of the reference point.",
+}  # fmt: skip
+"""What `reward_accuracy` counts, by objective."""
 TITLES = {objective.model_fields["name"].default: objective.title for objective in OBJECTIVES}
 
 
@@ -94,9 +101,7 @@ def _figures_of_the_work(run: Run) -> list[Drawn]:
 
 
 def _accuracy_caption(run: Run) -> str:
-    if run.section("objective").get("name") == "kto":
-        return "Responses that are on their label's side of the reference point."
-    return "Pairs whose chosen response is the likelier one."
+    return _ACCURATE.get(run.section("objective").get("name", ""), "Pairs whose chosen response is likelier per token.")
 
 
 def run_page(run: Run, drawn: list[Drawn]) -> str:

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from orpo_ray.errors import UserError
 from orpo_ray.objectives.reliability import Accuracy, accuracy, accuracy_by_length, calibration
 from orpo_ray.report.columns import KEY, NUMBER, read_columns
 from orpo_ray.report.densities import bins, density
-from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, legend, svg
+from orpo_ray.report.figures import CHOSEN, INK, NEUTRAL, REJECTED, SIZE, Percent, legend, svg
 from orpo_ray.report.numbers import number
 
 Floats = NDArray[np.float64]
@@ -102,7 +101,7 @@ def _reliability(margins: Floats) -> Markup:
         axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], sizes + 8, color=INK, alpha=0.75)
         axes.set(xlabel="confidence", ylabel="share it is right", xlim=(0.48, 1.02), ylim=(-0.02, 1.05))
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axis.set_major_formatter(Percent())
 
     return svg(draw, "Share of right preferences by confidence; larger dots hold more pairs", SIZE)
 
@@ -116,7 +115,7 @@ def _by_length(margins: Floats, differences: NDArray[np.int64]) -> Markup:
         axes.axhline(0.5, color=NEUTRAL, linewidth=0.8)
         labels = [_range(group.shortest, group.longest) for group in groups]
         axes.set_xticks(range(len(groups)), labels, fontsize=7)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(Percent())
         axes.set(xlabel="tokens that chosen is longer", ylabel="accuracy", ylim=(0, 1.05))
 
     return svg(draw, "Accuracy by how much longer the chosen response is", SIZE)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from orpo_ray.parsing import finite
@@ -24,6 +23,7 @@ from orpo_ray.report.figures import (
     NEUTRAL,
     REJECTED,
     Drawn,
+    Percent,
     binned,
     curve,
     over_steps,
@@ -226,7 +226,7 @@ def _cut(run: Run) -> Markup | None:
 
 def _shares(axes: Axes, what: str) -> None:
     axes.set_ylim(0, min(1.05, max(0.05, axes.get_ylim()[1])))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(Percent())
     axes.set_ylabel(what)
 
 

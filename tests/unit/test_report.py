@@ -14,7 +14,7 @@ import yaml
 from orpo_ray.data.dataset import PairDataset
 from orpo_ray.errors import UserError
 from orpo_ray.report import curves_png, write_report
-from orpo_ray.report.figures import MAX_POINTS, _running_mean, binned
+from orpo_ray.report.figures import MAX_POINTS, Percent, _running_mean, binned
 from orpo_ray.report.held_out import read_held_out
 from orpo_ray.report.page import _facts, _kept_caption
 from orpo_ray.report.reward_figures import _range
@@ -126,6 +126,24 @@ def test_an_sft_run_shows_its_rejected_log_probs_from_evaluation(tmp_path):
     assert "rejected −0.63 → −0.55 (rises)" in page.text
     assert "rejected, evaluation" in page.text, "the legend of the log-probs"
     assert "λ =" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("sft", "likelier per token."),
+        ("dpo", "gained more over the reference&#39;s log-probs"),
+        ("cpo", "likelier as a whole, not per token."),
+        ("kto", "their label&#39;s side of the reference point"),
+    ],
+)
+def test_what_counts_as_right_is_said_as_the_objective_counts_it(objective, said, tmp_path):
+    assert said in write_report(make_run(tmp_path / "run", objective=objective)).read_text()
+
+
+def test_ticks_of_shares_differ_where_they_do():
+    assert Percent().format_ticks([0.5, 0.505, 0.51]) == ["50.0%", "50.5%", "51.0%"]
+    assert Percent().format_ticks([-0.1, 0.0, 0.1]) == ["−10%", "0%", "10%"]
 
 
 def test_a_reward_model_shows_what_it_gave_each_pair(tmp_path):
