@@ -37,6 +37,8 @@ OR_NONE := $(if $(PYTEST_ARGS),|| test $$? = 5)
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Heaps of huge pages, where the kernel gives them to whoever asks: a third less time on a virtual machine.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # Without a GPU DeepSpeed must be told so, or it probes for one at every import.
 ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR := cpu
