@@ -13,8 +13,7 @@ that small ones are put into and the next large one does not fit: a process grew
 11 GB for a model of four million parameters (issue 22)."""
 
 _HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""Has PyTorch ask for huge pages, of which a large block needs few: paid for page by page, 4 KiB each, it takes a sixth
-of the time of such a step. Read once, before PyTorch's first tensor."""
+"""Has PyTorch ask for huge pages, of which a large block needs few (benchmarks/NOTES.md); read at its first tensor."""
 
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(_LARGE), "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
