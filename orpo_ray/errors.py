@@ -31,7 +31,12 @@ def last_line(error: BaseException) -> str:
 
 def last_line_of(text: str) -> str:
     """See `last_line`; empty where `text` says nothing."""
+    return want_of_memory(text) or next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def want_of_memory(text: str) -> str:
+    """What an error of Ray says of a process that its memory monitor has ended, in a line; empty: it is another."""
     if found := _OF_MEMORY.search(text):
         node, used, most = found.groups()
         return f"Ray has ended it, as its node ({node}) was low on memory: {used} of {most} GB were in use"
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    return ""

@@ -19,7 +19,7 @@ from orpo_ray.cluster.share import cluster_nodes, cpus_of_a_worker, require_gpus
 from orpo_ray.cluster.waiting import saying_what_waits
 from orpo_ray.config import TrainConfig
 from orpo_ray.data.prepare import PreparedData, prepare
-from orpo_ray.errors import Diverged, UserError
+from orpo_ray.errors import Diverged, UserError, want_of_memory
 from orpo_ray.modeling.loading import check_fit, load_tokenizer, require_embeddings
 from orpo_ray.objectives.registry import build_objective
 from orpo_ray.storage.checkpoints import open_filesystem
@@ -246,6 +246,13 @@ def _fit(
             outcome: Outcome = trainer.fit().return_value
     except KeyboardInterrupt:
         trainer.abort()
+        raise
+    except Exception as error:
+        if lack := want_of_memory(str(error)):
+            raise UserError(
+                f"{config.name}: {lack}; lower train.tokens_per_microbatch, which changes no result, or "
+                "scaling.num_workers, and the same command goes on"
+            ) from error
         raise
     if outcome.mistake:
         raise (Diverged if outcome.diverged else UserError)(outcome.mistake)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -27,17 +24,6 @@ from orpo_ray.evaluation.score import score
 from orpo_ray.evaluation.store import EvaluationFolder
 from orpo_ray.terminal import Console
 
-_SHORT_OF_MEMORY = """
-import sys, ray
-ray.init(
-    "local", num_cpus=1, log_to_driver=False, include_dashboard=False,
-    _system_config={"memory_usage_threshold": 0.0, "memory_monitor_refresh_ms": 50},
-)
-from orpo_ray.config import ScoreConfig
-from orpo_ray.evaluation.score import score
-score(ScoreConfig.model_validate_json(sys.argv[1]))
-"""
-
 
 def config_of(folder: Path, **settings: Any) -> ScoreConfig:
     mapping = {
@@ -45,18 +31,6 @@ def config_of(folder: Path, **settings: Any) -> ScoreConfig:
         "storage": {"path": str(folder)}, **settings,
     }  # fmt: skip
     return parse_as(ScoreConfig, mapping, [], "test")
-
-
-def test_an_actor_that_the_memory_monitor_ends_counts_as_lost(tmp_path: Path) -> None:
-    config = config_of(tmp_path, scaling={"scorers": 1, "max_failures": 1})
-    done = subprocess.run(
-        [sys.executable, "-c", _SHORT_OF_MEMORY, config.model_dump_json()],
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    told = (
-        r"UserError: 2 actors were lost \(scaling\.max_failures=1\); the last, reward_models: a scorer: .*low on memory"
-    )
-    assert re.search(told, done.stderr), done.stderr[-3000:]
 
 
 def test_a_model_that_vllm_lacks_on_a_cpu_answers_by_transformers(ray_cluster: None, tmp_path: Path) -> None:
