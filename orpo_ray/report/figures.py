@@ -206,7 +206,7 @@ def over_steps(draw: Callable[[Axes], None], run: Run, keys: Sequence[str], titl
     def draw_all(axes: Axes) -> None:
         draw(axes)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
         legend(axes)
 
     return svg(draw_all, title, SIZE)

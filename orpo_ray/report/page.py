@@ -280,9 +280,11 @@ def _pairs(run: Run) -> str:
 
 def _by_source(run: Run, held_out: HeldOut, columns: dict[str, str]) -> dict[str, list[str]]:
     """Of each of several sources, by column, what the kept model gives its held-out pairs; behind that how many there
-    are."""
+    are. Empty while none is kept."""
     names = {key.partition("/")[2] for line in run.lines for key in line if key.startswith("eval_loss/")}
     step = run.kept_step
+    if step is None:
+        return {}
     return {
         name: [
             *(held_out.cell(f"{key}/{name}", run.value_at(f"{key}/{name}", step)) for key in columns),

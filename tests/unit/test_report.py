@@ -271,6 +271,18 @@ def test_a_run_before_its_first_evaluation(tmp_path):
     assert "Best eval loss–" in Page(write_report(run)).text.replace("\n", "")
 
 
+def test_a_run_behind_its_first_evaluation(tmp_path):
+    """At step 0: it keeps no model yet, and has no step between two."""
+    run = make_run(tmp_path / "run", objective="sft", finished=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:10]]
+    lines[0] |= {
+        "eval_loss/one": 0.9, "eval_loss/two": 1.0, "eval_log_odds_ratio": 0.3, "eval_reward_accuracy": 0.6,
+    }  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Page(write_report(run)).text
+    assert "by source" not in text and "−0.02" not in text and "step" in text
+
+
 def test_a_diverged_run_is_drawn_and_said(tmp_path):
     run = make_run(tmp_path / "run", steps=40)
     with (run / "metrics.jsonl").open("a") as file:
