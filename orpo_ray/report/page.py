@@ -101,7 +101,8 @@ def _figures_of_the_work(run: Run) -> list[Drawn]:
 
 
 def _accuracy_caption(run: Run) -> str:
-    return _ACCURATE.get(run.section("objective").get("name", ""), "Pairs whose chosen response is likelier per token.")
+    objective = str(run.section("objective").get("name"))  # of a damaged configuration it may be anything
+    return _ACCURATE.get(objective, "Pairs whose chosen response is likelier per token.")
 
 
 def run_page(run: Run, drawn: list[Drawn]) -> str:

@@ -135,6 +135,7 @@ def test_an_sft_run_shows_its_rejected_log_probs_from_evaluation(tmp_path):
         ("dpo", "gained more over the reference&#39;s log-probs"),
         ("cpo", "likelier as a whole, not per token."),
         ("kto", "their label&#39;s side of the reference point"),
+        (["dpo"], "likelier per token."),
     ],
 )
 def test_what_counts_as_right_is_said_as_the_objective_counts_it(objective, said, tmp_path):
