@@ -1,6 +1,6 @@
 """What freed memory costs that is kept, and what it costs to give large blocks back: one process, one thread, a CPU.
 
-    python benchmarks/allocator.py --out benchmarks/results/allocator.json
+    python benchmarks/allocator.py --rounds 1 --shapes "4M, OPT's vocabulary"
 
 SFT steps of rows of other lengths, each way in a process of its own, in turn, `--rounds` times: `kept`, as before issue
 22 (no block goes back); `back`, blocks over 32 MB do; `huge pages`, as it is now, PyTorch asking for these too. Prints
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from orpo_ray.cluster.allocator import _set, keep_freed_memory, use_huge_pages, use_one_arena
 
 WAYS = ("kept", "back", "huge pages")
 SHAPES = {  # width, layers, vocabulary, the most tokens of a row
@@ -39,10 +40,7 @@ def main() -> None:
     for shape in options.shapes or SHAPES:
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for way in WAYS * options.rounds:
-            own = {"THP_MEM_ALLOC_ENABLE": "1"} if way == "huge pages" else {}
-            done = subprocess.run(
-                [sys.executable, __file__, shape, way], env=os.environ | own, capture_output=True, text=True, check=True
-            )
+            done = subprocess.run([sys.executable, __file__, shape, way], capture_output=True, text=True, check=True)
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
         for way, each in found.items():
             memory, micros = (min(numbers) for numbers in zip(*each, strict=True))
@@ -53,18 +51,19 @@ def main() -> None:
 
 
 def measured(shape: str, way: str) -> tuple[float, float]:
-    import torch
-    from transformers import OPTConfig, OPTForCausalLM
-
-    from orpo_ray.cluster.allocator import _set, keep_freed_memory, use_one_arena
-    from orpo_ray.data.packing import pack
-    from orpo_ray.modeling.linear import quicken
-    from orpo_ray.modeling.policy import PackedPolicy
-
     use_one_arena()
     keep_freed_memory()
     if way == "kept":
         _set(-4, 0)  # M_MMAP_MAX
+    if way == "huge pages":
+        use_huge_pages()
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from orpo_ray.data.packing import pack
+    from orpo_ray.modeling.linear import quicken
+    from orpo_ray.modeling.policy import PackedPolicy
+
     width, layers, vocabulary, most = SHAPES[shape]
     torch.set_num_threads(1)
     config = OPTConfig(
