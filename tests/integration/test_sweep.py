@@ -220,12 +220,13 @@ def test_an_interrupted_sweep_goes_on_to_the_same_table(
         said = (tmp_path / "log.txt").read_text()
         assert (code, "Traceback" in said) == (130, False), said
         assert "sweep: stopping: saving a checkpoint" in said
-        saved = json.loads((folder / "trials/002/last_checkpoint.json").read_text())["step"]
-        assert saved == last_step(folder / "trials/002") < 32
-        if "stopped at step" in (folder / "trials/002/log.txt").read_text():
-            assert [trial["status"] for trial in trials(folder)][2] == "unfinished"
-        else:  # at its rung the scheduler was faster: it ends a trial's process
-            assert saved == 8
+        status, trained = trials(folder)[2]["status"], last_step(folder / "trials/002")
+        if status == "stopped":  # its rung, at 8, came before the request: that ends its process, whatever it has saved
+            assert trained >= 8
+        else:
+            saved = json.loads((folder / "trials/002/last_checkpoint.json").read_text())["step"]
+            assert (status, saved) == ("unfinished", trained) and trained < 32
+            assert "stopped at step" in (folder / "trials/002/log.txt").read_text()
     done = [trial["trial"] for trial in trials(folder) if trial["status"] == "finished"]
     assert done and len(done) < 3
     before = {index: (folder / f"trials/{index:03d}/metrics.jsonl").stat().st_mtime_ns for index in done}
