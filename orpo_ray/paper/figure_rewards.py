@@ -50,7 +50,6 @@ def _panel(rewards: Rewards, seeds: list[int], colour: Mapping[str, str]) -> Cal
             for seed, values in own.items():
                 style = Look.at(seeds.index(seed)).line
                 axes.plot(x, density(values, x), color=colour[method], linewidth=1.3, linestyle=style)
-        axes.set_ylim(bottom=0)
         axes.set(xlabel="reward", ylabel="density")
 
     return draw

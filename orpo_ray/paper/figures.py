@@ -15,6 +15,7 @@ from orpo_ray.config import EvaluationConfig
 from orpo_ray.objectives.sampled_ratios import sampled_ratios
 from orpo_ray.paper.cells import METHODS
 from orpo_ray.paper.curve_figures import figure_3, figure_7, figure_8, figure_9
+from orpo_ray.paper.doubts import doubt
 from orpo_ray.paper.figure import Figure, listed, made, not_run
 from orpo_ray.paper.figure_radar import BENCHMARK, radar_drawing, rating_judges
 from orpo_ray.paper.figure_ratios import ratios_drawing
@@ -22,7 +23,7 @@ from orpo_ray.paper.figure_rewards import rewards_drawing
 from orpo_ray.paper.outcomes import AGAINST, ORPO, Outcomes
 from orpo_ray.paper.published import WIN_RATES
 from orpo_ray.paper.stages import Place
-from orpo_ray.paper.verdicts import Claim, Verdict, Word, mean_reward
+from orpo_ray.paper.verdicts import Claim, Verdict, Word, left_open, mean_reward
 from orpo_ray.report.evaluation_folder import Floats
 from orpo_ray.report.judge_numbers import Judge
 from orpo_ray.report.numbers import number
@@ -85,7 +86,7 @@ def _rewards(outcomes: Outcomes, name: str, title: str, data: str) -> Figure:
     )
     claims = [
         claim for size, lacks in missing.items() for against in AGAINST if against in config.compared
-        if (claim := _mean_reward(outcomes, data, size, against, sizes.get(size, {}), listed(lacks))) is not None
+        if (claim := _mean_reward(outcomes, data, size, against, judge, sizes.get(size, {}), listed(lacks))) is not None
     ]  # fmt: skip
     why = listed({label: said for lacks in missing.values() for label, said in lacks.items()})
     return made(name, f"{title} on {own.title}", caption, rewards_drawing(sizes) if sizes else None, claims, why)
@@ -96,6 +97,7 @@ def _mean_reward(
     data: str,
     size: str,
     against: str,
+    judge: str,
     rewards: Mapping[int, Mapping[str, Floats]],
     why: str,
 ) -> Claim | None:
@@ -110,7 +112,8 @@ def _mean_reward(
         pairs = [(float(np.nanmean(own - others)), 0.0) for own, others in both.values()]
     orpo, other = zip(*pairs, strict=True) if pairs else (None, None)
     claim = mean_reward(orpo, other, METHODS[against], WIN_RATES[table, row, against], why)
-    return Claim(f"{size}: {claim.text}", Verdict(claim.verdict.word, f"{size}: {claim.verdict.why}"), claim.ours)
+    verdict = left_open(claim.verdict, doubt(outcomes, data, judge))
+    return Claim(f"{size}: {claim.text}", Verdict(verdict.word, f"{size}: {verdict.why}"), claim.ours)
 
 
 def _figure_6() -> Figure:

@@ -21,7 +21,7 @@ from orpo_ray.config.paper import COMPARED
 from orpo_ray.errors import UserError
 from orpo_ray.paper.done import is_of_others, settings_of_others
 from orpo_ray.paper.stages import JUDGE, PaperStages, Place
-from orpo_ray.report.evaluation_folder import Diversity, Evaluation, Rewards, read_evaluation
+from orpo_ray.report.evaluation_folder import DataAccuracy, Diversity, Evaluation, Rewards, read_evaluation
 from orpo_ray.report.leaderboard_tables import BenchmarkRow, benchmark_rows
 from orpo_ray.report.runs import Run, read_run
 from orpo_ray.report.sweep_folder import Sweep, read_sweep
@@ -192,6 +192,16 @@ class Outcomes:
         ):
             return None
         return _rewards(evaluation, method, judge)
+
+    def judge_accuracy(self, data: str, judge: str = JUDGE) -> DataAccuracy | None:
+        """How often `judge` puts the chosen response of a held-out pair first: by the first evaluation that has
+        finished, all of which have the same pairs. None where none has, and of judges that are no reward models."""
+        for size in self.stages.config.sizes:
+            for seed in self.stages.config.seeds:
+                evaluation = self._winrate(data, size, seed)
+                if evaluation is not None and judge in evaluation.numbers.reward_models:
+                    return evaluation.numbers.reward_models[judge].data_accuracy
+        return None
 
     def asked_alike(self, places: Iterable[Place]) -> bool:
         """Whether these evaluations, all of them finished, asked the same prompts in the same order."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orpo_ray.errors import UserError
+from orpo_ray.paper.doubts import doubts
 from orpo_ray.paper.figures import paper_figures
 from orpo_ray.paper.other_judges import disagreements
 from orpo_ray.paper.outcomes import read_outcomes
@@ -66,7 +67,7 @@ def write_paper(stages: PaperStages, failed: Mapping[str, str]) -> Path:
         "paper.html",
         title=f"The paper remade: {stages.config.name}",
         tally=tally(line for _, own in lines for line in own),
-        disagreements=disagreements(outcomes),
+        notices=[*doubts(outcomes), *disagreements(outcomes)],
         scale=scale,
         status=_status(rows),
         groups=grouped(lines),

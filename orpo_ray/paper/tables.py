@@ -8,12 +8,13 @@ from dataclasses import replace
 from orpo_ray.paper import published
 from orpo_ray.paper.benchmark_tables import alpaca_table, ifeval_table, mt_bench_table
 from orpo_ray.paper.cells import called, seeds_in_words, source, span, with_sd
+from orpo_ray.paper.doubts import doubt
 from orpo_ray.paper.further_tables import diversity_table, reward_table
 from orpo_ray.paper.outcomes import AGAINST, Contest, Outcomes
 from orpo_ray.paper.published import RewardWinRate
 from orpo_ray.paper.stages import SEEDS
 from orpo_ray.paper.table import ALL, Cell, Number, Table
-from orpo_ray.paper.verdicts import Word, holds
+from orpo_ray.paper.verdicts import Verdict, Word, holds, left_open
 from orpo_ray.paper.verdicts import contest as verdict_on
 
 _COLUMNS = {"sft": "vs SFT", "dpo": "vs SFT+DPO", "ppo": "vs SFT+PPO"}
@@ -86,10 +87,15 @@ def _printed(outcomes: Outcomes, contest: Contest) -> RewardWinRate | None:
     return None if data is None or size is None else published.WIN_RATES[data, size, contest.against]
 
 
+def _verdict(outcomes: Outcomes, contest: Contest, printed: RewardWinRate) -> Verdict:
+    found = verdict_on(contest.overall, printed, contest.why_not)
+    return left_open(found, doubt(outcomes, contest.data, contest.judge))
+
+
 def _cell(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None) -> Cell:
     sources = tuple(source(outcomes, each.place, f"seed {seed}") for seed, each in contest.seeds.items())
     ours = contest.overall
-    verdict = None if printed is None else verdict_on(ours, printed, contest.why_not)
+    verdict = None if printed is None else _verdict(outcomes, contest, printed)
     word, why = ("", contest.why_not) if verdict is None else (verdict.word.value, verdict.why)
     paper = "" if printed is None else f"paper {with_sd(printed.win_rate, printed.sd)}"
     if ours is None:
@@ -122,7 +128,8 @@ def _numbers(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None
         )  # fmt: skip
     if printed is not None:
         overall = replace(
-            overall, paper=printed.win_rate, paper_sd=printed.sd, verdict=verdict_on(ours, printed).word.value,
+            overall, paper=printed.win_rate, paper_sd=printed.sd,
+            verdict=_verdict(outcomes, contest, printed).word.value,
             holds_paper=None if ours is None else holds(ours, printed.win_rate),
         )  # fmt: skip
     elif ours is None:

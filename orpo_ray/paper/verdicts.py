@@ -146,6 +146,13 @@ def contest(ours: Interval | None, paper: RewardWinRate, why_not: str = "") -> V
     return Verdict(Word.CANNOT_TELL, f"{shown}, may be more than {100 * EVEN:.0f} points from 50%; {band}.")
 
 
+def left_open(verdict: Verdict, doubt: str) -> Verdict:
+    """`verdict` by a judge, and what is left of it where there is a `doubt`, a sentence, of whether that one knows."""
+    if not doubt or verdict.word not in {Word.AGREES, Word.DIFFERS}:
+        return verdict
+    return Verdict(Word.CANNOT_TELL, f"{verdict.why} {doubt}")
+
+
 def same_number(ours: Interval | None, printed: float, why_not: str = "") -> Verdict:
     """Whether a number is the paper's, of rows whose model and benchmark are the paper's own (Tables 1 and 6)."""
     if ours is None:

@@ -55,7 +55,11 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         outdated=numbers.statistics < STATISTICS,
         rankings=evaluation_answer.rankings(numbers),
         of_orpo=evaluation_answer.comparisons(numbers, evaluation_answer.trained_by_orpo(numbers)),
-        disagreements=evaluation_words.disagreements(numbers, ranked),
+        notices=[
+            *evaluation_words.doubts(numbers),
+            *evaluation_words.cut(evaluation),
+            *evaluation_words.disagreements(numbers, ranked),
+        ],
         headlines=evaluation_words.headlines(numbers, ranked),
         facts=_facts(evaluation),
         judges=[_judge(numbers, label) for label in numbers.deciders],

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from orpo_ray.report.evaluation_folder import Numbers, Pair
-from orpo_ray.report.numbers import percent
+import numpy as np
+
+from orpo_ray.report.evaluation_folder import DataAccuracy, Evaluation, Numbers, Pair
+from orpo_ray.report.numbers import number, percent
 
 MOST_DISAGREEMENTS = 3
+MANY_CUT = 0.1
+"""The share of a model's responses above which it is said that they were cut."""
 
 
 def headlines(numbers: Numbers, ranked: list[str]) -> list[tuple[str, list[str]]]:
@@ -46,6 +50,48 @@ def disagreements(numbers: Numbers, ranked: list[str]) -> list[str]:
     if more > 0:
         found[MOST_DISAGREEMENTS:] = [f"So they do on {more} more pair{'' if more == 1 else 's'} of models."]
     return found
+
+
+def doubts(numbers: Numbers) -> list[str]:
+    """A sentence for each reward model that is not told from a coin on the data's own pairs."""
+    told = {label: no_better_than_a_coin(label, model.data_accuracy) for label, model in numbers.reward_models.items()}
+    return [
+        f"{said} Win-rates by {label} say what it likes, and not who is better." for label, said in told.items() if said
+    ]
+
+
+def no_better_than_a_coin(judge: str, found: DataAccuracy | None) -> str:
+    """A sentence where the interval of how often `judge` puts the chosen response first does not lie above one half.
+    Empty where it does, and where nothing is known."""
+    if found is None or found.ci95[0] > 0.5:
+        return ""
+    return (
+        f"Nothing tells {judge} from a coin: of {number(found.pairs)} pairs of the data it puts the chosen response "
+        f"first in {percent(found.accuracy, 1)} ({_interval(found.ci95)})."
+    )
+
+
+def cut(evaluation: Evaluation) -> list[str]:
+    """A sentence where `max_tokens` cut more than `MANY_CUT` of some models' responses, with what reward models give
+    these and the models' others: one without an end is unlike all that they were trained on."""
+    numbers, responses = evaluation.numbers, evaluation.responses
+    shares = {
+        label: model.cut / model.responses for label, model in numbers.models.items()
+        if model.was_asked and model.cut > MANY_CUT * model.responses
+    }  # fmt: skip
+    if not shares:
+        return []
+    of_these = np.isin(responses.models, list(shares)) & np.isin(responses.ended, ["length", "stop"])
+    was_cut = np.array(responses.ended) == "length"
+    told = []
+    for judge, rewards in responses.rewards.items():
+        known = of_these & np.isfinite(rewards)
+        if (known & was_cut).any() and (known & ~was_cut).any():
+            means = [number(float(rewards[known & these].mean()), 2) for these in (was_cut, ~was_cut)]
+            told.append(f"{judge} gives those {means[0]} on average, and the others {means[1]}")
+    counts = ", ".join(f"{label} ({percent(share)})" for label, share in shares.items())
+    sentence = f"sampling.max_tokens={numbers.sampling.max_tokens} cut responses of {counts}"
+    return ["; ".join([sentence, *told]) + "."]
 
 
 def rate(pair: Pair) -> str:

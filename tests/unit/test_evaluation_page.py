@@ -149,6 +149,53 @@ def test_reward_models_that_disagree_on_who_wins_are_said_first(tmp_path, other,
     assert told is None or text.index(sentence) < text.index(f"{best} over {worst}: win-rate")
 
 
+@pytest.mark.parametrize(("low", "known"), [(0.4721, True), (0.5, True), (0.5001, True), (0.4721, False)])
+def test_a_reward_model_that_is_not_told_from_a_coin_is_said_first(tmp_path, low, known):
+    run = make_evaluation(tmp_path / "run", models=("a", "b"), prompts=8)
+    own = {"accuracy": 0.57, "ci95": [low, 0.6627], "pairs": 100} if known else None
+    change(run, lambda found: found["reward_models"]["opt-1.3b"].update(data_accuracy=own))
+    sentence = (
+        "Nothing tells opt-1.3b from a coin: of 100 pairs of the data it puts the chosen response first in 57.0% "
+        f"({100 * low:.1f}% to 66.3%). Win-rates by opt-1.3b say what it likes, and not who is better."
+    )
+    text = visible(write_evaluation_report(run))
+    assert (sentence in text) == (known and low <= 0.5)
+    assert "from a coin" not in text.replace(sentence, "") and text.find(sentence) < text.index(": win-rate ")
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_many_cut_responses_and_what_they_are_given_are_said_first(tmp_path, many):
+    run = make_evaluation(tmp_path / "run", models=("a", "b"), prompts=40)
+    rows = pq.read_table(run / "results.parquet").to_pylist()
+    of_a = [row for row in rows if row["model"] == "a"]
+    for place, row in enumerate(row for row in rows if row["model"] in {"a", "b"}):
+        row["ended"] = "length" if row["model"] == "a" and place % 5 == 0 and many else "stop"
+    cut = [row for row in of_a if row["ended"] == "length"]
+    for row in cut[:3]:
+        row["reward:opt-1.3b"] = None  # too long for it
+    schema = pq.read_schema(run / "results.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema), run / "results.parquet")
+
+    def edit(content):
+        content["models"]["a"]["cut"], content["models"]["b"]["cut"] = len(cut), 0
+
+    change(run, edit)
+    text = visible(write_evaluation_report(run))
+    if not many:
+        assert "cut responses of" not in text
+        return
+
+    def mean(judge: str, own) -> str:
+        given = [row[f"reward:{judge}"] for row in own if row[f"reward:{judge}"] is not None]
+        return f"{sum(given) / len(given):.2f}".replace("-", "−")
+
+    others = [row for row in of_a if row["ended"] == "stop"]
+    by = [f"{j} gives those {mean(j, cut)} on average, and the others {mean(j, others)}" for j in ("truth", "opt-1.3b")]
+    limit = numbers(run)["sampling"]["max_tokens"]
+    sentence = f"sampling.max_tokens={limit} cut responses of a ({100 * len(cut) / len(of_a):.0f}%); {'; '.join(by)}."
+    assert sentence in text and text.index(sentence) < text.index(": win-rate ")
+
+
 def test_many_disagreements_are_counted(tmp_path):
     run = make_evaluation(tmp_path / "run", models=("a", "b", "c", "d"), prompts=8)
 

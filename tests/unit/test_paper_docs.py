@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "paper-toy"
+TOY, SMALL = (ROOT / "benchmarks" / "results" / name for name in ("paper-toy", "paper-small"))
 TABLES = ("table-2", "table-2-by-truth", "table-3", "table-3-by-truth")
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 
 
-def over_all_seeds(table: str) -> list[dict[str, str]]:
-    with (RESULTS / f"{table}.csv").open(encoding="utf-8", newline="") as file:
+def over_all_seeds(table: str, of: Path = TOY) -> list[dict[str, str]]:
+    with (of / f"{table}.csv").open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["seed"] == "all"]
 
 
@@ -28,6 +28,20 @@ def test_win_rates_are_those_of_the_table(table: str) -> None:
     for size, cells in by_size.items():
         judge = "the truth" if "truth" in table else "the judge"
         assert f"| {size} | {judge} | {' | '.join(cells)} |" in PAGE, (table, size)
+
+
+def test_win_rates_on_real_pairs_are_those_of_the_tables() -> None:
+    """And no verdict goes by judges that nothing tells from a coin."""
+    for table in ("table-2", "table-3"):
+        rows = over_all_seeds(table, SMALL)
+        assert {row["verdict"] for row in rows if row["paper"]} == {"cannot tell"}
+        by_size: dict[str, list[str]] = {}
+        for row in rows:
+            value, low, high = (f"{100 * float(row[key]):.1f}" for key in ("value", "low", "high"))
+            by_size.setdefault(f"{row['data']} | {row['size']}", []).append(f"{value} ({low} to {high})")
+        assert len(by_size) == 3
+        for size, cells in by_size.items():
+            assert f"| {size} | {' | '.join(cells)} |" in PAGE, (table, size)
 
 
 def test_numbers_of_the_bullets_are_those_of_the_tables() -> None:

@@ -24,6 +24,7 @@ from orpo_ray.config import SweepConfig
 from orpo_ray.errors import UserError
 from orpo_ray.paper.figure_curves import MOST_PANELS, contrast_drawing, lambda_drawing, lambdas
 from orpo_ray.paper.figure_drawing import LINES, MARKS, Drawing, Look
+from orpo_ray.paper.figure_rewards import rewards_drawing
 from orpo_ray.paper.figures import Figure, paper_figures
 from orpo_ray.paper.outcomes import Outcomes, read_outcomes
 from orpo_ray.paper.stages import PaperStages, Place
@@ -391,3 +392,19 @@ def test_a_seed_looks_the_same_in_both_panels(tmp_path: Path) -> None:
     left, right = panels(contrast_drawing(ratio, orpo))
     assert {line.get_marker() for line in left.lines if line.get_marker() in MARKS} == {MARKS[1]}
     assert {line.get_marker() for line in right.lines if line.get_marker() in MARKS} == {*MARKS[:2]}
+
+
+def test_panels_of_rewards_share_an_axis_that_holds_the_highest_of_them():
+    """A panel that was drawn later had its peaks cut off at the height of the first."""
+    widths = {"wide": 1.0, "narrow": 0.1}
+    rng = np.random.default_rng(0)
+    sizes = {
+        title: {1: {"orpo": rng.normal(0, by, 200), "sft": rng.normal(1, by, 200)}} for title, by in widths.items()
+    }
+    figure = Canvas()
+    rewards_drawing(sizes).paint(figure, 2)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        heights = [line.get_ydata().max() for line in axes.lines] + [patch.get_height() for patch in axes.patches]
+        assert low == 0 and max(heights) < high

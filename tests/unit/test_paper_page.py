@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from evaluation_run import change
 from paper_folders import finish, finish_all, paper_stages
 from test_report import Page
 
 from orpo_ray.config.schema import ModelConfig
+from orpo_ray.paper.figures import paper_figures
 from orpo_ray.paper.other_judges import disagreements
 from orpo_ray.paper.outcomes import Contest, Outcomes, read_outcomes
 from orpo_ray.paper.page import write_paper
@@ -19,6 +21,7 @@ from orpo_ray.paper.scale import Model, Scale, parameters, scale_of, short_count
 from orpo_ray.paper.stages import PaperStages
 from orpo_ray.paper.table import ALL, Number
 from orpo_ray.paper.tables import win_rate_table
+from orpo_ray.statistics.accuracy import wilson
 from orpo_ray.statistics.seeds import Interval
 
 WHY = "CUDA out of memory <b>at</b> step 12"
@@ -150,6 +153,33 @@ def test_another_judge_who_contradicts_the_first_is_on_the_first_screen(tmp_path
         "against SFT+DPO (The toy world, large): 61.0% (54.5% to 67.4%) by the reward model of size large, 45.3% "
         "(40.8% to 49.8%) by truth.</p>"
     ) in head
+
+
+@pytest.mark.parametrize(("pairs", "right", "of_a_coin"), [(100, 57, True), (100, 61, False)])
+def test_a_judge_who_is_not_told_from_a_coin_decides_nothing(tmp_path, pages, pairs, right, of_a_coin):
+    """Small models on HH-RLHF had eight verdicts by a reward model that put chosen first in 57 of 100 pairs."""
+    stages = finish_all(paper_stages(tmp_path))
+    low, high = wilson(right / pairs, pairs)
+    own = {"pairs": pairs, "accuracy": right / pairs, "ci95": [low, high]}
+    for place in stages.configs:
+        if place.kind == "winrate":
+            change(stages.folder_of(place), lambda found: found["reward_models"]["judge"].update(data_accuracy=own))
+    page = write_paper(stages, {})
+    head = page.read_text(encoding="utf-8").partition("</header>")[0]
+    said = (
+        f"Nothing tells the reward model of size large from a coin: of {pairs} pairs of the data it puts the chosen "
+        f"response first in {100 * right / pairs:.1f}% ({100 * low:.1f}% to {100 * high:.1f}%)."
+    )
+    assert (f'<p class="notice">The toy world: {said} So no verdict goes by it.</p>' in head) == of_a_coin
+    by_judge = [number for number in win_rate_table(read_outcomes(stages), "world", "judge").numbers if number.verdict]
+    words_of = {number.verdict for number in by_judge}
+    assert (words_of == {"cannot tell"}) == of_a_coin and len(by_judge) == 6
+    rewards = next(figure for figure in paper_figures(read_outcomes(stages)) if figure.name == "figure-11")
+    assert ({claim.verdict.word for claim in rewards.claims} == {"cannot tell"}) == of_a_coin
+    if of_a_coin:  # and the numbers stand there as before
+        assert said in Page(page).text and words(page)["agrees"] < words(pages["all"])["agrees"]
+    else:
+        assert words(page) == words(pages["all"])
 
 
 def test_judges_who_tell_the_same_winners_are_no_notice(tmp_path, monkeypatch):
