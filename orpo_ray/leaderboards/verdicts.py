@@ -183,7 +183,7 @@ def _mt_bench(files: Files) -> list[Row]:
 
 def _of_ratings(found: mt_bench.Result) -> Row:
     said = []
-    if not found.categories:
+    if found.score and not found.categories:
         said.append("--prompts says which category a question is of")
     if found.unreadable:
         one, many = "judging has no rating from 1 to 10 and is", "judgings have no rating from 1 to 10 and are"

@@ -123,8 +123,9 @@ def rewards(models: Mapping[str, Floats], data: Mapping[str, Floats], reward_mod
     return drawn(draw, f"Distribution of rewards by {reward_model}", SIZE)
 
 
-def lengths(models: Mapping[str, Floats], max_tokens: int) -> Markup | None:
-    """Shares of responses by their length in tokens; `models` maps a label to finite lengths `(responses,)`."""
+def lengths(models: Mapping[str, Floats], max_tokens: int, turns: int) -> Markup | None:
+    """Shares of responses by their length in tokens; `models` maps a label to finite lengths `(responses,)`. With
+    several `turns` each is that of a conversation's answers together, of which `max_tokens` cuts none."""
     shown = {label: values for label, values in models.items() if values.size}
     if not shown:
         return None
@@ -140,14 +141,15 @@ def lengths(models: Mapping[str, Floats], max_tokens: int) -> Markup | None:
             axes.plot(centres, shares, color=colour[label], label=short(label))
             if len(shown) <= FILLED:
                 axes.fill_between(centres, shares, color=colour[label], alpha=0.14, linewidth=0)
-        if longest >= max_tokens:
+        if longest >= max_tokens and turns == 1:
             axes.axvline(max_tokens, color=NEUTRAL, linewidth=1.0, linestyle=(0, (4, 3)))
             axes.annotate(
                 "cut here", (max_tokens, 1), (-3, -2), xycoords=("data", "axes fraction"),
                 textcoords="offset points", ha="right", va="top", fontsize=8,
             )  # fmt: skip
         axes.yaxis.set_major_formatter(Percent())
-        axes.set(xlabel="tokens in a response", ylabel="share of responses")
+        of, all_of = ("a response", "responses") if turns == 1 else ("a conversation's answers", "conversations")
+        axes.set(xlabel=f"tokens in {of}", ylabel=f"share of {all_of}")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         legend(axes)

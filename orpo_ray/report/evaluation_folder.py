@@ -201,7 +201,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Responses:
-    """`results.parquet`, column by column, all of length `rows`; what is missing is NaN."""
+    """`results.parquet`, column by column, all of length `rows`; what is missing is NaN. Of several turns the answers
+    of a conversation are one row: their texts and tokens together, the end and the rewards of the last."""
 
     models: NDArray[np.str_]
     prompts: NDArray[np.int64]
@@ -210,6 +211,8 @@ class Responses:
     tokens: Floats
     ended: list[str]
     rewards: Mapping[str, Floats]
+    turns: int = 1
+    """At most, in a conversation."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     columns = {
         name: [value for value, has in zip(values, given, strict=True) if has] for name, values in columns.items()
     }
+    turns = len({*columns.get("turn", []), 1})  # which count from 1
     if "turn" in columns:
         columns = _conversations(columns, further)
     responses = Responses(
@@ -252,6 +256,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         tokens=np.array(columns["tokens"], dtype=np.float64),
         ended=columns["ended"],
         rewards={label: np.array(columns[name], dtype=np.float64) for label, name in labels.items()},
+        turns=turns,
     )
     verdicts = _verdicts(folder / "verdicts.parquet") if numbers.judges else []
     return Evaluation(config, numbers, prompts, responses, verdicts)

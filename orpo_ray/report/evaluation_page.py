@@ -67,6 +67,7 @@ def write_evaluation_report(folder: Path, curves: Mapping[str, Path] | None = No
         in_words=evaluation_judges.sections(numbers.judges, list(numbers.models)),
         rewards=_reward_figures(evaluation),
         lengths=_length_figure(evaluation),
+        turns=evaluation.responses.turns,
         model_tables=evaluation_tables.models(numbers),
         reward_models=evaluation_tables.reward_models(numbers),
         agreement=evaluation_tables.agreement(numbers),
@@ -141,7 +142,7 @@ def _reward_figures(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
 
 def _length_figure(evaluation: Evaluation) -> Markup | None:
     tokens = {label: _of(evaluation, label, evaluation.responses.tokens) for label in evaluation.numbers.models}
-    return evaluation_figures.lengths(tokens, evaluation.numbers.sampling.max_tokens)
+    return evaluation_figures.lengths(tokens, evaluation.numbers.sampling.max_tokens, evaluation.responses.turns)
 
 
 def _of(evaluation: Evaluation, label: str, values: Floats) -> Floats:

@@ -207,7 +207,8 @@ def _untold(won: Floats, difference: Floats, share: Floats) -> str | None:
         return None
     other_side = min(share[difference >= 0].sum(), share[difference <= 0].sum())
     if other_side < RULE_OF_THREE:
-        return f"one model gave the longer response to all but {other_side:.3g} of {prompts:,.0f} prompts"
+        but = f"all but {other_side:.3g} of {prompts:,.0f}" if other_side else f"all {prompts:,.0f}"
+        return f"one model gave the longer response to {but} prompts"
     apart = difference != 0
     # How far each comparison of unlike lengths speaks against a judge of length alone.
     longer_lost = np.where(difference > 0, 1 - won, won)[apart]

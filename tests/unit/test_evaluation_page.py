@@ -196,6 +196,24 @@ def test_many_cut_responses_and_what_they_are_given_are_said_first(tmp_path, man
     assert sentence in text and text.index(sentence) < text.index(": win-rate ")
 
 
+def test_lengths_of_conversations_are_called_that_and_none_was_cut_at_the_limit_of_a_turn(tmp_path):
+    run = make_evaluation(tmp_path / "run", models=("a", "b"), prompts=8)
+    rows = pq.read_table(run / "results.parquet").to_pylist()
+    next(row for row in rows if row["model"] == "a")["tokens"] = 48  # all that a turn may have
+    schema = pq.read_schema(run / "results.parquet").append(pa.field("turn", pa.int64()))
+    both = [row | {"turn": turn} for row in rows for turn in (1, 2)]
+    for turns, told in ((both, True), ([row for row in both if row["turn"] == 1], False)):
+        pq.write_table(pa.Table.from_pylist(turns, schema), run / "results.parquet")
+        evaluation = read_evaluation(run)
+        own = evaluation.responses.tokens[evaluation.responses.models == "a"]
+        expected = [row["tokens"] * (2 if told else 1) for row in rows if row["model"] == "a"]
+        assert own.tolist() == expected
+        text = visible(write_evaluation_report(run))
+        assert ("The answers of 2 turns together, each of at most 48 tokens." in text) == told
+        assert ("tokens in a conversation's answers" in text) == told
+        assert ("cut here" in text) == ("a longer response is cut there" in text) == (not told)
+
+
 def test_many_disagreements_are_counted(tmp_path):
     run = make_evaluation(tmp_path / "run", models=("a", "b", "c", "d"), prompts=8)
 

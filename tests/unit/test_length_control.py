@@ -153,8 +153,8 @@ def test_where_lengths_say_nothing_the_win_rate_stays():
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
-        ([5, 6, 7], [4, 4, 4], "one model gave the longer response to all but 0 of 3 prompts"),
-        ([3, 2, 1], [4, 4, 4], "one model gave the longer response to all but 0 of 3 prompts"),
+        ([5, 6, 7], [4, 4, 4], "one model gave the longer response to all 3 prompts"),
+        ([3, 2, 1], [4, 4, 4], "one model gave the longer response to all 3 prompts"),
         ([NAN, 1, 2], [4, NAN, NAN], "no comparison has both lengths"),
         ([[5, 3], [5, 3], [5, 5]], [[4, 4]] * 3, "one model gave the longer response to all but 1 of 3 prompts"),
     ],

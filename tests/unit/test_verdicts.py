@@ -144,6 +144,16 @@ def test_one_is_said_of_one(made: Files, tmp_path: Path, count: int) -> None:
     )
 
 
+def test_categories_are_missed_where_there_is_something_to_sort_by_them(tmp_path: Path) -> None:
+    """An evaluation whose judge said nothing readable of any answer was told to give `--prompts`, which it has not."""
+    for score, told in ((7.0, False), (-1, False)):
+        rated = written(tmp_path / "judged.jsonl", [each | {"score": score} for each in judgments()])
+        own = written(tmp_path / "own.jsonl", [each | {"score": score, "question_id": 7} for each in judgments(1)])
+        assert any("--prompts" in said for said in only(aggregate("mt-bench", Files(rated)))["remarks"]) == told
+        remarks = only(aggregate("mt-bench", Files(own)))["remarks"]
+        assert ("--prompts says which category a question is of" in remarks) == (score > 0)
+
+
 def test_which_length_controlled_number_it_is_is_said(made: Files, tmp_path: Path) -> None:
     def numbers(**files: Path | None) -> dict[str, Any]:
         return only(aggregate("alpaca-eval-2", Files(made.verdicts, **files)))
