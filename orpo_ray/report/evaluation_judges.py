@@ -104,8 +104,10 @@ def radar(judge: Judge, models: list[str], label: str) -> Markup | None:
 
 
 def rated_categories(judge: Judge, models: list[str]) -> list[str]:
-    """Those that any of `models` has a mean rating in, or might have."""
+    """Those that any of `models` has a mean rating in, or might have; none where no rating could be read."""
     rated = [judge.rated[model].categories for model in models if model in judge.rated]
+    if not any(mean for own in rated for mean in own.values()):
+        return []
     return list(dict.fromkeys(name for found in rated for name in found))
 
 

@@ -163,6 +163,19 @@ def test_a_category_without_a_rating_moves_no_column(page: Path) -> None:
     assert all(row["unreadable"] == "20" for row in of["orpo"]) and {row["unreadable"] for row in of["sft"]} == {"1"}
 
 
+@pytest.mark.parametrize("readable", [True, False])
+def test_no_radar_is_drawn_of_ratings_that_could_not_be_read(readable: bool, tmp_path: Path) -> None:
+    folder = add_judges(make_evaluation(tmp_path / "e", prompts=12))
+
+    def edit(content: dict[str, Any]) -> None:
+        for rated in content["judges"]["rater"]["rated"].values():
+            rated["categories"] = {name: mean if readable else None for name, mean in rated["categories"].items()}
+            assert len(rated["categories"]) == 3
+
+    change(folder, edit)
+    assert ("Ratings by category" in write_evaluation_report(folder).read_text()) == readable
+
+
 def test_one_s_own_models_stand_out_among_published_ones(page: Path) -> None:
     rows = re.findall(r'<tr( class="published")?><th scope="row">(.*?)</th>', page.read_text(encoding="utf-8"))
     told = (
