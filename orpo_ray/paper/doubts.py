@@ -15,7 +15,7 @@ def doubt(outcomes: Outcomes, data: str, judge: str) -> str:
 def doubts(outcomes: Outcomes) -> list[str]:
     """Of the judge of each data set that stands for one of the paper's."""
     judged = {
-        own.title: doubt(outcomes, data, next(iter(outcomes.stages.judges[data]), ""))
+        own.title: doubt(outcomes, data, outcomes.stages.first_judge(data))
         for data, own in outcomes.stages.config.data.items() if own.paper is not None
     }  # fmt: skip
     return [f"{title}: {said} So no verdict goes by it." for title, said in judged.items() if said]

@@ -64,7 +64,7 @@ def _rewards_of(outcomes: Outcomes, paper: Literal["hh", "ultrafeedback"], data:
 def _rewards(outcomes: Outcomes, name: str, title: str, data: str) -> Figure:
     config = outcomes.stages.config
     own = config.data[data]
-    judge = next(iter(outcomes.stages.judges[data]), "")
+    judge = outcomes.stages.first_judge(data)
     sizes: dict[str, dict[int, dict[str, Floats]]] = {}
     missing: dict[str, dict[str, str]] = {size: {} for size in config.sizes}
     for size in config.sizes:

@@ -92,6 +92,10 @@ class PaperStages:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"{self._origin}: two tables would be called {twice}; rename a judge or data set")
 
+    def first_judge(self, data: str) -> str:
+        """The one whose word verdicts go by; empty where none judges."""
+        return next(iter(self.judges[data]), "")
+
     def _judges(self, data: str) -> dict[str, str]:
         """Whoever says on `data` which of two answers is better, at any size: reward models, the paper's own (`JUDGE`)
         first where there is one, then judges in words; and what the table of win-rates by each is called. The first

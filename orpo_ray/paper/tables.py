@@ -146,7 +146,7 @@ def _numbers(outcomes: Outcomes, contest: Contest, printed: RewardWinRate | None
 
 def _is_first(outcomes: Outcomes, data: str, judge: str) -> bool:
     """Whether its word is that of Tables 2 and 3."""
-    return judge == next(iter(outcomes.stages.judges[data]))
+    return judge == outcomes.stages.first_judge(data)
 
 
 def _title(outcomes: Outcomes, data: str, judge: str, of: str) -> str:

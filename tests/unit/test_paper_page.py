@@ -157,7 +157,7 @@ def test_another_judge_who_contradicts_the_first_is_on_the_first_screen(tmp_path
 
 @pytest.mark.parametrize(("pairs", "right", "of_a_coin"), [(100, 57, True), (100, 61, False)])
 def test_a_judge_who_is_not_told_from_a_coin_decides_nothing(tmp_path, pages, pairs, right, of_a_coin):
-    """Small models on HH-RLHF had eight verdicts by a reward model that put chosen first in 57 of 100 pairs."""
+    """Six verdicts of Table 2 went by a reward model that put the chosen response of 57 in 100 pairs first."""
     stages = finish_all(paper_stages(tmp_path))
     low, high = wilson(right / pairs, pairs)
     own = {"pairs": pairs, "accuracy": right / pairs, "ci95": [low, high]}
